@@ -1,0 +1,69 @@
+"""The `puna` command: finds the module of a command and runs it.
+
+Each module `puna.cli.<name>` offers `arguments(parser)` and `run(args) -> None`. Only the module that was asked for is
+imported, so `puna --help` needs neither torch nor rich. `PunaError` prints as one line and exits with 2.
+"""
+
+import argparse
+import importlib
+import os
+import signal
+import sys
+from collections.abc import Sequence
+
+from puna import __version__
+from puna.core.errors import PunaError, nearest
+
+COMMANDS = {
+    "demo": "raise a small model on this machine, from its own files to a prompt",
+    "data": "build and inspect corpora",
+    "tokenizer": "train and compare tokenizers",
+    "train": "train a model from a recipe, or resume a run",
+    "verify-resume": "prove on this machine that stopping and resuming changes nothing",
+    "report": "draw a run as one self-contained HTML page",
+    "eval": "measure a model",
+    "sample": "continue a prompt",
+    "chat": "talk to a model in the terminal",
+    "model": "look into a model directory",
+    "import": "bring in a model in Hugging Face layout",
+    "recipe": "show every field of a recipe, its value and its origin",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command. Returns the exit code: 0, 2 for bad input, 130 when interrupted."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    top = argparse.ArgumentParser(
+        prog="puna",
+        description="Raise a Llama-class language model, from raw files to a prompt.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="commands:\n"
+        + "\n".join(f"  {name:<14} {text}" for name, text in COMMANDS.items())
+        + "\n\npuna COMMAND --help tells more.",
+    )
+    top.add_argument("--version", action="version", version=f"puna {__version__}")
+    top.add_argument("command", metavar="COMMAND", nargs="?")
+    if not argv or argv[0] not in COMMANDS:
+        args, _ = top.parse_known_args(argv[:1])
+        if args.command is None:
+            top.print_help()
+            return 0
+        print(f"puna: unknown command '{args.command}'. {nearest(args.command, COMMANDS)}", file=sys.stderr)
+        return 2
+    name = argv[0]
+    module = importlib.import_module(f"puna.cli.{name.replace('-', '_')}_command")
+    parser = argparse.ArgumentParser(prog=f"puna {name}", description=module.__doc__.strip().splitlines()[0])
+    module.arguments(parser)
+    try:
+        args = parser.parse_args(argv[1:])
+        module.run(args)
+    except PunaError as error:
+        print(f"puna {name}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"puna {name}: interrupted.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    return 0

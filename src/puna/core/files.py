@@ -1,0 +1,136 @@
+"""Files that are never half written.
+
+Everything is made under a temporary name beside its place and renamed when it is whole, so whoever reads the old name
+sees the old content or the new one. A full disk is reported as a sentence and leaves what was there.
+"""
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from puna.core.errors import PunaError
+from puna.core.units import format_bytes
+
+
+@contextlib.contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn 'no space' and 'not allowed' while writing `path` into a PunaError; other errors pass through."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise PunaError(
+                f"No space left on the disk while writing {path}; what was there before is untouched.",
+                "Free some space and run the same command again.",
+            ) from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise PunaError(
+                f"Not allowed to write {path}.", "Choose another folder or change its permissions."
+            ) from error
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` to `path` whole or not at all (UTF-8), making the folder when needed."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(temporary, "w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON, whole or not at all."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file. Raises PunaError when it is missing or not JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise PunaError(f"{path} does not exist.", "Check the path.") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise PunaError(f"{path} is not valid JSON ({error}).", "It may be truncated; make it again.") from None
+
+
+@contextlib.contextmanager
+def new_directory(path: Path, *, replace: bool = False) -> Iterator[Path]:
+    """Yield a temporary folder beside `path`; rename it to `path` when the block ends well, remove it when it fails.
+
+    replace: an existing `path` is swapped out (and removed) only after the new one is whole.
+    Raises PunaError when `path` exists and `replace` is false.
+    """
+    if path.exists() and not replace:
+        raise PunaError(f"{path} exists already.", "Choose another name or remove it first.")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with disk_errors(path):
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        try:
+            yield temporary
+            if path.exists():
+                old = path.with_name(f".{path.name}.{os.getpid()}.old")
+                os.rename(path, old)
+                os.rename(temporary, path)
+                shutil.rmtree(old, ignore_errors=True)
+            else:
+                os.rename(temporary, path)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def sha256_file(path: Path) -> str:
+    """Hex SHA-256 of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def require_space(folder: Path, needed: int, what: str) -> None:
+    """Raise PunaError when the disk under `folder` has fewer than `needed` bytes free. `what` names what needs them."""
+    place = folder
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    if free < needed:
+        raise PunaError(
+            f"{what} needs {format_bytes(needed)} but the disk of {folder} has {format_bytes(free)} free.",
+            "Free some space or write elsewhere.",
+        )
+
+
+@contextlib.contextmanager
+def lock_directory(path: Path) -> Iterator[None]:
+    """Hold `path`/.lock for this process; the lock goes with the process, however it ends.
+
+    Raises PunaError when a living process holds it.
+    """
+    path.mkdir(parents=True, exist_ok=True)
+    with open(path / ".lock", "a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.seek(0)
+            holder = file.read().strip() or "unknown"
+            raise PunaError(
+                f"{path} is in use by a living process (pid {holder}).",
+                "Wait for it, stop it, or use another run directory.",
+            ) from None
+        file.seek(0)
+        file.truncate()
+        file.write(str(os.getpid()))
+        file.flush()
+        yield

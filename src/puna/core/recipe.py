@@ -1,0 +1,170 @@
+"""The one recipe reader: TOML files, dotted overrides from the command line, and where each value came from.
+
+A schema is a tree of frozen pydantic models (`Config`) whose fields all carry a description. Reading gives the checked
+value plus a map from dotted key to its origin (default, file, preset, command line); `describe` turns both into the
+rows that `puna recipe show` prints, and `dump` into the fully resolved TOML that a run directory keeps.
+"""
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from puna.core.errors import PunaError, nearest
+
+
+class Config(BaseModel):
+    """Base of every recipe section: frozen, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), validate_default=True)
+
+
+C = TypeVar("C", bound=Config)
+
+
+@dataclass(frozen=True)
+class Loaded(Generic[C]):
+    """A checked recipe and, for each dotted key that was set, where the value came from."""
+
+    value: C
+    origin: dict[str, str]
+
+
+def load(schema: type[C], path: Path | None, overrides: Sequence[str] = ()) -> Loaded[C]:
+    """Read `path` (TOML), apply overrides such as "train.steps=500", and check the result against `schema`.
+
+    path: None means defaults alone. An override's value is read as TOML, or as a plain string when it is not TOML.
+    Raises PunaError with the file, the key and the nearest known key for anything that does not fit.
+    """
+    name = str(path) if path else "recipe"
+    tree: dict[str, Any] = read_toml(path) if path else {}
+    origin = {key: name for key in _leaves(tree)}
+    for text in overrides:
+        key, equals, raw = text.partition("=")
+        if not equals or not key.strip():
+            raise PunaError(f"'{text}' is not an override.", "Write it as key=value, for example train.steps=500.")
+        key = key.strip()
+        _set(tree, key.split("."), _value(raw.strip()), text)
+        origin = {k: v for k, v in origin.items() if k != key and not k.startswith(key + ".")} | {key: "command line"}
+    return Loaded(check(schema, tree, name), origin)
+
+
+def check(schema: type[C], tree: Mapping[str, Any], name: str) -> C:
+    """Validate a tree of plain values. Raises PunaError, one sentence, naming `name` and the first wrong key."""
+    try:
+        return schema.model_validate(tree)
+    except ValidationError as error:
+        raise PunaError(_sentence(schema, error, name)) from None
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Read a TOML file. Raises PunaError when it is missing or not TOML."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        near = sorted(p.name for p in path.parent.glob("*.toml")) if path.parent.is_dir() else []
+        raise PunaError(f"{path} does not exist.", nearest(path.name, near)) from None
+    except IsADirectoryError:
+        raise PunaError(f"{path} is a folder, not a recipe.", "Give a .toml file.") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise PunaError(f"{path} is not valid TOML: {error}.", "Mend that line.") from None
+
+
+def dump(config: Config) -> str:
+    """The fully resolved recipe as TOML. Keys that are None are left out, as TOML has no null."""
+    return tomli_w.dumps(_without_none(config.model_dump(mode="json")))
+
+
+def describe(loaded: Loaded[Any]) -> list[tuple[str, str, str, str]]:
+    """Rows (dotted key, value, where it came from, what it means), every field, in the schema's order."""
+    return list(_rows(loaded.value, loaded.origin, ""))
+
+
+def _rows(config: BaseModel, origin: Mapping[str, str], prefix: str) -> Any:
+    for name, field in type(config).model_fields.items():
+        value, key = getattr(config, name), prefix + name
+        if isinstance(value, BaseModel):
+            yield from _rows(value, origin, key + ".")
+        else:
+            # A whole section may have been set at once (a list of tables, an override of a section).
+            where = next((origin[k] for k in (key, key.rpartition(".")[0]) if k in origin), None)
+            if where is None and f"{prefix}preset" in origin and value != field.default:
+                where = f"preset {getattr(config, 'preset', '')}"
+            where = where or next((v for k, v in origin.items() if k.startswith(key + ".")), "default")
+            yield key, _shown(value), where, field.description or ""
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(_shown(item) for item in value)}]"
+    if isinstance(value, BaseModel):
+        return str({k: v for k, v in value.model_dump(mode="json").items() if v is not None})
+    return "none" if value is None else str(value)
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Any:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key
+
+
+def _set(tree: dict[str, Any], keys: list[str], value: Any, text: str) -> None:
+    for key in keys[:-1]:
+        tree = tree.setdefault(key, {})
+        if not isinstance(tree, dict):
+            raise PunaError(f"'{text}': '{key}' is a value, not a section.", "See `puna recipe show` for the keys.")
+    tree[keys[-1]] = value
+
+
+def _value(raw: str) -> Any:
+    try:
+        return tomllib.loads(f"x = {raw}")["x"]
+    except tomllib.TOMLDecodeError:
+        return raw
+
+
+def _without_none(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _without_none(v) for k, v in value.items() if v is not None}
+    if isinstance(value, list):
+        return [_without_none(item) for item in value]
+    return value
+
+
+def _sentence(schema: type[BaseModel], error: ValidationError, name: str) -> str:
+    first = error.errors(include_url=False)[0]
+    key = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        return f"{name}: unknown key '{key}'. {nearest(str(first['loc'][-1]), _known_keys(schema, first['loc'][:-1]))}".strip()
+    message = first["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ").rstrip(".")
+    if first["type"] == "missing":
+        return f"{name}: '{key}' is missing. Add it to the recipe."
+    if first["type"] in ("value_error", "assertion_error"):
+        return f"{name}: {message}."
+    return f"{name}: {key} = {first['input']!r}: {message}."
+
+
+def _known_keys(schema: Any, loc: Sequence[Any]) -> list[str]:
+    """Field names of the section at `loc`, found by walking the schema's annotations."""
+    for part in loc:
+        if isinstance(part, int) or not hasattr(schema, "model_fields"):
+            continue
+        annotation = schema.model_fields[part].annotation if part in schema.model_fields else None
+        schema = _config_in(annotation) or schema
+    return list(getattr(schema, "model_fields", {}))
+
+
+def _config_in(annotation: Any) -> Any:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for argument in getattr(annotation, "__args__", ()):
+        found = _config_in(argument)
+        if found:
+            return found
+    return None

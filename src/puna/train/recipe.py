@@ -1,0 +1,164 @@
+"""The recipe of a training run: every knob, with its meaning. Pure Python, no torch.
+
+`puna recipe show` prints these fields; the fully resolved recipe is kept in the run directory as `recipe.toml`.
+"""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from puna.core.recipe import Config
+from puna.core.units import parse_count
+from puna.model.config import ModelConfig
+from puna.model.layout import Layout
+
+
+class TrainConfig(Config):
+    """How long, how large a batch, in which precision."""
+
+    steps: int = Field(0, ge=0, description="optimizer steps; 0 means as many as `tokens` asks for")
+    tokens: int = Field(0, ge=0, description="training tokens, e.g. '2M' or '15.6T'; 0 means steps * batch * seq_len")
+    seq_len: int = Field(256, gt=0, description="tokens in a row")
+    batch: int = Field(16, gt=0, description="rows in one optimizer step, over all processes")
+    micro_batch: int = Field(0, ge=0, description="rows a process computes at once; 0 means all its rows of a step")
+    document_mask: bool = Field(False, description="tokens attend only within their own document")
+    seed: int = Field(0, ge=0, description="order of the data and initial weights")
+    precision: Literal["auto", "fp32", "mixed", "bf16"] = Field(
+        "auto",
+        description="mixed: fp32 weights, bf16 products; bf16: weights and optimizer states too; "
+        "auto: mixed where the device has fast bf16, else fp32",
+    )
+    fp8: bool = Field(False, description="tensorwise fp8 products in the blocks' linears (CUDA with fp8 only)")
+    compile: Literal["auto", "on", "off"] = Field(
+        "auto", description="torch.compile of each block; auto: where a compiler is found"
+    )
+    checkpointing: Literal["none", "selective", "full"] = Field(
+        "none",
+        description="recompute activations in the backward pass: none, all but matmuls and attention, or whole blocks",
+    )
+    loss_chunk: int = Field(1024, ge=0, description="tokens whose logits exist at once; 0 means all")
+    grad_clip: float = Field(1.0, ge=0, description="largest global gradient norm; 0 switches clipping off")
+    z_loss: float = Field(0.0, ge=0, description="weight of log(Z)^2, which keeps logits from drifting")
+    init: Literal["normal", "bigram"] = Field(
+        "normal",
+        description="normal: Gaussian, zero output projections; bigram: embedding and head start as a bigram model of the corpus",
+    )
+
+    @field_validator("tokens", mode="before")
+    @classmethod
+    def _count(cls, value: object) -> object:
+        return parse_count(value) if isinstance(value, str) else value
+
+
+class OptimizerConfig(Config):
+    """Muon for the matrices of the blocks, AdamW for the rest; or AdamW for all."""
+
+    kind: Literal["muon", "adamw"] = Field(
+        "muon", description="muon (with AdamW for embedding, head and norms) or adamw"
+    )
+    lr: float = Field(3e-3, gt=0, description="AdamW learning rate of everything that has no rate of its own below")
+    matrix_lr: float = Field(0.02, gt=0, description="Muon learning rate of the blocks' matrices")
+    embedding_lr: float = Field(0.0, ge=0, description="AdamW rate of the embedding; 0 means lr")
+    head_lr: float = Field(0.0, ge=0, description="AdamW rate of the head; 0 means lr")
+    betas: tuple[float, float] = Field((0.9, 0.95), description="AdamW moment decays")
+    eps: float = Field(1e-10, gt=0, description="AdamW epsilon")
+    weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay of the matrices")
+    momentum: float = Field(0.95, ge=0, lt=1, description="Muon momentum (Nesterov)")
+    newton_schulz_steps: int = Field(5, gt=0, description="Muon: iterations of the orthogonalisation")
+
+
+class ScheduleConfig(Config):
+    """Learning rate over the run, in tokens, as a factor of the peak rates."""
+
+    kind: Literal["wsd", "cosine"] = Field("wsd", description="warm-up, stable, decay; or warm-up and cosine")
+    warmup: float = Field(0.0, ge=0, le=1, description="share of the run's tokens for linear warm-up")
+    decay: float = Field(0.65, ge=0, le=1, description="wsd: share of the run's tokens for linear decay at the end")
+    final: float = Field(0.0, ge=0, le=1, description="factor at the very end")
+
+
+class CheckpointConfig(Config):
+    """When the state of a run is kept."""
+
+    every: int = Field(0, ge=0, description="steps between checkpoints; 0 means only at the end and when stopped")
+    keep: int = Field(2, gt=0, description="newest checkpoints that stay")
+    keep_every: int = Field(0, ge=0, description="checkpoints at multiples of this many steps stay for good; 0: none")
+    asynchronous: bool = Field(True, description="write in the background while training goes on")
+
+
+class GuardConfig(Config):
+    """What happens when loss or gradient norm is not finite or jumps."""
+
+    enabled: bool = Field(True, description="skip a step whose loss or gradient norm is not finite or spikes")
+    window: int = Field(128, gt=1, description="steps over which mean and deviation are taken")
+    sigmas: float = Field(6.0, gt=0, description="a value above mean + sigmas * deviation is a spike")
+    max_skips: int = Field(
+        8, gt=0, description="skips within a window that trigger a roll-back to the last good checkpoint"
+    )
+    max_rollbacks: int = Field(2, ge=0, description="roll-backs before the run stops")
+
+
+class LogConfig(Config):
+    """What is written and shown while training."""
+
+    every: int = Field(10, gt=0, description="steps between lines in metrics.jsonl")
+    eval_every: int = Field(
+        0, ge=0, description="steps between evaluations on held-out documents; 0 means only at the end"
+    )
+    eval_bytes: int = Field(200_000, gt=0, description="bytes of held-out text in one evaluation during the run")
+    sample_every: int = Field(0, ge=0, description="steps between samples; 0: none")
+    sample_prompt: str = Field("def ", description="text the samples continue")
+    tensorboard: bool = Field(False, description="write TensorBoard events into the run directory")
+    wandb: str = Field("", description="Weights & Biases project; empty: off (extra 'wandb')")
+    trackio: str = Field("", description="trackio project; empty: off (extra 'trackio')")
+    profile: bool = Field(False, description="write a torch profiler trace of steps 10 to 12 into the run directory")
+
+
+class Recipe(Config):
+    """A training run."""
+
+    name: str = Field("run", min_length=1, description="names the run directory runs/<name>")
+    corpus: str = Field("", description="corpus directory made by `puna data build`")
+    tokenizer: str = Field("", description="empty: the corpus' own; else a check that it is the same tokenizer")
+    start_from: str = Field("", description="model directory whose weights the run starts from; empty: fresh weights")
+    model: ModelConfig = Field(default_factory=ModelConfig, description="the network's shape")
+    train: TrainConfig = Field(default_factory=TrainConfig, description="length, batch, precision")
+    optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig, description="update rule")
+    schedule: ScheduleConfig = Field(default_factory=ScheduleConfig, description="learning rate over the run")
+    layout: Layout = Field(default_factory=Layout, description="parallel dimensions")
+    checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig, description="state on disk")
+    guard: GuardConfig = Field(default_factory=GuardConfig, description="spikes and non-finite values")
+    log: LogConfig = Field(default_factory=LogConfig, description="what is written and shown")
+
+    @field_validator("name")
+    @classmethod
+    def _plain(cls, value: str) -> str:
+        if Path(value).name != value:
+            raise ValueError(f"name = '{value}' must be one folder name, without slashes")
+        return value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Recipe":
+        train, model = self.train, self.model
+        if train.seq_len > model.max_position_embeddings:
+            raise ValueError(
+                f"train.seq_len = {train.seq_len} is longer than the model's max_position_embeddings = "
+                f"{model.max_position_embeddings}. Lower it, or set model.max_position_embeddings"
+            )
+        if not train.steps and not train.tokens:
+            raise ValueError("train.steps and train.tokens are both 0. Set one of them")
+        if self.layout.tp > 1 or self.layout.cp > 1 or self.layout.pp > 1:
+            raise ValueError(
+                "layout.tp, cp and pp above 1 are not supported by this version's trainer. Use dp_shard and dp_replicate"
+            )
+        return self
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens of one optimizer step, over all processes."""
+        return self.train.batch * self.train.seq_len
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        return self.train.steps or -(-self.train.tokens // self.tokens_per_step)
