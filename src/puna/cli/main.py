@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     name = argv[0]
     module = importlib.import_module(f"puna.cli.{name.replace('-', '_')}_command")
-    parser = argparse.ArgumentParser(prog=f"puna {name}", description=module.__doc__.strip().splitlines()[0])
+    parser = argparse.ArgumentParser(prog=f"puna {name}", description=(module.__doc__ or "").strip().splitlines()[0])
     module.arguments(parser)
     try:
         args = parser.parse_args(argv[1:])

@@ -42,7 +42,7 @@ def load(schema: type[C], path: Path | None, overrides: Sequence[str] = ()) -> L
     """
     name = str(path) if path else "recipe"
     tree: dict[str, Any] = read_toml(path) if path else {}
-    origin = {key: name for key in _leaves(tree)}
+    origin = dict.fromkeys(_leaves(tree), name)
     for text in overrides:
         key, equals, raw = text.partition("=")
         if not equals or not key.strip():
@@ -141,7 +141,8 @@ def _sentence(schema: type[BaseModel], error: ValidationError, name: str) -> str
     first = error.errors(include_url=False)[0]
     key = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
-        return f"{name}: unknown key '{key}'. {nearest(str(first['loc'][-1]), _known_keys(schema, first['loc'][:-1]))}".strip()
+        hint = nearest(str(first["loc"][-1]), _known_keys(schema, first["loc"][:-1]))
+        return f"{name}: unknown key '{key}'. {hint}".strip()
     message = first["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ").rstrip(".")
     if first["type"] == "missing":
         return f"{name}: '{key}' is missing. Add it to the recipe."

@@ -208,7 +208,9 @@ class ModelConfig(Config):
         return check(cls, {"num_key_value_heads": heads, **fields, "rope_theta": theta, "rope_scaling": scaling}, name)
 
 
-def _llama(hidden: int, ffn: int, layers: int, heads: int, kv: int, vocab: int = 128256, **more: Any) -> dict[str, Any]:
+def _llama(
+    hidden: int, ffn: int, layers: int, heads: int, kv: int, *, vocab: int = 128256, **more: Any
+) -> dict[str, Any]:
     return {
         "vocab_size": vocab,
         "hidden_size": hidden,
@@ -222,15 +224,15 @@ def _llama(hidden: int, ffn: int, layers: int, heads: int, kv: int, vocab: int =
     }
 
 
-_LONG = {"max_position_embeddings": 131072, "rope_scaling": {"rope_type": "llama3", "factor": 8.0}}
-_SMALL = {
+_LONG: dict[str, Any] = {"max_position_embeddings": 131072, "rope_scaling": {"rope_type": "llama3", "factor": 8.0}}
+_SMALL: dict[str, Any] = {
     "max_position_embeddings": 131072,
     "rope_scaling": {"rope_type": "llama3", "factor": 32.0},
     "tie_word_embeddings": True,
 }
-_LLAMA2 = {"vocab": 32000, "max_position_embeddings": 4096, "rope_theta": 10000.0}
+_LLAMA2: dict[str, Any] = {"vocab": 32000, "max_position_embeddings": 4096, "rope_theta": 10000.0}
 
-# Shapes published in the models' config.json and in arXiv 2307.09288 (Llama 2), 2407.21783 (Llama 3); the small ones are ours.
+# Shapes published in the models' config.json and in arXiv 2307.09288 (Llama 2) and 2407.21783 (Llama 3); small ones: ours.
 PRESETS: dict[str, dict[str, Any]] = {
     "llama2-7b": _llama(4096, 11008, 32, 32, 32, **_LLAMA2),
     "llama2-13b": _llama(5120, 13824, 40, 40, 40, **_LLAMA2),

@@ -24,8 +24,8 @@ class Layout(Config):
         shard = self.dp_shard or max(1, world_size // fixed)
         if fixed * shard != world_size:
             raise PunaError(
-                f"The layout dp_replicate {self.dp_replicate} x dp_shard {shard} x tp {self.tp} x cp {self.cp} x pp {self.pp} "
-                f"needs {fixed * shard} processes, but {world_size} run.",
+                f"The layout dp_replicate {self.dp_replicate} x dp_shard {shard} x tp {self.tp} x cp {self.cp} x "
+                f"pp {self.pp} needs {fixed * shard} processes, but {world_size} run.",
                 "Change layout.* or the number of processes.",
             )
         return self.model_copy(update={"dp_shard": shard})

@@ -42,7 +42,8 @@ class TrainConfig(Config):
     z_loss: float = Field(0.0, ge=0, description="weight of log(Z)^2, which keeps logits from drifting")
     init: Literal["normal", "bigram"] = Field(
         "normal",
-        description="normal: Gaussian, zero output projections; bigram: embedding and head start as a bigram model of the corpus",
+        description="normal: Gaussian, zero output projections; "
+        "bigram: embedding and head start as a bigram model of the corpus",
     )
 
     @field_validator("tokens", mode="before")
@@ -149,7 +150,7 @@ class Recipe(Config):
             raise ValueError("train.steps and train.tokens are both 0. Set one of them")
         if self.layout.tp > 1 or self.layout.cp > 1 or self.layout.pp > 1:
             raise ValueError(
-                "layout.tp, cp and pp above 1 are not supported by this version's trainer. Use dp_shard and dp_replicate"
+                "layout.tp, cp and pp above 1 are not in this version's trainer. Use dp_shard and dp_replicate"
             )
         return self
 
