@@ -1,0 +1,27 @@
+"""Learning rate over a run, as a factor of the peak rates and a function of tokens alone.
+
+Tokens, not steps: so a change of batch size keeps the shape of the schedule.
+"""
+
+import math
+
+from puna.train.recipe import ScheduleConfig
+
+
+def lr_factor(config: ScheduleConfig, tokens: int, total_tokens: int) -> float:
+    """Factor in [0, 1] for the step that starts after `tokens` of `total_tokens`.
+
+    Linear warm-up over `warmup` of the run; then "wsd" holds 1 and falls linearly to `final` over the last `decay` of
+    the run (arXiv 2405.18392), "cosine" falls from 1 to `final` (arXiv 1608.03983).
+    """
+    done = tokens / max(1, total_tokens)
+    if done < config.warmup:
+        # The first step already moves: a factor of exactly 0 would waste it.
+        return max(done, 1e-3 * config.warmup) / config.warmup
+    if config.kind == "cosine":
+        through = (done - config.warmup) / max(1e-9, 1 - config.warmup)
+        return config.final + (1 - config.final) * 0.5 * (1 + math.cos(math.pi * min(1.0, through)))
+    left = max(0.0, 1 - done)
+    if left >= config.decay:
+        return 1.0
+    return config.final + (1 - config.final) * left / config.decay
