@@ -1,0 +1,59 @@
+"""The measured machine: rates that a machine can have, memory within the system's, container limits obeyed."""
+
+import psutil
+import pytest
+
+from puna.train import machine
+
+
+@pytest.fixture(scope="module")
+def measured() -> machine.Machine:
+    return machine.measure("cpu")
+
+
+def test_rates_are_those_of_a_real_machine(measured: machine.Machine) -> None:
+    # From an old single core with other work on it to the fastest two-socket server.
+    assert 1e8 < measured.matmul_flops["fp32"] < 1e15
+    assert 0 < measured.matmul_flops["bf16"] < 1e15
+
+
+def test_memory_is_within_what_the_system_has(measured: machine.Machine) -> None:
+    assert 0 < measured.memory_bytes <= psutil.virtual_memory().total
+
+
+def test_cores_are_within_what_the_system_has(measured: machine.Machine) -> None:
+    assert 1 <= measured.cores <= psutil.cpu_count()
+
+
+@pytest.mark.parametrize(("bf16", "expected"), [(380e9, "bf16"), (110e9, "fp32"), (1e9, "fp32")])
+def test_bf16_is_used_only_where_it_is_clearly_faster(bf16: float, expected: str) -> None:
+    found = machine.Machine("cpu", "", 2, 2**30, {"fp32": 100e9, "bf16": bf16}, True)
+    assert found.fast_precision == expected
+
+
+def test_a_compiler_that_fails_is_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "false")  # found on the path, builds nothing
+    machine.has_compiler.cache_clear()
+    assert machine.has_compiler() is False
+    machine.has_compiler.cache_clear()
+
+
+def test_container_limits_are_obeyed(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+    for name, text in (
+        ("memory.max", "1000000000\n"),
+        ("memory.current", "700000000\n"),
+        ("memory.stat", "anon 500000000\ninactive_file 100000000\n"),
+        ("cpu.max", "50000 100000\n"),
+    ):
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(machine, "_cgroup_folder", lambda: tmp_path)
+    assert machine.memory_bytes("cpu") == 1_000_000_000 - 700_000_000 + 100_000_000
+    assert machine.cores() == 1
+
+
+def test_an_unlimited_container_has_the_whole_machine(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+    (tmp_path / "memory.max").write_text("max\n")
+    (tmp_path / "cpu.max").write_text("max 100000\n")
+    monkeypatch.setattr(machine, "_cgroup_folder", lambda: tmp_path)
+    assert machine.memory_bytes("cpu") > 100_000_000
+    assert machine.cores() >= 1
