@@ -111,9 +111,9 @@ class Optimizer:
         grads = [_local(parameter.grad) for _, parameter in members]  # type: ignore[arg-type]
         keep = 1.0 if found_inf is None else 1.0 - found_inf
         if found_inf is not None:
-            # A gradient of NaN times 0 is NaN: take it out before it reaches the state.
-            grads = [torch.where(found_inf > 0, torch.zeros_like(g), g) for g in grads]
-        torch._foreach_lerp_(momenta, grads, (1 - config.momentum) * keep)
+            # With the momentum in the gradient's place the state stays exactly as it is, even if the gradient is NaN.
+            grads = [torch.where(found_inf > 0, m, g) for m, g in zip(momenta, grads, strict=True)]
+        torch._foreach_lerp_(momenta, grads, 1 - config.momentum)
         # Nesterov: look ahead by one more average.
         update = torch.stack(torch._foreach_lerp(grads, momenta, config.momentum))
         update = self._orthogonalize_shared(update, members[0][1])

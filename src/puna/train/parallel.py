@@ -16,12 +16,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from puna.core.errors import PunaError
 from puna.model.layout import Layout
+from puna.model.llama import LlamaForCausalLM
 from puna.train.recipe import TrainConfig
 
 
@@ -85,16 +86,14 @@ def resolve_compile(config: TrainConfig, device: torch.device) -> bool:
     return device.type == "cuda" or any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++"))
 
 
-def apply_to_blocks(
-    model: nn.Module, *, recompute: str, compiled: bool, blocks: Callable[[nn.Module], Any] = lambda m: m.model.layers
-) -> None:
+def apply_to_blocks(model: LlamaForCausalLM, *, recompute: str, compiled: bool) -> None:
     """Recompute activations of each block in the backward pass, and compile each block, in place.
 
     recompute: "none"; "selective" keeps the results of matrix products and attention and recomputes the cheap rest;
     "full" keeps a block's input alone. Parameter names do not change, as only `forward` is wrapped.
     """
-    for block in blocks(model):
-        forward = block.forward
+    for block in model.model.layers:
+        forward: Callable[..., Any] = block.forward
         if recompute == "full":
             forward = partial(checkpoint, forward, use_reentrant=False)
         elif recompute == "selective":
@@ -103,10 +102,10 @@ def apply_to_blocks(
         if compiled:
             # One graph serves all blocks: their parameters are inputs of it, not constants in it.
             forward = torch.compile(forward, fullgraph=recompute == "none")
-        block.forward = forward
+        block.forward = forward  # type: ignore[method-assign, assignment]
 
 
-def distribute(model: nn.Module, layout: Layout, mesh: DeviceMesh | None, precision: str) -> nn.Module:
+def distribute(model: LlamaForCausalLM, layout: Layout, mesh: DeviceMesh | None, precision: str) -> nn.Module:
     """Put the network on the mesh: FSDP2 (or HSDP) when dp_shard > 1, DDP when only dp_replicate > 1.
 
     Returns what the training step calls; parameters keep their names in `model` itself.
@@ -114,18 +113,20 @@ def distribute(model: nn.Module, layout: Layout, mesh: DeviceMesh | None, precis
     if mesh is None or mesh.size() == 1:
         return model
     if layout.dp_shard == 1:
-        return DistributedDataParallel(model, process_group=mesh.get_group("dp_replicate"), gradient_as_bucket_view=True)
+        return DistributedDataParallel(
+            model, process_group=mesh.get_group("dp_replicate"), gradient_as_bucket_view=True
+        )
     mixed = MixedPrecisionPolicy()
     if precision == "mixed":
         mixed = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
     where = mesh if layout.dp_replicate > 1 else mesh["dp_shard"]
-    layers = list(model.model.layers)  # type: ignore[union-attr, arg-type]
+    layers = list(model.model.layers)
     for block in layers:
         # The last block's weights are needed again at once by the backward pass: keep them.
         fully_shard(block, mesh=where, mp_policy=mixed, reshard_after_forward=block is not layers[-1])
     fully_shard(model, mesh=where, mp_policy=mixed)
     for module in model.modules():
-        if hasattr(module, "set_gradient_divide_factor"):
+        if isinstance(module, FSDPModule):
             # The loss is divided by the global number of valid tokens already: gradients are summed, not averaged.
             module.set_gradient_divide_factor(1.0)
     return model
@@ -138,8 +139,8 @@ def accumulating(network: nn.Module, last: bool) -> Iterator[None]:
         with contextlib.nullcontext() if last else network.no_sync():
             yield
     else:
-        if hasattr(network, "set_requires_gradient_sync"):
-            network.set_requires_gradient_sync(last)  # type: ignore[operator]
+        if isinstance(network, FSDPModule):
+            network.set_requires_gradient_sync(last)
         yield
 
 
@@ -185,7 +186,10 @@ def check_batch(batch: int, micro_batch: int, ranks: int) -> tuple[int, int]:
 
 
 def _keep_products(_ctx: Any, op: Any, *_args: Any, **_kwargs: Any) -> CheckpointPolicy:
-    kept = any(part in str(op) for part in ("aten.mm", "aten.addmm", "aten.bmm", "scaled_dot_product", "scaled_mm", "flash_attn"))
+    kept = any(
+        part in str(op)
+        for part in ("aten.mm", "aten.addmm", "aten.bmm", "scaled_dot_product", "scaled_mm", "flash_attn")
+    )
     return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
 
 

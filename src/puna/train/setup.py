@@ -1,0 +1,57 @@
+"""What stands before the first step: a corpus that fits the recipe, the network's first weights, the layout."""
+
+import os
+from pathlib import Path
+
+import torch
+
+from puna.core.errors import PunaError
+from puna.data.corpus import Corpus
+from puna.model.layout import Layout
+from puna.model.llama import LlamaForCausalLM
+from puna.model.store import load_model
+from puna.train.recipe import Recipe
+
+
+def open_corpus(recipe: Recipe) -> Corpus:
+    """The recipe's corpus, checked against its model and tokenizer. Raises PunaError when they do not match."""
+    if not recipe.corpus:
+        raise PunaError(
+            "The recipe names no corpus.", 'Set corpus = "corpora/..." or give corpus=DIR on the command line.'
+        )
+    corpus = Corpus.open(Path(recipe.corpus))
+    if corpus.vocab_size > recipe.model.vocab_size:
+        raise PunaError(
+            f"The corpus {recipe.corpus} uses a tokenizer of {corpus.vocab_size} tokens but model.vocab_size = "
+            f"{recipe.model.vocab_size}.",
+            f"Set model.vocab_size = {corpus.vocab_size} or build the corpus with a smaller tokenizer.",
+        )
+    if recipe.tokenizer:
+        from puna.text.tokenizer import Tokenizer
+
+        if Tokenizer.load(Path(recipe.tokenizer)).hash != corpus.tokenizer_hash:
+            raise PunaError(
+                f"The corpus {recipe.corpus} was made with another tokenizer than {recipe.tokenizer}.",
+                "Build the corpus with that tokenizer, or leave `tokenizer` out of the recipe.",
+            )
+    return corpus
+
+
+def build_model(recipe: Recipe, device: torch.device) -> LlamaForCausalLM:
+    """The network on `device` with its first weights: fresh from the seed, or from `start_from`."""
+    dtype = torch.bfloat16 if recipe.train.precision == "bf16" else torch.float32
+    if recipe.start_from:
+        return load_model(Path(recipe.start_from), device=device, dtype=dtype)
+    with torch.device("meta"):
+        model = LlamaForCausalLM(recipe.model)
+    model.to_empty(device=device)
+    model.init_weights(recipe.train.seed)
+    return model.to(dtype)
+
+
+def default_layout(recipe: Recipe, device: torch.device) -> Layout:
+    """On CPUs whole copies are the rule (nothing to save there by sharding); on GPUs shards."""
+    if device.type == "cpu" and recipe.layout.dp_shard == 0 and recipe.layout.dp_replicate == 1:
+        size = int(os.environ.get("WORLD_SIZE", 1))
+        return recipe.layout.model_copy(update={"dp_replicate": size, "dp_shard": 1})
+    return recipe.layout

@@ -1,0 +1,499 @@
+"""The training loop: from a recipe to a model directory, stoppable anywhere.
+
+    batch(corpus, seed, step) -> forward -> chunked loss -> backward -> guard -> optimizer -> metrics, checkpoint
+
+The whole state is weights, optimizer, the guard's window and two integers: the step, and the data step, which runs
+ahead of it only when a roll-back went around bad data. Nothing in a step asks the device for a number; losses and norms
+are read once per log interval. Before the first step the run says what it expects, at the end what it was.
+"""
+
+import contextlib
+import gc
+import platform
+import signal
+import threading
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+
+from puna.core import files
+from puna.core.console import say
+from puna.core.errors import PunaError
+from puna.core.recipe import dump
+from puna.data.loader import batch as load_batch
+from puna.data.loader import prefetch
+from puna.model.llama import DocumentMask
+from puna.model.store import save_model
+from puna.train import parallel
+from puna.train.checkpoint import Checkpointer
+from puna.train.evaluate import bits_per_byte
+from puna.train.guard import Guard, decide
+from puna.train.loss import IGNORE, cross_entropy_chunked
+from puna.train.machine import Machine, measure
+from puna.train.memory import check_fits, predict_memory
+from puna.train.metrics import MetricsLog
+from puna.train.optimizer import Optimizer
+from puna.train.recipe import Recipe
+from puna.train.schedule import lr_factor
+from puna.train.setup import build_model, default_layout, open_corpus
+from puna.train.speed import expected_tokens_per_second
+from puna.train.steplog import Clock, StepLog, peak_memory
+
+Hook = Callable[["Trainer"], None]
+
+
+def train(
+    recipe: Recipe,
+    run_dir: Path,
+    *,
+    resume: bool = False,
+    observers: Sequence[Callable[[dict[str, Any]], None]] = (),
+    hooks: Mapping[int, Hook] | None = None,
+    machine: Machine | None = None,
+) -> dict[str, Any]:
+    """Run a recipe to its end, or until it is interrupted; returns the last event ("end" or "interrupted").
+
+    run_dir: holds the resolved recipe, metrics, checkpoints and, at the end, the model directory `model/`.
+    observers: called with every event that is also written to metrics.jsonl. hooks: functions called with the trainer
+    before the step of that number (total_steps: after the last one); their time does not count as training.
+    machine: measurements of this device, made here when not given.
+    Raises PunaError for anything in recipe, corpus, checkpoint or machine that does not fit, before the first step.
+    """
+    with parallel.join_world() as world, contextlib.ExitStack() as stack:
+        if world.first:
+            stack.enter_context(files.lock_directory(run_dir))
+        trainer = Trainer(recipe, run_dir, world, machine=machine, observers=observers)
+        return trainer.run(resume=resume, hooks=hooks or {})
+
+
+class Rows(NamedTuple):
+    """This rank's rows of a global batch: ids and targets (rows, seq) on the device, document ids on the CPU."""
+
+    ids: Tensor
+    targets: Tensor
+    documents: Tensor | None
+
+
+class Trainer:
+    """One run on one process: network, optimizer, guard, data position and the clock."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        run_dir: Path,
+        world: parallel.World,
+        *,
+        machine: Machine | None = None,
+        observers: Sequence[Callable[[dict[str, Any]], None]] = (),
+    ) -> None:
+        self.run_dir, self.world, self.observers = run_dir, world, observers
+        device = world.device
+        layout = default_layout(recipe, device).resolve(world.size)
+        precision = parallel.resolve_precision(recipe.train, device)
+        compiled = parallel.resolve_compile(recipe.train, device)
+        settled = recipe.train.model_copy(update={"precision": precision, "compile": "on" if compiled else "off"})
+        self.recipe = recipe = recipe.model_copy(update={"train": settled, "layout": layout})
+        self.corpus = open_corpus(recipe)
+        self.machine = machine or measure(device.type)
+        self.memory = predict_memory(recipe, device_type=device.type, world_size=world.size)
+        check_fits(recipe, self.memory, self.machine)
+
+        ranks = layout.data_parallel
+        self.micro_rows, self.micro_batches = parallel.check_batch(recipe.train.batch, recipe.train.micro_batch, ranks)
+        self.first_row = world.rank * self.micro_rows * self.micro_batches
+        mesh = parallel.data_mesh(layout, world)
+        self.model = build_model(recipe, device)
+        if recipe.train.fp8:
+            from puna.train.fp8 import use_fp8
+
+            use_fp8(self.model)
+        parallel.apply_to_blocks(self.model, recompute=recipe.train.checkpointing, compiled=compiled)
+        self.network = parallel.distribute(self.model, layout, mesh, precision)
+        self.sharded = layout.dp_shard > 1
+        self.optimizer = Optimizer(self.model.named_parameters(), recipe.optimizer, mesh if world.size > 1 else None)
+        self.guard = Guard(recipe.guard, device)
+        self.checkpoints = Checkpointer(run_dir, recipe.checkpoint, self._fingerprint())
+        self.step, self.data_step, self.rollbacks = 0, 0, 0
+        self.clock = Clock()
+        self.stop = threading.Event()
+
+    # -- the run -----------------------------------------------------------------------------------------------------
+
+    def run(self, *, resume: bool, hooks: Mapping[int, Hook]) -> dict[str, Any]:
+        """Train from the newest good checkpoint (when resuming) to the last step."""
+        recipe, total = self.recipe, self.recipe.total_steps
+        resumed_from = self._restore() if resume else None
+        if self.world.first:
+            files.write_text(self.run_dir / "recipe.toml", dump(recipe))
+        if self.world.first:
+            at = self.step if resume else None
+            self.metrics = MetricsLog(self.run_dir, recipe.log, resume_step=at, observers=self.observers)
+        self.emit(self._start_event(resumed_from))
+        self.clock.start(self.step)
+        log = StepLog(self)
+        with self._signals(), _quiet_gc(), _profiler(recipe.log.profile, self.run_dir) as profile:
+            batches = self._batches()
+            try:
+                while self.step < total and not self._stopping():
+                    if self.step in hooks:
+                        with self.clock.pause("eval"):
+                            hooks[self.step](self)
+                    with self.clock.part("data"):
+                        batch = next(batches)
+                    log.add(*self.train_step(batch))
+                    self.step += 1
+                    self.data_step += 1
+                    profile()
+                    saving = self._checkpoint_due(total)
+                    # Lines end where checkpoints do, so a resumed run writes the same ones.
+                    if (saving or self.step % recipe.log.every == 0 or self.step == total) and log.flush():
+                        batches.close()
+                        self._roll_back(log)
+                        batches = self._batches()
+                        continue
+                    self._periodic(total)
+                    if saving:
+                        self._save_checkpoint(wait=not recipe.checkpoint.asynchronous)
+            finally:
+                batches.close()
+        log.flush()
+        event = self._finish(hooks) if self.step >= total else self._interrupted()
+        if self.world.first:
+            self.metrics.close()
+        return event
+
+    def train_step(self, batch: Rows) -> tuple[Tensor, Tensor]:
+        """One optimizer step on this rank's rows. Returns (loss in nats per token, gradient norm), on the device."""
+        config = self.recipe.train
+        self.optimizer.zero_grad()
+        valid = parallel.sum_over_ranks((batch.targets != IGNORE).sum().float())
+        scale = 1.0 / valid.clamp_min(1.0)
+        total = torch.zeros((), device=self.world.device)
+        # DDP divides by the number of ranks what is already a share of the whole.
+        factor = self.world.size if isinstance(self.network, DistributedDataParallel) else 1
+        for index in range(self.micro_batches):
+            rows = slice(index * self.micro_rows, (index + 1) * self.micro_rows)
+            documents = None if batch.documents is None else batch.documents[rows]
+            head = partial(
+                cross_entropy_chunked,
+                targets=batch.targets[rows],
+                scale=scale,
+                chunk=config.loss_chunk,
+                z_loss=config.z_loss,
+            )
+            with parallel.accumulating(self.network, last=index == self.micro_batches - 1):
+                with parallel.autocast(config.precision, self.world.device, sharded=self.sharded):
+                    mask = None if documents is None else DocumentMask.build(documents, self.world.device)
+                    objective, loss = self.network(batch.ids[rows], mask=mask, head=head)
+                (objective * factor).backward()
+            total += loss.detach()
+        total = parallel.sum_over_ranks(total)
+        norm = self._clip(config.grad_clip)
+        self.optimizer.step(self.lr_factor(), self.guard.check(total, norm))
+        return total, norm
+
+    def lr_factor(self) -> float:
+        """Factor of the learning rates for the coming step."""
+        recipe = self.recipe
+        return lr_factor(
+            recipe.schedule, self.step * recipe.tokens_per_step, recipe.total_steps * recipe.tokens_per_step
+        )
+
+    def evaluate(self, max_bytes: int | None = None) -> dict[str, Any]:
+        """Bits per byte on held-out documents."""
+        config = self.recipe.train
+        with parallel.autocast(config.precision, self.world.device, sharded=self.sharded):
+            return bits_per_byte(self.model, self.corpus, window=config.seq_len, max_bytes=max_bytes)
+
+    def save_model(self, directory: Path) -> None:
+        """Write the weights of now as a model directory (every rank takes part; the first one writes)."""
+        state = parallel.full_state(self.model)
+        if self.world.first:
+            lineage = {
+                "stage": "base",
+                "recipe": self.recipe.model_dump(mode="json"),
+                "corpus": {"path": self.recipe.corpus, "content_hash": self.corpus.content_hash},
+                "parent": self.recipe.start_from or None,
+                "step": self.step,
+                "tokens": self.step * self.recipe.tokens_per_step,
+            }
+            dtype = torch.bfloat16 if self.recipe.train.precision == "bf16" else torch.float32
+            save_model(directory, self.recipe.model, state, self.corpus.tokenizer, dtype=dtype, lineage=lineage)
+        if dist.is_initialized():
+            dist.barrier()
+
+    def emit(self, event: dict[str, Any]) -> None:
+        """Write an event to metrics.jsonl and to whoever listens (first process only)."""
+        if self.world.first:
+            self.metrics.write(event)
+
+    # -- parts of the loop -------------------------------------------------------------------------------------------
+
+    def _batches(self) -> Generator[Rows, None, None]:
+        """This rank's rows from the current data step on, loaded ahead in the background."""
+        config, device = self.recipe.train, self.world.device
+
+        def make() -> Iterator[Rows]:
+            step = self.data_step
+            while True:
+                rows = load_batch(
+                    self.corpus,
+                    seed=config.seed,
+                    step=step,
+                    rows=config.batch,
+                    seq_len=config.seq_len,
+                    document_mask=config.document_mask,
+                    start=self.first_row,
+                    stop=self.first_row + self.micro_rows * self.micro_batches,
+                )
+                # Document ids stay on the CPU: where documents start is worked out there, with nobody waiting.
+                documents = None if rows.document_ids is None else torch.from_numpy(rows.document_ids)
+                yield Rows(_to_device(rows.input_ids, device), _to_device(rows.targets, device), documents)
+                step += 1
+
+        return prefetch(make())
+
+    def _clip(self, limit: float) -> Tensor:
+        grads = [p.grad for p in self.optimizer.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(grads, foreach=True)
+        if isinstance(norm, DTensor):
+            norm = norm.full_tensor()
+        if limit:
+            torch.nn.utils.clip_grads_with_norm_(self.optimizer.parameters(), limit, norm, foreach=True)
+        return norm
+
+    def _periodic(self, total: int) -> None:
+        log = self.recipe.log
+        if log.eval_every and self.step % log.eval_every == 0 and self.step < total:
+            self._emit_evaluation(log.eval_bytes)
+        if log.sample_every and self.step % log.sample_every == 0:
+            self._emit_sample()
+
+    def _checkpoint_due(self, total: int) -> bool:
+        every = self.recipe.checkpoint.every
+        return bool(every) and self.step % every == 0 and self.step < total
+
+    def _emit_evaluation(self, max_bytes: int | None) -> dict[str, Any]:
+        with self.clock.pause("eval"):
+            result = self.evaluate(max_bytes)
+        event = {"kind": "eval", "step": self.step, "tokens": self.step * self.recipe.tokens_per_step, **result}
+        self.emit({**event, "elapsed": self.clock.training})
+        return result
+
+    def _emit_sample(self) -> None:
+        if self.sharded:
+            return  # one process alone cannot run a sharded network
+        from puna.engine.generate import Engine, SamplingParams
+
+        with self.clock.pause("eval"):
+            tokenizer, prompt = self.corpus.tokenizer, self.recipe.log.sample_prompt
+            params = SamplingParams(max_tokens=48, temperature=0.7, seed=self.recipe.train.seed)
+            if self.world.first:
+                text = Engine(self.model, tokenizer).generate([tokenizer.encode(prompt, bos=True)], params)[0].text
+                self.emit({"kind": "sample", "step": self.step, "prompt": prompt, "text": text})
+
+    def _stopping(self) -> bool:
+        """Whether any process was asked to stop; all agree on it before the next step."""
+        if self.world.size == 1:
+            return self.stop.is_set()
+        flag = torch.tensor(int(self.stop.is_set()))
+        dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+        return bool(flag.item())
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        """First SIGINT or SIGTERM: finish the step, save and leave. Second SIGINT: leave at once."""
+
+        def ask(signum: int, _frame: Any) -> None:
+            if self.stop.is_set() and signum == signal.SIGINT:
+                raise KeyboardInterrupt
+            self.stop.set()
+            if self.world.first:
+                say("[yellow]Stopping after this step; a checkpoint will be saved. Ctrl-C again leaves at once.[/]")
+
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    # -- state -------------------------------------------------------------------------------------------------------
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "guard": self.guard.state_dict(),
+        }
+
+    def _save_checkpoint(self, *, wait: bool) -> None:
+        with self.clock.pause("checkpoint"):
+            seconds = {"training_seconds": self.clock.training}
+            meta = {"step": self.step, "data_step": self.data_step, "rollbacks": self.rollbacks, **seconds}
+            self.checkpoints.save(self.step, self._state(), meta, wait=wait)
+        self.emit({"kind": "event", "step": self.step, "event": "checkpoint", "detail": f"saved step {self.step}"})
+
+    def _restore(self, before: int | None = None) -> int | None:
+        state = self._state()
+        meta = self.checkpoints.load(state, before=before)
+        if meta is None:
+            return None
+        self.model.load_state_dict(state["model"])
+        self.guard.load_state_dict(state["guard"])
+        self.step, self.data_step = meta["step"], meta["data_step"]
+        if before is None:
+            self.rollbacks = meta["rollbacks"]
+            self.clock.training_before = meta["training_seconds"]
+        return self.step
+
+    def _roll_back(self, log: StepLog) -> None:
+        """Return to the last good checkpoint and go on with the data behind what went wrong. May stop the run."""
+        decision = decide(self.recipe.guard, log.skipped, step=self.step, rollbacks=self.rollbacks)
+        if decision.action == "stop":
+            self.emit({"kind": "event", "step": self.step, "event": "stopped", "detail": decision.reason})
+            raise PunaError(decision.reason)
+        bad_step, behind = self.step, self.data_step
+        self.rollbacks += 1
+        if self._restore(before=min(log.skipped) + 1) is None:
+            raise PunaError(
+                f"{decision.reason.rstrip('.')}, but there is no checkpoint from before them.",
+                "Lower the learning rate, look at the documents named in metrics.jsonl, or set checkpoint.every.",
+            )
+        self.data_step = behind
+        event = {"kind": "event", "step": self.step, "event": "rollback", "from_step": bad_step}
+        self.emit({**event, "detail": f"{decision.reason} Back at step {self.step}."})
+        log.clear()
+
+    def _fingerprint(self) -> dict[str, Any]:
+        """What must be the same when a checkpoint is resumed."""
+        recipe = self.recipe
+        return {
+            "model": recipe.model.model_dump(mode="json", exclude={"preset"}),
+            "corpus": self.corpus.content_hash,
+            "train.batch": recipe.train.batch,
+            "train.seq_len": recipe.train.seq_len,
+            "train.seed": recipe.train.seed,
+            "train.document_mask": recipe.train.document_mask,
+            "optimizer.kind": recipe.optimizer.kind,
+        }
+
+    # -- events ------------------------------------------------------------------------------------------------------
+
+    def _start_event(self, resumed_from: int | None) -> dict[str, Any]:
+        recipe, model = self.recipe, self.recipe.model
+        precision = "fp32" if recipe.train.precision == "fp32" else "bf16"
+        self.flops = {kind: model.flops_per_token(recipe.train.seq_len, attention=kind) for kind in ("full", "causal")}
+        self.peak = self.machine.matmul_flops.get(precision)
+        return {
+            "kind": "start",
+            "step": self.step,
+            "time": datetime.now(UTC).isoformat(timespec="seconds"),
+            "device": self.machine.name,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+            "world_size": self.world.size,
+            "precision": recipe.train.precision,
+            "compiled": recipe.train.compile == "on",
+            "parameters": model.num_parameters(),
+            "tokens_per_step": recipe.tokens_per_step,
+            "total_steps": recipe.total_steps,
+            "flops_per_token": self.flops,
+            "peak_flops": self.peak,
+            "bytes_per_token": self.corpus.bytes_per_token,
+            "predicted": self._predicted(),
+            "resumed_from": resumed_from,
+        }
+
+    def _predicted(self) -> dict[str, Any]:
+        speed = expected_tokens_per_second(
+            self.recipe, device_type=self.world.device.type, peak_flops=self.peak, world_size=self.world.size
+        )
+        left = (self.recipe.total_steps - self.step) * self.recipe.tokens_per_step
+        return {
+            "memory_bytes": self.memory.total,
+            "tokens_per_second": speed,
+            "seconds": left / speed if speed else None,
+        }
+
+    def _finish(self, hooks: Mapping[int, Hook]) -> dict[str, Any]:
+        recipe, total = self.recipe, self.recipe.total_steps
+        memory = peak_memory(self.world.device)
+        self._save_checkpoint(wait=True)
+        result = self._emit_evaluation(None)
+        self.save_model(self.run_dir / "model")
+        if total in hooks:
+            hooks[total](self)
+        tokens = (self.step - self.clock.first_step) * recipe.tokens_per_step
+        speed = tokens / max(1e-9, self.clock.training_here)
+        predicted = self._predicted()
+        event = {
+            "kind": "end",
+            "step": self.step,
+            "tokens": self.step * recipe.tokens_per_step,
+            "seconds": self.clock.training,
+            "tokens_per_second": speed,
+            "peak_memory_bytes": memory,
+            "bits_per_byte": result["bits_per_byte"],
+            "error": {
+                "memory": predicted["memory_bytes"] / memory - 1,
+                "tokens_per_second": predicted["tokens_per_second"] / speed - 1
+                if predicted["tokens_per_second"] and tokens
+                else None,
+            },
+            "goodput": self.clock.parts(),
+        }
+        self.emit(event)
+        return event
+
+    def _interrupted(self) -> dict[str, Any]:
+        self._save_checkpoint(wait=True)
+        detail = (
+            f"stopped at step {self.step} of {self.recipe.total_steps}; resume with: puna train --resume {self.run_dir}"
+        )
+        event = {"kind": "event", "step": self.step, "event": "interrupted", "detail": detail}
+        self.emit(event)
+        return event
+
+
+def _to_device(array: np.ndarray, device: torch.device) -> Tensor:
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+
+
+@contextlib.contextmanager
+def _quiet_gc() -> Iterator[None]:
+    """Collect garbage at log intervals, not in the middle of a step on one rank while the others wait."""
+    was = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
+
+
+@contextlib.contextmanager
+def _profiler(wanted: bool, run_dir: Path) -> Iterator[Callable[[], None]]:
+    """Trace steps 10 to 12 into `run_dir`/profile for Perfetto; yields what to call after a step."""
+    if not wanted:
+        yield lambda: None
+        return
+    from torch.profiler import profile, schedule, tensorboard_trace_handler
+
+    plan = schedule(wait=8, warmup=2, active=3, repeat=1)
+    with profile(schedule=plan, on_trace_ready=tensorboard_trace_handler(str(run_dir / "profile"))) as profiler:
+        yield profiler.step
