@@ -1,0 +1,331 @@
+"""Model directories: Hugging Face layout in and out, safetensors only.
+
+The layout is the native form, not an export: `config.json`, `model.safetensors` (or shards with an index), the
+tokenizer's files, `generation_config.json`, a model card, and `puna.json` with the lineage. Pickled weights (.bin, .pt)
+are never opened, because opening one runs whatever code is in it. A directory is written whole or not at all.
+"""
+
+import contextlib
+import math
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import psutil
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from puna import __version__
+from puna.core.errors import PunaError
+from puna.core.files import new_directory, read_json, require_space, write_json, write_text
+from puna.core.units import format_bytes, format_count
+from puna.model.card import model_card
+from puna.model.config import ModelConfig
+from puna.model.llama import LlamaForCausalLM, copy_whole
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_HEADER_DTYPES = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+
+
+class SavableTokenizer(Protocol):
+    """What a model directory wants of a tokenizer (puna.text has it; this room does not import that one)."""
+
+    vocab_size: int
+    bos_id: int | None
+    eos_ids: list[int]
+
+    def save(self, directory: Path) -> None:
+        """Write the tokenizer's files into `directory`."""
+        ...
+
+
+def save_model(
+    directory: Path,
+    config: ModelConfig,
+    state_dict: Mapping[str, Tensor],
+    tokenizer: SavableTokenizer | None,
+    *,
+    dtype: torch.dtype,
+    lineage: Mapping[str, Any],
+    max_shard_bytes: int = 5_000_000_000,
+    generation: Mapping[str, Any] | None = None,
+    files: Sequence[Path] = (),
+    replace: bool = True,
+) -> None:
+    """Write a model directory. An earlier model in `directory` is replaced once the new one is whole.
+
+    state_dict: whole tensors by transformers' names, on any device; they are converted to `dtype` one shard at a time.
+    lineage goes to puna.json ("stage": "base" or "chat", recipe, corpus hash, parent). generation: entries of
+    generation_config.json that win over the tokenizer's bos and eos. files: further files, copied as they are.
+    Raises PunaError when tensors do not fit the config, the tokenizer is larger than the vocabulary, the disk is full,
+    or `directory` holds something that is not a model.
+    """
+    directory = Path(directory)
+    shapes = config.parameter_shapes()
+    tensors = {name: tensor for name, tensor in state_dict.items() if not _ignored(name, config)}
+    _check_names(shapes, {name: tuple(tensor.shape) for name, tensor in tensors.items()}, "The weights to save")
+    if tokenizer is not None:
+        check_vocabulary(config, tokenizer.vocab_size, str(directory))
+    if directory.exists() and any(directory.iterdir()) and not (directory / "config.json").is_file():
+        raise PunaError(
+            f"{directory} exists and is not a model directory (no config.json).",
+            "Nothing in it was touched; choose another.",
+        )
+    require_space(directory.parent, config.num_parameters() * dtype.itemsize, f"The model {directory.name}")
+    ids: dict[str, Any] = {}
+    if tokenizer is not None:
+        ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": list(tokenizer.eos_ids)}
+    generation = {**ids, **(generation or {})}
+    ids = {key: generation[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if key in generation}
+    name = _dtype_name(dtype)
+    with new_directory(directory, replace=replace) as place:
+        _save_shards(place, shapes, tensors, dtype, max_shard_bytes)
+        write_json(
+            place / "config.json", {**config.to_hf(), **ids, "dtype": name, "torch_dtype": name, "use_cache": True}
+        )
+        write_json(place / "generation_config.json", generation)
+        if tokenizer is not None:
+            tokenizer.save(place)
+        write_json(place / "puna.json", {"puna": __version__, "parameters": config.num_parameters(), **lineage})
+        write_text(place / "README.md", model_card(directory.name, config, lineage, name))
+        for file in files:
+            shutil.copyfile(file, place / file.name)
+
+
+def load_config(directory: Path) -> ModelConfig:
+    """Read the shape from `config.json`. Raises PunaError when it is missing or not a dense Llama."""
+    directory = Path(directory)
+    values = _config_values(directory)
+    return ModelConfig.from_hf(values, str(directory / "config.json"))
+
+
+def load_lineage(directory: Path) -> dict[str, Any]:
+    """What puna.json says about where the model comes from; empty for models that others made."""
+    path = Path(directory) / "puna.json"
+    return dict(read_json(path)) if path.is_file() else {}
+
+
+def load_model(
+    directory: Path, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+) -> LlamaForCausalLM:
+    """Load a model for inference or further training. dtype: None keeps the precision of the files.
+
+    Raises PunaError, before any weight is read, when tensors are missing, unknown or misshaped, a file is damaged or
+    pickled, or the weights do not fit into the memory that is free.
+    """
+    config = load_config(directory)
+    dtype = dtype or stored_dtype(directory)
+    _require_memory(config, torch.device(device), dtype, str(directory))
+    with torch.device("meta"):
+        model = LlamaForCausalLM(config)
+    model = model.to(dtype).to_empty(device=device)
+    load_weights(directory, model)
+    return model
+
+
+@torch.no_grad()
+def load_weights(directory: Path, model: LlamaForCausalLM) -> None:
+    """Copy a directory's weights into `model`, whatever its device, precision or sharding. Errors as `load_model`."""
+    config, directory = model.config, Path(directory)
+    shapes = {
+        name: (shape, path)
+        for path in weight_files(directory)
+        for name, (shape, _) in tensor_headers(path).items()
+        if not _ignored(name, config)
+    }
+    _check_names(config.parameter_shapes(), {name: shape for name, (shape, _) in shapes.items()}, str(directory))
+    parameters = dict(model.named_parameters())
+    for path in dict.fromkeys(path for _, path in shapes.values()):
+        with _open(path) as file:
+            for name in file.keys():  # noqa: SIM118 (a safetensors handle is not a dict)
+                if name in shapes and shapes[name][1] == path:
+                    copy_whole(file.get_tensor(name), parameters[name])
+
+
+def weight_files(directory: Path) -> list[Path]:
+    """The safetensors files of a model, by its index where there is one. Raises PunaError when there is none to use."""
+    directory = Path(directory)
+    single, index = directory / "model.safetensors", directory / "model.safetensors.index.json"
+    if index.is_file():
+        table = read_json(index)
+        weight_map = table.get("weight_map") if isinstance(table, dict) else None
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise PunaError(f"{index} has no weight_map.", "It is not an index of weights; fetch the model again.")
+        names = sorted(set(weight_map.values()))
+        missing = [name for name in names if Path(name).name != name or not (directory / name).is_file()]
+        if missing:
+            raise PunaError(
+                f"{directory}: {len(missing)} of the {len(names)} weight files that the index names are missing "
+                f"({_few(missing)}).",
+                "Fetch the model again.",
+            )
+        return [directory / name for name in names]
+    if single.is_file():
+        return [single]
+    pickled = sorted(p.name for p in directory.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".ckpt"))
+    if pickled:
+        raise PunaError(
+            f"{directory} holds pickled weights only ({pickled[0]}), and opening a pickle runs whatever code is in it.",
+            "Ask for the model as safetensors, or convert it with a tool you trust.",
+        )
+    raise PunaError(f"{directory} has no model.safetensors and no index of shards.", "Is this a model directory?")
+
+
+def tensor_headers(path: Path) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Name -> (shape, dtype as torch calls it) of a safetensors file, without reading the tensors.
+
+    Raises PunaError for a damaged file and for quantized weights.
+    """
+    headers = {}
+    with _open(path) as file:
+        for name in file.keys():  # noqa: SIM118
+            part = file.get_slice(name)
+            kind = _HEADER_DTYPES.get(part.get_dtype(), "")
+            if not kind:
+                raise PunaError(
+                    f"{path}: tensor {name} is stored as {part.get_dtype()}.",
+                    "Only float32, float16 and bfloat16 weights can be run; fetch the model unquantized.",
+                )
+            headers[name] = (tuple(part.get_shape()), kind)
+    return headers
+
+
+def stored_dtype(directory: Path) -> torch.dtype:
+    """The precision most of a directory's weights are stored in."""
+    counts: dict[str, int] = {}
+    for path in weight_files(directory):
+        for shape, kind in tensor_headers(path).values():
+            counts[kind] = counts.get(kind, 0) + math.prod(shape)
+    return DTYPES.get(max(counts, key=lambda kind: counts[kind], default="float32"), torch.float32)
+
+
+def check_vocabulary(config: ModelConfig, tokenizer_size: int, name: str) -> None:
+    """Raise PunaError when the tokenizer can make ids that the embedding has no row for."""
+    if tokenizer_size > config.vocab_size:
+        raise PunaError(
+            f"{name}: the tokenizer has {tokenizer_size:,} tokens but the model's vocab_size is {config.vocab_size:,}.",
+            "They do not belong together; use the model's own tokenizer, or raise model.vocab_size.",
+        )
+
+
+# -- parts -------------------------------------------------------------------------------------------------------------
+
+
+def _config_values(directory: Path) -> dict[str, Any]:
+    if not directory.is_dir():
+        raise PunaError(f"{directory} is not a folder.", "Give a model directory (with config.json and safetensors).")
+    path = directory / "config.json"
+    if not path.is_file():
+        raise PunaError(f"{directory} has no config.json.", "Is this a model directory?")
+    values = read_json(path)
+    if not isinstance(values, dict):
+        raise PunaError(f"{path} is not a JSON object.", "It is not a model's config; fetch the model again.")
+    if values.get("quantization_config"):
+        raise PunaError(f"{path}: the weights are quantized.", "Fetch the model in bfloat16, float16 or float32.")
+    return values
+
+
+def _ignored(name: str, config: ModelConfig) -> bool:
+    # Early Llama checkpoints carry the rotary table; transformers' tied models may carry the head twice.
+    return name.endswith("rotary_emb.inv_freq") or (config.tie_word_embeddings and name == "lm_head.weight")
+
+
+def _check_names(wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], where: str) -> None:
+    missing = [name for name in wanted if name not in found]
+    extra = [name for name in found if name not in wanted]
+    wrong = [name for name in wanted if name in found and found[name] != wanted[name]]
+    parts = []
+    if missing:
+        parts.append(f"{len(missing)} missing ({_few(missing)})")
+    if extra:
+        parts.append(f"{len(extra)} that this architecture does not have ({_few(extra)})")
+    if wrong:
+        name = wrong[0]
+        parts.append(f"{len(wrong)} of another shape ({name} is {list(found[name])}, not {list(wanted[name])})")
+    if parts:
+        raise PunaError(
+            f"{where}: tensors do not fit config.json: {', '.join(parts)}.",
+            "Config and weights are not of the same model, or a file is missing.",
+        )
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+
+
+@contextlib.contextmanager
+def _open(path: Path) -> Iterator[Any]:
+    """`safe_open` on the CPU that names the file when it is damaged."""
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            yield file
+    except SafetensorError as error:
+        detail = str(error).removeprefix("Error while deserializing header: ")
+        raise PunaError(f"{path} is damaged or cut short ({detail}).", "Fetch or write the model again.") from None
+
+
+def _save_shards(
+    place: Path,
+    shapes: Mapping[str, tuple[int, ...]],
+    tensors: Mapping[str, Tensor],
+    dtype: torch.dtype,
+    max_shard_bytes: int,
+) -> None:
+    shards: list[list[str]] = [[]]
+    filled = 0
+    for name, shape in shapes.items():
+        size = math.prod(shape) * dtype.itemsize
+        if shards[-1] and filled + size > max_shard_bytes:
+            shards.append([])
+            filled = 0
+        shards[-1].append(name)
+        filled += size
+    weight_map: dict[str, str] = {}
+    for number, names in enumerate(shards, 1):
+        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors" if len(shards) > 1 else "model.safetensors"
+        part = {name: tensors[name].detach().to(device="cpu", dtype=dtype).contiguous() for name in names}
+        with _system_errors(place / file):
+            save_file(part, place / file, metadata={"format": "pt"})
+        with open(place / file, "rb") as written:
+            os.fsync(written.fileno())
+        weight_map |= dict.fromkeys(names, file)
+    if len(shards) > 1:
+        total = sum(math.prod(shape) for shape in shapes.values()) * dtype.itemsize
+        write_json(
+            place / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map}
+        )
+
+
+@contextlib.contextmanager
+def _system_errors(path: Path) -> Iterator[None]:
+    """safetensors reports a full disk as its own error with the system's number in the text: give it back its type."""
+    try:
+        yield
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        if not number:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+
+
+def _require_memory(config: ModelConfig, device: torch.device, dtype: torch.dtype, name: str) -> None:
+    needed = config.num_parameters() * dtype.itemsize
+    if device.type == "cuda":
+        free, where = torch.cuda.mem_get_info(device)[0], "the GPU"
+    else:
+        free, where = psutil.virtual_memory().available, "this machine"
+    if needed > free:
+        raise PunaError(
+            f"{name} needs {format_bytes(needed)} for {format_count(config.num_parameters())} parameters in "
+            f"{_dtype_name(dtype)}, but {where} has {format_bytes(free)} free.",
+            f"The largest that fits has about {format_count(free / dtype.itemsize)} parameters in that precision.",
+        )
+
+
+def _dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
