@@ -129,6 +129,8 @@ def distribute(model: LlamaForCausalLM, layout: Layout, mesh: DeviceMesh | None,
         if isinstance(module, FSDPModule):
             # The loss is divided by the global number of valid tokens already: gradients are summed, not averaged.
             module.set_gradient_divide_factor(1.0)
+            # gloo knows no pre-multiplied sum.
+            module.set_force_sum_reduction_for_comms(True)
     return model
 
 
