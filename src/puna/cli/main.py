@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog=f"puna {name}", description=(module.__doc__ or "").strip().splitlines()[0])
     module.arguments(parser)
     try:
-        args = parser.parse_args(argv[1:])
+        args = _parse(parser, argv[1:])
         module.run(args)
     except PunaError as error:
         print(f"puna {name}: {error}", file=sys.stderr)
@@ -67,3 +67,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     return 0
+
+
+def _parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:
+    """Parse with overrides allowed after options too (`puna train R --nproc 2 train.steps=5`)."""
+    try:
+        return parser.parse_intermixed_args(argv)
+    except TypeError:  # commands with subcommands cannot be parsed so
+        return parser.parse_args(argv)

@@ -39,7 +39,6 @@ class StepLog:
         """Forget what was not written."""
         self.values: list[Tensor] = []
         self.data_steps: list[int] = []
-        self.skipped: list[int] = []
         self.mark = self.trainer.clock.training_here
         self.waited = self.trainer.clock.seconds["data"]
 
@@ -87,8 +86,10 @@ class StepLog:
         self.values, self.data_steps = [], []
         self.mark, self.waited = clock.training_here, clock.seconds["data"]
         gc.collect(1)
-        self.skipped += sorted(skipped)
-        return decide(recipe.guard, self.skipped, step=trainer.step, rollbacks=trainer.rollbacks).action != "none"
+        # Older ones no longer count, neither for the decision nor for how far back a roll-back goes.
+        oldest = trainer.step - recipe.guard.window
+        trainer.skipped = [step for step in (*trainer.skipped, *sorted(skipped)) if step > oldest]
+        return decide(recipe.guard, trainer.skipped, step=trainer.step, rollbacks=trainer.rollbacks).action != "none"
 
     def _name_documents(self, step: int, row: list[float], data_step: int) -> None:
         recipe = self.trainer.recipe

@@ -101,6 +101,8 @@ class Trainer:
         precision = parallel.resolve_precision(recipe.train, device)
         compiled = parallel.resolve_compile(recipe.train, device)
         settled = recipe.train.model_copy(update={"precision": precision, "compile": "on" if compiled else "off"})
+        # What the run directory keeps: with the layout as asked for, so that another number of processes may resume.
+        self.kept_recipe = recipe.model_copy(update={"train": settled})
         self.recipe = recipe = recipe.model_copy(update={"train": settled, "layout": layout})
         self.corpus = open_corpus(recipe)
         self.machine = machine or measure(device.type)
@@ -123,8 +125,10 @@ class Trainer:
         self.guard = Guard(recipe.guard, device)
         self.checkpoints = Checkpointer(run_dir, recipe.checkpoint, self._fingerprint())
         self.step, self.data_step, self.rollbacks = 0, 0, 0
+        self.skipped: list[int] = []  # steps within the guard's window, since the last roll-back
         self.clock = Clock()
         self.stop = threading.Event()
+        self.stop_signal = signal.SIGTERM
 
     # -- the run -----------------------------------------------------------------------------------------------------
 
@@ -133,7 +137,7 @@ class Trainer:
         recipe, total = self.recipe, self.recipe.total_steps
         resumed_from = self._restore() if resume else None
         if self.world.first:
-            files.write_text(self.run_dir / "recipe.toml", dump(recipe))
+            files.write_text(self.run_dir / "recipe.toml", dump(self.kept_recipe))
         if self.world.first:
             at = self.step if resume else None
             self.metrics = MetricsLog(self.run_dir, recipe.log, resume_step=at, observers=self.observers)
@@ -316,6 +320,7 @@ class Trainer:
         def ask(signum: int, _frame: Any) -> None:
             if self.stop.is_set() and signum == signal.SIGINT:
                 raise KeyboardInterrupt
+            self.stop_signal = signal.Signals(signum)
             self.stop.set()
             if self.world.first:
                 say("[yellow]Stopping after this step; a checkpoint will be saved. Ctrl-C again leaves at once.[/]")
@@ -343,7 +348,7 @@ class Trainer:
         with self.clock.pause("checkpoint"):
             seconds = {"training_seconds": self.clock.training}
             meta = {"step": self.step, "data_step": self.data_step, "rollbacks": self.rollbacks, **seconds}
-            self.checkpoints.save(self.step, self._state(), meta, wait=wait)
+            self.checkpoints.save(self.step, self._state(), {**meta, "skipped": self.skipped}, wait=wait)
         self.emit({"kind": "event", "step": self.step, "event": "checkpoint", "detail": f"saved step {self.step}"})
 
     def _restore(self, before: int | None = None) -> int | None:
@@ -355,24 +360,24 @@ class Trainer:
         self.guard.load_state_dict(state["guard"])
         self.step, self.data_step = meta["step"], meta["data_step"]
         if before is None:
-            self.rollbacks = meta["rollbacks"]
+            self.rollbacks, self.skipped = meta["rollbacks"], meta["skipped"]
             self.clock.training_before = meta["training_seconds"]
         return self.step
 
     def _roll_back(self, log: StepLog) -> None:
         """Return to the last good checkpoint and go on with the data behind what went wrong. May stop the run."""
-        decision = decide(self.recipe.guard, log.skipped, step=self.step, rollbacks=self.rollbacks)
+        decision = decide(self.recipe.guard, self.skipped, step=self.step, rollbacks=self.rollbacks)
         if decision.action == "stop":
             self.emit({"kind": "event", "step": self.step, "event": "stopped", "detail": decision.reason})
             raise PunaError(decision.reason)
         bad_step, behind = self.step, self.data_step
         self.rollbacks += 1
-        if self._restore(before=min(log.skipped) + 1) is None:
+        if self._restore(before=min(self.skipped) + 1) is None:
             raise PunaError(
                 f"{decision.reason.rstrip('.')}, but there is no checkpoint from before them.",
                 "Lower the learning rate, look at the documents named in metrics.jsonl, or set checkpoint.every.",
             )
-        self.data_step = behind
+        self.data_step, self.skipped = behind, []
         event = {"kind": "event", "step": self.step, "event": "rollback", "from_step": bad_step}
         self.emit({**event, "detail": f"{decision.reason} Back at step {self.step}."})
         log.clear()
@@ -464,6 +469,7 @@ class Trainer:
             f"stopped at step {self.step} of {self.recipe.total_steps}; resume with: puna train --resume {self.run_dir}"
         )
         event = {"kind": "event", "step": self.step, "event": "interrupted", "detail": detail}
+        event["signal"] = self.stop_signal.name
         self.emit(event)
         return event
 

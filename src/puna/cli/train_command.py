@@ -1,0 +1,61 @@
+"""Train a model from a recipe, or resume a run.
+
+Exit codes: 0 when the run reached its end, 2 when something given is wrong, 130 when Ctrl-C stopped it and 143 when
+SIGTERM did. The first Ctrl-C or SIGTERM finishes the step and saves a checkpoint; a second Ctrl-C leaves at once.
+"""
+
+import argparse
+import os
+import signal
+import sys
+from pathlib import Path
+
+from puna.core.errors import PunaError
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument("words", nargs="*", metavar="RECIPE key=value", help="recipe file, then overrides of its keys")
+    parser.add_argument("--run-dir", type=Path, help="where the run lives (default: runs/<recipe name>)")
+    parser.add_argument("--resume", type=Path, metavar="RUN_DIR", help="go on with this run instead of a recipe")
+    parser.add_argument("--nproc", type=int, default=1, metavar="N", help="processes on this machine (default: 1)")
+    parser.add_argument("--json", action="store_true", help="print the last event as JSON on stdout")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Check everything that needs no torch, then train here or start the processes that do."""
+    from puna.core.console import print_json
+    from puna.train.live import LiveView
+    from puna.train.run_directory import new_run, resumed_run, settle_corpus
+
+    rank = int(os.environ.get("RANK", 0))
+    if args.nproc < 1:
+        raise PunaError(f"--nproc {args.nproc} is not a number of processes.", "Give 1 or more.")
+    if args.resume:
+        if args.run_dir:
+            raise PunaError("--resume and --run-dir were both given.", "--resume alone says where the run lives.")
+        run_dir, recipe = args.resume, resumed_run(args.resume, args.words, first=rank == 0)
+    else:
+        if not args.words:
+            raise PunaError("No recipe was given.", "Try: puna train recipes/laptop.toml, or --resume RUN_DIR.")
+        recipe, run_dir = new_run(Path(args.words[0]), args.words[1:], args.run_dir, first=rank == 0)
+    recipe = settle_corpus(recipe)
+    if args.nproc > 1 and "RANK" not in os.environ:
+        from puna.train.launch import launch
+
+        where = ["--resume", str(run_dir)] if args.resume else ["--run-dir", str(run_dir)]
+        command = [sys.executable, "-m", "puna", "train", *args.words, *where, *(["--json"] if args.json else [])]
+        sys.exit(launch(command, args.nproc))
+
+    from puna.train.trainer import train
+
+    try:
+        event = train(recipe, run_dir, resume=bool(args.resume), observers=[LiveView()] if rank == 0 else [])
+    except KeyboardInterrupt:
+        # At once: not after the checkpoint that a background thread may be writing. No file is ever half written.
+        print("puna train: interrupted.", file=sys.stderr, flush=True)
+        os._exit(128 + signal.SIGINT)
+    if args.json and rank == 0:
+        print_json(event)
+    if event["kind"] != "end":
+        sys.exit(128 + signal.Signals[event["signal"]])

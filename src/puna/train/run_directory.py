@@ -1,0 +1,128 @@
+"""Which recipe a run follows and where it lives: a new run, or one that goes on. No torch, so mistakes show at once.
+
+A new run needs a directory without a run in it. A run that goes on follows the resolved recipe it kept, and may be
+told to train longer, log, save or be laid over processes differently; what its checkpoints stand on (the network, the
+batch, the order of the data) stays as it was.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from puna.core.console import say
+from puna.core.errors import PunaError
+from puna.core.files import lock_directory
+from puna.core.recipe import load
+from puna.train.recipe import Recipe
+
+RECIPE = "recipe.toml"
+
+# Keys, or sections, that a run cannot change on its way.
+_FIXED = (
+    "model",
+    "start_from",
+    "train.batch",
+    "train.seq_len",
+    "train.seed",
+    "train.document_mask",
+    "train.init",
+    "optimizer.kind",
+)
+
+
+def new_run(recipe: Path, overrides: Sequence[str], run_dir: Path | None, *, first: bool = True) -> tuple[Recipe, Path]:
+    """The recipe of a new run and its directory (default: runs/<name>).
+
+    first: whether this process looks after the directory; of several processes of one run only one may.
+    Raises PunaError when the recipe is wrong, or the directory holds a run or is in use.
+    """
+    value = load(Recipe, recipe, _one_length(overrides)).value
+    run_dir = run_dir or Path("runs") / value.name
+    if first:
+        _check_free(run_dir)
+    if first and ((run_dir / RECIPE).exists() or (run_dir / "checkpoints").exists()):
+        raise PunaError(
+            f"{run_dir} already holds a run.",
+            f"Go on with it (puna train --resume {run_dir}), or start another with --run-dir DIR or name=NAME.",
+        )
+    return value, run_dir
+
+
+def resumed_run(run_dir: Path, overrides: Sequence[str], *, first: bool = True) -> Recipe:
+    """The recipe a run goes on with. first: as in `new_run`.
+
+    Raises PunaError when there is no run, it is in use, or an override changes what its checkpoints stand on.
+    """
+    if not (run_dir / RECIPE).is_file():
+        raise PunaError(f"{run_dir} holds no run to resume ({RECIPE} is missing).", "Check the path.")
+    if first:
+        _check_free(run_dir)
+    before = load(Recipe, run_dir / RECIPE).value
+    after = load(Recipe, run_dir / RECIPE, _one_length(overrides)).value
+    old, new = dict(_leaves(before.model_dump(mode="json"))), dict(_leaves(after.model_dump(mode="json")))
+    for key in [*old, *(key for key in new if key not in old)]:
+        fixed = any(key == name or key.startswith(name + ".") for name in _FIXED)
+        # fp32 and mixed keep the same fp32 weights; bf16 has other states.
+        fixed |= key == "train.precision" and "bf16" in (old[key], new[key])
+        if fixed and old.get(key) != new.get(key):
+            raise PunaError(
+                f"{run_dir} cannot be resumed with {key} = {new.get(key)}: the run was trained with {old.get(key)}.",
+                "Leave that override out, or start a new run with it.",
+            )
+    reached = max(_checkpoint_steps(run_dir), default=0)
+    if after.total_steps < reached:
+        raise PunaError(
+            f"{run_dir} has a checkpoint of step {reached} already, beyond the {after.total_steps} steps asked for.",
+            f"Give train.steps of at least {reached}, or start a new run.",
+        )
+    return after
+
+
+def settle_corpus(recipe: Recipe, folder: Path = Path("corpora")) -> Recipe:
+    """The recipe with a corpus directory: where `corpus` names a data recipe (.toml), `folder`/<its name> is used.
+
+    It is built when it is not there yet, which takes as long as `puna data build` takes.
+    """
+    if not recipe.corpus.endswith(".toml"):
+        return recipe
+    source = Path(recipe.corpus)
+    target = folder / source.stem
+    if not (target / "manifest.json").exists():
+        from puna.data.build import build_corpus
+        from puna.data.recipe import DataRecipe
+
+        loaded = load(DataRecipe, source)
+        say(f"Building the corpus {target} from {source} (once).")
+        build_corpus(loaded.value, target)
+    return recipe.model_copy(update={"corpus": str(target)})
+
+
+def _check_free(run_dir: Path) -> None:
+    """Raise PunaError when a living process uses the run directory; the run itself takes the lock again."""
+    if run_dir.exists():
+        if not run_dir.is_dir():
+            raise PunaError(f"{run_dir} is a file, not a run directory.", "Choose another --run-dir.")
+        with lock_directory(run_dir):
+            pass
+
+
+def _checkpoint_steps(run_dir: Path) -> Iterator[int]:
+    for path in (run_dir / "checkpoints").glob("step-*"):
+        if match := re.fullmatch(r"step-(\d+)", path.name):
+            yield int(match[1])
+
+
+def _one_length(overrides: Sequence[str]) -> list[str]:
+    """train.steps goes before train.tokens; whoever gives tokens on the command line means tokens."""
+    keys = [text.partition("=")[0].strip() for text in overrides]
+    extra = ["train.steps=0"] if "train.tokens" in keys and "train.steps" not in keys else []
+    return [*overrides, *extra]
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
