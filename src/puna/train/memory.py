@@ -1,0 +1,272 @@
+"""How much memory a training process will need, before it starts. Pure arithmetic, no torch.
+
+The peak is one of three moments: right after the forward pass, when the activations of all blocks and the logits of a
+chunk are there; at the start of the backward pass, when the first block's gradients come on top; or in the optimizer's
+step, when all gradients and its temporaries are. What is always there (weights, optimizer states, Python itself) is
+added to the largest of them. What a block keeps was counted tensor by tensor with
+`torch.autograd.graph.saved_tensors_hooks` on `model.llama` (torch 2.13, November 2026); bench/memory.py compares the
+whole with what real runs took.
+"""
+
+import os
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from puna.core.errors import PunaError
+from puna.core.units import format_bytes, format_count
+from puna.model.config import PRESETS, ModelConfig
+from puna.train.recipe import Recipe
+
+if TYPE_CHECKING:
+    from puna.train.machine import Machine
+
+# Resident memory of Python with torch, numpy and the trainer imported, and what torch.compile adds in the process
+# itself (bench/memory.py --base; torch 2.13 CPU build, Linux x86-64, 2026-11-23).
+_BASE = 330 * 2**20
+_COMPILER = 190 * 2**20
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Expected peak of one process on its device, bytes: `parts` by what they are for, and their sum."""
+
+    parts: dict[str, int]
+
+    @property
+    def total(self) -> int:
+        """All parts together."""
+        return sum(self.parts.values())
+
+
+def predict_memory(recipe: Recipe, *, device_type: str, world_size: int = 1) -> MemoryEstimate:
+    """Peak memory of one of `world_size` processes: on "cpu" resident memory of the process, else the allocator's.
+
+    precision and compile set to "auto" are taken as the device's usual: mixed and compiled on GPUs, fp32 and compiled
+    on CPUs. Raises PunaError when the layout does not fit the number of processes.
+    """
+    return _Prediction(recipe, device_type, world_size).estimate()
+
+
+def largest_preset_that_fits(recipe: Recipe, available: int, *, device_type: str, world_size: int = 1) -> str | None:
+    """The preset with the most parameters that this recipe, with the same vocabulary, could train in `available` bytes.
+
+    None when not even the smallest fits.
+    """
+    best: tuple[int, str] | None = None
+    for name in PRESETS:
+        model = ModelConfig.model_validate({"preset": name, "vocab_size": recipe.model.vocab_size})
+        if model.max_position_embeddings < recipe.train.seq_len:
+            continue
+        candidate = recipe.model_copy(update={"model": model})
+        if predict_memory(candidate, device_type=device_type, world_size=world_size).total <= available:
+            best = max(best or (0, ""), (model.num_parameters(), name))
+    return best[1] if best else None
+
+
+def check_fits(recipe: Recipe, estimate: MemoryEstimate, machine: "Machine") -> None:
+    """Raise PunaError when the prediction is more than the machine has free, naming the largest preset that fits.
+
+    Processes of one node share a CPU's memory; each GPU process has its own.
+    """
+    on_cpu = machine.device == "cpu"
+    sharing = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if on_cpu else 1
+    available = machine.memory_bytes // sharing
+    if on_cpu:
+        available += _BASE  # this process has its own interpreter already
+    if estimate.total <= available:
+        return
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    fitting = largest_preset_that_fits(recipe, available, device_type=machine.device, world_size=world_size)
+    parts = sorted(estimate.parts.items(), key=lambda part: -part[1])[:3]
+    largest = ", ".join(f"{name} {format_bytes(size)}" for name, size in parts)
+    raise PunaError(
+        f"A model of {format_count(recipe.model.num_parameters())} parameters would need about "
+        f"{format_bytes(estimate.total)} in each process ({largest}), but {format_bytes(available)} are free.",
+        (
+            f"The largest preset that fits with this recipe is model.preset = '{fitting}'; "
+            if fitting
+            else "No preset fits with this recipe; "
+        )
+        + "a smaller train.micro_batch, a shorter train.seq_len or train.checkpointing = 'full' need less.",
+    )
+
+
+class _Prediction:
+    """One recipe on one kind of device: its sizes, and the peak moments made of them."""
+
+    def __init__(self, recipe: Recipe, device_type: str, world_size: int) -> None:
+        self.recipe, self.model, train = recipe, recipe.model, recipe.train
+        self.on_cpu = device_type == "cpu"
+        auto = "fp32" if self.on_cpu else "mixed"
+        self.precision = auto if train.precision == "auto" else train.precision
+        self.compiled = train.compile != "off"
+        layout = recipe.layout
+        if self.on_cpu and layout.dp_shard == 0 and layout.dp_replicate == 1:
+            layout = layout.model_copy(update={"dp_replicate": world_size, "dp_shard": 1})  # CPUs keep whole copies
+        self.layout = layout.resolve(world_size)
+        self.shards = self.layout.dp_shard
+        rows = max(1, train.batch // self.layout.data_parallel)
+        self.rows = min(train.micro_batch or rows, rows)
+        self.micro_batches = -(-rows // self.rows)
+        self.tokens = self.rows * train.seq_len
+        # Bytes of a stored weight (and its gradient and states), of the residual stream, and of a product's result.
+        self.weight_bytes = 2 if self.precision == "bf16" else 4
+        # FSDP casts a block's inputs to bf16; autocast leaves the residual stream in fp32.
+        narrow = self.precision == "bf16" or (self.precision == "mixed" and self.shards > 1)
+        self.stream_bytes = 2 if narrow else 4
+        self.product_bytes = 4 if self.precision == "fp32" else 2
+        # Copies of the weights in bf16 that autocast makes, kept from the forward to the backward pass.
+        self.casts = self.precision == "mixed" and self.shards == 1
+
+    def estimate(self) -> MemoryEstimate:
+        always = self.always()
+        moment = max((self.after_forward(), self.in_backward(), self.in_step()), key=lambda parts: sum(parts.values()))
+        parts: dict[str, float] = defaultdict(float)
+        for source in (always, moment):
+            for name, size in source.items():
+                parts[name] += size
+        return MemoryEstimate({name: round(size) for name, size in parts.items() if size >= 1})
+
+    # -- what is always there ----------------------------------------------------------------------------------------
+
+    def always(self) -> dict[str, float]:
+        parameters = self.model.num_parameters()
+        parts: dict[str, float] = {
+            "weights": self.weight_bytes * parameters / self.shards,
+            "optimizer state": self.weight_bytes * self.state_numbers() / self.shards,
+        }
+        if self.on_cpu:
+            parts["Python and torch"] = _BASE + (_COMPILER if self.compiled else 0)
+            if self.recipe.checkpoint.every and self.recipe.checkpoint.asynchronous:
+                # The copy that is written in the background while training goes on.
+                parts["checkpoint copy"] = parts["weights"] + parts["optimizer state"]
+        if self.grads_stay():
+            parts["gradients"] = self.grad_bytes()
+        if self.shards > 1:
+            block, rest = self.model.block_parameters(), self.outer_parameters()
+            # The block at work and the next one are gathered; embedding, head and last norm stay so for the whole pass.
+            parts["gathered weights"] = self.product_bytes * (2 * block + rest)
+        # Rows of the current and two prefetched batches: ids and targets, 8 bytes each.
+        parts["batches"] = 3 * 16.0 * self.tokens * self.micro_batches
+        return parts
+
+    def state_numbers(self) -> int:
+        """Numbers in the optimizer's state: two for each weight under AdamW, one under Muon."""
+        if self.recipe.optimizer.kind == "adamw":
+            return 2 * self.model.num_parameters()
+        muon = sum(count for _, count in self.stacks())
+        return 2 * self.model.num_parameters() - muon
+
+    def stacks(self) -> Iterator[tuple[tuple[int, int], int]]:
+        """((rows, columns), numbers) of each stack of equal matrices that Muon turns at once."""
+        sizes: dict[tuple[int, int], int] = defaultdict(int)
+        for name, shape in self.model.parameter_shapes().items():
+            if ".layers." in name and len(shape) == 2:
+                sizes[shape[0], shape[1]] += shape[0] * shape[1]
+        yield from sizes.items()
+
+    def outer_parameters(self) -> int:
+        return self.model.num_parameters() - self.model.block_parameters() * self.model.num_hidden_layers
+
+    def grad_bytes(self) -> float:
+        return self.weight_bytes * self.model.num_parameters() / self.shards
+
+    def grads_stay(self) -> bool:
+        """Gradients are there through the whole step: summed over micro-batches, or living in DDP's buckets."""
+        return self.micro_batches > 1 or (self.layout.dp_replicate > 1 and self.shards == 1)
+
+    # -- the three moments -------------------------------------------------------------------------------------------
+
+    def after_forward(self) -> dict[str, float]:
+        return {
+            "activations": self.activations(),
+            "logits and loss": self.head_gradients() + self.chunk_bytes(),
+        }
+
+    def in_backward(self) -> dict[str, float]:
+        parts = {
+            "activations": self.activations(),
+            "logits and loss": 2 * self.head_gradients(),  # as computed, and scaled for the weight itself
+            "backward pass": self.backward_bytes(),
+        }
+        return parts
+
+    def in_step(self) -> dict[str, float]:
+        parts = {"gradients": 0.0 if self.grads_stay() else self.grad_bytes()}
+        if self.recipe.optimizer.kind == "muon":
+            largest = max(count for _, count in self.stacks())
+            gram = max(min(shape) * count / max(shape) for shape, count in self.stacks())
+            # Cleaned gradients, the stacked update, and the iteration's operand, result and two Gram matrices.
+            parts["optimizer step"] = 4.0 * (4 * largest + 3 * gram) / self.shards
+        return parts
+
+    # -- pieces ------------------------------------------------------------------------------------------------------
+
+    def activations(self) -> float:
+        """What the forward pass keeps for the backward pass, all blocks, and the hidden states at the end."""
+        model, train = self.model, self.recipe.train
+        mode = train.checkpointing
+        kept = self.block_bytes_per_token(mode) * self.tokens * model.num_hidden_layers
+        if self.casts:
+            # Autocast's copies of the weights: of every block where its products are kept, else of one at a time.
+            copied = model.block_parameters() * (model.num_hidden_layers if mode == "none" else 1)
+            kept += 2.0 * (copied + model.vocab_size * model.hidden_size)
+        if train.document_mask and self.on_cpu:
+            kept += self.mask_bytes() * (model.num_hidden_layers if mode == "none" else 1)
+        # Input and normed input of the last norm, and the gradient of what it gave.
+        final = (2 * self.stream_bytes + self.product_bytes) * model.hidden_size * self.tokens
+        return kept + final
+
+    def block_bytes_per_token(self, mode: str) -> float:
+        """Bytes that one block keeps for each token, by what is recomputed: none, selective or full.
+
+        h: residual stream, qkv: query, key, value and attention's result, ffn: one feed-forward activation. Eager keeps
+        every operand; a compiled block lets the compiler recompute norms and SiLU from what products gave.
+        """
+        model = self.model
+        h, ffn = model.hidden_size, model.intermediate_size
+        qkv = 2 * (model.num_attention_heads + model.num_key_value_heads) * model.head_dim
+        wide, narrow = self.stream_bytes, self.product_bytes
+        small = 4 * model.num_attention_heads + 8  # attention's log-sum-exp and two norms' scales, fp32
+        if mode == "full":
+            return wide * h
+        if mode == "selective":
+            streams = 2 if self.compiled else 3
+            return (wide + (streams - 1) * narrow) * h + narrow * (qkv + 2 * ffn) + small
+        if self.compiled:
+            return (wide + 3 * narrow) * h + narrow * (qkv + 3 * ffn) + small
+        norms = {"fp32": 6 * 4, "mixed": 4 * 4 + 5 * 2, "bf16": 4 * 4 + 2 * 2}[self.precision]
+        return norms * h + narrow * (qkv + 4 * ffn) + small
+
+    def mask_bytes(self) -> float:
+        """The dense document mask as SDPA takes it on CPUs: one number for each pair of positions."""
+        return 4.0 * self.rows * self.recipe.train.seq_len**2
+
+    def chunk_bytes(self) -> float:
+        """Logits of one chunk of tokens: in fp32 with the temporary of their log-sum-exp, and in bf16 before that."""
+        chunk = min(self.recipe.train.loss_chunk or self.tokens, self.tokens)
+        per_logit = 8 if self.precision == "fp32" else 10
+        return float(per_logit * chunk * self.model.vocab_size)
+
+    def head_gradients(self) -> float:
+        """The head's gradient, computed in fp32 together with the loss."""
+        return 4.0 * self.model.vocab_size * self.model.hidden_size
+
+    def backward_bytes(self) -> float:
+        """Temporaries of one block's backward pass, with what it recomputes before that."""
+        model = self.model
+        recomputed = 0.0
+        mode = self.recipe.train.checkpointing
+        if mode != "none":
+            recomputed = (self.block_bytes_per_token("none") - self.block_bytes_per_token(mode)) * self.tokens
+        # Gradients of the feed-forward's three activations and of the stream on its two ways.
+        flowing = (3 * self.product_bytes * model.intermediate_size + 2 * self.stream_bytes * model.hidden_size) * (
+            self.tokens
+        )
+        grads = 0.0 if self.grads_stay() else self.weight_bytes * model.block_parameters() / self.shards
+        if self.shards > 1:
+            # One block's whole gradient, in bf16 as computed and in fp32 as it is reduced.
+            grads += (self.product_bytes + 4.0) * model.block_parameters()
+        return recomputed + flowing + grads
