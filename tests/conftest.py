@@ -1,9 +1,18 @@
 """Fixtures that several rooms share."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+# Several workers share the cores, and torch reads this when it is first imported, here or in a process a test starts.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+if TYPE_CHECKING:
+    from puna.model.config import ModelConfig
+    from puna.model.llama import LlamaForCausalLM
 
 
 @pytest.fixture(scope="session")
@@ -13,3 +22,25 @@ def test_data() -> Path:
     if not place or not Path(place).is_dir():
         pytest.skip("needs the shared test data: set PUNA_TEST_DATA to its folder")
     return Path(place)
+
+
+@pytest.fixture(scope="session")
+def random_model() -> Callable[..., "LlamaForCausalLM"]:
+    """A function `(config, seed=0) -> model` whose every weight is random: a fresh model's blocks do nothing yet."""
+
+    def make(config: "ModelConfig", seed: int = 0) -> "LlamaForCausalLM":
+        import torch
+
+        from puna.model.llama import LlamaForCausalLM
+
+        model = LlamaForCausalLM(config)
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.dim() == 1:
+                    parameter.normal_(1.0, 0.1, generator=generator)
+                else:
+                    parameter.normal_(0.0, parameter.shape[1] ** -0.5, generator=generator)
+        return model.eval()
+
+    return make
