@@ -1,0 +1,29 @@
+"""draw a run as one self-contained HTML page
+
+The page is one file without scripts or requests; it can be drawn while the run is still going on.
+"""
+
+import argparse
+from pathlib import Path
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """What the command takes."""
+    parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="run directory, such as runs/laptop")
+    parser.add_argument(
+        "-o", "--output", type=Path, metavar="FILE", help="where to write (default: RUN_DIR/report.html)"
+    )
+    parser.add_argument("--json", action="store_true", help="print the run's figures as JSON too")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Draw the page and print its path."""
+    from puna.core.console import print_json
+    from puna.train.record import load_run, summary
+    from puna.train.report import write_report
+
+    path = write_report(args.run_dir, args.output)
+    if args.json:
+        print_json({"report": str(path), **summary(load_run(args.run_dir))})
+    else:
+        print(path)

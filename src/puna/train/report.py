@@ -1,0 +1,558 @@
+"""A run as one HTML page that needs nothing else: no script, no font, no request, readable in ten years.
+
+Reads the run directory (metrics.jsonl, and when they are there recipe.toml and evaluation.json) and writes report.html.
+Any state of a run has a page: finished, running, killed after one line. The order is that of a reader's questions: what
+is it, how good is it, beside what, how did it get there, what does it write, did it cost what was predicted.
+"""
+
+from collections.abc import Callable, Sequence
+from html import escape
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from puna import __version__
+from puna.core.files import write_text
+from puna.core.plots import (
+    STYLE,
+    Mark,
+    Series,
+    bar,
+    interval_bar,
+    line_chart,
+    mark_symbol,
+    smooth,
+    stacked_bar,
+)
+from puna.core.statistics import wilson
+from puna.core.units import format_bytes, format_count, format_seconds
+from puna.train.metrics import Event
+from puna.train.record import Points, Run, load_run, points, status, summary
+
+_SHAPES = {
+    # event: shape, warn, name in the legend
+    "checkpoint": ("diamond", False, "checkpoint"),
+    "skip": ("cross", True, "step skipped"),
+    "rollback": ("back", True, "rolled back"),
+    "resume": ("play", False, "resumed"),
+    "interrupted": ("square", False, "interrupted"),
+    "stopped": ("square", True, "stopped by the guard"),
+}
+
+
+def write_report(run_dir: Path, output: Path | None = None) -> Path:
+    """Draw `run_dir` as a page at `output` (default: run_dir/report.html) and return its path.
+
+    Raises PunaError when the run or its metrics are missing or damaged.
+    """
+    page = render(load_run(run_dir))
+    path = output or run_dir / "report.html"
+    if path.is_dir():
+        path = path / "report.html"
+    write_text(path, page)
+    return path
+
+
+def render(run: Run) -> str:
+    """The whole page."""
+    facts = summary(run)
+    css = resources.files("puna.train").joinpath("report.css").read_text(encoding="utf-8")
+    sections = [
+        _header(run, facts),
+        _comparison(run),
+        _learning(run),
+        _completions(run),
+        _samples(run),
+        _course(run),
+        _predicted(run, facts),
+        _events(run),
+        _machine(run),
+    ]
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        # The page asks nobody for anything, and says so to the browser.
+        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">\n"
+        f"<title>{escape(run.name)} · Puna</title>\n<style>\n{css}{STYLE}</style>\n</head>\n<body>\n<main>\n"
+        + "\n".join(section for section in sections if section)
+        + f"\n</main>\n<footer>Drawn by Puna {escape(__version__)} from metrics.jsonl.</footer>\n</body>\n</html>\n"
+    )
+
+
+# -- sections ----------------------------------------------------------------------------------------------------------
+
+
+def _header(run: Run, facts: dict[str, Any]) -> str:
+    state, warn = status(run)
+    device = run.start.get("device")
+    eyebrow = f'<span class="status{" warn" if warn else ""}">{escape(state)}</span>'
+    if device:
+        eyebrow += f" · {escape(str(device))}"
+    if run.start.get("time"):
+        eyebrow += f" · {escape(str(run.start['time'])[:16].replace('T', ' '))}"
+    peak_share = facts["mfu"]["full"]
+    figures = [
+        (_number(facts["heldout_bits_per_byte"], ".3f"), "bits per byte, held-out text"),
+        (_or_dash(facts["tokens"], format_count), "tokens trained"),
+        (_or_dash(facts["seconds"], format_seconds), "training time"),
+        (_or_dash(facts["tokens_per_second"], lambda v: f"{v:,.0f}"), "tokens per second"),
+        (_number(peak_share, ".0%"), "of the measured peak, full-attention convention"),
+        (_or_dash(facts["peak_memory_bytes"], format_bytes), "peak memory"),
+    ]
+    cells = "".join(f"<div><dt>{escape(name)}</dt><dd>{value}</dd></div>" for value, name in figures if value != "–")
+    return (
+        f'<header>\n<p class="eyebrow">{eyebrow}</p>\n<h1>{escape(run.name)}</h1>\n<p class="lead">{_sentence(facts)}'
+        f'</p>\n<dl class="figures">{cells}</dl>\n</header>'
+    )
+
+
+def _sentence(facts: dict[str, Any]) -> str:
+    """One sentence that says what this is and how good it is."""
+    size = facts["parameters"]
+    what = f"A Llama of <b>{format_count(size)} parameters</b>" if size else "A Llama"
+    steps = (
+        f"{facts['step']:,} of {facts['total_steps']:,} steps" if facts["total_steps"] else f"{facts['step']:,} steps"
+    )
+    if facts["step"] == facts["total_steps"]:
+        steps = f"{facts['step']:,} steps"
+    text = f"{what}, trained for {steps} on <b>{format_count(facts['tokens'] or 0)} tokens</b>"
+    if facts["seconds"] is not None:
+        text += f" in {format_seconds(facts['seconds'])}"
+    value = facts["heldout_bits_per_byte"]
+    if value is None:
+        return text + "; it has not been measured on held-out text yet."
+    return text + f"; it needs <b>{value:.3f} bits</b> for a byte of text it has not seen."
+
+
+def _comparison(run: Run) -> str:
+    rows = run.evaluation.get("bits_per_byte", [])
+    if not rows:
+        return ""
+    ours = next((row for row in rows if row.get("ours")), rows[0])
+    longest = max((row["value"] for row in rows if row["value"] is not None), default=1.0)
+    body = []
+    rows = sorted(rows, key=lambda row: (row["value"] is None, row["value"]))
+    for row in rows:
+        drawing = "" if row["value"] is None else bar(row["value"] / longest, ours=row is ours)
+        interval = row.get("interval")
+        spread = f"{interval[0]:.3f} – {interval[1]:.3f}" if interval else ""
+        body.append([_named(row["name"], row.get("note")), _Html(drawing), _number(row["value"], ".3f"), spread])
+    table = _table(
+        ["", "bits per byte, shorter is better", "", "95 % interval"],
+        body,
+        numeric=(2, 3),
+        drawing=1,
+        ours=next(index for index, row in enumerate(rows) if row is ours),
+    )
+    return _section(
+        "Beside compressors",
+        "A language model is a compressor: what it finds likely costs few bits. All were given the same held-out "
+        "documents, one at a time.",
+        f'<div class="scroll">{table}</div>',
+    )
+
+
+def _learning(run: Run) -> str:
+    train = points(run.train, "bits_per_byte")
+    heldout = points(run.evals, "bits_per_byte")
+    if not train and not heldout:
+        return _section("Learning", "The run has not written a line of training yet.", "")
+    half_life = max(1.0, len(train) / 40)
+    smoothed = list(zip([x for x, _ in train], smooth([y for _, y in train], half_life), strict=True))
+    series = [Series("raw", train, "raw"), Series("training", smoothed, "main")]
+    if heldout:
+        series.append(Series("held-out", heldout, "dots"))
+    references = _compressors(run)
+    top = _frame(smoothed, heldout, [value for _, value in references])
+    charts = "".join(
+        f'<div class="{name}">'
+        + line_chart(
+            series,
+            title="Bits per byte",
+            description=_describe(smoothed, heldout),
+            y_format=lambda value: f"{value:.3g}",
+            x_format=lambda value: f"{value:,.0f}",
+            x_label="step",
+            x_range=_x_range(run),
+            y_max=top,
+            references=references,
+            marks=_marks(run),
+            lane=bool(run.events),
+            width=width,
+            height=height,
+        )
+        + "</div>"
+        for name, width, height in (("wide", 1040, 420), ("narrow", 420, 320))
+    )
+    cut = [x for x, y in smoothed if top is not None and y > top]
+    notes = [f"Training is smoothed with a half-life of {half_life:.0f} lines."] if half_life >= 2 else []
+    if cut:
+        notes.append(f"The steps up to {cut[-1]:,.0f} begin above the frame, at {smoothed[0][1]:.2f}.")
+    text = "How many bits the model needs for a byte of text, as training goes on."
+    return _section(
+        "Learning", text, f"<figure>{charts}{_mark_legend(run)}<figcaption>{' '.join(notes)}</figcaption></figure>"
+    )
+
+
+def _compressors(run: Run) -> list[tuple[str, float]]:
+    """gzip, xz and the best row that is neither the model nor untrained: lines for the eye on the curve's chart."""
+    rows = [row for row in run.evaluation.get("bits_per_byte", [])[1:] if row["value"] is not None]
+    rows = [row for row in rows if "untrained" not in row["name"] and not row.get("ours")]
+    best = min(rows, key=lambda row: row["value"], default=None)
+    return [
+        (f"{r['name']} {r['value']:.2f}", r["value"]) for r in rows if r is best or r["name"] in ("gzip -9", "xz -9")
+    ]
+
+
+def _course(run: Run) -> str:
+    """Six small charts over the same steps."""
+    predicted = run.start.get("predicted") or {}
+    peak = run.start.get("peak_flops")
+    precision = run.start.get("precision", "")
+    memory = [(x, y / 2**30) for x, y in points(run.train, "memory_bytes")]
+    memory_prediction = predicted.get("memory_bytes")
+    loss = points(run.train, "loss")
+    norms = points(run.train, "grad_norm")
+    speeds = points(run.train, "tokens_per_second")
+    full, causal = points(run.train, "mfu", "full"), points(run.train, "mfu", "causal")
+    count = "{:,.0f}".format
+    charts = [
+        _small(run, [Series("loss", loss)], "Loss, nats per token", "{:.3g}".format, _frame(loss, [], [])),
+        _small(run, [Series("norm", norms)], "Gradient norm, before clipping", "{:.3g}".format, _frame(norms, [], [])),
+        _small(
+            run, [Series("factor", points(run.train, "lr_factor"))], "Learning rate, share of peak", "{:.0%}".format
+        ),
+        _small(
+            run,
+            [Series("speed", speeds)],
+            "Tokens per second",
+            count,
+            references=_reference("predicted", predicted.get("tokens_per_second"), count),
+        ),
+        _small(
+            run,
+            [Series("full attention", full), Series("causal", causal, "second")],
+            "Share of the measured peak",
+            "{:.0%}".format,
+        )
+        if full
+        else "",
+        _small(
+            run,
+            [Series("peak", memory)],
+            "Peak memory, GiB",
+            "{:.3g}".format,
+            references=_reference(
+                "predicted", memory_prediction / 2**30 if memory_prediction else None, "{:.3g}".format
+            ),
+        ),
+    ]
+    figures = "".join(f"<figure>{chart}</figure>" for chart in charts if chart)
+    if not figures:
+        return ""
+    if peak:
+        text = (
+            f"The peak is {_flops(peak)}, the best matrix product measured on this device"
+            f"{f' for {escape(str(precision))} training' if precision else ''}. Full attention counts the whole square "
+            "of scores; causal counts the triangle that is needed."
+        )
+    else:
+        text = "The peak of this device was not measured, so no share of it is given."
+    return _section("The course of the run", text, f'<div class="grid">{figures}</div>')
+
+
+def _small(
+    run: Run,
+    series: Sequence[Series],
+    title: str,
+    y_format: Callable[[float], str],
+    y_max: float | None = None,
+    *,
+    references: Sequence[tuple[str, float]] = (),
+) -> str:
+    series = [one for one in series if one.points]
+    if not series:
+        return ""
+    first, last = series[0].points[0], series[0].points[-1]
+    return line_chart(
+        series,
+        title=title,
+        description=f"From {y_format(first[1])} at step {first[0]:,.0f} to {y_format(last[1])} at step {last[0]:,.0f}.",
+        y_format=y_format,
+        x_format=lambda value: f"{value:,.0f}",
+        x_label="step",
+        x_range=_x_range(run),
+        y_zero=True,
+        y_max=y_max,
+        references=references,
+        marks=[mark for mark in _marks(run) if mark.shape != "diamond"],
+    )
+
+
+def _completions(run: Run) -> str:
+    rows = [row for row in run.evaluation.get("completions", []) if row["sampled"]]
+    if not rows:
+        return ""
+    trivial = any(row.get("trivial") is not None for row in rows)
+    baseline = any(row.get("baseline") is not None for row in rows)
+    columns = ["", "share that parses, 0 to 100 %", "", "95 % interval", "counted"]
+    body = []
+    for row in rows:
+        low, high = wilson(row["parsed"], row["sampled"])
+        share = row["parsed"] / row["sampled"]
+        tip = f"{share:.1%}, 95 % interval {low:.1%} to {high:.1%}"
+        cells = [
+            _named(row.get("label") or "model", f"step {row['step']:,}"),
+            _Html(interval_bar(low, share, high, tip)),
+            f"{share:.1%}",
+            f"{low:.1%} – {high:.1%}",
+            f"{row['parsed']:,} of {row['sampled']:,}",
+        ]
+        cells += [_count_or_share(row.get("trivial"))] if trivial else []
+        cells += [_count_or_share(row.get("baseline"))] if baseline else []
+        body.append(cells)
+    columns += (["parse, but do nothing"] if trivial else []) + (["baseline"] if baseline else [])
+    table = _table(columns, body, numeric=tuple(range(2, len(columns))), drawing=1)
+    return _section(
+        "Writing code",
+        "Given the head of a function from a held-out file, the model writes the body. Counted are bodies that "
+        "Python's own parser accepts and that do something. Parsing is a first measure of code: it does not say that "
+        "the body is right. Intervals are Wilson's.",
+        f'<div class="scroll">{table}</div>',
+    )
+
+
+def _samples(run: Run) -> str:
+    samples = run.samples + [sample for sample in run.evaluation.get("samples", []) if sample.get("text")]
+    samples = sorted(samples, key=lambda sample: sample.get("step", 0))
+    if not samples:
+        return ""
+    shown = sorted({round(i * (len(samples) - 1) / 5) for i in range(6)}) if len(samples) > 6 else range(len(samples))
+    rest = [index for index in range(len(samples)) if index not in set(shown)]
+
+    def cards(indices: Sequence[int]) -> str:
+        return '<div class="samples">' + "".join(_sample(samples[index]) for index in indices) + "</div>"
+
+    body = cards(list(shown))
+    if rest:
+        body += f"<details><summary>{len(rest)} more samples</summary>{cards(rest)}</details>"
+    return _section("What it writes", "Samples as training went on; the prompt stands in colour.", body)
+
+
+def _sample(sample: Event) -> str:
+    prompt, text = str(sample.get("prompt") or ""), str(sample.get("text") or "")
+    name = f"Step {sample.get('step', 0):,}"
+    label = f" <span>{escape(str(sample['label']))}</span>" if sample.get("label") else ""
+    return (
+        f'<div><h3>{name}{label}</h3><pre tabindex="0" aria-label="Sample at step {sample.get("step", 0)}"><code>'
+        f'<span class="prompt">{escape(prompt)}</span>{escape(text)}</code></pre></div>'
+    )
+
+
+def _predicted(run: Run, facts: dict[str, Any]) -> str:
+    predicted = run.start.get("predicted") or {}
+    rows = []
+    for name, expected, actual, form in (
+        ("peak memory", predicted.get("memory_bytes"), facts["peak_memory_bytes"], format_bytes),
+        ("tokens per second", predicted.get("tokens_per_second"), facts["tokens_per_second"], "{:,.0f}".format),
+        ("time", predicted.get("seconds"), facts["seconds"] if run.end else None, format_seconds),
+    ):
+        if expected is None and actual is None:
+            continue
+        error = f"{actual / expected - 1:+.1%}".replace("-", "−") if expected and actual is not None else "–"
+        rows.append([name, _or_dash(expected, form), _or_dash(actual, form), error])
+    parts = _goodput(run)
+    if not rows and not parts:
+        return ""
+    table = _table(["", "predicted", "actual", "error"], rows, numeric=(1, 2, 3)) if rows else ""
+    text = "What was said before the run started, and what came of it."
+    if rows and not run.end:
+        text += " The run is unfinished: actual values are those so far."
+    body = f'<div class="scroll">{table}</div>' if table else ""
+    return _section("Predicted and actual", text, body + parts)
+
+
+def _goodput(run: Run) -> str:
+    goodput = (run.end or {}).get("goodput") or {}
+    names = {"compute": "computing", "data": "waiting for data", "checkpoint": "checkpoints", "eval": "evaluation"}
+    parts = [(names.get(key, key), float(value)) for key, value in goodput.items() if isinstance(value, int | float)]
+    total = sum(amount for _, amount in parts)
+    if total <= 0:
+        return ""
+    drawing = stacked_bar(parts, value_format=format_seconds)
+    legend = "".join(
+        f'<li><span class="swatch part{index}"></span>{escape(name)} {amount / total:.1%}, '
+        f"{format_seconds(amount)}</li>"
+        for index, (name, amount) in enumerate(parts)
+    )
+    return f'<figure><figcaption>Where the time went</figcaption>{drawing}<ul class="legend">{legend}</ul></figure>'
+
+
+def _events(run: Run) -> str:
+    told = [event for event in run.events if event.get("event") != "checkpoint"]
+    checkpoints = [event["step"] for event in run.events if event.get("event") == "checkpoint"]
+    if not told and not checkpoints:
+        return ""
+    text = ""
+    if checkpoints:
+        many = f"{len(checkpoints)} checkpoints were" if len(checkpoints) > 1 else "One checkpoint was"
+        text = f"{many} saved, the last at step {checkpoints[-1]:,}."
+    rows = [
+        [
+            f"{event['step']:,}",
+            _SHAPES.get(str(event.get("event")), ("", False, str(event.get("event"))))[2],
+            _detail(event),
+        ]
+        for event in told
+    ]
+    body = f'<div class="scroll">{_table(["step", "what", "detail"], rows[:50])}</div>' if rows else ""
+    if len(rows) > 50:
+        body += f'<p class="note">{len(rows) - 50} more stand in metrics.jsonl.</p>'
+    return _section("Events", text or "What happened besides training.", body)
+
+
+def _detail(event: Event) -> str:
+    documents = event.get("documents")
+    text = str(event.get("detail") or "")
+    if isinstance(documents, list) and documents:
+        text += f" Documents in the batch: {', '.join(map(str, documents[:3]))}"
+        text += f" and {len(documents) - 3} more." if len(documents) > 3 else "."
+    return text
+
+
+def _machine(run: Run) -> str:
+    start, flops = run.start, run.start.get("flops_per_token") or {}
+    facts = [
+        ("device", start.get("device")),
+        ("processes", start.get("world_size")),
+        ("precision", start.get("precision")),
+        ("compiled", None if start.get("compiled") is None else "yes" if start["compiled"] else "no"),
+        ("measured peak of a matrix product", start.get("peak_flops") and _flops(start["peak_flops"])),
+        ("FLOPs per token, full attention", flops.get("full") and format_count(flops["full"])),
+        ("FLOPs per token, causal attention", flops.get("causal") and format_count(flops["causal"])),
+        ("tokens per step", start.get("tokens_per_step")),
+        ("bytes per token", start.get("bytes_per_token") and f"{start['bytes_per_token']:.3f}"),
+        ("resumed from step", start.get("resumed_from")),
+        ("torch", start.get("torch")),
+        ("python", start.get("python")),
+        ("puna", start.get("puna")),
+    ]
+    rows = [[name, f"{v:,}" if isinstance(v, int) else str(v)] for name, v in facts if v not in (None, "")]
+    body = f'<div class="scroll">{_table(["", "value"], rows, head=False)}</div>' if rows else ""
+    if run.recipe:
+        recipe = f'<pre tabindex="0"><code>{escape(run.recipe)}</code></pre>'
+        body += f"<details><summary>The resolved recipe</summary>{recipe}</details>"
+    return _section("Machine, versions, recipe", "", body) if body else ""
+
+
+# -- pieces ------------------------------------------------------------------------------------------------------------
+
+
+def _section(title: str, text: str, body: str) -> str:
+    lead = f"<p class='note'>{text}</p>" if text else ""
+    return f"<section>\n<h2>{escape(title)}</h2>\n{lead}\n{body}\n</section>"
+
+
+class _Html(str):
+    """Text that is markup already; everything else is escaped."""
+
+
+def _named(name: str, note: Any) -> _Html:
+    small = f"<small>{escape(str(note))}</small>" if note else ""
+    return _Html(escape(str(name)) + small)
+
+
+def _table(
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    numeric: Sequence[int] = (),
+    drawing: int | None = None,
+    ours: int | None = None,
+    head: bool = True,
+) -> str:
+    """An HTML table; cells are escaped unless they are _Html. The first cell of a row is its header."""
+
+    def cell(index: int, text: str) -> str:
+        kind = ' class="number"' if index in numeric else ' class="drawing"' if index == drawing else ""
+        tag, scope = ("th", ' scope="row"') if index == 0 else ("td", "")
+        # On a phone rows of bars have no head; the label then says what a number is.
+        label = f' data-label="{escape(columns[index])}"' if index in numeric and text and columns[index] else ""
+        return f"<{tag}{scope}{kind}{label}>{text if isinstance(text, _Html) else escape(text)}</{tag}>"
+
+    header = "".join(
+        f'<th scope="col"{" class=number" if index in numeric else ""}>{escape(name)}</th>' if name else "<td></td>"
+        for index, name in enumerate(columns)
+    )
+    body = "".join(
+        f"<tr{' class=ours' if at == ours else ''}>{''.join(cell(i, text) for i, text in enumerate(row))}</tr>"
+        for at, row in enumerate(rows)
+    )
+    kind = "" if drawing is None else ' class="bars"'
+    return f"<table{kind}>{f'<thead><tr>{header}</tr></thead>' if head else ''}<tbody>{body}</tbody></table>"
+
+
+def _mark_legend(run: Run) -> str:
+    seen = {str(event.get("event")) for event in run.events}
+    items = [
+        f"<li>{mark_symbol(shape, warn=warn)}{escape(name)}</li>"
+        for event, (shape, warn, name) in _SHAPES.items()
+        if event in seen
+    ]
+    return f'<ul class="legend">{"".join(items)}</ul>' if items else ""
+
+
+def _marks(run: Run) -> list[Mark]:
+    out = []
+    for event in run.events:
+        shape, warn, name = _SHAPES.get(str(event.get("event")), ("diamond", False, str(event.get("event"))))
+        detail = f"step {event['step']:,}: {name}. {event.get('detail') or ''}".strip()
+        out.append(Mark(event["step"], detail, shape, warn))  # type: ignore[arg-type]
+    return out
+
+
+def _frame(line: Points, dots: Points, others: Sequence[float]) -> float | None:
+    """The upper edge that leaves out a steep start or single spikes, when those would flatten all the rest."""
+    if len(line) < 30:
+        return None
+    values = sorted(y for _, y in line)
+    usual = max([values[int(0.95 * len(values))], *others])
+    spread = usual - values[0]
+    return usual + 0.15 * spread if values[-1] > usual + 0.5 * spread > usual else None
+
+
+def _x_range(run: Run) -> tuple[float, float]:
+    steps = [event.get("step", 0) for event in (*run.train, *run.evals, *run.events)]
+    return 0.0, float(max([1, *steps]))
+
+
+def _describe(smoothed: Points, heldout: Points) -> str:
+    parts = []
+    if smoothed:
+        (x0, y0), (x1, y1) = smoothed[0], smoothed[-1]
+        parts.append(f"Training text: from {y0:.3f} at step {x0:,.0f} to {y1:.3f} at step {x1:,.0f}.")
+    if heldout:
+        parts.append(f"Held-out text: {heldout[-1][1]:.3f} at step {heldout[-1][0]:,.0f}.")
+    return " ".join(parts)
+
+
+def _reference(name: str, value: float | None, form: Callable[[float], str]) -> list[tuple[str, float]]:
+    return [] if value is None else [(f"{name} {form(value)}", value)]
+
+
+def _number(value: float | None, form: str) -> str:
+    return "–" if value is None else format(value, form)
+
+
+def _or_dash(value: float | None, form: Callable[[float], str]) -> str:
+    return "–" if value is None else form(value)
+
+
+def _count_or_share(value: Any) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.1%}" if isinstance(value, float) else str(value)
+
+
+def _flops(value: float) -> str:
+    return f"{value / 1e12:.3g} TFLOP/s" if value >= 1e12 else f"{value / 1e9:.3g} GFLOP/s"
