@@ -1,82 +1,212 @@
-"""What a person watching a run sees: what is expected, a line now and then, and how it ended (all on stderr).
+"""What a person watching a run sees: what is expected, how it goes, and how it ended (all on stderr).
 
-Plain lines rather than a screen that redraws itself: they read the same on a terminal, in a job's log and over a slow
-connection. An observer of the trainer: called with the events that also go to metrics.jsonl.
+On a terminal one quiet block is redrawn in place at each log interval; what matters later (skipped steps, roll-backs,
+the end) is printed above it and stays. Anywhere else, such as a job's log, the same facts come as plain lines. An
+observer of the trainer: called with the events that also go to metrics.jsonl.
 """
 
-from typing import Any
+import itertools
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
-from puna.core.console import say
+from puna.core.console import console
 from puna.core.units import format_bytes, format_count, format_seconds
+
+if TYPE_CHECKING:
+    from rich.console import Console, Group
+    from rich.live import Live
 
 Event = dict[str, Any]
 
+_BARS = "▁▂▃▄▅▆▇█"
+_SAMPLE_LINES = 6
+
 
 class LiveView:
-    """Call it with each event of a run."""
+    """Call it with each event of a run. to: the console to draw on (default: stderr's)."""
 
-    def __init__(self) -> None:
+    def __init__(self, to: "Console | None" = None) -> None:
+        self._console = to or console()
+        self._live: Live | None = None
         self._start: Event = {}
+        self._train: Event = {}
+        self._eval: Event = {}
+        self._sample: Event = {}
+        self._losses: list[float] = []
 
     def __call__(self, event: Event) -> None:
-        show = getattr(self, f"_on_{event['kind']}", None)
-        if show:
-            show(event)
+        kind = event["kind"]
+        if kind in ("start", "train", "eval", "sample"):
+            setattr(self, f"_{kind}", event)
+        if kind == "train" and event["loss"] is not None:
+            self._losses.append(event["loss"])
+        if kind == "start":
+            self._console.print(expectation(event), markup=False)
+            if self._console.is_terminal:
+                self._open()
+        elif kind == "event":
+            if event["event"] != "checkpoint":
+                self._console.print(f"{event['event']} at step {event['step']:,}: {event['detail']}", markup=False)
+            if event["event"] in ("interrupted", "stopped"):
+                self.close()
+        elif kind == "end":
+            self.close()
+            self._console.print(outcome(event), markup=False)
+        elif self._live:
+            self._live.update(self._block(), refresh=True)
+        else:
+            self._console.print(plain_line(event, self._start), markup=False)
 
-    def _on_start(self, event: Event) -> None:
-        self._start = event
-        device = f"{event['world_size']} processes on {event['device']}" if event["world_size"] > 1 else event["device"]
-        precision = event["precision"] + (", compiled" if event["compiled"] else "")
-        say(f"{format_count(event['parameters'])} parameters, {precision}, {device}")
-        expected = [format_bytes(event["predicted"]["memory_bytes"]) + " of memory"]
-        if event["predicted"]["tokens_per_second"]:
-            expected.append(f"{format_count(event['predicted']['tokens_per_second'])} tokens/s")
-        if event["predicted"]["seconds"]:
-            expected.append(format_seconds(event["predicted"]["seconds"]))
-        tokens = event["total_steps"] * event["tokens_per_step"]
-        say(f"{event['total_steps']:,} steps, {format_count(tokens)} tokens. Expected: {', '.join(expected)}.")
-        if event["resumed_from"] is not None:
-            say(f"Going on from step {event['resumed_from']:,}.")
+    def close(self) -> None:
+        """Leave the last block standing and give the terminal back. May be called at any time, and twice."""
+        if self._live:
+            self._live.stop()
+            self._live = None
 
-    def _on_train(self, event: Event) -> None:
-        total = self._start["total_steps"]
-        left = (total - event["step"]) * event["step_seconds"]
-        parts = [
-            f"step {event['step']:>{len(str(total))}}/{total}",
-            f"loss {_number(event['loss'], '.4f')}",
-            f"{_number(event['bits_per_byte'], '.3f')} bits/byte",
-            f"norm {_number(event['grad_norm'], '.3g')}",
-            f"{format_count(event['tokens_per_second'])} tokens/s",
+    def _open(self) -> None:
+        from rich.live import Live
+
+        self.close()
+        self._live = Live(console=self._console, auto_refresh=False, redirect_stdout=False)
+        self._live.start()
+        # rich hides the cursor. A run can end in ways that run no clean-up, so it stays visible.
+        self._console.show_cursor(True)
+
+    def _block(self) -> "Group":
+        """The picture of the run now, at most as wide as the terminal."""
+        from rich.console import Group
+        from rich.text import Text
+
+        width = min(self._console.width, 100)
+        lines = ["", *self._progress(width), "", *self._figures(width), *self._latest_sample()]
+        texts = []
+        for line in lines:
+            text = Text(line, no_wrap=True, overflow="ellipsis")
+            text.truncate(width, overflow="ellipsis")
+            if line.startswith("  ") and line[2:14].strip() in _LABELS:
+                text.stylize("dim", 0, 14)
+            elif line.startswith("  │"):
+                text.stylize("dim")
+            text.highlight_regex("━+", "green")
+            text.highlight_regex("─+", "dim")
+            texts.append(text)
+        return Group(*texts)
+
+    def _progress(self, width: int) -> list[str]:
+        step, total = self._train.get("step", self._start["step"]), self._start["total_steps"]
+        share = min(1.0, step / max(1, total))
+        right = f"  {step:,} of {total:,}  {share:.0%}"
+        if self._train and step < total:
+            right += f"  {format_seconds((total - step) * self._train['step_seconds'])} left"
+        size = max(8, width - 4 - max(42, len(right)))
+        done = round(share * size)
+        return [f"  {'━' * done}{'─' * (size - done)}{right}"]
+
+    def _figures(self, width: int) -> list[str]:
+        train, start = self._train, self._start
+        if not train:
+            return ["  the first steps are being made …"]
+        line = sparkline(self._losses, max(8, min(36, width - 44)))
+        bits = f"{_number(train['bits_per_byte'], '.3f')} training"
+        if self._eval:
+            bits += f" · {_number(self._eval['bits_per_byte'], '.3f')} held-out at step {self._eval['step']:,}"
+        speed = f"{train['tokens_per_second']:,.0f} tokens/s"
+        if train["mfu"]:
+            speed += f" · {train['mfu']['full']:.0%} of measured peak (full attention)"
+        expected = (start.get("predicted") or {}).get("memory_bytes")
+        memory = format_bytes(train["memory_bytes"]) + (f" · {format_bytes(expected)} predicted" if expected else "")
+        return [
+            f"  {'loss':<12}{_number(train['loss'], '.4f')} nats per token  {line}",
+            f"  {'bits/byte':<12}{bits}",
+            f"  {'speed':<12}{speed}",
+            f"  {'memory':<12}{memory}",
         ]
-        if event["mfu"]:
-            # Full-attention convention, against the rate measured on this device.
-            parts.append(f"{event['mfu']['full']:.0%} of measured peak")
-        if left:
-            parts.append(f"{format_seconds(left)} left")
-        say("  ".join(parts))
 
-    def _on_eval(self, event: Event) -> None:
-        say(f"[bold]held-out: {event['bits_per_byte']:.4f} bits/byte[/bold] at step {event['step']:,}")
+    def _latest_sample(self) -> list[str]:
+        if not self._sample:
+            return [""]
+        text = f"{self._sample['prompt']}{self._sample['text']}"
+        lines = [_printable(line) for line in text.expandtabs(4).splitlines()]
+        lines = [line for line in lines if line.strip()][:_SAMPLE_LINES]
+        return ["", f"  {'sample':<12}step {self._sample['step']:,}", *(f"  │ {line}" for line in lines), ""]
 
-    def _on_sample(self, event: Event) -> None:
-        from rich.markup import escape
 
-        say(f"[dim]{escape(event['prompt'])}[/dim]{escape(event['text'])}")
+_LABELS = ("loss", "bits/byte", "speed", "memory", "sample")
 
-    def _on_event(self, event: Event) -> None:
-        from rich.markup import escape
 
-        if event["event"] != "checkpoint":
-            say(f"[yellow]{event['event']}[/yellow] at step {event['step']:,}: {escape(event['detail'])}")
+def expectation(event: Event) -> str:
+    """What is about to run and what it should take, from the start event."""
+    device = f"{event['world_size']} processes on {event['device']}" if event["world_size"] > 1 else event["device"]
+    precision = event["precision"] + (", compiled" if event["compiled"] else "")
+    predicted = event["predicted"]
+    expected = [format_bytes(predicted["memory_bytes"]) + " of memory"]
+    if predicted["tokens_per_second"]:
+        expected.append(f"{format_count(predicted['tokens_per_second'])} tokens/s")
+    if predicted["seconds"]:
+        expected.append(format_seconds(predicted["seconds"]))
+    tokens = event["total_steps"] * event["tokens_per_step"]
+    lines = [
+        f"{format_count(event['parameters'])} parameters, {precision}, {device}",
+        f"{event['total_steps']:,} steps, {format_count(tokens)} tokens. Expected: {', '.join(expected)}.",
+    ]
+    if event["resumed_from"] is not None:
+        lines.append(f"Going on from step {event['resumed_from']:,}.")
+    return "\n".join(lines)
 
-    def _on_end(self, event: Event) -> None:
-        error = event["error"]
-        speed = "" if error["tokens_per_second"] is None else f" (prediction {error['tokens_per_second']:+.0%})"
-        say(
-            f"Done: {format_count(event['tokens'])} tokens in {format_seconds(event['seconds'])}, "
-            f"{format_count(event['tokens_per_second'])} tokens/s{speed}, "
-            f"{format_bytes(event['peak_memory_bytes'])} at most (prediction {error['memory']:+.0%})."
-        )
+
+def plain_line(event: Event, start: Event) -> str:
+    """One line for a train, eval or sample event."""
+    if event["kind"] == "eval":
+        return f"held-out: {_number(event['bits_per_byte'], '.4f')} bits/byte at step {event['step']:,}"
+    if event["kind"] == "sample":
+        lines = f"{event['prompt']}{event['text']}".expandtabs(4).splitlines()
+        return f"sample at step {event['step']:,}: " + "\n".join(_printable(line) for line in lines)
+    total = start["total_steps"]
+    left = (total - event["step"]) * event["step_seconds"]
+    parts = [
+        f"step {event['step']:>{len(str(total))}}/{total}",
+        f"loss {_number(event['loss'], '.4f')}",
+        f"{_number(event['bits_per_byte'], '.3f')} bits/byte",
+        f"norm {_number(event['grad_norm'], '.3g')}",
+        f"{format_count(event['tokens_per_second'])} tokens/s",
+    ]
+    if event["mfu"]:
+        # Full-attention convention, against the rate measured on this device.
+        parts.append(f"{event['mfu']['full']:.0%} of measured peak")
+    if left:
+        parts.append(f"{format_seconds(left)} left")
+    return "  ".join(parts)
+
+
+def outcome(event: Event) -> str:
+    """How the run ended and how good the predictions were, from the end event."""
+    error = event["error"]
+    speed = "" if error["tokens_per_second"] is None else f" (prediction {error['tokens_per_second']:+.0%})"
+    return (
+        f"Done: {format_count(event['tokens'])} tokens in {format_seconds(event['seconds'])}, "
+        f"{format_count(event['tokens_per_second'])} tokens/s{speed}, "
+        f"{format_bytes(event['peak_memory_bytes'])} at most (prediction {error['memory']:+.0%})."
+    )
+
+
+def sparkline(values: Sequence[float], width: int) -> str:
+    """The values as at most `width` small bars, each the mean of its stretch.
+
+    The scale ends at the 90th percentile: a loss falls so steeply at first that the rest would be one flat line.
+    """
+    if not values:
+        return ""
+    count = min(width, len(values))
+    edges = [round(i * len(values) / count) for i in range(count + 1)]
+    means = [sum(values[a:b]) / (b - a) for a, b in itertools.pairwise(edges)]
+    low, high = min(means), sorted(means)[int(0.9 * (count - 1))]
+    scale = (len(_BARS) - 1) / (high - low) if high > low else 0.0
+    return "".join(_BARS[min(len(_BARS) - 1, round((mean - low) * scale))] for mean in means)
+
+
+def _printable(line: str) -> str:
+    """A model may write control characters, which must not reach the terminal."""
+    return "".join(char if char.isprintable() else "�" for char in line)
 
 
 def _number(value: float | None, form: str) -> str:

@@ -22,7 +22,8 @@ class Run:
     """What the run directory says, sorted for drawing."""
 
     name: str
-    start: Event
+    start: Event  # the last one: a run that was resumed has several
+    first_start: Event
     end: Event | None  # None while the run is unfinished
     train: list[Event]
     evals: list[Event]
@@ -52,11 +53,12 @@ def load_run(run_dir: Path) -> Run:
     return Run(
         name=run_dir.resolve().name,
         start=starts[-1] if starts else {},
+        first_start=starts[0] if starts else {},
         end=ends[-1] if finished else None,
         train=kinds.get("train", []),
         evals=kinds.get("eval", []),
         samples=kinds.get("sample", []),
-        events=kinds.get("event", []),
+        events=sorted(kinds.get("event", []) + _resumes(events), key=lambda event: int(event.get("step", 0))),
         evaluation=_checked(read_json(evaluation), evaluation) if evaluation.exists() else {},
         recipe=recipe.read_text(encoding="utf-8", errors="replace") if recipe.exists() else "",
     )
@@ -103,6 +105,17 @@ def _heldout(run: Run) -> float | None:
             return float(row["value"])
     measured = points(run.evals, "bits_per_byte")
     return measured[-1][1] if measured else None
+
+
+def _resumes(events: Sequence[Event]) -> list[Event]:
+    """Resumed starts as events, where the run did not write one itself."""
+    known = {event["step"] for event in events if event.get("event") == "resume"}
+    resumed = [e["resumed_from"] for e in events if e["kind"] == "start" and e.get("resumed_from") is not None]
+    return [
+        {"kind": "event", "step": step, "event": "resume", "detail": f"went on from step {step:,}"}
+        for step in resumed
+        if step not in known
+    ]
 
 
 def points(events: Sequence[Event], key: str, inner: str | None = None) -> Points:

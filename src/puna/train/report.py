@@ -355,16 +355,21 @@ def _predicted(run: Run, facts: dict[str, Any]) -> str:
     for name, expected, actual, form in (
         ("peak memory", predicted.get("memory_bytes"), facts["peak_memory_bytes"], format_bytes),
         ("tokens per second", predicted.get("tokens_per_second"), facts["tokens_per_second"], "{:,.0f}".format),
-        ("time", predicted.get("seconds"), facts["seconds"] if run.end else None, format_seconds),
+        (
+            "time",
+            (run.first_start.get("predicted") or {}).get("seconds"),
+            facts["seconds"] if run.end else None,
+            format_seconds,
+        ),
     ):
         if expected is None and actual is None:
             continue
-        error = f"{actual / expected - 1:+.1%}".replace("-", "−") if expected and actual is not None else "–"
+        error = f"{expected / actual - 1:+.1%}".replace("-", "−") if expected and actual else "–"
         rows.append([name, _or_dash(expected, form), _or_dash(actual, form), error])
     parts = _goodput(run)
     if not rows and not parts:
         return ""
-    table = _table(["", "predicted", "actual", "error"], rows, numeric=(1, 2, 3)) if rows else ""
+    table = _table(["", "predicted", "actual", "prediction off by"], rows, numeric=(1, 2, 3)) if rows else ""
     text = "What was said before the run started, and what came of it."
     if rows and not run.end:
         text += " The run is unfinished: actual values are those so far."
