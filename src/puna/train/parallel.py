@@ -102,7 +102,7 @@ def apply_to_blocks(model: LlamaForCausalLM, *, recompute: str, compiled: bool) 
         if compiled:
             # One graph serves all blocks: their parameters are inputs of it, not constants in it.
             forward = torch.compile(forward, fullgraph=recompute == "none")
-        block.forward = forward  # type: ignore[method-assign, assignment]
+        block.forward = forward
 
 
 def distribute(model: LlamaForCausalLM, layout: Layout, mesh: DeviceMesh | None, precision: str) -> nn.Module:

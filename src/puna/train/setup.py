@@ -10,7 +10,11 @@ from puna.data.corpus import Corpus
 from puna.model.layout import Layout
 from puna.model.llama import LlamaForCausalLM
 from puna.model.store import load_model
+from puna.train.bigram import bigram_weights
 from puna.train.recipe import Recipe
+
+# Tokens that are counted for `init = "bigram"`: more of them change little for the vocabularies it is for.
+BIGRAM_TOKENS = 20_000_000
 
 
 def open_corpus(recipe: Recipe) -> Corpus:
@@ -37,16 +41,39 @@ def open_corpus(recipe: Recipe) -> Corpus:
     return corpus
 
 
-def build_model(recipe: Recipe, device: torch.device) -> LlamaForCausalLM:
-    """The network on `device` with its first weights: fresh from the seed, or from `start_from`."""
+def build_model(recipe: Recipe, corpus: Corpus, device: torch.device) -> LlamaForCausalLM:
+    """The network on `device` with its first weights: those of `start_from`, or fresh ones from the seed."""
     dtype = torch.bfloat16 if recipe.train.precision == "bf16" else torch.float32
     if recipe.start_from:
-        return load_model(Path(recipe.start_from), device=device, dtype=dtype)
+        model = load_model(Path(recipe.start_from), device=device, dtype=dtype)
+        if model.config.num_parameters() != recipe.model.num_parameters():
+            raise PunaError(
+                f"{recipe.start_from} has {model.config.num_parameters():,} parameters, the recipe's model "
+                f"{recipe.model.num_parameters():,}.",
+                "Give the recipe the shape of the model it starts from.",
+            )
+        return model
     with torch.device("meta"):
         model = LlamaForCausalLM(recipe.model)
     model.to_empty(device=device)
     model.init_weights(recipe.train.seed)
+    if recipe.train.init == "bigram":
+        _start_as_bigram(model, corpus, recipe.train.seed)
     return model.to(dtype)
+
+
+@torch.no_grad()
+def _start_as_bigram(model: LlamaForCausalLM, corpus: Corpus, seed: int) -> None:
+    config = model.config
+    if config.tie_word_embeddings:
+        raise PunaError(
+            "train.init = 'bigram' needs an embedding and a head of their own, but model.tie_word_embeddings = true.",
+            "Set it to false, or use train.init = 'normal'.",
+        )
+    tokens = corpus.read(0, min(corpus.stream_tokens, BIGRAM_TOKENS))
+    embedding, head = bigram_weights(tokens, config.vocab_size, config.hidden_size, seed=seed)
+    model.model.embed_tokens.weight.copy_(embedding)
+    model.lm_head.weight.copy_(head)
 
 
 def default_layout(recipe: Recipe, device: torch.device) -> Layout:

@@ -70,7 +70,7 @@ class StepLog:
                 "step": trainer.step,
                 "tokens": trainer.step * recipe.tokens_per_step,
                 "loss": _finite(loss),
-                "bits_per_byte": _finite(loss / math.log(2) / trainer.corpus.bytes_per_token),
+                "bits_per_byte": _finite(loss / math.log(2) / trainer.bytes_per_token),
                 "grad_norm": _finite(rows[-1][1]),
                 "lr_factor": trainer.lr_factor(),
                 "tokens_per_second": speed,

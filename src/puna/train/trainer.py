@@ -105,6 +105,7 @@ class Trainer:
         self.kept_recipe = recipe.model_copy(update={"train": settled})
         self.recipe = recipe = recipe.model_copy(update={"train": settled, "layout": layout})
         self.corpus = open_corpus(recipe)
+        self.bytes_per_token = self.corpus.num_bytes() / max(1, self.corpus.num_tokens())
         self.machine = machine or measure(device.type)
         self.memory = predict_memory(recipe, device_type=device.type, world_size=world.size)
         check_fits(recipe, self.memory, self.machine)
@@ -113,7 +114,7 @@ class Trainer:
         self.micro_rows, self.micro_batches = parallel.check_batch(recipe.train.batch, recipe.train.micro_batch, ranks)
         self.first_row = world.rank * self.micro_rows * self.micro_batches
         mesh = parallel.data_mesh(layout, world)
-        self.model = build_model(recipe, device)
+        self.model = build_model(recipe, self.corpus, device)
         if recipe.train.fp8:
             from puna.train.fp8 import use_fp8
 
@@ -127,8 +128,7 @@ class Trainer:
         self.step, self.data_step, self.rollbacks = 0, 0, 0
         self.skipped: list[int] = []  # steps within the guard's window, since the last roll-back
         self.clock = Clock()
-        self.stop = threading.Event()
-        self.stop_signal = signal.SIGTERM
+        self.signal = 0  # the one that asked this process to stop
 
     # -- the run -----------------------------------------------------------------------------------------------------
 
@@ -218,6 +218,12 @@ class Trainer:
         with parallel.autocast(config.precision, self.world.device, sharded=self.sharded):
             return bits_per_byte(self.model, self.corpus, window=config.seq_len, max_bytes=max_bytes)
 
+    def uncompiled(self) -> contextlib.AbstractContextManager[Any]:
+        """Around generation: its shapes change with every token, and each would compile the blocks anew."""
+        if self.recipe.train.compile == "on":
+            return torch.compiler.set_stance("force_eager")
+        return contextlib.nullcontext()
+
     def save_model(self, directory: Path) -> None:
         """Write the weights of now as a model directory (every rank takes part; the first one writes)."""
         state = parallel.full_state(self.model)
@@ -302,26 +308,26 @@ class Trainer:
             tokenizer, prompt = self.corpus.tokenizer, self.recipe.log.sample_prompt
             params = SamplingParams(max_tokens=48, temperature=0.7, seed=self.recipe.train.seed)
             if self.world.first:
-                text = Engine(self.model, tokenizer).generate([tokenizer.encode(prompt, bos=True)], params)[0].text
+                with self.uncompiled():
+                    text = Engine(self.model, tokenizer).generate([tokenizer.encode(prompt, bos=True)], params)[0].text
                 self.emit({"kind": "sample", "step": self.step, "prompt": prompt, "text": text})
 
     def _stopping(self) -> bool:
         """Whether any process was asked to stop; all agree on it before the next step."""
-        if self.world.size == 1:
-            return self.stop.is_set()
-        flag = torch.tensor(int(self.stop.is_set()))
-        dist.all_reduce(flag, op=dist.ReduceOp.MAX)
-        return bool(flag.item())
+        if self.world.size > 1:
+            asked = torch.tensor(self.signal)
+            dist.all_reduce(asked, op=dist.ReduceOp.MAX)
+            self.signal = int(asked.item())
+        return self.signal != 0
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
         """First SIGINT or SIGTERM: finish the step, save and leave. Second SIGINT: leave at once."""
 
         def ask(signum: int, _frame: Any) -> None:
-            if self.stop.is_set() and signum == signal.SIGINT:
+            if self.signal and signum == signal.SIGINT:
                 raise KeyboardInterrupt
-            self.stop_signal = signal.Signals(signum)
-            self.stop.set()
+            self.signal = signum
             if self.world.first:
                 say("[yellow]Stopping after this step; a checkpoint will be saved. Ctrl-C again leaves at once.[/]")
 
@@ -417,7 +423,7 @@ class Trainer:
             "total_steps": recipe.total_steps,
             "flops_per_token": self.flops,
             "peak_flops": self.peak,
-            "bytes_per_token": self.corpus.bytes_per_token,
+            "bytes_per_token": self.bytes_per_token,
             "predicted": self._predicted(),
             "resumed_from": resumed_from,
         }
@@ -469,7 +475,7 @@ class Trainer:
             f"stopped at step {self.step} of {self.recipe.total_steps}; resume with: puna train --resume {self.run_dir}"
         )
         event = {"kind": "event", "step": self.step, "event": "interrupted", "detail": detail}
-        event["signal"] = self.stop_signal.name
+        event["signal"] = signal.Signals(self.signal).name
         self.emit(event)
         return event
 
