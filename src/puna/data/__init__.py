@@ -1,1 +1,1 @@
-"""data."""
+"""From files to a corpus directory, and from a corpus directory to batches. No torch here."""

@@ -1,0 +1,88 @@
+"""Datasets of the Hugging Face Hub, by id (extra `hub`).
+
+Only `huggingface_hub` is needed: a dataset is a repository of files, and parquet and jsonl files are read by the same
+readers as local ones. A dataset in another form is read through the Hub's own parquet conversion. The branch is
+resolved to a commit first; all files come from that commit, and the manifest keeps it. Files lie in the Hub's cache,
+so a second build downloads nothing. `HF_ENDPOINT`, `HF_TOKEN` and `HF_HOME` mean what they mean everywhere.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from puna.core.errors import PunaError
+from puna.data.recipe import SourceConfig
+from puna.data.sources import RECORDS, Input, matches, suffix
+
+_CONVERTED = "refs/convert/parquet"  # the branch on which the Hub keeps every dataset as parquet
+
+
+def list_dataset(source: SourceConfig) -> list[Input]:
+    """The record files of a dataset at one commit, sorted by name. Raises PunaError when there are none."""
+    for revision in dict.fromkeys((source.revision, _CONVERTED)):
+        info = _info(source, revision, optional=revision == _CONVERTED)
+        if info is None:
+            continue
+        names = {file.rfilename: file.size or 0 for file in info.siblings or []}
+        wanted = [
+            name
+            for name in sorted(names)
+            if suffix(name)[0] in RECORDS
+            and (not source.glob or matches(name, source.glob))
+            and not matches(name, source.exclude, folders=True)
+        ]
+        if wanted:
+            return [Input(name, names[name], name, info.sha) for name in wanted]
+    patterns = f" that matches {', '.join(source.glob)}" if source.glob else ""
+    raise PunaError(
+        f"Source '{source.name}': dataset '{source.id}' at '{source.revision}' has no parquet or jsonl file{patterns}.",
+        "Check `id`, `revision` and `glob`.",
+    )
+
+
+def fetch(source: SourceConfig, item: Input) -> Path:
+    """The local path of one file of a dataset, downloaded when it is not in the cache."""
+    hub = _library()
+    try:
+        return Path(hub.hf_hub_download(source.id, item.place, repo_type="dataset", revision=item.revision))
+    except (hub.errors.HfHubHTTPError, hub.errors.LocalEntryNotFoundError, OSError) as error:
+        raise _sentence(source, error) from error
+
+
+def _info(source: SourceConfig, revision: str, *, optional: bool) -> Any:
+    hub = _library()
+    try:
+        return hub.HfApi().dataset_info(source.id, revision=revision, files_metadata=True)
+    except (hub.errors.HfHubHTTPError, OSError) as error:
+        if optional and isinstance(error, hub.errors.RevisionNotFoundError):
+            return None
+        raise _sentence(source, error) from error
+    except hub.errors.HFValidationError as error:
+        raise PunaError(f"Source '{source.name}': '{source.id}' is not a dataset id.", "Write owner/name.") from error
+    except Exception as error:
+        # The HTTP client under huggingface_hub has changed between versions (requests, httpx); its connection errors
+        # share no base class with the Hub's own.
+        if type(error).__module__.split(".")[0] in ("requests", "httpx", "httpcore", "urllib3", "httpx2"):
+            raise _sentence(source, error) from error
+        raise
+
+
+def _library() -> Any:
+    try:
+        import huggingface_hub
+        import huggingface_hub.errors
+    except ImportError:
+        raise PunaError("Sources of kind 'hub' need the package huggingface-hub.", "pip install 'puna[hub]'.") from None
+    return huggingface_hub
+
+
+def _sentence(source: SourceConfig, error: BaseException) -> PunaError:
+    errors = _library().errors
+    what = f"Source '{source.name}': dataset '{source.id}'"
+    if isinstance(error, errors.GatedRepoError):
+        return PunaError(f"{what} is gated.", "Accept its terms on the Hub and set HF_TOKEN.")
+    if isinstance(error, errors.RevisionNotFoundError):
+        return PunaError(f"{what} has no revision '{source.revision}'.", "Check `revision`.")
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return PunaError(f"{what} does not exist, or is private.", "Check `id`; for a private one set HF_TOKEN.")
+    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return PunaError(f"{what} cannot be reached ({first}).", "Check the network, or use a local copy as kind 'files'.")
