@@ -1,0 +1,94 @@
+"""Sampling against transformers' filters and against the distribution it claims to draw from."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import (
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from puna.core.errors import PunaError
+from puna.engine.sampling import SamplingParams, probabilities, sample
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    temperature=st.sampled_from([0.3, 0.7, 1.0, 1.5]),
+    top_k=st.sampled_from([0, 1, 5, 40]),
+    top_p=st.sampled_from([0.1, 0.5, 0.9, 0.99, 1.0]),
+    min_p=st.sampled_from([0.0, 0.02, 0.3]),
+    seed=st.integers(0, 1000),
+)
+def test_filters_keep_what_transformers_keeps(
+    temperature: float, top_k: int, top_p: float, min_p: float, seed: int
+) -> None:
+    logits = torch.randn(2, 50, generator=torch.Generator().manual_seed(seed)) * 3
+    warpers = LogitsProcessorList([TemperatureLogitsWarper(temperature)])
+    if top_k:
+        warpers.append(TopKLogitsWarper(top_k))
+    if top_p < 1:
+        warpers.append(TopPLogitsWarper(top_p))
+    if min_p:
+        warpers.append(MinPLogitsWarper(min_p))
+    theirs = warpers(torch.zeros(2, 1, dtype=torch.long), logits).softmax(-1)
+    params = SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+    ours = probabilities(logits, [params, params])
+    torch.testing.assert_close(ours / ours.sum(-1, keepdim=True), theirs, rtol=1e-4, atol=1e-6)
+
+
+def test_even_uniform_numbers_give_the_distribution() -> None:
+    logits = torch.tensor([0.5, 2.0, -1.0, 0.0, 1.0]).expand(20_000, -1)
+    uniforms = [(i + 0.5) / 20_000 for i in range(20_000)]
+    ids, logprobs = sample(logits, [SamplingParams()] * 20_000, uniforms)
+    expected = logits[0].softmax(-1)
+    torch.testing.assert_close(ids.bincount(minlength=5) / 20_000, expected, rtol=0, atol=1e-4)
+    torch.testing.assert_close(logprobs, logits[0].log_softmax(-1)[ids])
+
+
+def test_rows_with_unlike_parameters_do_not_disturb_each_other() -> None:
+    logits = torch.randn(4, 100, generator=torch.Generator().manual_seed(0))
+    params = [
+        SamplingParams(temperature=0),
+        SamplingParams(top_k=1),
+        SamplingParams(top_p=1e-6),
+        SamplingParams(min_p=1.0, temperature=1e-9),
+    ]
+    ids, _ = sample(logits, params, [0.999999] * 4)
+    assert torch.equal(ids, logits.argmax(-1)), "each of the four leaves only the likeliest token"
+
+
+@given(edge=st.sampled_from([0.0, 0.5, 1 - 2**-53]), seed=st.integers(0, 50))
+@settings(max_examples=60, deadline=None)
+def test_a_filtered_token_is_never_drawn(edge: float, seed: int) -> None:
+    logits = torch.randn(1, 64, generator=torch.Generator().manual_seed(seed)) * 4
+    logits[0, [0, 63]] = float("-inf")  # at both ends, where a rounding error would land
+    params = [SamplingParams(top_p=0.8)]
+    ids, _ = sample(logits, params, [edge])
+    assert probabilities(logits, params)[0, ids[0]] > 0
+    ids, _ = sample(logits, [SamplingParams()], [edge])
+    assert ids[0] not in (0, 63)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"max_tokens": 0},
+        {"temperature": -0.1},
+        {"temperature": float("nan")},
+        {"temperature": float("inf")},
+        {"top_k": -1},
+        {"top_p": 0.0},
+        {"top_p": 1.1},
+        {"min_p": 2.0},
+        {"stop": ("",)},
+        {"stop": "end"},
+    ],
+)
+def test_meaningless_parameters_are_refused(values: dict) -> None:
+    with pytest.raises(PunaError, match=next(iter(values)) + r"|stop string"):
+        SamplingParams(**values)
