@@ -65,8 +65,8 @@ def _wait(workers: list[subprocess.Popen[bytes]]) -> int:
     before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
     failed, since = 0, 0.0
     try:
-        while any(worker.poll() is None for worker in workers):
-            failures = [worker.returncode for worker in workers if worker.returncode]
+        while None in (codes := [worker.poll() for worker in workers]):
+            failures = [code for code in codes if code]
             if failures and not failed:
                 failed, since = failures[0], time.monotonic()
             leaving = asked and failed in (128 + signal.SIGINT, 128 + signal.SIGTERM)

@@ -1,0 +1,54 @@
+"""Prove on this machine that stopping and resuming changes nothing.
+
+Exit codes: 0 when everything agrees, 1 when something differs, 2 when something given is wrong.
+"""
+
+import argparse
+import dataclasses
+import sys
+import tempfile
+from pathlib import Path
+
+from puna.core.errors import PunaError
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument("recipe", type=Path, metavar="RECIPE", help="training recipe, for example recipes/smoke.toml")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="values that win over the recipe's")
+    parser.add_argument("--steps", type=int, default=20, metavar="N", help="steps of each run (default: 20)")
+    parser.add_argument("--nproc", default="1,2,4", metavar="N,M", help="numbers of processes (default: 1,2,4)")
+    parser.add_argument("--keep", type=Path, metavar="DIR", help="leave the runs in this folder")
+    parser.add_argument("--json", action="store_true", help="print one JSON value")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Run the proof and print what was compared."""
+    from puna.core.console import print_json, show_table
+    from puna.core.recipe import load
+    from puna.train.recipe import Recipe
+    from puna.train.run_directory import settle_corpus
+    from puna.train.verify import verify_resume
+
+    recipe = settle_corpus(load(Recipe, args.recipe, args.overrides).value)
+    if args.keep and args.keep.exists() and any(args.keep.iterdir()):
+        raise PunaError(f"{args.keep} is not empty.", "Give --keep a new folder.")
+    with tempfile.TemporaryDirectory(prefix="puna-verify-") as folder:
+        processes = _numbers(args.nproc)
+        checks = verify_resume(recipe, args.keep or Path(folder), steps=args.steps, processes=processes)
+    passed = all(check.passed for check in checks)
+    if args.json:
+        print_json({"passed": passed, "steps": args.steps, "checks": [dataclasses.asdict(check) for check in checks]})
+    else:
+        rows = [(check.what, check.compared, check.detail, "same" if check.passed else "DIFFERENT") for check in checks]
+        show_table(("compared with the straight run", "values", "found", "verdict"), rows)
+        print("Stopping and resuming changes nothing." if passed else "Resuming changed something: this is a bug.")
+    if not passed:
+        sys.exit(1)
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise PunaError(f"--nproc {text} is not a list of numbers.", "Write it like 1,2,4.") from None
