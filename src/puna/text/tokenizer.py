@@ -1,308 +1,320 @@
-"""Byte-level BPE: text to token ids and back. The only place where either is made.
+"""The tokenizer: text to token ids and back, training, and the files that other software reads.
 
-Tokenizers are trained on exactly Llama 3's split pattern with `ignore_merges`, so that every runtime that knows Llama 3
-(transformers, vLLM, llama.cpp's "llama-bpe") splits our text the same way. Files of others are read as they are:
-`tokenizer.json`, and tiktoken's format, whose ranks are turned into merges. The work is done by the `tokenizers`
-library; this module gives it the right parts and keeps specials apart from text.
+`Tokenizer` wraps the `tokenizers` library around one tokenizer.json. It encodes text as plain text by default: what
+looks like a special token in a document or in a user's words stays letters. Only the chat renderer, and a caller who
+says `special=True`, make control tokens.
 """
 
-import base64
-import binascii
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import tokenizers
-from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from puna.core.errors import PunaError
-from puna.core.files import write_json, write_text
-
-# Llama 3's pattern, as in its reference tokenizer; GPT-2's, as in tiktoken.
-LLAMA3_PATTERN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-
-BEGIN_OF_TEXT, END_OF_TEXT = "<|begin_of_text|>", "<|end_of_text|>"
-START_HEADER, END_HEADER = "<|start_header_id|>", "<|end_header_id|>"
-END_OF_TURN, END_OF_MESSAGE, PYTHON_TAG = "<|eot_id|>", "<|eom_id|>", "<|python_tag|>"
-PAD = "<|finetune_right_pad_id|>"
-THINK, END_THINK = "<think>", "</think>"
-TOOL_CALL, END_TOOL_CALL = "<tool_call>", "</tool_call>"
-SPECIAL_TOKENS = (
-    BEGIN_OF_TEXT,
-    END_OF_TEXT,
-    START_HEADER,
-    END_HEADER,
-    END_OF_TURN,
-    END_OF_MESSAGE,
-    PYTHON_TAG,
-    PAD,
-    THINK,
-    END_THINK,
-    TOOL_CALL,
-    END_TOOL_CALL,
+from puna.core.files import read_json, write_json, write_text
+from puna.text.bytelevel import (
+    LLAMA3_PATTERN,
+    bpe_spec,
+    byte_alphabet,
+    pre_tokenizer,
+    spec_from_ranks,
+    special_names,
 )
-RESERVED_SLOTS = 16
+from puna.text.spec import (
+    decoder_kind,
+    looks_like_control,
+    merges_as_text,
+    sentencepiece_bytes,
+    template_in,
+    token_name,
+    token_to_bytes,
+    without_control,
+)
+from puna.text.template import CHAT_TEMPLATE, RESPONSE_TEMPLATE
+
+# What models of the field call these tokens, the ones preferred first.
+_BEGIN = ("<|begin_of_text|>", "<s>", "<bos>", "<|endoftext|>")
+_END_OF_TEXT = ("<|end_of_text|>", "</s>", "<eos>", "<|endoftext|>")
+_END_OF_TURN = ("<|eot_id|>", "<|im_end|>", "<end_of_turn>")
+_PAD = ("<|finetune_right_pad_id|>", "<pad>", "<|end_of_text|>", "</s>", "<|endoftext|>")
 
 
 class Tokenizer:
-    """A byte-level BPE tokenizer. Special tokens in a text are text unless `special=True` says otherwise."""
+    """A byte-level BPE tokenizer, or a SentencePiece-like one in a tokenizer.json.
 
-    def __init__(self, inner: tokenizers.Tokenizer, *, name: str = "tokenizer") -> None:
-        self._inner = inner
-        table = json.loads(inner.to_str())
-        if table["model"]["type"] != "BPE":
-            raise PunaError(f"{name} is a {table['model']['type']} tokenizer.", "Puna reads byte-level BPE tokenizers.")
-        self.special: dict[str, int] = {t["content"]: t["id"] for t in table["added_tokens"] if t["special"]}
-        self.hash: str = hashlib.sha256(json.dumps(table, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
-        # The library finds added tokens in any text; a copy without them sees text as text.
-        self._plain = tokenizers.Tokenizer.from_str(json.dumps({**table, "added_tokens": [], "post_processor": None}))
+    spec: the content of a tokenizer.json. config: that of tokenizer_config.json (names of the begin and end tokens).
+    chat_template: the Jinja template that goes with it; None: Puna's own where the tokenizer has Llama 3's headers.
+    """
 
-    @classmethod
-    def load(cls, path: Path) -> "Tokenizer":
-        """Read a folder with tokenizer.json or tokenizer.model, or either file, or a .tiktoken file.
+    def __init__(
+        self,
+        spec: Mapping[str, Any],
+        *,
+        config: Mapping[str, Any] | None = None,
+        chat_template: str | None = None,
+        place: str = "tokenizer",
+    ) -> None:
+        spec, config = dict(spec), config or {}
+        # A tokenizer.json may ask for truncation or padding at encoding: a corpus wants neither.
+        spec |= {"truncation": None, "padding": None}
+        model = spec.get("model") or {}
+        if model.get("type") != "BPE" or not isinstance(model.get("vocab"), dict):
+            raise PunaError(f"{place} is a tokenizer of type {model.get('type')}, not BPE.", "Give a BPE tokenizer.")
+        spec["model"] = model | {"merges": merges_as_text(model.get("merges") or [])}
+        added = {token["content"]: token for token in spec.get("added_tokens") or []}
+        ids = model["vocab"] | {name: token["id"] for name, token in added.items()}
 
-        Raises PunaError when there is none or it is damaged.
+        self.special: dict[str, int] = {n: t["id"] for n, t in added.items() if t["special"] or looks_like_control(n)}
+        self.vocab_size: int = max(ids.values(), default=-1) + 1
+        bos = token_name(config["bos_token"]) if "bos_token" in config else _first(_BEGIN, ids)
+        ends = (_first(_END_OF_TEXT, ids), _first(_END_OF_TURN, ids), token_name(config.get("eos_token")))
+        known_ends = [name for name in ends if name in ids]
+        self.bos_id: int | None = ids.get(bos)
+        self.eos_ids: list[int] = list(dict.fromkeys(ids[name] for name in known_ends))
+        self._bos_token = bos if bos in ids else None
+        # What the files name as the end stays; generation stops at all of `eos_ids` anyway.
+        self._eos_token = ends[2] if ends[2] in ids else next(iter(known_ends), None)
+        if chat_template is None and "<|start_header_id|>" in self.special and "<|eot_id|>" in self.special:
+            chat_template = CHAT_TEMPLATE
+        self.chat_template = chat_template
+
+        self._hidden = {token["id"] for token in added.values() if token["special"]}
+        # As text: for Llama 3 the parsed form takes ten times the memory, and it is wanted again only for saving.
+        self._json = json.dumps(spec, ensure_ascii=False, separators=(",", ":"))
+        self._byte_level, self._drops_first_space = decoder_kind(spec, place)
+        self._plain = _backend(json.dumps(without_control(spec, set(self.special)), ensure_ascii=False), place)
+        self._place = place
+
+    @staticmethod
+    def load(path: Path) -> "Tokenizer":
+        """Read a directory with tokenizer.json or tokenizer.model, or one of these files, or a .tiktoken file.
+
+        tokenizer.model is read in tiktoken's format (Llama 3); the split pattern and the special tokens follow from
+        the number of ranks. Raises PunaError when nothing is there or what is there is damaged.
         """
-        path = Path(path)
+        folder = path if path.is_dir() else path.parent
         if path.is_dir():
-            found = next((path / n for n in ("tokenizer.json", "tokenizer.model") if (path / n).is_file()), None)
-            if found is None:
-                raise PunaError(f"{path} holds no tokenizer.json or tokenizer.model.", "Check the path.")
-            path = found
-        if not path.is_file():
-            raise PunaError(f"{path} does not exist.", "Give a folder or file with a tokenizer.")
-        if path.suffix != ".json":
-            return cls(_from_ranks(_read_ranks(path), str(path)), name=str(path))
+            file = next(
+                (path / name for name in ("tokenizer.json", "tokenizer.model") if (path / name).is_file()), None
+            )
+            if file is None:
+                raise PunaError(
+                    f"{path} holds neither tokenizer.json nor tokenizer.model.", "Give a folder or a file that is one."
+                )
+        elif path.is_file():
+            file = path
+        else:
+            raise PunaError(f"There is no tokenizer at {path}.", "Check the path.")
+        if file.suffix != ".json":
+            return Tokenizer(spec_from_ranks(file), place=str(file))
+        spec = read_json(file)
+        if not isinstance(spec, dict) or not isinstance(spec.get("model"), dict):
+            raise PunaError(f"{file} is not a tokenizer.json: it has no 'model'.", "Fetch or train it again.")
+        config_file, template_file = folder / "tokenizer_config.json", folder / "chat_template.jinja"
+        config = read_json(config_file) if config_file.is_file() else {}
+        if not isinstance(config, dict):
+            raise PunaError(f"{config_file} is not a JSON object.", "Fetch it again, or remove it.")
+        template = template_file.read_text(encoding="utf-8") if template_file.is_file() else template_in(config)
         try:
-            inner = tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:
-            raise PunaError(f"{path} is not a tokenizer ({error}).", "It may be truncated; get it again.") from None
-        return cls(inner, name=str(path))
+            return Tokenizer(spec, config=config, chat_template=template, place=str(file))
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise PunaError(f"{file} is not a valid tokenizer.json ({error}).", "Fetch or train it again.") from None
 
     def encode(self, text: str, *, bos: bool = False, special: bool = False) -> list[int]:
-        """Token ids of `text`. bos: begin-of-text first. special: names of special tokens in the text become them."""
-        inner = self._inner if special else self._plain
-        return self._begin(bos) + list(inner.encode(text, add_special_tokens=False).ids)
+        """Token ids of `text`.
+
+        bos: put the begin-of-text token in front, where the tokenizer has one. special: read the names of special
+        tokens in the text as these tokens; only for text that we wrote ourselves.
+        Lone surrogates, which no UTF-8 can hold, become U+FFFD.
+        """
+        backend = self._parsing if special else self._plain
+        try:
+            ids = backend.encode(text, add_special_tokens=False).ids
+        except TypeError:
+            ids = backend.encode(_without_surrogates(text), add_special_tokens=False).ids
+        return [self.bos_id, *ids] if bos and self.bos_id is not None else ids
 
     def encode_batch(self, texts: list[str], *, bos: bool = False) -> list[list[int]]:
-        """`encode` of many texts at once, on all cores."""
-        first = self._begin(bos)
-        return [first + list(done.ids) for done in self._plain.encode_batch_fast(texts, add_special_tokens=False)]
+        """`encode` of many texts as plain text, on all cores."""
+        try:
+            encodings = self._plain.encode_batch_fast(texts, add_special_tokens=False)
+        except TypeError:
+            encodings = self._plain.encode_batch_fast(
+                [_without_surrogates(text) for text in texts], add_special_tokens=False
+            )
+        first = [self.bos_id] if bos and self.bos_id is not None else []
+        return [first + encoding.ids for encoding in encodings]
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = False) -> str:
-        """The text of `ids`; bytes that are not UTF-8 become U+FFFD, special tokens their names or nothing."""
-        names = {} if skip_special else {i: name.encode() for name, i in self.special.items()}
-        return b"".join(names.get(i) or self.token_bytes(i) for i in ids).decode("utf-8", errors="replace")
+        """Text of `ids`; bytes that are not UTF-8 become U+FFFD.
+
+        skip_special: leave special tokens out. The markers (<think>, <tool_call>, …) are text and stay.
+        """
+        text = b"".join(self.shown_bytes(i, skip_special=skip_special) for i in ids).decode("utf-8", "replace")
+        return text.removeprefix(" ") if self._drops_first_space else text
 
     def decode_bytes(self, ids: Sequence[int]) -> bytes:
-        """The bytes of `ids`; special tokens stand for none."""
-        return b"".join(self.token_bytes(i) for i in ids)
+        """The bytes that `ids` stand for, without special tokens: what was encoded, to the byte."""
+        return b"".join(map(self.token_bytes, ids))
 
-    def token_bytes(self, token: int) -> bytes:
-        """The bytes one token stands for; b"" for special tokens."""
-        return self._bytes[token]
+    def token_bytes(self, id: int) -> bytes:
+        """Bytes of one token: b"" for special tokens (not for markers) and for ids the vocabulary does not have."""
+        return self.shown_bytes(id, skip_special=True)
+
+    def shown_bytes(self, id: int, *, skip_special: bool = False) -> bytes:
+        """Bytes of one token as `decode` shows them: a special token as its name, unless skip_special."""
+        if skip_special and id in self._hidden:
+            return b""
+        return self._bytes[id] if 0 <= id < len(self._bytes) else b""
+
+    @property
+    def drops_first_space(self) -> bool:
+        """Whether decoding removes one space at the start (SentencePiece-like tokenizers put it there)."""
+        return self._drops_first_space
 
     @cached_property
-    def _bytes(self) -> list[bytes]:
-        table = [b""] * self.vocab_size
-        special = set(self.special.values())
-        to_byte = _char_to_byte()
-        for text, i in self._inner.get_vocab(with_added_tokens=True).items():
-            if i not in special:
-                known = all(c in to_byte for c in text)
-                table[i] = bytes(to_byte[c] for c in text) if known else text.encode()
-        return table
-
-    @property
-    def vocab_size(self) -> int:
-        """Largest id plus one, specials included."""
-        return max(self._inner.get_vocab(with_added_tokens=True).values()) + 1
-
-    @property
-    def bos_id(self) -> int | None:
-        """Begin of text; None when the tokenizer has none."""
-        return next((self.special[n] for n in (BEGIN_OF_TEXT, "<s>", "<|endoftext|>") if n in self.special), None)
-
-    @property
-    def eos_ids(self) -> list[int]:
-        """What ends a generation: end of text, then end of turn."""
-        names = (END_OF_TEXT, END_OF_TURN, "</s>", "<|endoftext|>")
-        return [self.special[name] for name in names if name in self.special]
+    def hash(self) -> str:
+        """SHA-256 of the tokenizer.json with sorted keys and no white space: the tokenizer's identity."""
+        text = json.dumps(json.loads(self._json), ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
     def bytes_per_token(self, texts: Iterable[str]) -> float:
-        """UTF-8 bytes for each token over `texts`."""
+        """UTF-8 bytes of all `texts` per token. Raises PunaError when there is no text."""
         size = tokens = 0
-        for text in texts:
-            size += len(text.encode())
-            tokens += len(self.encode(text))
-        return size / max(1, tokens)
+        for batch in _batches(texts):
+            size += sum(len(text.encode("utf-8", "surrogatepass")) for text in batch)
+            tokens += sum(map(len, self.encode_batch(batch)))
+        if not tokens:
+            raise PunaError("There is no text to measure the tokenizer on.", "Give files that hold some.")
+        return size / tokens
 
     def save(self, directory: Path) -> None:
         """Write tokenizer.json, tokenizer_config.json, special_tokens_map.json and chat_template.jinja.
 
-        In the form that transformers 4 and 5 both read.
+        transformers 4 and 5 both read them: the class is PreTrainedTokenizerFast, which 5 keeps as an alias, and the
+        template lies both in the configuration (4.x) and in its own file (5.x). Each file is whole or as it was.
         """
-        from puna.text.chat import CHAT_TEMPLATE
-
-        write_text(directory / "tokenizer.json", self._inner.to_str(pretty=True))
-        names = {"bos_token": BEGIN_OF_TEXT, "eos_token": END_OF_TEXT, "pad_token": PAD}
-        present = {key: name for key, name in names.items() if name in self.special}
-        chat = {"chat_template": CHAT_TEMPLATE} if START_HEADER in self.special else {}
-        write_json(
-            directory / "tokenizer_config.json",
-            {
-                "tokenizer_class": "PreTrainedTokenizerFast",
-                "model_input_names": ["input_ids", "attention_mask"],
-                "clean_up_tokenization_spaces": False,
-                **present,
-                **chat,
+        spec = json.loads(self._json)
+        tokens = {
+            "bos_token": self._bos_token,
+            "eos_token": self._eos_token,
+            "pad_token": _first(_PAD, self.special),
+        }
+        named = {key: name for key, name in tokens.items() if name}
+        config: dict[str, Any] = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            **tokens,
+            "clean_up_tokenization_spaces": False,
+            "model_input_names": ["input_ids", "attention_mask"],
+            "added_tokens_decoder": {
+                str(token["id"]): {key: value for key, value in token.items() if key != "id"}
+                for token in spec.get("added_tokens") or []
             },
-        )
-        write_json(directory / "special_tokens_map.json", present)
-        if chat:
-            write_text(directory / "chat_template.jinja", CHAT_TEMPLATE)
+        }
+        write_json(directory / "tokenizer.json", spec)
+        write_json(directory / "special_tokens_map.json", named)
+        if self.chat_template is not None:
+            write_text(directory / "chat_template.jinja", self.chat_template)
+            config["chat_template"] = self.chat_template
+            if self.chat_template == CHAT_TEMPLATE:
+                config["response_template"] = RESPONSE_TEMPLATE
+        write_json(directory / "tokenizer_config.json", config)
 
-    def _begin(self, bos: bool) -> list[int]:
-        if not bos:
-            return []
-        if self.bos_id is None:
-            raise PunaError("This tokenizer has no begin-of-text token.", "Encode without it.")
-        return [self.bos_id]
+    @cached_property
+    def _parsing(self) -> tokenizers.Tokenizer:
+        """The backend that reads special tokens in text; rarely wanted, so made when it is."""
+        return _backend(self._json, self._place)
+
+    @cached_property
+    def _bytes(self) -> list[bytes]:
+        """Bytes of each id, the names of added tokens included."""
+        spec = json.loads(self._json)
+        table = [b""] * self.vocab_size
+        back = {ord(char): chr(byte) for byte, char in byte_alphabet().items()}
+        for token, id in spec["model"]["vocab"].items():
+            table[id] = token_to_bytes(token, back) if self._byte_level else sentencepiece_bytes(token)
+        for token in spec.get("added_tokens") or []:
+            table[token["id"]] = token["content"].encode("utf-8", "replace")
+        return table
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """Train on `texts`: vocab_size tokens, specials and reserved slots included, which come last.
+def train_tokenizer(texts: Iterable[str], vocab_size: int, *, reserved: int = 16) -> Tokenizer:
+    """Train byte-level BPE on `texts` with Llama 3's split pattern. The same text gives the same tokenizer.
 
-    The same texts in the same order give the same tokenizer. Raises PunaError when vocab_size leaves no room for the
-    256 bytes and the specials, or there is no text.
+    vocab_size counts everything: 256 bytes, merges, and the special tokens with their `reserved` empty slots, which
+    take the last ids. A text too small for that many merges (a pair must occur twice) gives a smaller vocabulary.
+    Raises PunaError when vocab_size leaves no room for merges or there is no text.
     """
-    reserved = [f"<|reserved_special_token_{i}|>" for i in range(RESERVED_SLOTS)]
-    specials = [*SPECIAL_TOKENS, *reserved]
-    least = 256 + len(specials)
-    if vocab_size < least:
-        raise PunaError(f"A tokenizer of {vocab_size} tokens is too small.", f"Ask for at least {least}.")
-    inner = _byte_level(models.BPE(ignore_merges=True), LLAMA3_PATTERN)
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size - len(specials),
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        special_tokens=[],
-        show_progress=False,
-    )
-    seen = False
-
-    def watched() -> Iterable[str]:
-        nonlocal seen
-        for text in texts:
-            seen = seen or bool(text)
-            yield text
-
-    inner.train_from_iterator(watched(), trainer)
-    if not seen:
-        raise PunaError("There is no text to train a tokenizer on.", "Check the sources and filters.")
-    return Tokenizer(_with_specials(inner, specials))
-
-
-def _byte_level(model: models.BPE, pattern: str) -> tokenizers.Tokenizer:
-    inner = tokenizers.Tokenizer(model)
-    inner.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(pattern), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    inner.decoder = decoders.ByteLevel()
-    return inner
-
-
-def _with_specials(inner: tokenizers.Tokenizer, names: Sequence[str]) -> tokenizers.Tokenizer:
-    inner.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in names])
-    if BEGIN_OF_TEXT in names:
-        bos = (BEGIN_OF_TEXT, inner.token_to_id(BEGIN_OF_TEXT))
-        inner.post_processor = processors.Sequence(
-            [
-                processors.ByteLevel(trim_offsets=False),
-                processors.TemplateProcessing(
-                    single=f"{BEGIN_OF_TEXT} $A",
-                    pair=f"{BEGIN_OF_TEXT} $A {BEGIN_OF_TEXT}:1 $B:1",
-                    special_tokens=[bos],
-                ),
-            ]
+    names = special_names(reserved)
+    if vocab_size < 256 + len(names):
+        raise PunaError(
+            f"A vocabulary of {vocab_size} is too small: 256 bytes and {len(names)} special tokens come first.",
+            f"Ask for at least {256 + len(names)}.",
         )
-    return inner
+    backend = tokenizers.Tokenizer(models.BPE())
+    backend.pre_tokenizer = _pre_tokenizer()
+    backend.decoder = decoders.ByteLevel()
+    seen = [0]
 
+    def batches() -> Iterator[list[str]]:
+        for batch in _batches(texts):
+            seen[0] += sum(map(len, batch))
+            yield [_without_surrogates(text) for text in batch]
 
-def _read_ranks(path: Path) -> dict[bytes, int]:
-    """A tiktoken file: lines of base64 bytes and rank."""
-    ranks: dict[bytes, int] = {}
-    for number, line in enumerate(path.read_bytes().splitlines(), 1):
-        if not line:
-            continue
-        try:
-            token, rank = line.split()
-            ranks[base64.b64decode(token, validate=True)] = int(rank)
-        except (ValueError, binascii.Error):
-            raise PunaError(
-                f"{path}, line {number} is not 'base64 rank'.", "Give tokenizer.json, or a tiktoken-format file."
-            ) from None
-    if not ranks or sorted(ranks.values()) != list(range(len(ranks))):
-        raise PunaError(f"{path}: the ranks are not 0 to {len(ranks) - 1}.", "The file may be truncated.")
-    return ranks
-
-
-def _from_ranks(ranks: dict[bytes, int], name: str) -> tokenizers.Tokenizer:
-    """A tokenizer from tiktoken ranks, with the specials that belong to its size: Llama 3's or GPT-2's."""
-    to_char = {b: c for c, b in _char_to_byte().items()}
-
-    def text(token: bytes) -> str:
-        return "".join(to_char[b] for b in token)
-
-    merges = []
-    for token, rank in ranks.items():
-        if len(token) > 1:
-            parts = _parts(token, rank, ranks)
-            if len(parts) == 2:  # else no merge leads to it, and only a piece that is the token as a whole gives it
-                merges.append((text(parts[0]), text(parts[1])))
-    vocab: Any = {text(token): rank for token, rank in ranks.items()}
-    llama3 = len(ranks) == 128_000
-    model = models.BPE(vocab=vocab, merges=merges, ignore_merges=llama3)
-    inner = _byte_level(model, LLAMA3_PATTERN if llama3 else GPT2_PATTERN)
-    if llama3:
-        return _with_specials(inner, _llama3_specials())
-    if len(ranks) == 50_256:
-        return _with_specials(inner, ["<|endoftext|>"])
-    raise PunaError(
-        f"{name} has {len(ranks)} ranks; which specials and split pattern belong to it is not known.",
-        "Known: 128,000 (Llama 3) and 50,256 (GPT-2). Give tokenizer.json instead.",
+    backend.train_from_iterator(
+        batches(),
+        trainers.BpeTrainer(
+            vocab_size=vocab_size - len(names),
+            min_frequency=2,
+            initial_alphabet=sorted(byte_alphabet().values()),
+            show_progress=False,
+        ),
     )
+    if not seen[0]:
+        raise PunaError("There is no text to train a tokenizer on.", "Give a source that holds some.")
+    model = json.loads(backend.to_str())["model"]
+    specials = {name: len(model["vocab"]) + i for i, name in enumerate(names)}
+    merges = merges_as_text(model["merges"])
+    return Tokenizer(bpe_spec(model["vocab"], merges, pattern=LLAMA3_PATTERN, specials=specials, bos=names[0]))
 
 
-def _parts(token: bytes, rank: int, ranks: dict[bytes, int]) -> list[bytes]:
-    """The merge that made a token: apply all earlier merges to its bytes; two parts are left."""
-    parts = [token[i : i + 1] for i in range(len(token))]
-    while len(parts) > 2:
-        found = [(ranks.get(parts[i] + parts[i + 1], rank), i) for i in range(len(parts) - 1)]
-        best, at = min(found)
-        if best >= rank:
-            break
-        parts[at : at + 2] = [parts[at] + parts[at + 1]]
-    return parts
+def _pre_tokenizer() -> pre_tokenizers.PreTokenizer:
+    """The library's object for what `bytelevel.pre_tokenizer` describes, made from that description itself."""
+    empty = {"type": "BPE", "vocab": {}, "merges": []}
+    return tokenizers.Tokenizer.from_str(
+        json.dumps(
+            {"version": "1.0", "added_tokens": [], "pre_tokenizer": pre_tokenizer(LLAMA3_PATTERN), "model": empty}
+        )
+    ).pre_tokenizer
 
 
-def _llama3_specials() -> list[str]:
-    """Llama 3.1's names of its 256 special tokens, in order (the reference tokenizer and the published config)."""
-    names = [BEGIN_OF_TEXT, END_OF_TEXT, "<|reserved_special_token_0|>", "<|reserved_special_token_1|>", PAD]
-    names += ["<|reserved_special_token_2|>", START_HEADER, END_HEADER, END_OF_MESSAGE, END_OF_TURN, PYTHON_TAG]
-    return names + [f"<|reserved_special_token_{i}|>" for i in range(3, 3 + 256 - len(names))]
+def _backend(text: str, place: str) -> tokenizers.Tokenizer:
+    try:
+        return tokenizers.Tokenizer.from_str(text)
+    except Exception as error:  # the library raises bare Exception
+        raise PunaError(f"{place} is not a valid tokenizer.json ({error}).", "Fetch or train it again.") from None
 
 
-def _char_to_byte() -> dict[str, int]:
-    """GPT-2's table: each byte as a printable character (its own where it has one, else from U+0100 on)."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    table = {chr(b): b for b in printable}
-    for offset, b in enumerate(b for b in range(256) if b not in printable):
-        table[chr(256 + offset)] = b
-    return table
+def _first(names: Sequence[str], known: Mapping[str, int]) -> str | None:
+    return next((name for name in names if name in known), None)
+
+
+def _without_surrogates(text: str) -> str:
+    """Surrogate pairs joined, lone surrogates replaced by U+FFFD."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def _batches(texts: Iterable[str], size: int = 256) -> Iterator[list[str]]:
+    batch: list[str] = []
+    for text in texts:
+        batch.append(text)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch

@@ -1,0 +1,314 @@
+"""The chat renderer: a dialogue to token ids and a loss mask. The only place where a dialogue becomes tokens.
+
+The format is Llama 3's: every message is <|start_header_id|>role<|end_header_id|>, a blank line, the text without the
+white space around it, <|eot_id|>. Reasoning, tool calls and the list of tools, which Llama 3 left open, are written as
+most open models write them: <think>, and Hermes' <tool_call> around a JSON object. Tool results come under Llama 3.1's
+role `ipython`, one message for each result, in the order of the calls.
+
+Two things are written here and must agree: `render`, which our own code uses, and `CHAT_TEMPLATE`, the same in Jinja,
+which goes out with every model. They give the same ids for every dialogue whose texts contain no special token's name.
+Where a text does contain one, only `render` is safe: it encodes text as text, whereas a template makes one long string
+in which nobody can tell the user's "<|eot_id|>" from ours.
+
+The ids of a dialogue with `add_generation_prompt` are a prefix of the ids of the dialogue with the answer, earlier
+reasoning included: a cache of the first serves the second.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from puna.core.errors import PunaError
+from puna.text.tokenizer import (
+    BEGIN_OF_TEXT,
+    END_HEADER,
+    END_OF_MESSAGE,
+    END_OF_TURN,
+    END_THINK,
+    END_TOOL_CALL,
+    START_HEADER,
+    THINK,
+    TOOL_CALL,
+    Tokenizer,
+)
+
+Message = Mapping[str, Any]
+
+# What a message's role is called in its header. "developer" is OpenAI's newer name of the system.
+ROLES = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "assistant": "assistant",
+    "tool": "ipython",
+    "ipython": "ipython",
+}
+_TOOLS_BEFORE = "You can call these functions, each described by a JSON object:\n"
+_TOOLS_AFTER = "\n\nCall a function like this, once for each call:\n"
+_CALL_EXAMPLE = '\n{"name": "the function", "arguments": {"parameter": "value"}}\n'
+
+CHAT_TEMPLATE = r"""{#- Llama 3's chat format, with <think> for reasoning and <tool_call> for calls. -#}
+{%- macro text(content) -%}
+{%- if content is string -%}
+{{- content -}}
+{%- elif content -%}
+{%- for part in content -%}
+{%- if part.type != 'text' -%}
+{{- raise_exception('Only text is understood, not ' ~ part.type ~ '.') -}}
+{%- endif -%}
+{{- part.text -}}
+{%- endfor -%}
+{%- endif -%}
+{%- endmacro -%}
+{%- macro header(role) -%}
+{{- '<|start_header_id|>' ~ role ~ '<|end_header_id|>\n\n' -}}
+{%- endmacro -%}
+{%- macro toolbox() -%}
+{{- 'You can call these functions, each described by a JSON object:\n' -}}
+{%- for tool in tools -%}
+{{- '' if loop.first else '\n' -}}{{- tool | tojson -}}
+{%- endfor -%}
+{{- '\n\nCall a function like this, once for each call:\n<tool_call>\n' -}}
+{{- '{"name": "the function", "arguments": {"parameter": "value"}}\n</tool_call>' -}}
+{%- endmacro -%}
+{{- bos_token -}}
+{%- if tools and messages[0].role not in ['system', 'developer'] -%}
+{{- header('system') ~ toolbox() ~ '<|eot_id|>' -}}
+{%- endif -%}
+{%- for message in messages -%}
+{%- set body = text(message.content) | trim -%}
+{%- if message.role in ['system', 'developer'] -%}
+{{- header('system') ~ body -}}
+{%- if tools and loop.first -%}
+{{- ('\n\n' if body else '') ~ toolbox() -}}
+{%- endif -%}
+{%- elif message.role == 'user' -%}
+{{- header('user') ~ body -}}
+{%- elif message.role in ['tool', 'ipython'] -%}
+{{- header('ipython') ~ body -}}
+{%- elif message.role == 'assistant' -%}
+{{- header('assistant') -}}
+{%- if message.reasoning_content -%}
+{{- '<think>\n' ~ (message.reasoning_content | trim) ~ '\n</think>\n\n' -}}
+{%- endif -%}
+{{- body -}}
+{%- for entry in message.tool_calls or [] -%}
+{%- set call = entry.function or entry -%}
+{{- '\n' if body or not loop.first else '' -}}
+{{- '<tool_call>\n{"name": ' ~ (call.name | tojson) ~ ', "arguments": ' -}}
+{{- call.arguments if call.arguments is string else call.arguments | tojson -}}
+{{- '}\n</tool_call>' -}}
+{%- endfor -%}
+{%- else -%}
+{{- raise_exception('Unknown role ' ~ message.role ~ '.') -}}
+{%- endif -%}
+{{- '<|eot_id|>' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+{{- header('assistant') -}}
+{%- endif -%}
+"""
+
+
+class Rendered(NamedTuple):
+    """A dialogue as tokens. ids: (tokens,). loss_mask: (tokens,), 1 where the model is to learn the token, else 0."""
+
+    ids: list[int]
+    loss_mask: list[int]
+
+
+def render(
+    messages: Sequence[Message],
+    tokenizer: Tokenizer,
+    *,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    add_generation_prompt: bool = False,
+) -> Rendered:
+    """The ids of a dialogue and which of them the assistant says.
+
+    messages: OpenAI's form. `role` is system, developer (the same), user, assistant or tool; `content` is a text or a
+    list of {"type": "text", "text": ...}. An assistant's message may have `reasoning_content`, `tool_calls` (with or
+    without OpenAI's "function" around name and arguments; arguments an object or its JSON), and `token_ids`: ids that a
+    model generated. Those are used as they are, instead of everything else in the message, and never encoded again.
+    tools: JSON objects that describe functions; they are listed at the end of the first system message.
+    add_generation_prompt: end with the header of an assistant's message that is yet to be written.
+
+    The mask is 1 on what stands after an assistant's header, its end token included; an end token that had to be added
+    to `token_ids` (a generation cut off at its limit) has 0, because the model did not choose it.
+    Raises PunaError, naming the message, for what does not fit this form, and for a tokenizer without chat tokens.
+    """
+    if not messages:
+        raise PunaError("The dialogue has no messages.", "Give at least one.")
+    out = _Writer(tokenizer)
+    out.mark(BEGIN_OF_TEXT)
+    if tools and _role(messages[0], 0) != "system":
+        _header(out, "system")
+        _list_tools(out, tools)
+        out.mark(END_OF_TURN)
+    for number, message in enumerate(messages):
+        role = _role(message, number)
+        _header(out, role)
+        if role == "assistant":
+            out.learn = 1
+            if message.get("token_ids"):
+                _generated(out, message["token_ids"], number)
+            else:
+                _assistant(out, message, number)
+                out.mark(END_OF_TURN)
+            out.learn = 0
+            continue
+        body = _content(message, number)
+        out.text(body)
+        if tools and role == "system" and number == 0:
+            out.text("\n\n" if body else "")
+            _list_tools(out, tools)
+        out.mark(END_OF_TURN)
+    if add_generation_prompt:
+        _header(out, "assistant")
+    return out.done()
+
+
+class _Writer:
+    """Collects ids and mask. Neighbouring texts are encoded as one, as a template's whole string would be."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        missing = [n for n in (BEGIN_OF_TEXT, START_HEADER, END_HEADER, END_OF_TURN) if n not in tokenizer.special]
+        if missing:
+            raise PunaError(
+                f"This tokenizer has no chat tokens ({', '.join(missing)} missing).",
+                "Use one with Llama 3's special tokens, such as one made by `puna tokenizer train`.",
+            )
+        self.tokenizer = tokenizer
+        self.learn = 0
+        self._ids: list[int] = []
+        self._mask: list[int] = []
+        self._waiting = ""
+
+    def text(self, text: str) -> None:
+        """Text; the names of special tokens in it stay text."""
+        self._waiting += text
+
+    def mark(self, name: str) -> None:
+        """A special token; where the tokenizer has no such token (Llama 3 has no <think>), its name as text."""
+        if name in self.tokenizer.special:
+            self.ids([self.tokenizer.special[name]])
+        else:
+            self.text(name)
+
+    def ids(self, ids: Sequence[int]) -> None:
+        """Ids as they are."""
+        self.flush()
+        self._put(ids)
+
+    def flush(self) -> None:
+        """Encode the text so far, so that nothing that follows can merge with it."""
+        if self._waiting:
+            waiting, self._waiting = self._waiting, ""
+            self._put(self.tokenizer.encode(waiting))
+
+    def done(self) -> Rendered:
+        self.flush()
+        return Rendered(self._ids, self._mask)
+
+    def _put(self, ids: Sequence[int]) -> None:
+        self._ids += ids
+        self._mask += [self.learn] * len(ids)
+
+
+def _header(out: _Writer, role: str) -> None:
+    out.mark(START_HEADER)
+    out.text(role)
+    out.mark(END_HEADER)
+    out.text("\n\n")
+    # A text begins without white space, and so the pattern never joins it with these newlines.
+    out.flush()
+
+
+def _assistant(out: _Writer, message: Message, number: int) -> None:
+    calls = message.get("tool_calls") or []
+    reasoning = message.get("reasoning_content")
+    if reasoning:
+        if not isinstance(reasoning, str):
+            raise _wrong(number, "reasoning_content must be a text")
+        out.mark(THINK)
+        out.text(f"\n{reasoning.strip()}\n")
+        out.mark(END_THINK)
+        out.text("\n\n")
+    body = _content(message, number, optional=bool(calls or reasoning))
+    out.text(body)
+    for index, entry in enumerate(calls):
+        if body or index:
+            out.text("\n")
+        out.mark(TOOL_CALL)
+        out.text(f"\n{_call(entry, number)}\n")
+        out.mark(END_TOOL_CALL)
+
+
+def _generated(out: _Writer, ids: Sequence[int], number: int) -> None:
+    special = out.tokenizer.special
+    if any(not 0 <= i < out.tokenizer.vocab_size for i in ids):
+        raise _wrong(number, f"token_ids must lie between 0 and {out.tokenizer.vocab_size - 1}")
+    out.ids(ids)
+    if ids[-1] not in {*out.tokenizer.eos_ids, special.get(END_OF_MESSAGE)}:
+        out.learn = 0
+        out.mark(END_OF_TURN)
+
+
+def _list_tools(out: _Writer, tools: Sequence[Mapping[str, Any]]) -> None:
+    for tool in tools:
+        if not isinstance(tool, Mapping):
+            raise PunaError(f"A tool is {tool!r}.", "Describe it by a JSON object.")
+    out.text(_TOOLS_BEFORE + "\n".join(_json(tool) for tool in tools) + _TOOLS_AFTER)
+    out.mark(TOOL_CALL)
+    out.text(_CALL_EXAMPLE)
+    out.mark(END_TOOL_CALL)
+
+
+def _role(message: Message, number: int) -> str:
+    role = message.get("role") if isinstance(message, Mapping) else None
+    if not isinstance(role, str) or role not in ROLES:
+        raise _wrong(number, f"its role is {role!r}; known are {', '.join(list(ROLES)[:-1])}")
+    return ROLES[role]
+
+
+def _content(message: Message, number: int, *, optional: bool = False) -> str:
+    """The text of a message without the white space around it, as in Llama 3's reference code."""
+    content = message.get("content")
+    if content is None and optional:
+        return ""
+    if isinstance(content, str):
+        return content.strip()
+    if not isinstance(content, Sequence):
+        raise _wrong(number, "its content must be a text or a list of parts")
+    texts = []
+    for part in content:
+        if not isinstance(part, Mapping) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+            raise _wrong(number, 'a part of its content is not {"type": "text", "text": ...}')
+        texts.append(part["text"])
+    return "".join(texts).strip()
+
+
+def _call(entry: Any, number: int) -> str:
+    call = entry.get("function") or entry if isinstance(entry, Mapping) else None
+    if not isinstance(call, Mapping) or not isinstance(call.get("name"), str):
+        raise _wrong(number, "a tool call has no name")
+    arguments = call.get("arguments")
+    if isinstance(arguments, str):
+        try:
+            whole = isinstance(json.loads(arguments), dict)
+        except ValueError:
+            whole = False
+    else:
+        whole = isinstance(arguments, Mapping)
+    if not whole:
+        raise _wrong(number, f"the arguments of its call of {call['name']} are not a JSON object")
+    return f'{{"name": {_json(call["name"])}, "arguments": {arguments if isinstance(arguments, str) else _json(arguments)}}}'
+
+
+def _json(value: Any) -> str:
+    """As the `tojson` of chat templates: characters as they are, keys in their order."""
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _wrong(number: int, what: str) -> PunaError:
+    return PunaError(f"Message {number + 1} of the dialogue cannot be rendered: {what}.", "Mend that message.")
