@@ -31,7 +31,7 @@ def peak_memory(device: torch.device) -> int:
 class StepLog:
     """Losses and norms of the steps since the last line, on the device until `flush` reads them at once."""
 
-    def __init__(self, trainer: Trainer) -> None:
+    def __init__(self, trainer: "Trainer") -> None:
         self.trainer = trainer
         self.clear()
 
