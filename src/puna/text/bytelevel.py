@@ -21,19 +21,25 @@ LLAMA3_PATTERN = (
 )
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
+BEGIN_OF_TEXT, END_OF_TEXT = "<|begin_of_text|>", "<|end_of_text|>"
+START_HEADER, END_HEADER = "<|start_header_id|>", "<|end_header_id|>"
+END_OF_TURN, END_OF_MESSAGE, PYTHON_TAG = "<|eot_id|>", "<|eom_id|>", "<|python_tag|>"
+PAD = "<|finetune_right_pad_id|>"
+THINK, END_THINK = "<think>", "</think>"
+TOOL_CALL, END_TOOL_CALL = "<tool_call>", "</tool_call>"
 LLAMA3_SPECIALS = (
-    "<|begin_of_text|>",
-    "<|end_of_text|>",
-    "<|start_header_id|>",
-    "<|end_header_id|>",
-    "<|eot_id|>",  # end of a turn
-    "<|eom_id|>",  # end of a message within a turn
-    "<|python_tag|>",
-    "<|finetune_right_pad_id|>",
+    BEGIN_OF_TEXT,
+    END_OF_TEXT,
+    START_HEADER,
+    END_HEADER,
+    END_OF_TURN,
+    END_OF_MESSAGE,
+    PYTHON_TAG,
+    PAD,
 )
 # Control tokens whose text stays visible when special tokens are hidden ("special": false in tokenizer.json, as in
 # Qwen's and Hermes' tokenizers): servers find reasoning and tool calls by reading these tags in the decoded text.
-MARKERS = ("<think>", "</think>", "<tool_call>", "</tool_call>")
+MARKERS = (THINK, END_THINK, TOOL_CALL, END_TOOL_CALL)
 
 _LLAMA3_RANKS, _LLAMA3_SLOTS, _GPT2_RANKS = 128_000, 256, 50_256
 
@@ -124,7 +130,7 @@ def spec_from_ranks(path: Path) -> dict[str, Any]:
     """
     ranks = read_ranks(path)
     if len(ranks) == _LLAMA3_RANKS:
-        pattern, names, bos = LLAMA3_PATTERN, llama3_names(), "<|begin_of_text|>"
+        pattern, names, bos = LLAMA3_PATTERN, llama3_names(), BEGIN_OF_TEXT
     elif len(ranks) == _GPT2_RANKS:
         pattern, names, bos = GPT2_PATTERN, ["<|endoftext|>"], None
     else:
@@ -148,16 +154,8 @@ def llama3_names() -> list[str]:
 
     Llama 3.0 has reserved slots where 3.1 put <|finetune_right_pad_id|>, <|eom_id|> and <|python_tag|>.
     """
-    placed = {
-        0: "<|begin_of_text|>",
-        1: "<|end_of_text|>",
-        4: "<|finetune_right_pad_id|>",
-        6: "<|start_header_id|>",
-        7: "<|end_header_id|>",
-        8: "<|eom_id|>",
-        9: "<|eot_id|>",
-        10: "<|python_tag|>",
-    }
+    placed = {0: BEGIN_OF_TEXT, 1: END_OF_TEXT, 4: PAD, 6: START_HEADER, 7: END_HEADER}
+    placed |= {8: END_OF_MESSAGE, 9: END_OF_TURN, 10: PYTHON_TAG}
     empty = iter(range(_LLAMA3_SLOTS))
     return [placed.get(i) or f"<|reserved_special_token_{next(empty)}|>" for i in range(_LLAMA3_SLOTS)]
 

@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from puna.core.errors import PunaError
-from puna.text.tokenizer import (
+from puna.text.bytelevel import (
     BEGIN_OF_TEXT,
     END_HEADER,
     END_OF_MESSAGE,
@@ -29,8 +29,8 @@ from puna.text.tokenizer import (
     START_HEADER,
     THINK,
     TOOL_CALL,
-    Tokenizer,
 )
+from puna.text.tokenizer import Tokenizer
 
 Message = Mapping[str, Any]
 
@@ -108,6 +108,26 @@ CHAT_TEMPLATE = r"""{#- Llama 3's chat format, with <think> for reasoning and <t
 {{- header('assistant') -}}
 {%- endif -%}
 """
+
+# How transformers, vLLM and SGLang take an answer apart again (transformers 5's `response_template`).
+RESPONSE_TEMPLATE: dict[str, Any] = {
+    "defaults": {"role": "assistant"},
+    "start_anchor": "<|start_header_id|>assistant<|end_header_id|>\n\n",
+    "fields": {
+        "reasoning_content": {"open_pattern": r"\s*<think>\s*", "close_pattern": r"\s*</think>\s*", "content": "text"},
+        "tool_calls": {
+            "open_pattern": r"\s*<tool_call>\s*",
+            "close_pattern": r"\s*</tool_call>\s*",
+            "repeats": True,
+            "content": "json",
+            "transform": {"type": "function", "function": "{content}"},
+        },
+        "content": {
+            "close_pattern": r"\s*(?:<\|eot_id\|>|<\|eom_id\|>|<\|end_of_text\|>)",
+            "content": "text",
+        },
+    },
+}
 
 
 class Rendered(NamedTuple):
@@ -302,7 +322,8 @@ def _call(entry: Any, number: int) -> str:
         whole = isinstance(arguments, Mapping)
     if not whole:
         raise _wrong(number, f"the arguments of its call of {call['name']} are not a JSON object")
-    return f'{{"name": {_json(call["name"])}, "arguments": {arguments if isinstance(arguments, str) else _json(arguments)}}}'
+    written = arguments if isinstance(arguments, str) else _json(arguments)
+    return f'{{"name": {_json(call["name"])}, "arguments": {written}}}'
 
 
 def _json(value: Any) -> str:

@@ -18,7 +18,12 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 from puna.core.errors import PunaError
 from puna.core.files import read_json, write_json, write_text
 from puna.text.bytelevel import (
+    BEGIN_OF_TEXT,
+    END_OF_TEXT,
+    END_OF_TURN,
     LLAMA3_PATTERN,
+    PAD,
+    START_HEADER,
     bpe_spec,
     byte_alphabet,
     pre_tokenizer,
@@ -35,20 +40,19 @@ from puna.text.spec import (
     token_to_bytes,
     without_control,
 )
-from puna.text.template import CHAT_TEMPLATE, RESPONSE_TEMPLATE
 
 # What models of the field call these tokens, the ones preferred first.
-_BEGIN = ("<|begin_of_text|>", "<s>", "<bos>", "<|endoftext|>")
-_END_OF_TEXT = ("<|end_of_text|>", "</s>", "<eos>", "<|endoftext|>")
-_END_OF_TURN = ("<|eot_id|>", "<|im_end|>", "<end_of_turn>")
-_PAD = ("<|finetune_right_pad_id|>", "<pad>", "<|end_of_text|>", "</s>", "<|endoftext|>")
+_BEGIN = (BEGIN_OF_TEXT, "<s>", "<bos>", "<|endoftext|>")
+_END_OF_TEXT = (END_OF_TEXT, "</s>", "<eos>", "<|endoftext|>")
+_END_OF_TURN = (END_OF_TURN, "<|im_end|>", "<end_of_turn>")
+_PAD = (PAD, "<pad>", END_OF_TEXT, "</s>", "<|endoftext|>")
 
 
 class Tokenizer:
     """A byte-level BPE tokenizer, or a SentencePiece-like one in a tokenizer.json.
 
     spec: the content of a tokenizer.json. config: that of tokenizer_config.json (names of the begin and end tokens).
-    chat_template: the Jinja template that goes with it; None: Puna's own where the tokenizer has Llama 3's headers.
+    chat_template: the Jinja template that came with it; None: it is saved with Puna's own where it has chat tokens.
     """
 
     def __init__(
@@ -79,8 +83,6 @@ class Tokenizer:
         self._bos_token = bos if bos in ids else None
         # What the files name as the end stays; generation stops at all of `eos_ids` anyway.
         self._eos_token = ends[2] if ends[2] in ids else next(iter(known_ends), None)
-        if chat_template is None and "<|start_header_id|>" in self.special and "<|eot_id|>" in self.special:
-            chat_template = CHAT_TEMPLATE
         self.chat_template = chat_template
 
         self._hidden = {token["id"] for token in added.values() if token["special"]}
@@ -199,6 +201,8 @@ class Tokenizer:
         transformers 4 and 5 both read them: the class is PreTrainedTokenizerFast, which 5 keeps as an alias, and the
         template lies both in the configuration (4.x) and in its own file (5.x). Each file is whole or as it was.
         """
+        from puna.text.chat import CHAT_TEMPLATE, RESPONSE_TEMPLATE  # chat stands on this module
+
         spec = json.loads(self._json)
         tokens = {
             "bos_token": self._bos_token,
@@ -218,11 +222,14 @@ class Tokenizer:
         }
         write_json(directory / "tokenizer.json", spec)
         write_json(directory / "special_tokens_map.json", named)
-        if self.chat_template is not None:
-            write_text(directory / "chat_template.jinja", self.chat_template)
-            config["chat_template"] = self.chat_template
-            if self.chat_template == CHAT_TEMPLATE:
-                config["response_template"] = RESPONSE_TEMPLATE
+        template = self.chat_template
+        if template is None and START_HEADER in self.special and END_OF_TURN in self.special:
+            template = CHAT_TEMPLATE
+        if template is not None:
+            write_text(directory / "chat_template.jinja", template)
+            config["chat_template"] = template
+        if template == CHAT_TEMPLATE:
+            config["response_template"] = RESPONSE_TEMPLATE
         write_json(directory / "tokenizer_config.json", config)
 
     @cached_property
