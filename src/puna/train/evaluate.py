@@ -25,7 +25,9 @@ from puna.data.corpus import Corpus
 _CHUNK = 1024
 
 
-class _Document(NamedTuple):
+class Document(NamedTuple):
+    """A document to measure on."""
+
     source: str
     ids: np.ndarray  # (tokens,)
     num_bytes: int
@@ -45,9 +47,9 @@ def bits_per_byte(
     """Bits per byte of `model` on the documents of `corpus`' `split`, with its standard error over documents.
 
     window: tokens of context and target at once. stride: tokens by which the window moves on (default: half of it).
-    max_bytes: stop after this much text, cutting the last document there (the same text every time). batch: windows
-    per forward pass; the input is always (batch, window), so that a compiled model compiles once. on_progress is told
-    the share done, 0 to 1. Under FSDP every rank must call this; each computes the same value.
+    max_bytes: measure on about this much text only (see documents_to_measure). batch: windows per forward pass; the
+    input is always (batch, window), so that a compiled model compiles once. on_progress is told the share done, 0 to 1.
+    Under FSDP every rank must call this; each computes the same value.
 
     Returns bits_per_byte, loss (nats per token), standard_error and interval (95 %; None with fewer than two
     documents), documents, tokens (targets counted), bytes, window, stride, split, and by_source.
@@ -59,7 +61,7 @@ def bits_per_byte(
             f"A window of {window} tokens cannot move by {stride}.",
             "Choose a stride between 1 and the window, or leave it out for half the window.",
         )
-    documents = _documents(corpus, split, max_bytes)
+    documents = documents_to_measure(corpus, split, max_bytes)
     if not documents:
         raise PunaError(
             f"The {split} part of the corpus holds no text to measure on.",
@@ -107,25 +109,35 @@ def windows(num_tokens: int, window: int, stride: int) -> Iterator[tuple[int, in
         start += stride
 
 
-def _documents(corpus: Corpus, split: str, max_bytes: int | None) -> list[_Document]:
-    """Documents with at least one target and one byte of text, cut so that together they have about `max_bytes`."""
+def documents_to_measure(corpus: Corpus, split: str = "heldout", max_bytes: int | None = None) -> list[Document]:
+    """The split's documents that have text and a token to predict.
+
+    max_bytes: only about this much, each source by its share of the tokens, the last document of each cut at a token.
+    It is the same text every time, so values along a run, and of other compressors, can be compared.
+    """
     tokenizer = corpus.tokenizer
     table = np.full(corpus.vocab_size, -1, dtype=np.int64)  # bytes of each token, looked up when first met
-    found: list[_Document] = []
-    left = math.inf if max_bytes is None else max_bytes
+    left: dict[str, float] = {}
+    if max_bytes is not None:
+        for _, source, _, ids in corpus.documents(split):
+            left[source] = left.get(source, 0) + len(ids)
+        total = sum(left.values())
+        left = {source: max_bytes * tokens / total for source, tokens in left.items() if total}
+    found: list[Document] = []
     for _, source, _, ids in corpus.documents(split):
-        if left <= 0:
-            break
+        room = left.get(source, math.inf)
+        if room <= 0 or len(ids) < 2:
+            continue
         for token in np.unique(ids):
             if table[token] < 0:
                 table[token] = len(tokenizer.token_bytes(int(token)))
-        ends = np.cumsum(table[ids])
-        if len(ids) and ends[-1] > left:
-            ids = ids[: int(np.searchsorted(ends, left)) + 1]
-        num_bytes = int(ends[len(ids) - 1]) if len(ids) else 0
+        ends = np.cumsum(table[ids])  # (tokens,) bytes up to and with each token
+        if ends[-1] > room:
+            ids = ids[: int(np.searchsorted(ends, room)) + 1]
+        num_bytes = int(ends[len(ids) - 1])
         if len(ids) > 1 and num_bytes:
-            found.append(_Document(source, ids, num_bytes))
-            left -= num_bytes
+            found.append(Document(source, ids, num_bytes))
+            left[source] = room - num_bytes
     return found
 
 
