@@ -6,11 +6,12 @@ says `special=True`, make control tokens.
 """
 
 import hashlib
+import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
@@ -40,6 +41,8 @@ from puna.text.spec import (
     token_to_bytes,
     without_control,
 )
+
+T = TypeVar("T")
 
 # What models of the field call these tokens, the ones preferred first.
 _BEGIN = (BEGIN_OF_TEXT, "<s>", "<bos>", "<|endoftext|>")
@@ -188,7 +191,7 @@ class Tokenizer:
     def bytes_per_token(self, texts: Iterable[str]) -> float:
         """UTF-8 bytes of all `texts` per token. Raises PunaError when there is no text."""
         size = tokens = 0
-        for batch in _batches(texts):
+        for batch in batches(texts):
             size += sum(len(text.encode("utf-8", "surrogatepass")) for text in batch)
             tokens += sum(map(len, self.encode_batch(batch)))
         if not tokens:
@@ -268,13 +271,13 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, *, reserved: int = 16
     backend.decoder = decoders.ByteLevel()
     seen = [0]
 
-    def batches() -> Iterator[list[str]]:
-        for batch in _batches(texts):
+    def counted() -> Iterator[list[str]]:
+        for batch in batches(texts):
             seen[0] += sum(map(len, batch))
             yield [_without_surrogates(text) for text in batch]
 
     backend.train_from_iterator(
-        batches(),
+        counted(),
         trainers.BpeTrainer(
             vocab_size=vocab_size - len(names),
             min_frequency=2,
@@ -316,12 +319,8 @@ def _without_surrogates(text: str) -> str:
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
-def _batches(texts: Iterable[str], size: int = 256) -> Iterator[list[str]]:
-    batch: list[str] = []
-    for text in texts:
-        batch.append(text)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
+def batches(items: Iterable[T], size: int = 256) -> Iterator[list[T]]:
+    """The items in lists of `size`, the last one shorter."""
+    waiting = iter(items)
+    while batch := list(itertools.islice(waiting, size)):
         yield batch
