@@ -12,6 +12,7 @@ held-out part measures what was not seen.
 import hashlib
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,13 +41,25 @@ _BYTES_PER_TOKEN = 2.5  # cautious: a small vocabulary has 3 to 3.5 on code and 
 _EPOCHS_WORTH = 4  # passes over the same data that teach about as much as new data (arXiv 2305.16264)
 
 
+@dataclass(frozen=True)
+class Earlier:
+    """What other machines did before (see `cluster`), for the manifest.
+
+    recipe and inputs: the original ones; read: source -> [documents, bytes]; drops: what was dropped on the way.
+    """
+
+    recipe: DataRecipe
+    inputs: dict[str, list[Input]]
+    read: dict[str, list[int]]
+    drops: Drops
+
+
 def build_corpus(
-    recipe: DataRecipe, out: Path, *, replace: bool = False, earlier: dict[str, Any] | None = None
+    recipe: DataRecipe, out: Path, *, replace: bool = False, earlier: Earlier | None = None
 ) -> dict[str, Any]:
     """Build the corpus `recipe` describes at `out` and return its manifest.
 
-    replace: swap an existing `out` for the new one once that is whole. earlier: {"read": ..., "drops": ...} of stages
-    that other machines did before (see `cluster`), to be counted in.
+    replace: swap an existing `out` for the new one once that is whole. earlier: stages that were done before.
     Raises PunaError for bad sources, for a source of which nothing is left, for no space, and when `out` exists.
     """
     out = Path(out)
@@ -65,8 +78,8 @@ def build_corpus(
             spool.seal()
             kept = _keep(recipe, spool, drops)
             if earlier:
-                drops.merge(earlier["drops"])
-                read = earlier["read"]
+                drops.merge(earlier.drops.counts)
+                read = earlier.read
             _require_documents(recipe, spool, kept, read, drops)
             order = np.random.default_rng(recipe.seed).permutation(kept)
             tokenizer = tokenizer or _train_tokenizer(recipe, spool, order)
@@ -74,6 +87,8 @@ def build_corpus(
             splits = _write(recipe, spool, order, tokenizer, folder, out)
         finally:
             spool.remove()
+        if earlier:
+            recipe, inputs = earlier.recipe, earlier.inputs
         manifest = _manifest(recipe, folder, tokenizer, splits, inputs, read, drops)
         write_json(folder / "manifest.json", manifest)
     return manifest

@@ -31,7 +31,9 @@ _PUNCTUATED_LINES, _REPEATED_LINE_CHARACTERS, _SHORT_LINES, _SHORT_LINE = 0.12, 
 # Codex, arXiv 2107.03374, section 3.1; the share of alphanumeric characters is SantaCoder's, arXiv 2301.03988.
 _LINE_LENGTH, _MEAN_LINE_LENGTH, _ALPHANUMERIC = 1000, 100, 0.25
 _GENERATED = re.compile(
-    r"auto-?\s?generated|automatically generated|generated (?:by|from|with|file)|do not (?:edit|modify)", re.I
+    r"@generated|auto-?\s?generated|automatically generated|(?:file|module|code|script) (?:is|was|has been) generated"
+    r"|^\W*generated (?:by|from|with)\b|do not (?:edit|modify)",
+    re.I | re.M,
 )
 _GENERATED_LINES = 10  # a generator says so at the head of the file
 
