@@ -3,7 +3,8 @@
 import errno
 import json
 import os
-import socket
+import runpy
+import sys
 import threading
 from functools import partial
 from pathlib import Path
@@ -11,14 +12,12 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-import torch.multiprocessing as mp
 from torch import nn
-from torch.distributed.fsdp import fully_shard
 
 from puna.core.errors import PunaError
 from puna.train.checkpoint import Checkpointer
+from puna.train.launch import launch
 from puna.train.recipe import CheckpointConfig
 
 FINGERPRINT = {"model": {"hidden_size": 64, "num_hidden_layers": 2}, "corpus": "abc"}
@@ -250,67 +249,22 @@ def test_the_manifest_lists_every_file(tmp_path: Path) -> None:
 # -- several processes -------------------------------------------------------------------------------------------------
 
 
-def _network() -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 3))  # 5 and 3 rows: shards of different size
-
-
-def _state_of(network: nn.Module) -> dict[str, Any]:
-    model = dict(network.state_dict())
-    momenta = {name: {"momentum": torch.zeros_like(tensor)} for name, tensor in model.items()}
-    return {"model": model, "optimizer": momenta, "guard": {"ring": torch.zeros(4), "accepted": torch.tensor(0)}}
-
-
-def _reshard(rank: int, size: int, port: int, run: str) -> None:
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo")
-    network = _network()
-    for layer in network:
-        fully_shard(layer)
-    state = _state_of(network)
-    for tensor in flat(state):
-        tensor.zero_()
-    keeper = Checkpointer(Path(run), CheckpointConfig(keep=5), FINGERPRINT)
-    meta = keeper.load(state)
-    assert meta == {"step": 1, "tokens": 10}, meta
-    for tensor in flat(state["model"]) + flat(state["optimizer"]):
-        tensor.mul_(2)
-    state["guard"]["accepted"].add_(1)
-    keeper.save(2, state, {"tokens": 20}, wait=False)
-    for tensor in flat(state):
-        tensor.zero_()
-    keeper.wait()
-    if rank == 1:  # only one process meets the error, all of them report it
-        patch = pytest.MonkeyPatch()
-        patch.setattr("torch.distributed.checkpoint.filesystem._write_item", _no_space)
-    with pytest.raises(PunaError, match="No space left"):
-        keeper.save(3, state, {}, wait=True)
-    assert keeper.steps() == [1, 2]
-    dist.destroy_process_group()
-
-
-def _no_space(*_: Any) -> None:
-    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def test_one_process_to_two_and_back(tmp_path: Path) -> None:
-    state = _state_of(_network())
+    worker = Path(__file__).with_name("checkpoint_worker.py")
+    shared = runpy.run_path(str(worker))
+    state = shared["state_of"](shared["network"]())
     for name, entry in state["optimizer"].items():
         entry["momentum"].copy_(state["model"][name] + 1)
-    expected = {"model": [t * 2 for t in flat(state["model"])], "optimizer": [t * 2 for t in flat(state["optimizer"])]}
-    Checkpointer(tmp_path, CheckpointConfig(), FINGERPRINT).save(1, state, {"tokens": 10}, wait=True)
-    mp.spawn(_reshard, args=(2, free_port(), str(tmp_path)), nprocs=2)
-    loaded = _state_of(_network())
-    assert checkpointer(tmp_path).load(loaded) == {"step": 2, "tokens": 20}
-    for part, tensors in expected.items():
-        for have, want in zip(flat(loaded[part]), tensors, strict=True):
-            assert torch.equal(have, want)
+    Checkpointer(tmp_path, CheckpointConfig(), shared["FINGERPRINT"]).save(1, state, {"tokens": 10}, wait=True)
+
+    # Two processes load it into shards, double everything, save step 2, and fail to save step 3.
+    assert launch([sys.executable, str(worker), str(tmp_path)], 2) == 0
+
+    loaded = shared["state_of"](shared["network"]())
+    keeper = Checkpointer(tmp_path, CheckpointConfig(), shared["FINGERPRINT"])
+    assert keeper.load(loaded) == {"step": 2, "tokens": 20}
+    for part in ("model", "optimizer"):
+        for have, want in zip(flat(loaded[part]), flat(state[part]), strict=True):
+            assert torch.equal(have, want * 2)
     assert loaded["guard"]["accepted"].item() == 1
-    assert [p.name for p in sorted((tmp_path / "checkpoints").iterdir())] == ["step-1", "step-2"]
+    assert {p.name for p in (tmp_path / "checkpoints").iterdir()} == {"step-1", "step-2"}
