@@ -63,6 +63,8 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise PunaError(f"{path} does not exist.", "Check the path.") from None
+    except OSError as error:
+        raise PunaError(f"{path} cannot be read ({error.strerror}).", "Check the path and its permissions.") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise PunaError(f"{path} is not valid JSON ({error}).", "It may be truncated; make it again.") from None
 
@@ -72,7 +74,7 @@ def new_directory(path: Path, *, replace: bool = False) -> Iterator[Path]:
     """Yield a temporary folder beside `path`; rename it to `path` when the block ends well, remove it when it fails.
 
     replace: an existing `path` is swapped out (and removed) only after the new one is whole.
-    Raises PunaError when `path` exists and `replace` is false.
+    Raises PunaError when `path` exists and `replace` is false, also when it appeared in the meantime.
     """
     if path.exists() and not replace:
         raise PunaError(f"{path} exists already.", "Choose another name or remove it first.")
@@ -83,9 +85,15 @@ def new_directory(path: Path, *, replace: bool = False) -> Iterator[Path]:
         try:
             yield temporary
             if path.exists():
+                if not replace:
+                    raise PunaError(f"{path} exists already; another process made it.", "Choose another name.")
                 old = path.with_name(f".{path.name}.{os.getpid()}.old")
                 os.rename(path, old)
-                os.rename(temporary, path)
+                try:
+                    os.rename(temporary, path)
+                except OSError:
+                    os.rename(old, path)
+                    raise
                 shutil.rmtree(old, ignore_errors=True)
             else:
                 os.rename(temporary, path)
@@ -127,8 +135,12 @@ def lock_directory(path: Path) -> Iterator[None]:
 
     Raises PunaError when a living process holds it.
     """
-    path.mkdir(parents=True, exist_ok=True)
-    with open(path / ".lock", "a+", encoding="utf-8") as file:
+    if path.exists() and not path.is_dir():
+        raise PunaError(f"{path} is a file, not a folder.", "Choose another name.")
+    with contextlib.ExitStack() as stack:
+        with disk_errors(path):
+            path.mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context(open(path / ".lock", "a+", encoding="utf-8"))
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

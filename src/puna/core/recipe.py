@@ -48,8 +48,10 @@ def load(schema: type[C], path: Path | None, overrides: Sequence[str] = ()) -> L
         if not equals or not key.strip():
             raise PunaError(f"'{text}' is not an override.", "Write it as key=value, for example train.steps=500.")
         key = key.strip()
-        _set(tree, key.split("."), _value(raw.strip()), text)
-        origin = {k: v for k, v in origin.items() if k != key and not k.startswith(key + ".")} | {key: "command line"}
+        value = _value(schema, key.split("."), raw.strip())
+        _set(tree, key.split("."), value, text)
+        origin = {k: v for k, v in origin.items() if k != key and not k.startswith(key + ".")}
+        origin |= dict.fromkeys(_leaves({key: value}), "command line")
     return Loaded(check(schema, tree, name), origin)
 
 
@@ -70,6 +72,8 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise PunaError(f"{path} does not exist.", nearest(path.name, near)) from None
     except IsADirectoryError:
         raise PunaError(f"{path} is a folder, not a recipe.", "Give a .toml file.") from None
+    except OSError as error:
+        raise PunaError(f"{path} cannot be read ({error.strerror}).", "Check the path and its permissions.") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise PunaError(f"{path} is not valid TOML: {error}.", "Mend that line.") from None
 
@@ -90,8 +94,7 @@ def _rows(config: BaseModel, origin: Mapping[str, str], prefix: str) -> Any:
         if isinstance(value, BaseModel):
             yield from _rows(value, origin, key + ".")
         else:
-            # A whole section may have been set at once (a list of tables, an override of a section).
-            where = next((origin[k] for k in (key, key.rpartition(".")[0]) if k in origin), None)
+            where = origin.get(key)
             if where is None and f"{prefix}preset" in origin and value != field.default:
                 where = f"preset {getattr(config, 'preset', '')}"
             where = where or next((v for k, v in origin.items() if k.startswith(key + ".")), "default")
@@ -122,11 +125,19 @@ def _set(tree: dict[str, Any], keys: list[str], value: Any, text: str) -> None:
     tree[keys[-1]] = value
 
 
-def _value(raw: str) -> Any:
+def _value(schema: type[BaseModel], keys: Sequence[str], raw: str) -> Any:
+    """An override's value. For a field that is text, `name=5` and `name=2024-01-01` are text without being quoted."""
     try:
-        return tomllib.loads(f"x = {raw}")["x"]
+        value = tomllib.loads(f"x = {raw}")["x"]
     except tomllib.TOMLDecodeError:
         return raw
+    section: Any = schema
+    for key in keys[:-1]:
+        section = _config_in(section.model_fields[key].annotation) if key in section.model_fields else None
+        if section is None:
+            return value
+    field = section.model_fields.get(keys[-1])
+    return raw if field and field.annotation is str and not isinstance(value, str) else value
 
 
 def _without_none(value: Any) -> Any:
@@ -148,7 +159,8 @@ def _sentence(schema: type[BaseModel], error: ValidationError, name: str) -> str
         return f"{name}: '{key}' is missing. Add it to the recipe."
     if first["type"] in ("value_error", "assertion_error"):
         return f"{name}: {message}."
-    return f"{name}: {key} = {first['input']!r}: {message}."
+    found = repr(first["input"])
+    return f"{name}: {key} = {found if len(found) <= 80 else found[:77] + '...'}: {message}."
 
 
 def _known_keys(schema: Any, loc: Sequence[Any]) -> list[str]:
