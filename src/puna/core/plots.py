@@ -146,10 +146,9 @@ def line_chart(
     for name, value in sorted(references, key=lambda reference: -reference[1]):
         if low <= value <= high:
             y = py(value)
-            label = y + 14 if y - above < 24 else y - 5  # under its line where there is no room over it
-            above = label
+            above = y + 14 if y - above < 24 else y - 5  # under its line where there is no room over it
             out.append(f'<line class="reference" x1="{left}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>')
-            out.append(f'<text class="halo" x="{right}" y="{label:.1f}" text-anchor="end">{escape(name)}</text>')
+            out.append(f'<text class="halo" x="{right}" y="{above:.1f}" text-anchor="end">{escape(name)}</text>')
     out += _hits(series, px, x_format, y_format, top, right, bottom, left, x_label)
     for one in series:
         if one.style == "dots" or len(one.points) == 1:
@@ -208,14 +207,14 @@ def nice_ticks(low: float, high: float, count: int) -> list[float]:
     """About `count` round numbers (1, 2, 2.5 or 5 times a power of ten apart) that span low to high."""
     if not math.isfinite(low) or not math.isfinite(high):
         return [0.0, 1.0]
-    if high <= low:
+    if high - low <= 1e-9 * max(abs(low), abs(high)):  # one value, as far as labels can tell
         pad = abs(low) * 0.05 or 1.0
         low, high = low - pad if low else 0.0, high + pad
     rough = (high - low) / count
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= rough * 0.999)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [round(index * step, 12) for index in range(first, last + 1)]
+    return [float(f"{index * step:.12g}") for index in range(first, last + 1)]
 
 
 def smooth(values: Sequence[float], half_life: float) -> list[float]:
