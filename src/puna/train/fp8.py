@@ -38,7 +38,7 @@ def use_fp8(model: nn.Module, *, least_width: int = LEAST_WIDTH) -> int:
     count = 0
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear) and ".layers." in name and _suits(module, least_width):
-            module.forward = _Forward(module)  # type: ignore[method-assign]
+            module.forward = _Forward(module)  # type: ignore[method-assign, assignment]
             count += 1
     if not count:
         raise PunaError(

@@ -31,6 +31,11 @@ def muon_flops(model: ModelConfig, iterations: int) -> float:
     return total
 
 
+def bigram_flops(model: ModelConfig) -> float:
+    """FLOPs of `init = "bigram"`: six products for the SVD, two for the ridge, three for each polishing step."""
+    return 2.0 * model.vocab_size**2 * model.hidden_size * (6 + 2 + 3 * 30)
+
+
 def expected_tokens_per_second(
     recipe: Recipe, *, device_type: str, peak_flops: float | None, world_size: int
 ) -> float | None:

@@ -106,11 +106,11 @@ class StepLog:
 
 
 class Clock:
-    """Where the wall-clock goes: training (of which waiting for data), evaluation, checkpoints."""
+    """Where the wall-clock goes: first weights, training (of which waiting for data), evaluation, checkpoints."""
 
     def __init__(self) -> None:
         self.begin = time.perf_counter()
-        self.seconds = {"data": 0.0, "eval": 0.0, "checkpoint": 0.0}
+        self.seconds = {"setup": 0.0, "data": 0.0, "eval": 0.0, "checkpoint": 0.0}
         self.training_before = 0.0
         self.first_step = 0
 
@@ -126,13 +126,14 @@ class Clock:
     pause = part
 
     def start(self, step: int) -> None:
-        """Training begins now, at `step`."""
+        """The steps begin now, at `step`. Making first weights counts as training: whoever waits, waits for it too."""
         self.begin, self.first_step = time.perf_counter(), step
-        self.seconds = dict.fromkeys(self.seconds, 0.0)
+        if step == 0:
+            self.training_before = self.seconds["setup"]
 
     @property
     def training_here(self) -> float:
-        """Seconds of training in this process: all but evaluation and checkpoints."""
+        """Seconds of training steps in this process: all but evaluation and checkpoints."""
         return time.perf_counter() - self.begin - self.seconds["eval"] - self.seconds["checkpoint"]
 
     @property

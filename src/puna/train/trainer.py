@@ -12,6 +12,7 @@ import gc
 import platform
 import signal
 import threading
+import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
@@ -83,6 +84,27 @@ class Rows(NamedTuple):
     documents: Tensor | None
 
 
+def step_seconds(recipe: Recipe, folder: Path, *, machine: Machine, seconds: float = 10.0) -> float:
+    """How long one step of `recipe` takes here: the median after the first, over about `seconds`, nothing kept.
+
+    The first step compiles; the run that follows in this process finds that work done. folder: for scratch files.
+    """
+    trial = recipe.model_copy(update={"train": recipe.train.model_copy(update={"init": "normal"})})
+    with parallel.join_world() as world:
+        trainer = Trainer(trial, folder, world, machine=machine)
+        batches = trainer._batches()
+        times: list[float] = []
+        begin = time.perf_counter()
+        while len(times) < 4 or (time.perf_counter() - begin < seconds and len(times) < 50):
+            start = time.perf_counter()
+            trainer.train_step(next(batches))[0].item()
+            times.append(time.perf_counter() - start)
+            if len(times) == 1:
+                begin = time.perf_counter()
+        batches.close()
+    return sorted(times[1:])[len(times[1:]) // 2]
+
+
 class Trainer:
     """One run on one process: network, optimizer, guard, data position and the clock."""
 
@@ -114,7 +136,9 @@ class Trainer:
         self.micro_rows, self.micro_batches = parallel.check_batch(recipe.train.batch, recipe.train.micro_batch, ranks)
         self.first_row = world.rank * self.micro_rows * self.micro_batches
         mesh = parallel.data_mesh(layout, world)
-        self.model = build_model(recipe, self.corpus, device)
+        self.clock = Clock()
+        with self.clock.part("setup"):
+            self.model = build_model(recipe, self.corpus, device)
         if recipe.train.fp8:
             from puna.train.fp8 import use_fp8
 
@@ -127,7 +151,6 @@ class Trainer:
         self.checkpoints = Checkpointer(run_dir, recipe.checkpoint, self._fingerprint())
         self.step, self.data_step, self.rollbacks = 0, 0, 0
         self.skipped: list[int] = []  # steps within the guard's window, since the last roll-back
-        self.clock = Clock()
         self.signal = 0  # the one that asked this process to stop
 
     # -- the run -----------------------------------------------------------------------------------------------------

@@ -1,0 +1,49 @@
+"""Raise a small model on this machine, from its own files to a prompt."""
+
+import argparse
+import sys
+from pathlib import Path
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument("--minutes", type=float, default=5.0, help="training time (default: 5)")
+    parser.add_argument(
+        "--folder", type=Path, default=Path(), help="where corpora/, runs/ and models/ go (default: here)"
+    )
+    parser.add_argument("--bodies", type=int, default=96, help="function bodies sampled for each measurement of code")
+    parser.add_argument("--no-chat", action="store_true", help="do not open the prompt at the end")
+    parser.add_argument("--json", action="store_true", help="print what was measured as JSON on stdout")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Run the demo, print what it measured, open the prompt when a person sits there."""
+    from puna.core.console import console, print_json, show_table
+    from puna.demo import run_demo
+    from puna.train.live import LiveView
+
+    result = run_demo(minutes=args.minutes, folder=args.folder, observers=[LiveView()], bodies=args.bodies)
+    if args.json:
+        print_json(result)
+        return
+    show_table(
+        ("bits per byte", "", ""),
+        [(f"{row['value']:.3f}" if row["value"] else "-", row["name"], row["note"]) for row in result["bits_per_byte"]],
+        title="\nheld-out files (lower is better)",
+    )
+    show_table(
+        ("function bodies that parse", "", "95 % interval"),
+        [
+            (f"{c['parsed']} of {c['sampled']}", c["label"], f"{c['interval'][0]:.0%} to {c['interval'][1]:.0%}")
+            for c in result["completions"]
+        ],
+    )
+    out = console(stderr=False)
+    out.print(f"\nreport  {result['report']}\nmodel   {result['model']}", markup=False)
+    out.print(f"talk    puna chat {result['model']}", markup=False)
+    if not args.no_chat and sys.stdin.isatty() and sys.stdout.isatty():
+        from puna.cli import chat_command
+
+        parser = argparse.ArgumentParser()
+        chat_command.arguments(parser)
+        chat_command.run(parser.parse_args([result["model"]]))
