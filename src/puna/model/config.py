@@ -232,7 +232,8 @@ _SMALL: dict[str, Any] = {
 }
 _LLAMA2: dict[str, Any] = {"vocab": 32000, "max_position_embeddings": 4096, "rope_theta": 10000.0}
 
-# Shapes published in the models' config.json and in arXiv 2307.09288 (Llama 2) and 2407.21783 (Llama 3); small ones: ours.
+# Shapes published in the models' config.json and in arXiv 2307.09288 (Llama 2) and 2407.21783 (Llama 3); the small
+# ones are ours.
 PRESETS: dict[str, dict[str, Any]] = {
     "llama2-7b": _llama(4096, 11008, 32, 32, 32, **_LLAMA2),
     "llama2-13b": _llama(5120, 13824, 40, 40, 40, **_LLAMA2),
