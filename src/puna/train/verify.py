@@ -190,8 +190,12 @@ def _weights_hash(run_dir: Path) -> str:
 # -- one process of one run --------------------------------------------------------------------------------------------
 
 
-def _train(order: dict[str, Any]) -> None:
-    """Train as `puna train` does, noting the hash of every row and, when told so, dying before a step."""
+def run_order(order: dict[str, Any], environment: dict[str, str]) -> None:
+    """Train as `puna train` does, noting the hash of every row and, when told so, dying before a step.
+
+    order: recipe, run_dir, machine, resume, die_at (what `_Runner` wrote). environment: set before torch is told.
+    """
+    os.environ.update(environment)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs to be deterministic
     import torch
 
@@ -223,6 +227,6 @@ def _train(order: dict[str, Any]) -> None:
 
 if __name__ == "__main__":
     try:
-        _train(json.loads(sys.argv[1]))
+        run_order(json.loads(sys.argv[1]), {})
     except PunaError as error:
         sys.exit(f"puna verify-resume: {error}")
