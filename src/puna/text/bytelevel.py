@@ -107,7 +107,7 @@ def read_ranks(path: Path) -> dict[bytes, int]:
                 token, rank = line.split()
                 ranks[base64.b64decode(token, validate=True)] = int(rank)
             except (ValueError, binascii.Error):
-                if number == 1:
+                if not ranks:
                     raise PunaError(
                         f"{path} is not a tokenizer in tiktoken's format.",
                         "Give a tokenizer.json instead (a SentencePiece tokenizer.model must be converted to one).",
