@@ -16,7 +16,7 @@ from puna.model.llama import LlamaForCausalLM
 CUTS = st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=4)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(cuts=CUTS, seed=st.integers(0, 9))
 @torch.no_grad()
 def test_pieces_give_what_the_whole_gives(

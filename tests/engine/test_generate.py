@@ -20,9 +20,9 @@ GREEDY = SamplingParams(max_tokens=24, temperature=0)
 class Bytes:
     """A tokenizer of single bytes: enough to watch how text comes out. 256 ends a text."""
 
-    vocab_size, bos_id, eos_ids = 257, None, [256]
+    vocab_size, eos_ids, drops_first_space = 257, [256], False
 
-    def token_bytes(self, token: int) -> bytes:
+    def shown_bytes(self, token: int, *, skip_special: bool = False) -> bytes:
         return bytes([token]) if token < 256 else b""
 
 
@@ -38,7 +38,7 @@ class Script:
         return []
 
     def __call__(self, ids: torch.Tensor, **_: object) -> torch.Tensor:
-        logits = torch.zeros(len(ids), 512)
+        logits = torch.zeros(len(ids), 257)
         logits[:, self.ids[self.at]] = 9.0
         self.at += 1
         return logits
@@ -135,12 +135,20 @@ def test_a_stream_is_the_text_up_to_the_first_stop_string(said: str, stops: list
         if begins:
             expected = said[: min(begins)]
             break
-    streamed = list(Engine(Script(ids), Bytes()).stream([0], params))
+    streamed = list(Engine(Script(ids), Bytes()).stream([97], params))
     assert "".join(text for _, text in streamed) == expected
     completion = Engine(Script(ids), Bytes()).generate([[0]], params)[0]
     assert completion.text == expected
     assert completion.ids == [token for token, _ in streamed] == ids[: len(streamed)]
     assert completion.finish_reason == ("stop" if expected != said or ended else "length")
+
+
+def test_what_the_tokenizer_does_not_have_is_never_said(random_model: Maker) -> None:
+    engine = Engine(random_model(ModelConfig(preset="nano")), Bytes())  # type: ignore[arg-type]
+    engine.end_ids = set()
+    said = engine.generate([[1]], SamplingParams(max_tokens=200, temperature=5.0, seed=0))[0].ids
+    assert len(set(said)) > 50
+    assert max(said) < Bytes.vocab_size <= 512
 
 
 def test_half_a_character_waits_and_a_broken_one_is_shown_as_such() -> None:

@@ -4,10 +4,9 @@ One loop makes one token for every living row per step; `generate` gathers what 
 row that ends leaves the batch. What a prompt gives does not depend on which others run beside it.
 """
 
-import codecs
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from typing import Literal, NamedTuple
@@ -22,6 +21,7 @@ from puna.engine.cache import KVCache
 from puna.engine.sampling import SamplingParams, sample
 from puna.model.llama import LlamaForCausalLM
 from puna.model.store import check_vocabulary, load_model
+from puna.text.stream import TextStream
 from puna.text.tokenizer import Tokenizer
 
 __all__ = ["Completion", "Engine", "SamplingParams", "load_engine"]
@@ -38,7 +38,7 @@ class Completion:
     text: str
     """Their text, without end tokens and stop strings."""
     logprobs: list[float]
-    """Log probability of each id under the model's own distribution (temperature 1, no filter), natural logarithm."""
+    """Log probability of each id under the model's own distribution (temperature 1, no filter), in nats."""
     finish_reason: FinishReason
     """stop: an end token or a stop string; length: max_tokens or the end of the context."""
 
@@ -68,6 +68,8 @@ class Engine:
             check_vocabulary(model.config, tokenizer.vocab_size, "The engine")
         self.model, self.tokenizer, self.max_batch = model, tokenizer, max_batch
         self.end_ids = {*(tokenizer.eos_ids if tokenizer else ()), *end_ids}
+        # Embeddings are often padded; what the tokenizer cannot read back is never said.
+        self.vocabulary = tokenizer.vocab_size if tokenizer else model.config.vocab_size
 
     def generate(
         self, prompts: Sequence[Sequence[int]], params: SamplingParams | Sequence[SamplingParams] | None = None
@@ -97,10 +99,13 @@ class Engine:
         ]
 
     def stream(self, prompt_ids: Sequence[int], params: SamplingParams | None = None) -> Iterator[tuple[int, str]]:
-        """Yield (id, text piece) as they are made; a piece is empty while its characters or a stop string are open."""
+        """Yield (id, text piece) as they are made; a piece is empty while its characters or a stop string are open.
+
+        Raises PunaError as `generate`, at the call, before the first token is asked for.
+        """
         self._check(prompt_ids)
-        for step in self._run([prompt_ids], [params or SamplingParams()]):
-            yield step.id, step.text
+        steps = self._run([prompt_ids], [params or SamplingParams()])
+        return ((step.id, step.text) for step in steps)
 
     def _check(self, prompt: Sequence[int]) -> None:
         vocabulary, longest = self.model.config.vocab_size, self.model.config.max_position_embeddings
@@ -149,7 +154,7 @@ class Engine:
                 padded,
                 positions=positions,
                 cache=cache,
-                head=lambda hidden, weight: F.linear(hidden[index, last], weight),
+                head=lambda hidden, weight: F.linear(hidden[index, last], weight[: self.vocabulary]),
             )
 
     def _row(self, index: int, prompt: Sequence[int], params: SamplingParams) -> "_Row":
@@ -157,7 +162,12 @@ class Engine:
             raise PunaError("Stop strings need a tokenizer, and this model has none.", "Use stop_ids.")
         room = self.model.config.max_position_embeddings - len(prompt)
         ends = self.end_ids | set(params.stop_ids)
-        return _Row(index, params, min(params.max_tokens, room), ends, self.tokenizer, params.uniforms())
+        text = None
+        if self.tokenizer is not None:
+            text = TextStream(self.tokenizer, skip_special=True)
+            # The text goes on where the prompt ends: perhaps within a character, and not with a space that is dropped.
+            text.push(prompt[-1])
+        return _Row(index, params, min(params.max_tokens, room), ends, text, params.uniforms())
 
 
 @dataclass
@@ -168,22 +178,19 @@ class _Row:
     params: SamplingParams
     limit: int  # tokens
     end_ids: set[int]
-    tokenizer: Tokenizer | None
+    text: TextStream | None
     uniforms: Random
     count: int = 0
     held: str = ""  # text that may be the beginning of a stop string
-    decoder: codecs.IncrementalDecoder = field(
-        default_factory=lambda: codecs.getincrementaldecoder("utf-8")(errors="replace")
-    )
 
     def accept(self, token: int) -> tuple[str, FinishReason | None]:
         """Take the next id; return the text that is now certain and, when the row ends, why."""
         self.count += 1
         ended = token in self.end_ids
         full = self.count >= self.limit
-        if self.tokenizer is not None:
-            piece = b"" if ended else self.tokenizer.token_bytes(token)
-            self.held += self.decoder.decode(piece, final=ended or full)
+        if self.text is not None:
+            self.held += "" if ended else self.text.push(token)
+            self.held += self.text.close() if ended or full else ""
         cut = min((at for at in (self.held.find(stop) for stop in self.params.stop) if at >= 0), default=-1)
         if cut >= 0:
             return self.held[:cut], "stop"

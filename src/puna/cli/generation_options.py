@@ -1,0 +1,70 @@
+"""The options of the commands that generate text, and what they make of them."""
+
+import argparse
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from puna.engine.generate import Engine, SamplingParams
+
+
+def add_options(parser: argparse.ArgumentParser, *, max_tokens: int) -> None:
+    """Declare sampling, device and precision."""
+    parser.add_argument("--max-tokens", type=int, default=max_tokens, help=f"at most this many (default {max_tokens})")
+    parser.add_argument("--temperature", type=float, default=0.8, help="0 is greedy (default 0.8)")
+    parser.add_argument("--top-k", type=int, default=0, help="only the k likeliest tokens (default: all)")
+    parser.add_argument("--top-p", type=float, default=0.95, help="only tokens that together hold this (default 0.95)")
+    parser.add_argument("--min-p", type=float, default=0.0, help="only tokens this fraction as likely as the likeliest")
+    parser.add_argument("--seed", type=int, help="the same seed gives the same text")
+    parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this (may be repeated)")
+    parser.add_argument("--greedy", action="store_true", help="always the likeliest token")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 … (default: cuda where there is one)")
+    parser.add_argument("--json", action="store_true", help="print one JSON value instead of a stream")
+
+
+def sampling_params(args: argparse.Namespace) -> "SamplingParams":
+    """The sampling parameters that were asked for. Raises PunaError when they mean nothing."""
+    from puna.engine.generate import SamplingParams
+
+    return SamplingParams(
+        max_tokens=args.max_tokens,
+        temperature=0.0 if args.greedy else args.temperature,
+        top_k=args.top_k,
+        top_p=args.top_p,
+        min_p=args.min_p,
+        seed=args.seed,
+        stop=tuple(args.stop),
+    )
+
+
+def load(args: argparse.Namespace) -> "Engine":
+    """Load `args.model` onto the device. Raises PunaError when it cannot be, or has no tokenizer."""
+    from puna.core.errors import PunaError
+    from puna.engine.generate import load_engine
+    from puna.model.hub import model_directory
+
+    directory = model_directory(args.model)
+    engine = load_engine(directory, device=_device(args.device))
+    if engine.tokenizer is None:
+        raise PunaError(
+            f"{directory} has no tokenizer (tokenizer.json or tokenizer.model).", "Put the model's own beside it."
+        )
+    return engine
+
+
+def _device(name: str) -> str:
+    import torch
+
+    from puna.core.errors import PunaError
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        if torch.device(name).type == "meta":
+            raise RuntimeError("it holds no numbers")
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).strip().splitlines()[0].rstrip(".")
+        raise PunaError(
+            f"--device {name} cannot be used ({reason}).", "Use cpu or a device this machine has."
+        ) from None
+    return name

@@ -1,0 +1,64 @@
+"""Conversations: what was generated is rendered as it was, and nothing is lost when an answer is cut short."""
+
+from collections.abc import Callable
+
+import pytest
+
+from puna.core.errors import PunaError
+from puna.engine.conversation import Conversation
+from puna.engine.generate import Engine, SamplingParams
+from puna.model.config import ModelConfig
+from puna.model.llama import LlamaForCausalLM
+from puna.text.chat import render
+from puna.text.tokenizer import train_tokenizer
+
+PARAMS = SamplingParams(max_tokens=6, temperature=0)
+
+
+@pytest.fixture
+def engine(random_model: Callable[..., LlamaForCausalLM]) -> Engine:
+    tokenizer = train_tokenizer(["how are you today, and how is the weather"] * 20, 320)
+    return Engine(random_model(ModelConfig(preset="nano")), tokenizer)
+
+
+def test_the_second_answer_follows_from_all_that_was_said(engine: Engine) -> None:
+    talk = Conversation(engine, chat=True, system="be brief")
+    first = "".join(talk.say("how are you", PARAMS))
+    second = "".join(talk.say("and the weather", PARAMS))
+    assert [m["role"] for m in talk.messages] == ["system", "user", "assistant", "user", "assistant"]
+    assert engine.tokenizer is not None
+    prompt = render(talk.messages[:4], engine.tokenizer, add_generation_prompt=True).ids
+    said = talk.messages[2]["token_ids"]
+    assert any(prompt[i : i + len(said)] == said for i in range(len(prompt))), "ids are kept, not encoded again"
+    expected = engine.generate([prompt], PARAMS)[0]
+    assert (talk.messages[4]["token_ids"], second) == (expected.ids, expected.text)
+    assert talk.messages[2]["content"] == first
+    talk.reset()
+    assert [m["role"] for m in talk.messages] == ["system"]
+
+
+def test_an_interrupted_answer_is_kept_as_far_as_it_went(engine: Engine) -> None:
+    talk = Conversation(engine, chat=True)
+    answer = talk.say("how are you", SamplingParams(max_tokens=50, temperature=0))
+    next(answer)
+    next(answer)
+    answer.close()
+    assert len(talk.messages[1]["token_ids"]) == 2
+    assert list(talk.say("go on", PARAMS)), "the talk goes on"
+
+
+def test_what_does_not_fit_is_said_and_not_kept(engine: Engine) -> None:
+    talk = Conversation(engine, chat=True)
+    with pytest.raises(PunaError, match="context holds 256"):
+        list(talk.say("weather! " * 200, PARAMS))
+    assert talk.messages == []
+
+
+def test_a_base_model_continues_the_text_alone(engine: Engine) -> None:
+    talk = Conversation(engine, chat=False)
+    list(talk.say("something before", PARAMS))
+    assert engine.tokenizer is not None
+    expected = engine.generate([engine.tokenizer.encode("how are", bos=True)], PARAMS)[0].text
+    assert "".join(talk.say("how are", PARAMS)) == expected
+    with pytest.raises(PunaError, match="base model"):
+        Conversation(engine, chat=False, system="x")
