@@ -264,11 +264,9 @@ def _say_machine(machine: "Machine") -> None:
 
 def _say_plan(recipe: Recipe, minutes: float) -> None:
     model, tokens = recipe.model, recipe.total_steps * recipe.tokens_per_step
-    say(
-        f"{model.num_hidden_layers} layers {model.hidden_size} wide, {format_count(model.num_parameters())} parameters; "
-        f"{recipe.total_steps:,} steps of {recipe.tokens_per_step:,} tokens, {format_count(tokens)} in all, in "
-        f"{format_seconds(minutes * 60)}"
-    )
+    size, step = format_count(model.num_parameters()), f"{recipe.tokens_per_step:,} tokens"
+    say(f"{model.num_hidden_layers} layers, {model.hidden_size} wide: {size} parameters")
+    say(f"{recipe.total_steps:,} steps of {step}, {format_count(tokens)} in all, in {format_seconds(minutes * 60)}")
 
 
 def _window_note(recipe: Recipe) -> str:

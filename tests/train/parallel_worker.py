@@ -21,10 +21,14 @@ def main(layout_json: str, recompute: str, micro: int, out: str) -> None:
     with parallel.join_world() as world:
         layout = Layout.model_validate_json(layout_json).resolve(world.size)
         mesh = parallel.data_mesh(layout, world)
-        model = LlamaForCausalLM(config)
-        model.init_weights(3)
+        with torch.device("meta"):
+            model = LlamaForCausalLM(config)
         parallel.apply_to_blocks(model, recompute=recompute, compiled=False)
-        network = parallel.distribute(model, layout, mesh, "fp32")
+        if layout.dp_shard > 1:
+            parallel.shard(model, layout, mesh, "fp32")
+        model.to_empty(device="cpu")
+        model.init_weights(3)
+        network = model if layout.dp_shard > 1 else parallel.replicate(model, mesh)
         optimizer = Optimizer(model.named_parameters(), OptimizerConfig(weight_decay=0.1), mesh)
         micro_rows, micro_batches = parallel.check_batch(ROWS, micro, world.size)
         factor = world.size if type(network).__name__ == "DistributedDataParallel" else 1

@@ -41,4 +41,4 @@ def test_a_device_without_fp8_is_refused_with_a_sentence():
     if torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 9):
         pytest.skip("this device has fp8 units")
     with pytest.raises(PunaError, match="no fp8 units"):
-        use_fp8(LlamaForCausalLM(ModelConfig(preset="nano")))
+        use_fp8(LlamaForCausalLM(ModelConfig(preset="nano")), torch.device("cpu"))

@@ -24,12 +24,11 @@ def has_fp8(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9)
 
 
-def use_fp8(model: nn.Module, *, least_width: int = LEAST_WIDTH) -> int:
-    """Let every large linear of the blocks multiply in fp8, in place; returns how many do.
+def use_fp8(model: nn.Module, device: torch.device, *, least_width: int = LEAST_WIDTH) -> int:
+    """Let every large linear of the blocks multiply in fp8 on `device`, in place; returns how many do.
 
     Raises PunaError when the device has no fp8 units or no layer is large enough.
     """
-    device = next(model.parameters()).device
     if not has_fp8(device):
         raise PunaError(
             "train.fp8 = true, but this device has no fp8 units.",

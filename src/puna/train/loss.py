@@ -79,7 +79,9 @@ def cross_entropy_chunked(
     z_loss: weight of log(Z)^2 (PaLM, arXiv 2204.02311).
     Returns (what to call backward on, the cross entropy alone in nats), both float32 scalars.
     """
-    size = hidden.shape[-1]
+    size, device = hidden.shape[-1], hidden.device.type
+    if torch.is_autocast_enabled(device):
+        hidden = hidden.to(torch.get_autocast_dtype(device))
     # Autocast would cast the accumulating products back and forth; dtypes are chosen by hand here.
-    with torch.autocast(hidden.device.type, enabled=False):
+    with torch.autocast(device, enabled=False):
         return _ChunkedCrossEntropy.apply(hidden.reshape(-1, size), weight, targets.reshape(-1), scale, chunk, z_loss)

@@ -105,20 +105,24 @@ def apply_to_blocks(model: LlamaForCausalLM, *, recompute: str, compiled: bool) 
         block.forward = forward
 
 
-def distribute(model: LlamaForCausalLM, layout: Layout, mesh: DeviceMesh | None, precision: str) -> nn.Module:
-    """Put the network on the mesh: FSDP2 (or HSDP) when dp_shard > 1, DDP when only dp_replicate > 1.
+def replicate(model: LlamaForCausalLM, mesh: DeviceMesh | None) -> nn.Module:
+    """Whole copies on every rank (DDP), which take rank 0's weights. Returns what the training step calls.
 
-    Returns what the training step calls; parameters keep their names in `model` itself.
+    Parameters keep their names in `model` itself. A world of one is left as it is.
     """
     if mesh is None or mesh.size() == 1:
         return model
-    if layout.dp_shard == 1:
-        return DistributedDataParallel(
-            model, process_group=mesh.get_group("dp_replicate"), gradient_as_bucket_view=True
-        )
-    mixed = MixedPrecisionPolicy()
+    group = mesh.get_group("dp_replicate")
+    return DistributedDataParallel(model, process_group=group, gradient_as_bucket_view=True)
+
+
+def shard(model: LlamaForCausalLM, layout: Layout, mesh: DeviceMesh | None, precision: str) -> None:
+    """Shard parameters, gradients and optimizer states in place (FSDP2; HSDP when dp_replicate > 1 too)."""
+    assert mesh is not None, "a layout with shards has a process group"
+    # Inputs stay as they are: the tables of rotary positions must not become bf16.
+    mixed = MixedPrecisionPolicy(cast_forward_inputs=False)
     if precision == "mixed":
-        mixed = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+        mixed = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
     where = mesh if layout.dp_replicate > 1 else mesh["dp_shard"]
     layers = list(model.model.layers)
     for block in layers:
@@ -131,7 +135,6 @@ def distribute(model: LlamaForCausalLM, layout: Layout, mesh: DeviceMesh | None,
             module.set_gradient_divide_factor(1.0)
             # gloo knows no pre-multiplied sum.
             module.set_force_sum_reduction_for_comms(True)
-    return model
 
 
 @contextlib.contextmanager

@@ -89,7 +89,7 @@ def _header(run: Run, facts: dict[str, Any]) -> str:
     if device:
         eyebrow += f" · {escape(str(device))}"
     if run.start.get("time"):
-        eyebrow += f" · {escape(str(run.start['time'])[:16].replace('T', ' '))}"
+        eyebrow += f" · <time>{escape(str(run.start['time'])[:16].replace('T', ' '))}</time>"
     peak_share = facts["mfu"]["full"]
     figures = [
         (_number(facts["heldout_bits_per_byte"], ".3f"), "bits per byte, held-out text"),
@@ -146,8 +146,8 @@ def _comparison(run: Run) -> str:
     )
     return _section(
         "Beside compressors",
-        "A language model is a compressor: what it finds likely costs few bits. All were given the same held-out "
-        "documents, one at a time.",
+        "A language model is a compressor: what it finds likely costs few bits. All were measured on the "
+        "same held-out documents.",
         f'<div class="scroll">{table}</div>',
     )
 
@@ -160,8 +160,12 @@ def _learning(run: Run) -> str:
     half_life = max(1.0, len(train) / 40)
     smoothed = list(zip([x for x, _ in train], smooth([y for _, y in train], half_life), strict=True))
     series = [Series("raw", train, "raw"), Series("training", smoothed, "main")]
-    if heldout:
-        series.append(Series("held-out", heldout, "dots"))
+    # Evaluations during the run take a part of the held-out text, the last one all of it: two curves, not one.
+    part = run.evals[0].get("bytes") if run.evals else None
+    in_part = points([event for event in run.evals if event.get("bytes") == part], "bits_per_byte")
+    in_full = points([event for event in run.evals if event.get("bytes") != part], "bits_per_byte")
+    series += [Series("held-out", in_part, "dots")] if in_part else []
+    series += [Series("in full", in_full, "full")] if in_full else []
     references = _compressors(run)
     top = _frame(smoothed, heldout, [value for _, value in references])
     charts = "".join(
@@ -369,7 +373,7 @@ def _predicted(run: Run, facts: dict[str, Any]) -> str:
     parts = _goodput(run)
     if not rows and not parts:
         return ""
-    table = _table(["", "predicted", "actual", "prediction off by"], rows, numeric=(1, 2, 3)) if rows else ""
+    table = _table(["", "predicted", "actual", "off by"], rows, numeric=(1, 2, 3)) if rows else ""
     text = "What was said before the run started, and what came of it."
     if rows and not run.end:
         text += " The run is unfinished: actual values are those so far."
@@ -420,7 +424,7 @@ def _detail(event: Event) -> str:
     documents = event.get("documents")
     text = str(event.get("detail") or "")
     if isinstance(documents, list) and documents:
-        text += f" Documents in the batch: {', '.join(map(str, documents[:3]))}"
+        text = f"{text.rstrip('.')}. Documents in the batch: {', '.join(map(str, documents[:3]))}"
         text += f" and {len(documents) - 3} more." if len(documents) > 3 else "."
     return text
 

@@ -8,8 +8,8 @@ import torch
 from puna.core.errors import PunaError
 from puna.data.corpus import Corpus
 from puna.model.layout import Layout
-from puna.model.llama import LlamaForCausalLM
-from puna.model.store import load_model
+from puna.model.llama import LlamaForCausalLM, copy_whole
+from puna.model.store import load_weights
 from puna.train.bigram import bigram_weights
 from puna.train.recipe import Recipe
 
@@ -41,39 +41,32 @@ def open_corpus(recipe: Recipe) -> Corpus:
     return corpus
 
 
-def build_model(recipe: Recipe, corpus: Corpus, device: torch.device) -> LlamaForCausalLM:
-    """The network on `device` with its first weights: those of `start_from`, or fresh ones from the seed."""
-    dtype = torch.bfloat16 if recipe.train.precision == "bf16" else torch.float32
-    if recipe.start_from:
-        model = load_model(Path(recipe.start_from), device=device, dtype=dtype)
-        if model.config.num_parameters() != recipe.model.num_parameters():
-            raise PunaError(
-                f"{recipe.start_from} has {model.config.num_parameters():,} parameters, the recipe's model "
-                f"{recipe.model.num_parameters():,}.",
-                "Give the recipe the shape of the model it starts from.",
-            )
-        return model
+def build_model(recipe: Recipe) -> LlamaForCausalLM:
+    """The network without memory: sharded first and filled then, no process ever holds all of it."""
     with torch.device("meta"):
         model = LlamaForCausalLM(recipe.model)
-    model.to_empty(device=device)
-    model.init_weights(recipe.train.seed)
-    if recipe.train.init == "bigram":
-        _start_as_bigram(model, corpus, recipe.train.seed)
-    return model.to(dtype)
+    return model.to(torch.bfloat16) if recipe.train.precision == "bf16" else model
 
 
 @torch.no_grad()
-def _start_as_bigram(model: LlamaForCausalLM, corpus: Corpus, seed: int) -> None:
-    config = model.config
-    if config.tie_word_embeddings:
-        raise PunaError(
-            "train.init = 'bigram' needs an embedding and a head of their own, but model.tie_word_embeddings = true.",
-            "Set it to false, or use train.init = 'normal'.",
-        )
-    tokens = corpus.read(0, min(corpus.stream_tokens, BIGRAM_TOKENS))
-    embedding, head = bigram_weights(tokens, config.vocab_size, config.hidden_size, seed=seed)
-    model.model.embed_tokens.weight.copy_(embedding)
-    model.lm_head.weight.copy_(head)
+def fill_weights(model: LlamaForCausalLM, recipe: Recipe, corpus: Corpus, device: torch.device) -> None:
+    """Give the network, sharded or not, memory on `device` and its first weights: of `start_from`, or fresh ones."""
+    model.to_empty(device=device)
+    if recipe.start_from:
+        load_weights(Path(recipe.start_from), model)
+        return
+    model.init_weights(recipe.train.seed)
+    if recipe.train.init == "bigram":
+        if recipe.model.tie_word_embeddings:
+            raise PunaError(
+                "train.init = 'bigram' needs an embedding and a head of their own, but tie_word_embeddings = true.",
+                "Set model.tie_word_embeddings = false, or use train.init = 'normal'.",
+            )
+        tokens = corpus.read(0, min(corpus.stream_tokens, BIGRAM_TOKENS))
+        size, width = recipe.model.vocab_size, recipe.model.hidden_size
+        embedding, head = bigram_weights(tokens, size, width, seed=recipe.train.seed)
+        copy_whole(embedding, model.model.embed_tokens.weight)
+        copy_whole(head, model.lm_head.weight)
 
 
 def default_layout(recipe: Recipe, device: torch.device) -> Layout:

@@ -37,6 +37,7 @@ from puna.model.store import save_model
 from puna.train import parallel
 from puna.train.checkpoint import Checkpointer
 from puna.train.evaluate import bits_per_byte
+from puna.train.fp8 import use_fp8
 from puna.train.guard import Guard, decide
 from puna.train.loss import IGNORE, cross_entropy_chunked
 from puna.train.machine import Machine, measure
@@ -45,7 +46,7 @@ from puna.train.metrics import MetricsLog
 from puna.train.optimizer import Optimizer
 from puna.train.recipe import Recipe
 from puna.train.schedule import lr_factor
-from puna.train.setup import build_model, default_layout, open_corpus
+from puna.train.setup import build_model, default_layout, fill_weights, open_corpus
 from puna.train.speed import expected_tokens_per_second
 from puna.train.steplog import Clock, StepLog, peak_memory
 
@@ -136,16 +137,17 @@ class Trainer:
         self.micro_rows, self.micro_batches = parallel.check_batch(recipe.train.batch, recipe.train.micro_batch, ranks)
         self.first_row = world.rank * self.micro_rows * self.micro_batches
         mesh = parallel.data_mesh(layout, world)
-        self.clock = Clock()
-        with self.clock.part("setup"):
-            self.model = build_model(recipe, self.corpus, device)
-        if recipe.train.fp8:
-            from puna.train.fp8 import use_fp8
-
-            use_fp8(self.model)
-        parallel.apply_to_blocks(self.model, recompute=recipe.train.checkpointing, compiled=compiled)
-        self.network = parallel.distribute(self.model, layout, mesh, precision)
         self.sharded = layout.dp_shard > 1
+        self.clock = Clock()
+        self.model = build_model(recipe)
+        if recipe.train.fp8:
+            use_fp8(self.model, device)
+        parallel.apply_to_blocks(self.model, recompute=recipe.train.checkpointing, compiled=compiled)
+        if self.sharded:
+            parallel.shard(self.model, layout, mesh, precision)
+        with self.clock.part("setup"):
+            fill_weights(self.model, recipe, self.corpus, device)
+        self.network = self.model if self.sharded else parallel.replicate(self.model, mesh)
         self.optimizer = Optimizer(self.model.named_parameters(), recipe.optimizer, mesh if world.size > 1 else None)
         self.guard = Guard(recipe.guard, device)
         self.checkpoints = Checkpointer(run_dir, recipe.checkpoint, self._fingerprint())
