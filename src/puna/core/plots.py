@@ -29,6 +29,7 @@ STYLE = """
 .plot .second { stroke: var(--soft); stroke-width: 1.5; stroke-dasharray: 2 3; }
 .plot .dots { stroke: var(--ink); stroke-width: 1.2; }
 .plot .dot { fill: var(--paper); stroke: var(--ink); stroke-width: 2; }
+.plot .dot.full { fill: var(--ink); }
 .plot .reference { stroke: var(--soft); stroke-width: 1; stroke-dasharray: 5 4; }
 .plot .halo { paint-order: stroke; stroke: var(--paper); stroke-width: 4px; stroke-linejoin: round; }
 .plot .mark { stroke: var(--soft); stroke-width: 1.5; fill: none; }
@@ -52,11 +53,11 @@ STYLE = """
 
 @dataclass(frozen=True)
 class Series:
-    """One curve. style: main (accent line), raw (the same, faint), second (dashed), dots (points joined thinly)."""
+    """One curve. style: main (accent line), raw (the same, faint), second (dashed), dots (joined), full (dots apart)."""
 
     name: str
     points: Sequence[Point]
-    style: Literal["main", "raw", "second", "dots"] = "main"
+    style: Literal["main", "raw", "second", "dots", "full"] = "main"
 
 
 @dataclass(frozen=True)
@@ -92,8 +93,8 @@ def line_chart(
     references: Sequence[tuple[str, float]] = (),
     marks: Sequence[Mark] = (),
     lane: bool = False,
-    width: int = 500,
-    height: int = 240,
+    width: int = 440,
+    height: int = 220,
 ) -> str:
     """Curves over one x axis.
 
@@ -139,7 +140,7 @@ def line_chart(
             x, warn = px(mark.x), " warn" if mark.warn else ""
             out.append(f'<line class="fall{warn}" x1="{x:.1f}" x2="{x:.1f}" y1="{top}" y2="{bottom}"/>')
     for one in series:
-        if len(one.points) > 1:
+        if len(one.points) > 1 and one.style != "full":
             out.append(f'<path class="{one.style}" d="{_path(thin(one.points), px, py)}"/>')
     out.append("</g>")
     above = -math.inf
@@ -151,11 +152,14 @@ def line_chart(
             out.append(f'<text class="halo" x="{right}" y="{above:.1f}" text-anchor="end">{escape(name)}</text>')
     out += _hits(series, px, x_format, y_format, top, right, bottom, left, x_label)
     for one in series:
-        if one.style == "dots" or len(one.points) == 1:
+        if one.style in ("dots", "full") or len(one.points) == 1:
+            kind = "dot full" if one.style == "full" else "dot"
             for x, y in one.points:
                 if low <= y <= high:
                     tip = f"{one.name}: {y_format(y)} at {x_label} {x_format(x)}"
-                    out.append(f'<circle class="dot" cx="{px(x):.1f}" cy="{py(y):.1f}" r="3.5">{_title(tip)}</circle>')
+                    out.append(
+                        f'<circle class="{kind}" cx="{px(x):.1f}" cy="{py(y):.1f}" r="3.5">{_title(tip)}</circle>'
+                    )
     if lane:
         out += [
             f'<g transform="translate({px(mark.x):.1f} {height - 8})"><rect x="-6" y="-7" width="12" height="14"'
@@ -282,11 +286,11 @@ def _legend(series: Sequence[Series], left: float, right: float) -> str:
         out.append(f'<text x="{x:.0f}" y="13" text-anchor="end">{escape(one.name)}</text>')
         x -= 6.2 * len(one.name) + 8
         out.append(
-            f'<circle class="dot" cx="{x - 9:.0f}" cy="9" r="3.5"/>'
-            if one.style == "dots"
+            f'<circle class="dot {one.style}" cx="{x - 9:.0f}" cy="9" r="3.5"/>'
+            if one.style in ("dots", "full")
             else f'<path class="{one.style}" d="M{x - 18:.0f} 9 h18"/>'
         )
-        x -= 34
+        x -= 30
     return "".join(out)
 
 
@@ -322,7 +326,8 @@ def _hits(
 ) -> list[str]:
     """Invisible columns over the first line's points: a hairline and a tooltip with every curve's value there."""
     lines = sorted(
-        (one for one in series if one.style != "dots" and len(one.points) > 1), key=lambda one: one.style != "main"
+        (one for one in series if one.style not in ("dots", "full") and len(one.points) > 1),
+        key=lambda one: one.style != "main",
     )
     if not lines:
         return []
