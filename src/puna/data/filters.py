@@ -82,10 +82,11 @@ def make_filter(config: FilterConfig) -> Callable[[Document], str]:
 def gopher_reason(text: str, language: str = "en", ignored: frozenset[str] = frozenset()) -> str:
     """Gopher's quality rules on prose. `language` chooses the stop words; "" leaves that rule out."""
     words = text.split()
+    named = [len(word) for word in words if any(map(str.isalnum, word))]  # a dash between spaces is no word
     lines = text.splitlines() or [""]
     spaced = language not in UNSPACED
-    count = len(words) if spaced else sum(map(str.isalpha, text))
-    size = max(1, count)
+    count = len(named) if spaced else sum(map(str.isalpha, text))
+    size = max(1, len(words) if spaced else count)
     checks = [
         ("gopher.words", not _WORDS[0] <= count <= _WORDS[1]),
         ("gopher.hashes", text.count("#") / size > _SYMBOLS_PER_WORD),
@@ -97,7 +98,7 @@ def gopher_reason(text: str, language: str = "en", ignored: frozenset[str] = fro
         ),
     ]
     if spaced and words:
-        mean = sum(map(len, words)) / len(words)
+        mean = sum(named) / max(1, len(named))
         alphabetic = sum(any(map(str.isalpha, word)) for word in words) / len(words)
         checks.append(("gopher.word_length", not _WORD_LENGTH[0] <= mean <= _WORD_LENGTH[1]))
         checks.append(("gopher.alphabetic", alphabetic < _ALPHABETIC_WORDS))

@@ -172,7 +172,10 @@ def _parquet(path: Path, name: str, source: SourceConfig, invalid_utf8: str, dro
                     row += 1
                     if document:
                         yield document
-    except (pa.ArrowException, EOFError) as error:
+    except (pa.ArrowException, EOFError, OSError) as error:
+        # pyarrow reports damaged pages as an OSError without an errno; a real failure of the disk has one.
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
         text = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise PunaError(f"{path} is a corrupt parquet file (after row {row}: {text}).", "Get it again.") from error
 
