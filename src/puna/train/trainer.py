@@ -211,7 +211,7 @@ class Trainer:
         factor = self.world.size if isinstance(self.network, DistributedDataParallel) else 1
         for index in range(self.micro_batches):
             rows = slice(index * self.micro_rows, (index + 1) * self.micro_rows)
-            documents = None if batch.documents is None else batch.documents[rows]
+            ids, documents = batch.ids[rows], None if batch.documents is None else batch.documents[rows]
             head = partial(
                 cross_entropy_chunked,
                 targets=batch.targets[rows],
@@ -221,8 +221,10 @@ class Trainer:
             )
             with parallel.accumulating(self.network, last=index == self.micro_batches - 1):
                 with parallel.autocast(config.precision, self.world.device, sharded=self.sharded):
-                    mask = None if documents is None else DocumentMask.build(documents, self.world.device)
-                    objective, loss = self.network(batch.ids[rows], mask=mask, head=head)
+                    # Flash attention's variable-length form takes bf16 alone.
+                    dense = True if config.precision == "fp32" else None
+                    mask = documents if documents is None else DocumentMask.build(documents, ids.device, dense=dense)
+                    objective, loss = self.network(ids, mask=mask, head=head)
                 (objective * factor).backward()
             total += loss.detach()
         total = parallel.sum_over_ranks(total)
