@@ -53,7 +53,7 @@ STYLE = """
 
 @dataclass(frozen=True)
 class Series:
-    """One curve. style: main (accent line), raw (the same, faint), second (dashed), dots (joined), full (dots apart)."""
+    """One curve. style: main (accent line), raw (the same, faint), second (dashed), dots (joined), full (apart)."""
 
     name: str
     points: Sequence[Point]

@@ -11,7 +11,6 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from puna import __version__
 from puna.core.files import write_text
 from puna.core.plots import (
     STYLE,
@@ -27,6 +26,7 @@ from puna.core.plots import (
 from puna.core.statistics import wilson
 from puna.core.units import format_bytes, format_count, format_seconds
 from puna.train.metrics import Event
+from puna.train.page import Html, count_or_share, document, format_flops, named, number, or_dash, section, table
 from puna.train.record import Points, Run, load_run, points, status, summary
 
 _SHAPES = {
@@ -68,15 +68,8 @@ def render(run: Run) -> str:
         _events(run),
         _machine(run),
     ]
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        # The page asks nobody for anything, and says so to the browser.
-        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">\n"
-        f"<title>{escape(run.name)} · Puna</title>\n<style>\n{css}{STYLE}</style>\n</head>\n<body>\n<main>\n"
-        + "\n".join(section for section in sections if section)
-        + f"\n</main>\n<footer>Drawn by Puna {escape(__version__)} from metrics.jsonl.</footer>\n</body>\n</html>\n"
-    )
+    body = "\n".join(part for part in sections if part)
+    return document(run.name, css + STYLE, body)
 
 
 # -- sections ----------------------------------------------------------------------------------------------------------
@@ -92,12 +85,12 @@ def _header(run: Run, facts: dict[str, Any]) -> str:
         eyebrow += f" · <time>{escape(str(run.start['time'])[:16].replace('T', ' '))}</time>"
     peak_share = facts["mfu"]["full"]
     figures = [
-        (_number(facts["heldout_bits_per_byte"], ".3f"), "bits per byte, held-out text"),
-        (_or_dash(facts["tokens"], format_count), "tokens trained"),
-        (_or_dash(facts["seconds"], format_seconds), "training time"),
-        (_or_dash(facts["tokens_per_second"], lambda v: f"{v:,.0f}"), "tokens per second"),
-        (_number(peak_share, ".0%"), "of the measured peak, full-attention convention"),
-        (_or_dash(facts["peak_memory_bytes"], format_bytes), "peak memory"),
+        (number(facts["heldout_bits_per_byte"], ".3f"), "bits per byte, held-out text"),
+        (or_dash(facts["tokens"], format_count), "tokens trained"),
+        (or_dash(facts["seconds"], format_seconds), "training time"),
+        (or_dash(facts["tokens_per_second"], lambda v: f"{v:,.0f}"), "tokens per second"),
+        (number(peak_share, ".0%"), "of the measured peak, full-attention convention"),
+        (or_dash(facts["peak_memory_bytes"], format_bytes), "peak memory"),
     ]
     cells = "".join(f"<div><dt>{escape(name)}</dt><dd>{value}</dd></div>" for value, name in figures if value != "–")
     return (
@@ -136,19 +129,19 @@ def _comparison(run: Run) -> str:
         drawing = "" if row["value"] is None else bar(row["value"] / longest, ours=row is ours)
         interval = row.get("interval")
         spread = f"{interval[0]:.3f} – {interval[1]:.3f}" if interval else ""
-        body.append([_named(row["name"], row.get("note")), _Html(drawing), _number(row["value"], ".3f"), spread])
-    table = _table(
+        body.append([named(row["name"], row.get("note")), Html(drawing), number(row["value"], ".3f"), spread])
+    rendered = table(
         ["", "bits per byte, shorter is better", "", "95 % interval"],
         body,
         numeric=(2, 3),
         drawing=1,
         ours=next(index for index, row in enumerate(rows) if row is ours),
     )
-    return _section(
+    return section(
         "Beside compressors",
         "A language model is a compressor: what it finds likely costs few bits. All were measured on the "
         "same held-out documents.",
-        f'<div class="scroll">{table}</div>',
+        f'<div class="scroll">{rendered}</div>',
     )
 
 
@@ -156,7 +149,7 @@ def _learning(run: Run) -> str:
     train = points(run.train, "bits_per_byte")
     heldout = points(run.evals, "bits_per_byte")
     if not train and not heldout:
-        return _section("Learning", "The run has not written a line of training yet.", "")
+        return section("Learning", "The run has not written a line of training yet.", "")
     half_life = max(1.0, len(train) / 40)
     smoothed = list(zip([x for x, _ in train], smooth([y for _, y in train], half_life), strict=True))
     series = [Series("raw", train, "raw"), Series("training", smoothed, "main")]
@@ -193,7 +186,7 @@ def _learning(run: Run) -> str:
     if cut:
         notes.append(f"The steps up to {cut[-1]:,.0f} begin above the frame, at {smoothed[0][1]:.2f}.")
     text = "How many bits the model needs for a byte of text, as training goes on."
-    return _section(
+    return section(
         "Learning", text, f"<figure>{charts}{_mark_legend(run)}<figcaption>{' '.join(notes)}</figcaption></figure>"
     )
 
@@ -256,13 +249,13 @@ def _course(run: Run) -> str:
         return ""
     if peak:
         text = (
-            f"The peak is {_flops(peak)}, the best matrix product measured on this device"
+            f"The peak is {format_flops(peak)}, the best matrix product measured on this device"
             f"{f' for {escape(str(precision))} training' if precision else ''}. Full attention counts the whole square "
             "of scores; causal counts the triangle that is needed."
         )
     else:
         text = "The peak of this device was not measured, so no share of it is given."
-    return _section("The course of the run", text, f'<div class="grid">{figures}</div>')
+    return section("The course of the run", text, f'<div class="grid">{figures}</div>')
 
 
 def _small(
@@ -306,23 +299,23 @@ def _completions(run: Run) -> str:
         share = row["parsed"] / row["sampled"]
         tip = f"{share:.1%}, 95 % interval {low:.1%} to {high:.1%}"
         cells = [
-            _named(row.get("label") or "model", f"step {row['step']:,}"),
-            _Html(interval_bar(low, share, high, tip)),
+            named(row.get("label") or "model", f"step {row['step']:,}"),
+            Html(interval_bar(low, share, high, tip)),
             f"{share:.1%}",
             f"{low:.1%} – {high:.1%}",
             f"{row['parsed']:,} of {row['sampled']:,}",
         ]
-        cells += [_count_or_share(row.get("trivial"))] if trivial else []
-        cells += [_count_or_share(row.get("baseline"))] if baseline else []
+        cells += [count_or_share(row.get("trivial"))] if trivial else []
+        cells += [count_or_share(row.get("baseline"))] if baseline else []
         body.append(cells)
     columns += (["parse, but do nothing"] if trivial else []) + (["baseline"] if baseline else [])
-    table = _table(columns, body, numeric=tuple(range(2, len(columns))), drawing=1)
-    return _section(
+    rendered = table(columns, body, numeric=tuple(range(2, len(columns))), drawing=1)
+    return section(
         "Writing code",
         "Given the head of a function from a held-out file, the model writes the body. Counted are bodies that "
         "Python's own parser accepts and that do something. Parsing is a first measure of code: it does not say that "
         "the body is right. Intervals are Wilson's.",
-        f'<div class="scroll">{table}</div>',
+        f'<div class="scroll">{rendered}</div>',
     )
 
 
@@ -340,7 +333,7 @@ def _samples(run: Run) -> str:
     body = cards(list(shown))
     if rest:
         body += f"<details><summary>{len(rest)} more samples</summary>{cards(rest)}</details>"
-    return _section("What it writes", "Samples as training went on; the prompt stands in colour.", body)
+    return section("What it writes", "Samples as training went on; the prompt stands in colour.", body)
 
 
 def _sample(sample: Event) -> str:
@@ -369,16 +362,16 @@ def _predicted(run: Run, facts: dict[str, Any]) -> str:
         if expected is None and actual is None:
             continue
         error = f"{expected / actual - 1:+.1%}".replace("-", "−") if expected and actual else "–"
-        rows.append([name, _or_dash(expected, form), _or_dash(actual, form), error])
+        rows.append([name, or_dash(expected, form), or_dash(actual, form), error])
     parts = _goodput(run)
     if not rows and not parts:
         return ""
-    table = _table(["", "predicted", "actual", "off by"], rows, numeric=(1, 2, 3)) if rows else ""
+    rendered = table(["", "predicted", "actual", "off by"], rows, numeric=(1, 2, 3)) if rows else ""
     text = "What was said before the run started, and what came of it."
     if rows and not run.end:
         text += " The run is unfinished: actual values are those so far."
-    body = f'<div class="scroll">{table}</div>' if table else ""
-    return _section("Predicted and actual", text, body + parts)
+    body = f'<div class="scroll">{rendered}</div>' if rendered else ""
+    return section("Predicted and actual", text, body + parts)
 
 
 def _goodput(run: Run) -> str:
@@ -414,10 +407,10 @@ def _events(run: Run) -> str:
         ]
         for event in told
     ]
-    body = f'<div class="scroll">{_table(["step", "what", "detail"], rows[:50])}</div>' if rows else ""
+    body = f'<div class="scroll">{table(["step", "what", "detail"], rows[:50])}</div>' if rows else ""
     if len(rows) > 50:
         body += f'<p class="note">{len(rows) - 50} more stand in metrics.jsonl.</p>'
-    return _section("Events", text or "What happened besides training.", body)
+    return section("Events", text or "What happened besides training.", body)
 
 
 def _detail(event: Event) -> str:
@@ -436,7 +429,7 @@ def _machine(run: Run) -> str:
         ("processes", start.get("world_size")),
         ("precision", start.get("precision")),
         ("compiled", None if start.get("compiled") is None else "yes" if start["compiled"] else "no"),
-        ("measured peak of a matrix product", start.get("peak_flops") and _flops(start["peak_flops"])),
+        ("measured peak of a matrix product", start.get("peak_flops") and format_flops(start["peak_flops"])),
         ("FLOPs per token, full attention", flops.get("full") and format_count(flops["full"])),
         ("FLOPs per token, causal attention", flops.get("causal") and format_count(flops["causal"])),
         ("tokens per step", start.get("tokens_per_step")),
@@ -447,58 +440,14 @@ def _machine(run: Run) -> str:
         ("puna", start.get("puna")),
     ]
     rows = [[name, f"{v:,}" if isinstance(v, int) else str(v)] for name, v in facts if v not in (None, "")]
-    body = f'<div class="scroll">{_table(["", "value"], rows, head=False)}</div>' if rows else ""
+    body = f'<div class="scroll">{table(["", "value"], rows, head=False)}</div>' if rows else ""
     if run.recipe:
         recipe = f'<pre tabindex="0"><code>{escape(run.recipe)}</code></pre>'
         body += f"<details><summary>The resolved recipe</summary>{recipe}</details>"
-    return _section("Machine, versions, recipe", "", body) if body else ""
+    return section("Machine, versions, recipe", "", body) if body else ""
 
 
 # -- pieces ------------------------------------------------------------------------------------------------------------
-
-
-def _section(title: str, text: str, body: str) -> str:
-    lead = f"<p class='note'>{text}</p>" if text else ""
-    return f"<section>\n<h2>{escape(title)}</h2>\n{lead}\n{body}\n</section>"
-
-
-class _Html(str):
-    """Text that is markup already; everything else is escaped."""
-
-
-def _named(name: str, note: Any) -> _Html:
-    small = f"<small>{escape(str(note))}</small>" if note else ""
-    return _Html(escape(str(name)) + small)
-
-
-def _table(
-    columns: Sequence[str],
-    rows: Sequence[Sequence[str]],
-    *,
-    numeric: Sequence[int] = (),
-    drawing: int | None = None,
-    ours: int | None = None,
-    head: bool = True,
-) -> str:
-    """An HTML table; cells are escaped unless they are _Html. The first cell of a row is its header."""
-
-    def cell(index: int, text: str) -> str:
-        kind = ' class="number"' if index in numeric else ' class="drawing"' if index == drawing else ""
-        tag, scope = ("th", ' scope="row"') if index == 0 else ("td", "")
-        # On a phone rows of bars have no head; the label then says what a number is.
-        label = f' data-label="{escape(columns[index])}"' if index in numeric and text and columns[index] else ""
-        return f"<{tag}{scope}{kind}{label}>{text if isinstance(text, _Html) else escape(text)}</{tag}>"
-
-    header = "".join(
-        f'<th scope="col"{" class=number" if index in numeric else ""}>{escape(name)}</th>' if name else "<td></td>"
-        for index, name in enumerate(columns)
-    )
-    body = "".join(
-        f"<tr{' class=ours' if at == ours else ''}>{''.join(cell(i, text) for i, text in enumerate(row))}</tr>"
-        for at, row in enumerate(rows)
-    )
-    kind = "" if drawing is None else ' class="bars"'
-    return f"<table{kind}>{f'<thead><tr>{header}</tr></thead>' if head else ''}<tbody>{body}</tbody></table>"
 
 
 def _mark_legend(run: Run) -> str:
@@ -547,21 +496,3 @@ def _describe(smoothed: Points, heldout: Points) -> str:
 
 def _reference(name: str, value: float | None, form: Callable[[float], str]) -> list[tuple[str, float]]:
     return [] if value is None else [(f"{name} {form(value)}", value)]
-
-
-def _number(value: float | None, form: str) -> str:
-    return "–" if value is None else format(value, form)
-
-
-def _or_dash(value: float | None, form: Callable[[float], str]) -> str:
-    return "–" if value is None else form(value)
-
-
-def _count_or_share(value: Any) -> str:
-    if value is None:
-        return "–"
-    return f"{value:.1%}" if isinstance(value, float) else str(value)
-
-
-def _flops(value: float) -> str:
-    return f"{value / 1e12:.3g} TFLOP/s" if value >= 1e12 else f"{value / 1e9:.3g} GFLOP/s"
