@@ -232,3 +232,39 @@ def test_json_is_written_as_it_is_read(tmp_path: Path) -> None:
     value = {"a": [1, 2.5, None, True, "ü"], "b": {}}
     write_json(tmp_path / "a.json", value)
     assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == value
+
+
+def test_what_is_in_the_way_is_a_sentence_and_stays(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "folder").mkdir()
+    for path in (tmp_path / "file" / "below.json", tmp_path / "folder"):
+        with pytest.raises(PunaError, match="something is in the way"):
+            write_json(path, {})
+    for replace in (False, True):
+        with pytest.raises(PunaError, match="exists already"), new_directory(tmp_path / "file", replace=replace):
+            pass
+    with pytest.raises(PunaError, match="something is in the way"), new_directory(tmp_path / "file" / "below"):
+        pass
+    assert (tmp_path / "file").read_text() == "mine"
+    assert names(tmp_path) == ["file", "folder"]
+
+
+def test_an_input_that_may_not_be_read_is_not_blamed_on_the_output(tmp_path: Path) -> None:
+    with pytest.raises(PermissionError), new_directory(tmp_path / "out"):
+        raise PermissionError(errno.EACCES, "Permission denied", "/elsewhere/input.txt")
+    assert names(tmp_path) == []
+
+
+def test_the_folder_one_stands_in_can_be_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "old").write_text("old")
+    monkeypatch.chdir(tmp_path / "here")
+    with new_directory(Path("."), replace=True) as folder:
+        (folder / "new").write_text("new")
+    assert names(tmp_path / "here") == ["new"]
+
+
+def test_a_disk_without_locks_is_not_called_a_living_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files.fcntl, "flock", raising(errno.ENOLCK))
+    with pytest.raises(PunaError, match="cannot lock files"), lock_directory(tmp_path / "run"):
+        pass

@@ -224,3 +224,18 @@ def test_files_that_cannot_be_read_are_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "r.toml").write_bytes(b"name = '\xff'")
     with pytest.raises(PunaError, match="is not valid TOML"):
         load(Top, tmp_path / "r.toml")
+
+
+def test_a_misspelt_key_that_is_required_is_called_misspelt_not_missing() -> None:
+    class Section(Config):
+        width: int = Field(description="a field without default")
+
+    with pytest.raises(PunaError, match=r"unknown key 'widht'\. Did you mean 'width'"):
+        load(Section, None, ["widht=3"])
+
+
+def test_a_wrong_count_names_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "r.toml"
+    path.write_text('[train]\ntokens = "many"\n')
+    with pytest.raises(PunaError, match=r"r\.toml: 'many' is not a count"):
+        load(Recipe, path)

@@ -21,7 +21,10 @@ from puna.core.units import format_bytes
 
 @contextlib.contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn 'no space' and 'not allowed' while writing `path` into a PunaError; other errors pass through."""
+    """Turn 'no space', 'not allowed' and 'in the way' while writing `path` into a PunaError; others pass through.
+
+    An error that names a file outside the folder of `path` is about something that was being read, and passes too.
+    """
     try:
         yield
     except OSError as error:
@@ -30,11 +33,23 @@ def disk_errors(path: Path) -> Iterator[None]:
                 f"No space left on the disk while writing {path}; what was there before is untouched.",
                 "Free some space and run the same command again.",
             ) from error
+        if error.filename is not None and not _concerns(str(error.filename), path):
+            raise
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise PunaError(
                 f"Not allowed to write {path}.", "Choose another folder or change its permissions."
             ) from error
+        if error.errno in (errno.EEXIST, errno.ENOTDIR, errno.EISDIR):
+            raise PunaError(
+                f"Cannot write {path}: something is in the way ({error.strerror}).", "Choose another name."
+            ) from error
         raise
+
+
+def _concerns(filename: str, path: Path) -> bool:
+    """Whether a file named in an error lies in the folder of `path`, or is a folder that leads there."""
+    named, folder = Path(os.path.abspath(filename)), Path(os.path.abspath(path)).parent
+    return named.is_relative_to(folder) or folder.is_relative_to(named)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -76,7 +91,8 @@ def new_directory(path: Path, *, replace: bool = False) -> Iterator[Path]:
     replace: an existing `path` is swapped out (and removed) only after the new one is whole.
     Raises PunaError when `path` exists and `replace` is false, also when it appeared in the meantime.
     """
-    if path.exists() and not replace:
+    path = Path(os.path.abspath(path))  # "." has no name to put another beside
+    if path.exists() and (not replace or not path.is_dir()):
         raise PunaError(f"{path} exists already.", "Choose another name or remove it first.")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with disk_errors(path):
@@ -143,12 +159,16 @@ def lock_directory(path: Path) -> Iterator[None]:
             file = stack.enter_context(open(path / ".lock", "a+", encoding="utf-8"))
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             file.seek(0)
             holder = file.read().strip() or "unknown"
             raise PunaError(
                 f"{path} is in use by a living process (pid {holder}).",
                 "Wait for it, stop it, or use another run directory.",
+            ) from None
+        except OSError as error:
+            raise PunaError(
+                f"The disk of {path} cannot lock files ({error.strerror}).", "Put the run directory on another disk."
             ) from None
         file.seek(0)
         file.truncate()

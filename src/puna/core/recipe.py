@@ -61,6 +61,8 @@ def check(schema: type[C], tree: Mapping[str, Any], name: str) -> C:
         return schema.model_validate(tree)
     except ValidationError as error:
         raise PunaError(_sentence(schema, error, name)) from None
+    except PunaError as error:  # a validator's own sentence, which does not know the file
+        raise PunaError(f"{name}: {error}") from None
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -149,7 +151,9 @@ def _without_none(value: Any) -> Any:
 
 
 def _sentence(schema: type[BaseModel], error: ValidationError, name: str) -> str:
-    first = error.errors(include_url=False)[0]
+    errors = error.errors(include_url=False)
+    # A misspelt key is also a missing one; the misspelling is what helps.
+    first = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
     key = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         hint = nearest(str(first["loc"][-1]), _known_keys(schema, first["loc"][:-1]))
