@@ -66,7 +66,10 @@ def test_ctrl_c_leaves_nothing(tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.toml"
     recipe.write_text('[[sources]]\nname = "python"\nkind = "python-stdlib"\n[tokenizer]\nvocab_size = 4096\n')
     command = [sys.executable, "-m", "puna", "data", "build", str(recipe), "-o", str(tmp_path / "corpus")]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE)
+    # Where the tests run as a background job, SIGINT is ignored and children inherit that.
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
+    )
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob(".corpus.*")) and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.05)

@@ -48,10 +48,8 @@ def server(files: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPa
             if path in (f"/api/datasets/owner/stories/revision/{r}" for r in ("main", COMMIT)):
                 siblings = [{"rfilename": name, "size": len(content)} for name, content in files.items()]
                 self.answer(json.dumps({"id": "owner/stories", "sha": COMMIT, "siblings": siblings}).encode())
-            elif (
-                path.startswith(prefix := f"/datasets/owner/stories/resolve/{COMMIT}/") and path[len(prefix) :] in files
-            ):
-                content = files[path[len(prefix) :]]
+            elif path.startswith(resolve) and path.removeprefix(resolve) in files:
+                content = files[path.removeprefix(resolve)]
                 etag = hashlib.sha1(content).hexdigest()
                 self.answer(content, {"X-Repo-Commit": COMMIT, "ETag": f'"{etag}"'})
             else:
