@@ -5,7 +5,6 @@ are merged inside each piece. Llama 3 keeps it, with tiktoken's pattern for cl10
 in the format of the `tokenizers` library; `tokenizer` turns them into something that encodes.
 """
 
-import base64
 import binascii
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -105,7 +104,7 @@ def read_ranks(path: Path) -> dict[bytes, int]:
                 continue
             try:
                 token, rank = line.split()
-                ranks[base64.b64decode(token, validate=True)] = int(rank)
+                ranks[binascii.a2b_base64(token, strict_mode=True)] = int(rank)
             except (ValueError, binascii.Error):
                 if not ranks:
                     raise PunaError(
@@ -139,10 +138,12 @@ def spec_from_ranks(path: Path) -> dict[str, Any]:
             "A damaged copy must be fetched again; for another tokenizer give its tokenizer.json.",
         )
     alphabet = byte_alphabet()
-    written = {token: "".join(map(alphabet.__getitem__, token)) for token in ranks}
+    vocab = {
+        token.decode("latin-1").translate(alphabet): ranks[token] for token in sorted(ranks, key=ranks.__getitem__)
+    }
     return bpe_spec(
-        {written[token]: rank for token, rank in ranks.items()},
-        [f"{written[left]} {written[right]}" for left, right in _merges(ranks)],
+        vocab,
+        _merges(vocab),
         pattern=pattern,
         specials={name: len(ranks) + i for i, name in enumerate(names)},
         bos=bos,
@@ -160,16 +161,22 @@ def llama3_names() -> list[str]:
     return [placed.get(i) or f"<|reserved_special_token_{next(empty)}|>" for i in range(_LLAMA3_SLOTS)]
 
 
-def _merges(ranks: Mapping[bytes, int]) -> list[tuple[bytes, bytes]]:
-    """Every pair of tokens that joins to a token, the lowest rank of the joined token first.
+def _merges(vocab: Mapping[str, int]) -> list[str]:
+    """Every "left right" that joins to a token of `vocab` (in the order of its ranks), the lowest joined rank first.
 
     tiktoken joins whichever neighbours make the lowest-ranked token, so all splits of a token are merges, not only the
     one its training took; a search for that one would also cost far more than these look-ups.
     """
     merges = []
-    for token in sorted(ranks, key=ranks.__getitem__):
-        pairs = [(token[:i], token[i:]) for i in range(1, len(token)) if token[:i] in ranks and token[i:] in ranks]
-        merges += sorted(pairs, key=lambda pair: (ranks[pair[0]], ranks[pair[1]]))
+    for token in vocab:
+        pairs = [
+            (vocab[left], vocab[right], f"{left} {right}")
+            for i in range(1, len(token))
+            if (left := token[:i]) in vocab and (right := token[i:]) in vocab
+        ]
+        if len(pairs) > 1:
+            pairs.sort()
+        merges += [text for _, _, text in pairs]
     return merges
 
 
