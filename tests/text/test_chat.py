@@ -39,6 +39,7 @@ DIALOGUES: dict[str, list[dict[str, Any]]] = {
     ],
     "parts": [{"role": "user", "content": [{"type": "text", "text": " a"}, {"type": "text", "text": "b "}]}],
     "late system": [USER, {"role": "assistant", "content": "Fine."}, SYSTEM, USER],
+    "blank reasoning": [USER, {"role": "assistant", "content": "Fine.", "reasoning_content": " \n"}],
     "call": [USER, {"role": "assistant", "content": None, "tool_calls": [CALL]}],
     "calls": [USER, {"role": "assistant", "content": "I look.", "tool_calls": [CALL, FLAT]}],
     "results": [
@@ -159,7 +160,8 @@ def test_the_mask_marks_what_the_assistant_writes(name: str, trained: Tokenizer)
 def test_generated_ids_are_taken_as_they_are(trained: Tokenizer) -> None:
     eot = trained.special["<|eot_id|>"]
     odd = [trained.encode(c)[0] for c in "  hello "]  # no encoder would write it in single letters, nor keep the space
-    for generated, tail in (([*odd, eot], []), (odd, [(eot, 0)]), ([*odd, trained.eos_ids[0]], [])):
+    whole, cut = ([*odd, eot], []), (odd, [(eot, 0)])
+    for generated, tail in (whole, cut, ([*odd, trained.eos_ids[0]], []), ([], [(eot, 0)])):
         message = {"role": "assistant", "content": "something else", "token_ids": generated}
         before = render([USER], trained, add_generation_prompt=True)
         after = render([USER, message, USER], trained)
@@ -230,6 +232,15 @@ def test_transformers_takes_answers_apart_again(trained: Tokenizer, theirs: Any)
         ([{"role": "user"}], "content must be"),
         ([USER, {"role": "assistant", "tool_calls": [{"function": {}}]}], "no name"),
         ([USER, {"role": "assistant", "token_ids": [99_999]}], "between 0 and 1023"),
+        ([USER, {"role": "assistant", "token_ids": ["a"]}], "between 0 and 1023"),
+        (
+            [USER, {"role": "assistant", "content": "x", "reasoning_content": ["hm"]}],
+            "reasoning_content must be a text",
+        ),
+        ([USER, {"role": "assistant", "tool_calls": [{"name": "f", "arguments": "{"}]}], "not a JSON object"),
+        ([USER, {"role": "assistant", "tool_calls": [{"name": "f", "arguments": "[1]"}]}], "not a JSON object"),
+        ([USER, {"role": "assistant", "tool_calls": [{"name": "f", "arguments": {"a": {1}}}]}], "not JSON"),
+        ([USER, {"role": "assistant", "tool_calls": ["f"]}], "no name"),
     ],
 )
 def test_what_is_no_dialogue_is_refused(messages: Any, words: str, trained: Tokenizer) -> None:
