@@ -88,8 +88,9 @@ CHAT_TEMPLATE = r"""{#- Llama 3's chat format, with <think> for reasoning and <t
 {{- header('ipython') ~ body -}}
 {%- elif message.role == 'assistant' -%}
 {{- header('assistant') -}}
-{%- if message.reasoning_content -%}
-{{- '<think>\n' ~ (message.reasoning_content | trim) ~ '\n</think>\n\n' -}}
+{%- set reasoning = (message.reasoning_content or '') | trim -%}
+{%- if reasoning -%}
+{{- '<think>\n' ~ reasoning ~ '\n</think>\n\n' -}}
 {%- endif -%}
 {{- body -}}
 {%- for entry in message.tool_calls or [] -%}
@@ -170,7 +171,7 @@ def render(
         _header(out, role)
         if role == "assistant":
             out.learn = 1
-            if message.get("token_ids"):
+            if message.get("token_ids") is not None:
                 _generated(out, message["token_ids"], number)
             else:
                 _assistant(out, message, number)
@@ -246,10 +247,10 @@ def _header(out: _Writer, role: str) -> None:
 
 def _assistant(out: _Writer, message: Message, number: int) -> None:
     calls = message.get("tool_calls") or []
-    reasoning = message.get("reasoning_content")
-    if reasoning:
-        if not isinstance(reasoning, str):
-            raise _wrong(number, "reasoning_content must be a text")
+    reasoning = message.get("reasoning_content") or ""
+    if not isinstance(reasoning, str):
+        raise _wrong(number, "its reasoning_content must be a text")
+    if reasoning.strip():
         out.mark(THINK)
         out.text(f"\n{reasoning.strip()}\n")
         out.mark(END_THINK)
@@ -266,10 +267,10 @@ def _assistant(out: _Writer, message: Message, number: int) -> None:
 
 def _generated(out: _Writer, ids: Sequence[int], number: int) -> None:
     special = out.tokenizer.special
-    if any(not 0 <= i < out.tokenizer.vocab_size for i in ids):
+    if any(not isinstance(i, int) or not 0 <= i < out.tokenizer.vocab_size for i in ids):
         raise _wrong(number, f"token_ids must lie between 0 and {out.tokenizer.vocab_size - 1}")
     out.ids(ids)
-    if ids[-1] not in {*out.tokenizer.eos_ids, special.get(END_OF_MESSAGE)}:
+    if not ids or ids[-1] not in {*out.tokenizer.eos_ids, special.get(END_OF_MESSAGE)}:
         out.learn = 0
         out.mark(END_OF_TURN)
 
@@ -328,7 +329,10 @@ def _call(entry: Any, number: int) -> str:
 
 def _json(value: Any) -> str:
     """As the `tojson` of chat templates: characters as they are, keys in their order."""
-    return json.dumps(value, ensure_ascii=False)
+    try:
+        return json.dumps(value, ensure_ascii=False)
+    except (TypeError, ValueError) as error:
+        raise PunaError(f"A tool or a tool call is not JSON ({error}).", "Mend its description or arguments.") from None
 
 
 def _wrong(number: int, what: str) -> PunaError:
