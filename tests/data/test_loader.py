@@ -44,7 +44,7 @@ def stream_of(sources: dict[str, list[list[int]]], stream: dict[str, int]) -> tu
     return tokens, names
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     content=corpora(), seq_len=st.integers(1, 17), rows=st.integers(1, 7), seed=st.integers(0, 2**31), data=st.data()
 )
