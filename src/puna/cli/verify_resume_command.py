@@ -30,11 +30,11 @@ def run(args: argparse.Namespace) -> None:
     from puna.train.run_directory import settle_corpus
     from puna.train.verify import verify_resume
 
+    processes = _numbers(args.nproc)
     recipe = settle_corpus(load(Recipe, args.recipe, args.overrides).value)
     if args.keep and args.keep.exists() and any(args.keep.iterdir()):
         raise PunaError(f"{args.keep} is not empty.", "Give --keep a new folder.")
     with tempfile.TemporaryDirectory(prefix="puna-verify-") as folder:
-        processes = _numbers(args.nproc)
         checks = verify_resume(recipe, args.keep or Path(folder), steps=args.steps, processes=processes)
     passed = all(check.passed for check in checks)
     if args.json:

@@ -26,6 +26,7 @@ from puna.core.console import say
 from puna.core.errors import PunaError
 from puna.core.files import write_text
 from puna.core.recipe import dump
+from puna.data.corpus import Corpus
 from puna.train.launch import launch
 from puna.train.machine import measure
 from puna.train.metrics import read_metrics
@@ -64,6 +65,7 @@ def verify_resume(
             "processes.",
             "Choose --nproc among its divisors.",
         )
+    Corpus.open(Path(recipe.corpus))
     every = steps // 5 or 1
     recipe = _prepared(recipe, steps, every)
     runner = _Runner(folder, recipe)
