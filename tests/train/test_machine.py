@@ -1,5 +1,8 @@
 """The measured machine: rates that a machine can have, memory within the system's, container limits obeyed."""
 
+import subprocess
+import sys
+
 import psutil
 import pytest
 
@@ -57,3 +60,21 @@ def test_an_unlimited_container_has_the_whole_machine(monkeypatch: pytest.Monkey
     monkeypatch.setattr(machine, "_cgroup_folder", lambda: tmp_path)
     assert machine.memory_bytes("cpu") > 100_000_000
     assert machine.cores() >= 1
+
+
+def test_the_peak_of_memory_counts_this_process_and_can_start_again() -> None:
+    script = """
+import numpy
+from puna.train.machine import forget_peak_process_memory, peak_process_memory
+before = peak_process_memory()
+block = numpy.ones(40_000_000)
+high = peak_process_memory()
+del block
+forget_peak_process_memory()
+print(before, high, peak_process_memory())
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    before, high, after = map(int, done.stdout.split())
+    assert high - before > 300_000_000
+    if sys.platform == "linux":
+        assert after < high - 200_000_000

@@ -4,6 +4,7 @@ Plans and MFU stand on these numbers. Nothing here comes from a datasheet: a lap
 core and a card with a lowered power limit all get the rate they really reach. torch is imported only to measure.
 """
 
+import contextlib
 import os
 import platform
 import shutil
@@ -117,6 +118,27 @@ def memory_bytes(device: str = "cpu") -> int:
     if limit and used:
         free = min(free, max(0, limit[0] - used[0] + _reclaimable()))
     return free
+
+
+def peak_process_memory() -> int:
+    """Largest resident memory of this process so far, bytes.
+
+    Linux counts it for this program (VmHWM); getrusage's number also knows what the parent had when it forked us.
+    """
+    try:
+        status = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        import resource
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if platform.system() == "Darwin" else peak * 1024
+    return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM:"))
+
+
+def forget_peak_process_memory() -> None:
+    """Let the peak count from now on, where the system allows it: what went before was not the run's."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # proc(5): resets the peak, nothing else
 
 
 def device_name(device: str) -> str:
