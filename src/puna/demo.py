@@ -63,7 +63,7 @@ SIZES = (
     Size(5e14, 512, 8, 8, 1376, 32),
     Size(1e16, 768, 12, 12, 2048, 64),
 )
-SEQ_LEN = 256
+SEQ_LEN = 512
 NEW_TOKENS = 96  # of a sampled function body, at most
 
 
@@ -103,7 +103,7 @@ def _recipe(size: Size, *, steps: int, corpus: str, name: str) -> Recipe:
                 "num_key_value_heads": size.heads,
                 "max_position_embeddings": 1024,
             },
-            "train": {"steps": steps, "seq_len": SEQ_LEN, "batch": size.batch, "init": "bigram", "grad_clip": 0.0},
+            "train": {"steps": steps, "seq_len": SEQ_LEN, "batch": size.batch, "init": "induction", "grad_clip": 0.0},
             "optimizer": {
                 "matrix_lr": 0.02,
                 "embedding_lr": 0.005,
@@ -163,7 +163,7 @@ def run_demo(
 
     _heading(5, "Beside compressors, on the same held-out files")
     model = {"name": "this model", "value": event["bits_per_byte"], "note": _window_note(recipe)}
-    bigram = {"name": "its first weights (bigram counts)", "value": code.first_bits_per_byte, "note": "no step trained"}
+    bigram = {"name": "its first weights, before training", "value": code.first_bits_per_byte, "note": "no step trained"}
     rows = [model, bigram, *compressors(corpus, max_bytes=heldout_bytes)]
     write_json(
         run_dir / "evaluation.json", {"bits_per_byte": rows, "completions": code.results, "samples": code.samples}

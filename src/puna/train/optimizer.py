@@ -36,18 +36,36 @@ def orthogonalize(matrices: Tensor, steps: int) -> Tensor:
     """The nearest semi-orthogonal matrix of each: U Vᵀ of the singular value decomposition, approximately.
 
     matrices: (stack, rows, columns). Returns the same shape in float32. All singular values of a result lie within
-    about 0.3 of 1 after 5 steps. bf16 products on CUDA (as in the source), fp32 elsewhere.
+    about 0.3 of 1 after 5 steps. bf16 products on CUDA (as in the source), fp32 elsewhere; in fp32 long matrices are
+    iterated on through their small Gram matrix, a third fewer operations at 1:2.7, which bf16 is too coarse for.
     """
     x = matrices.bfloat16() if matrices.is_cuda else matrices.float()
     tall = x.shape[1] > x.shape[2]
     if tall:
         x = x.mT
     x = x / (torch.linalg.matrix_norm(x, keepdim=True) * 1.02 + 1e-6)
-    for i in range(steps):
-        a, b, c = _POLAR_EXPRESS[min(i, len(_POLAR_EXPRESS) - 1)]
-        gram = x @ x.mT
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    coefficients = [_POLAR_EXPRESS[min(i, len(_POLAR_EXPRESS) - 1)] for i in range(steps)]
+    if x.dtype == torch.float32 and x.shape[2] >= 2 * x.shape[1]:
+        x = _through_gram(x, coefficients)
+    else:
+        for a, b, c in coefficients:
+            gram = x @ x.mT
+            x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return (x.mT if tall else x).float()
+
+
+def _through_gram(x: Tensor, coefficients: list[tuple[float, float, float]]) -> Tensor:
+    """The same iterations: every factor is a polynomial in x xᵀ, so they are multiplied up there and applied once."""
+    gram = x @ x.mT
+    product = None
+    for a, b, c in coefficients:
+        factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        factor.diagonal(dim1=-2, dim2=-1).add_(a)
+        product = factor if product is None else factor @ product
+        gram = factor @ gram @ factor
+        gram = (gram + gram.mT) / 2  # rounding must not break the symmetry
+    assert product is not None
+    return product @ x
 
 
 class Optimizer:

@@ -40,10 +40,10 @@ class TrainConfig(Config):
     loss_chunk: int = Field(1024, ge=0, description="tokens whose logits exist at once; 0 means all")
     grad_clip: float = Field(1.0, ge=0, description="largest global gradient norm; 0 switches clipping off")
     z_loss: float = Field(0.0, ge=0, description="weight of log(Z)^2, which keeps logits from drifting")
-    init: Literal["normal", "bigram"] = Field(
+    init: Literal["normal", "bigram", "induction"] = Field(
         "normal",
         description="normal: Gaussian, zero output projections; "
-        "bigram: embedding and head start as a bigram model of the corpus",
+        "bigram: embedding and head start as a bigram model of the corpus; induction: and the first heads can copy",
     )
 
     @field_validator("tokens", mode="before")

@@ -3,7 +3,9 @@
 import os
 from pathlib import Path
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from puna.core.errors import PunaError
 from puna.data.corpus import Corpus
@@ -11,10 +13,11 @@ from puna.model.layout import Layout
 from puna.model.llama import LlamaForCausalLM, copy_whole
 from puna.model.store import load_weights
 from puna.train.bigram import bigram_weights
+from puna.train.induction import induction_weights
 from puna.train.recipe import Recipe
 
-# Tokens that are counted for `init = "bigram"`: more of them change little for the vocabularies it is for.
-BIGRAM_TOKENS = 20_000_000
+# Tokens that are counted for first weights: more of them change little for the vocabularies it is for.
+COUNTED_TOKENS = 20_000_000
 
 
 def open_corpus(recipe: Recipe) -> Corpus:
@@ -56,17 +59,28 @@ def fill_weights(model: LlamaForCausalLM, recipe: Recipe, corpus: Corpus, device
         load_weights(Path(recipe.start_from), model)
         return
     model.init_weights(recipe.train.seed)
-    if recipe.train.init == "bigram":
-        if recipe.model.tie_word_embeddings:
-            raise PunaError(
-                "train.init = 'bigram' needs an embedding and a head of their own, but tie_word_embeddings = true.",
-                "Set model.tie_word_embeddings = false, or use train.init = 'normal'.",
-            )
-        tokens = corpus.read(0, min(corpus.stream_tokens, BIGRAM_TOKENS))
-        size, width = recipe.model.vocab_size, recipe.model.hidden_size
-        embedding, head = bigram_weights(tokens, size, width, seed=recipe.train.seed)
-        copy_whole(embedding, model.model.embed_tokens.weight)
-        copy_whole(head, model.lm_head.weight)
+    if recipe.train.init != "normal":
+        parameters = dict(model.named_parameters())
+        for name, weight in _counted_weights(recipe, corpus).items():
+            copy_whole(weight, parameters[name])
+
+
+def _counted_weights(recipe: Recipe, corpus: Corpus) -> dict[str, Tensor]:
+    """First weights that follow from counting the corpus, by name."""
+    model, seed = recipe.model, recipe.train.seed
+    if model.tie_word_embeddings:
+        raise PunaError(
+            f"train.init = '{recipe.train.init}' needs an embedding and a head of their own, but "
+            "model.tie_word_embeddings = true.",
+            "Set it to false, or use train.init = 'normal'.",
+        )
+    tokens = corpus.read(0, min(corpus.stream_tokens, COUNTED_TOKENS))
+    embedding, head = bigram_weights(tokens, model.vocab_size, model.hidden_size, seed=seed)
+    weights = {"model.embed_tokens.weight": embedding, "lm_head.weight": head}
+    if recipe.train.init == "induction":
+        unigram = torch.from_numpy(np.bincount(tokens, minlength=model.vocab_size) / len(tokens)).float()
+        weights |= induction_weights(model, embedding, head, unigram, seed=seed)
+    return weights
 
 
 def default_layout(recipe: Recipe, device: torch.device) -> Layout:

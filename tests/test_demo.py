@@ -1,0 +1,96 @@
+"""The demo itself, shortened, on the real standard library; and what it leaves, opened by transformers."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from puna.demo import SIZES, plan
+from puna.engine.generate import SamplingParams, load_engine
+from puna.train.machine import Machine
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory) -> tuple[Path, dict, str]:
+    """One short demo in a process of its own: (folder, its JSON, what it said)."""
+    folder = tmp_path_factory.mktemp("demo")
+    command = [sys.executable, "-m", "puna", "demo", "--minutes", "1", "--no-chat", "--json", "--bodies", "12"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=1500, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return folder, json.loads(done.stdout), done.stderr
+
+
+def test_says_what_it_expects_and_shows_every_row(demo):
+    _, result, said = demo
+    assert "GFLOP/s" in said
+    assert "steps of" in said
+    names = [row["name"] for row in result["bits_per_byte"]]
+    assert names[0] == "this model"
+    assert {"gzip -9", "xz -9"} <= set(names)
+    assert any("dictionary" in name for name in names)
+    assert [row["label"] for row in result["completions"]] == ["at initialisation", "half-way", "at the end"]
+    assert all(0 <= row["parsed"] <= row["sampled"] for row in result["completions"])
+
+
+def test_even_a_short_run_learns(demo):
+    _, result, _ = demo
+    value = {row["name"]: row["value"] for row in result["bits_per_byte"]}
+    first = next(v for name, v in value.items() if name.startswith("its first weights"))
+    assert value["this model"] < first - 0.02
+    assert value["this model"] < value["gzip -9"]
+
+
+def test_writes_a_report_and_keeps_the_run(demo):
+    folder, result, _ = demo
+    page = (folder / result["report"]).read_text(encoding="utf-8")
+    assert f"{result['bits_per_byte'][0]['value']:.3f}" in page
+    assert "gzip -9" in page
+    assert (folder / "runs/demo/recipe.toml").is_file()
+    assert (folder / "runs/demo/metrics.jsonl").is_file()
+
+
+def test_the_model_directory_opens_in_transformers_with_the_same_logits_tokens_and_ids(demo):
+    transformers = pytest.importorskip("transformers")
+    folder, result, _ = demo
+    directory = folder / result["model"]
+    engine = load_engine(directory)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(directory).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
+    text = "def read(self, size=-1):\n    "
+    ids = engine.tokenizer.encode(text, bos=True)
+    assert tokenizer(text)["input_ids"] == ids
+    with torch.no_grad():
+        difference = (engine.model(torch.tensor([ids])) - theirs(torch.tensor([ids])).logits).abs().max()
+    assert difference <= 1e-4
+    ours = engine.generate([ids], SamplingParams(max_tokens=24, temperature=0.0))[0].ids
+    generated = theirs.generate(torch.tensor([ids]), max_new_tokens=24, do_sample=False)[0, len(ids) :].tolist()
+    assert ours == generated
+
+
+def test_a_second_demo_keeps_the_first_run(demo):
+    folder, _, _ = demo
+    from puna.demo import _free_run
+
+    assert _free_run(folder / "runs").name == "demo-2"
+
+
+@pytest.mark.parametrize("rate", [2e9, 1e11, 4e11, 5e13, 8e14])
+def test_the_plan_grows_with_the_machine_and_spends_the_time_allowed(rate):
+    machine = Machine("cpu", "test", 2, 2**34, {"fp32": rate, "bf16": rate / 50}, has_compiler=True)
+    recipe = plan(machine, 5, corpus="corpora/x", name="x")
+    assert recipe.total_steps >= 16
+    sizes = [size.hidden_size for size in SIZES]
+    assert recipe.model.hidden_size in sizes
+    assert sizes == sorted(sizes)
+
+
+def test_no_time_and_no_room_are_sentences(tmp_path):
+    command = [sys.executable, "-m", "puna", "demo", "--minutes", "0", "--no-chat"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, env=os.environ)
+    assert done.returncode == 2
+    assert "minutes = 0" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
