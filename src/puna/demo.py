@@ -124,12 +124,11 @@ def run_demo(
     folder: Path = Path(),
     observers: Sequence[Callable[[dict[str, Any]], None]] = (),
     bodies: int = 96,
-    heldout_bytes: int | None = None,
 ) -> dict[str, Any]:
     """Go the whole way; returns what was measured and where everything lies.
 
     minutes: of training. folder: `corpora/`, `runs/` and `models/` are made in it. bodies: function bodies sampled for
-    each of the three measurements of code. heldout_bytes: text of the final comparison (None: all of it).
+    each of the three measurements of code.
     Raises PunaError when the machine is too small or the run was interrupted (it can be resumed).
     """
     from puna.evals.compressors import compressors
@@ -162,12 +161,22 @@ def run_demo(
         raise PunaError(event["detail"][0].upper() + event["detail"][1:] + ".")
 
     _heading(5, "Beside compressors, on the same held-out files")
-    model = {"name": "this model", "value": event["bits_per_byte"], "note": _window_note(recipe)}
-    bigram = {"name": "its first weights, before training", "value": code.first_bits_per_byte, "note": "no step trained"}
-    rows = [model, bigram, *compressors(corpus, max_bytes=heldout_bytes)]
-    write_json(
-        run_dir / "evaluation.json", {"bits_per_byte": rows, "completions": code.results, "samples": code.samples}
-    )
+    rows = [
+        {
+            "name": "this model",
+            "value": event["bits_per_byte"],
+            "interval": event["interval"],
+            "note": _window_note(recipe),
+        },
+        {
+            "name": "its first weights",
+            "value": code.first_bits_per_byte,
+            "note": "counted from the corpus, no step made",
+        },
+        *compressors(corpus),
+    ]
+    evaluation = {"bits_per_byte": rows, "completions": code.results, "samples": code.samples}
+    write_json(run_dir / "evaluation.json", evaluation)
     report = write_report(run_dir)
     model_dir = _publish(run_dir / "model", folder / "models" / "demo")
     return {

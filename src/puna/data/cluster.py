@@ -64,6 +64,8 @@ def build_on_cluster(
     out = Path(out).absolute()
     if out.exists() and not replace:
         raise PunaError(f"{out} exists already.", "Choose another name or remove it first.")
+    if tasks < 1 or workers < 1:
+        raise PunaError(f"--tasks {tasks} --workers {workers}: both must be at least 1.", "Give larger numbers.")
     if executor == "slurm" and not partition:
         raise PunaError("Slurm needs a partition.", "Give --partition NAME.")
     if executor == "slurm" and shutil.which("sbatch") is None:

@@ -39,8 +39,8 @@ def induction_weights(
     size, width, sharing = config.head_dim, config.hidden_size, config.num_attention_heads // config.num_key_value_heads
     if config.num_hidden_layers < 2 or config.num_attention_heads < _HEADS or 2 * size > width - 1:
         raise PunaError(
-            "train.init = 'induction' needs two blocks, two heads, and heads at most half as wide as the model; here are "
-            f"{config.num_hidden_layers} blocks and {config.num_attention_heads} heads of {size} in {width}.",
+            "train.init = 'induction' needs two blocks, two heads, and heads at most half as wide as the model; there "
+            f"are {config.num_hidden_layers} blocks and {config.num_attention_heads} heads of {size} in {width}.",
             "Change the model, or use train.init = 'bigram'.",
         )
     shapes = config.parameter_shapes()

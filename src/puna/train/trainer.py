@@ -485,6 +485,7 @@ class Trainer:
             "tokens_per_second": speed,
             "peak_memory_bytes": memory,
             "bits_per_byte": result["bits_per_byte"],
+            "interval": result["interval"],
             "error": {
                 "memory": predicted["memory_bytes"] / memory - 1,
                 "tokens_per_second": predicted["tokens_per_second"] / speed - 1
