@@ -58,12 +58,13 @@ def _through_gram(x: Tensor, coefficients: list[tuple[float, float, float]]) -> 
     """The same iterations: every factor is a polynomial in x xᵀ, so they are multiplied up there and applied once."""
     gram = x @ x.mT
     product = None
-    for a, b, c in coefficients:
+    for index, (a, b, c) in enumerate(coefficients):
         factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
         factor.diagonal(dim1=-2, dim2=-1).add_(a)
         product = factor if product is None else factor @ product
-        gram = factor @ gram @ factor
-        gram = (gram + gram.mT) / 2  # rounding must not break the symmetry
+        if index + 1 < len(coefficients):
+            gram = factor @ gram @ factor
+            gram = (gram + gram.mT) / 2  # rounding must not break the symmetry
     assert product is not None
     return product @ x
 

@@ -12,22 +12,27 @@ from puna.train.recipe import Recipe
 _EFFICIENCY = {"cpu": 0.75, "cuda": 0.5}
 
 
-def step_flops(recipe: Recipe) -> float:
+def step_flops(recipe: Recipe, *, fp32: bool = False) -> float:
     """FLOPs of one optimizer step over all processes: the tokens' (causal attention), and Muon's own."""
     tokens = recipe.tokens_per_step
     flops = tokens * recipe.model.flops_per_token(recipe.train.seq_len, attention="causal")
     if recipe.optimizer.kind == "muon":
-        flops += muon_flops(recipe.model, recipe.optimizer.newton_schulz_steps)
+        flops += muon_flops(recipe.model, recipe.optimizer.newton_schulz_steps, fp32=fp32)
     return flops
 
 
-def muon_flops(model: ModelConfig, iterations: int) -> float:
-    """FLOPs of orthogonalising every matrix of the blocks once: per iteration 2·m·(2·m·n + m·m), m the shorter side."""
+def muon_flops(model: ModelConfig, iterations: int, *, fp32: bool = False) -> float:
+    """FLOPs of orthogonalising every matrix of the blocks once, m being the shorter side and n the longer one.
+
+    Per iteration three products, 2·m·(2·m·n + m·m); in fp32 long matrices take the way through their Gram matrix.
+    """
     total = 0.0
     for name, shape in model.parameter_shapes().items():
         if ".layers." in name and len(shape) == 2:
             m, n = min(shape), max(shape)
-            total += iterations * 2.0 * m * (2 * m * n + m * m)
+            plain = iterations * 2.0 * m * (2 * m * n + m * m)
+            through_gram = 4.0 * m * m * n + (8 * iterations - 6) * m**3
+            total += through_gram if fp32 and n >= 2 * m else plain
     return total
 
 
@@ -47,4 +52,4 @@ def expected_tokens_per_second(
     if not peak_flops:
         return None
     devices = world_size if device_type != "cpu" else 1
-    return recipe.tokens_per_step * devices * peak_flops * _EFFICIENCY.get(device_type, 0.5) / step_flops(recipe)
+    return recipe.tokens_per_step * devices * peak_flops * _EFFICIENCY.get(device_type, 0.5) / step_flops(recipe, fp32=device_type == "cpu")
