@@ -52,4 +52,5 @@ def expected_tokens_per_second(
     if not peak_flops:
         return None
     devices = world_size if device_type != "cpu" else 1
-    return recipe.tokens_per_step * devices * peak_flops * _EFFICIENCY.get(device_type, 0.5) / step_flops(recipe, fp32=device_type == "cpu")
+    flops = step_flops(recipe, fp32=device_type == "cpu")
+    return recipe.tokens_per_step * devices * peak_flops * _EFFICIENCY.get(device_type, 0.5) / flops
