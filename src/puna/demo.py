@@ -56,10 +56,10 @@ class Size:
 
 # Smaller models see more tokens in the same time; measured on this corpus, docs/log.md 2026-11-23.
 SIZES = (
-    Size(0, 64, 2, 2, 176, 8),
-    Size(3e11, 128, 3, 2, 344, 8),
-    Size(3e12, 256, 4, 4, 688, 8),
-    Size(6e13, 320, 6, 5, 864, 16),
+    Size(0, 64, 2, 2, 176, 2),
+    Size(3e11, 128, 3, 4, 344, 2),
+    Size(3e12, 256, 4, 4, 688, 4),
+    Size(6e13, 320, 6, 5, 864, 8),
     Size(5e14, 512, 8, 8, 1376, 32),
     Size(1e16, 768, 12, 12, 2048, 64),
 )
@@ -249,7 +249,7 @@ def _corpus(directory: Path) -> Corpus:
 
 def _free_run(runs: Path) -> Path:
     """runs/demo, or the first of demo-2, demo-3, ... that is free: nothing of an earlier demo is lost."""
-    names = ("demo", *(f"demo-{i}" for i in itertools.count(2)))
+    names = itertools.chain(("demo",), (f"demo-{i}" for i in itertools.count(2)))
     return next(runs / name for name in names if not (runs / name).exists())
 
 
