@@ -79,6 +79,8 @@ def point_at(monkeypatch: pytest.MonkeyPatch, endpoint: str, cache: Path) -> Non
     """What HF_ENDPOINT and HF_HOME do; the client reads both when it is first imported."""
     from huggingface_hub import constants
 
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)  # the hub of this test is on this machine
+
     monkeypatch.setattr(constants, "ENDPOINT", endpoint)
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", endpoint + "/{repo_id}/resolve/{revision}/{filename}")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))

@@ -70,8 +70,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:
-    """Parse with overrides allowed after options too (`puna train R --nproc 2 train.steps=5`)."""
-    try:
-        return parser.parse_intermixed_args(argv)
-    except TypeError:  # commands with subcommands cannot be parsed so
-        return parser.parse_args(argv)
+    """Parse, with overrides allowed after options too, which argparse alone refuses (`data build R -o DIR seed=1`)."""
+    args, rest = parser.parse_known_args(argv)
+    where = next((name for name in ("overrides", "words") if hasattr(args, name)), None)
+    if where and all("=" in word and not word.startswith("-") for word in rest):
+        setattr(args, where, [*getattr(args, where), *rest])
+    elif rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    return args
