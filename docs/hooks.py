@@ -96,8 +96,7 @@ def result(record: dict[str, Any]) -> str:
         "logits": _logits,
         "cli-start": _cli_start,
         "memory-cpu": _memory,
-        "learning-tokens": _learning_tokens,
-        "learning-time": _learning_time,
+        "learning-cpu": _learning,
     }
     return head + tables[record["benchmark"]](results)
 
@@ -150,28 +149,28 @@ def _memory(results: dict[str, Any]) -> str:
     return _table(["run", "predicted", "measured", "error"], rows)
 
 
-def _learning_tokens(results: dict[str, Any]) -> str:
-    rows = [
-        [row["name"], format_count(row["tokens"]), f"{row['bits_per_byte']:.3f}", format_count(row["parameters"])]
-        for row in results["runs"]
-    ]
-    return _table(["run", "training tokens", "bits per byte", "parameters"], rows) + "\n\n" + results["conclusion"]
-
-
-def _learning_time(results: dict[str, Any]) -> str:
+def _learning(results: dict[str, Any]) -> str:
     rows = [
         [
             name,
+            format_count(row["parameters"]),
             f"{row['seconds']:,.0f} s",
             format_count(row["tokens"]),
-            format_count(row["parameters"]),
+            f"{row['tokens'] / row['seconds']:,.0f}",
             f"{row['bits_per_byte']:.3f}",
         ]
-        for name, row in results["runs"].items()
+        for name, row in results.items()
+        if "course" in row
     ]
-    return (
-        _table(["run", "training time", "tokens", "parameters", "bits per byte"], rows) + f"\n\n{results['conclusion']}"
+    head = ["contender", "parameters", "training", "tokens", "tokens/s", "held-out bits per byte"]
+    reach = results["tokens to AdamW's last value"]
+    note = (
+        f"AdamW with a cosine ends at {reach['bits_per_byte']:.3f} on the part of the held-out text that is measured "
+        f"along the way, after {format_count(reach['adamw'])} tokens."
     )
+    if reach["puna"]:
+        note += f" Puna is there after {format_count(reach['puna'])} tokens: {reach['ratio']:.3f} of them."
+    return _table(head, rows) + "\n\n" + note
 
 
 def _section(annotation: Any) -> type[BaseModel] | None:

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from puna.demo import SIZES, plan
+from puna.core.recipe import check, load
+from puna.data.recipe import DataRecipe
+from puna.demo import CORPUS_RECIPE, SIZES, plan
 from puna.engine.generate import SamplingParams, load_engine
 from puna.train.machine import Machine
 
@@ -86,6 +88,11 @@ def test_the_plan_grows_with_the_machine_and_spends_the_time_allowed(rate):
     sizes = [size.hidden_size for size in SIZES]
     assert recipe.model.hidden_size in sizes
     assert sizes == sorted(sizes)
+
+
+def test_the_demo_s_corpus_is_the_one_of_its_recipe_file():
+    recipe = Path(__file__).parent.parent / "recipes/data/stdlib.toml"
+    assert load(DataRecipe, recipe).value == check(DataRecipe, CORPUS_RECIPE, "demo")
 
 
 def test_no_time_and_no_room_are_sentences(tmp_path):

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 CORPUS_RECIPE = {
     "name": "stdlib",
     "sources": [{"name": "stdlib", "kind": "python-stdlib", "licence": "PSF-2.0", "exclude": ["pydoc_data/*"]}],
+    "filters": {"code": True},
     "heldout": {"share": 0.06},
     "tokenizer": {"vocab_size": 4096},
 }

@@ -1,11 +1,11 @@
 """How much memory a training process will need, before it starts. Pure arithmetic, no torch.
 
-The peak is one of three moments: right after the forward pass, when the activations of all blocks and the logits of a
-chunk are there; at the start of the backward pass, when the first block's gradients come on top; or in the optimizer's
-step, when all gradients and its temporaries are. What is always there (weights, optimizer states, Python itself) is
-added to the largest of them. What a block keeps was counted tensor by tensor with
-`torch.autograd.graph.saved_tensors_hooks` on `model.llama` (torch 2.13, November 2026); bench/memory.py compares the
-whole with what real runs took.
+The peak is one of four moments: when first weights are counted from the corpus; right after the forward pass, when the
+activations of all blocks and the logits of a chunk are there; at the start of the backward pass, when the first block's
+gradients come on top; or in the optimizer's step, when all gradients and its temporaries are. What is always there
+(weights, optimizer states, Python itself) is added to the largest of them. What a block keeps was counted tensor by
+tensor with `torch.autograd.graph.saved_tensors_hooks` on `model.llama` (torch 2.13, November 2026); bench/memory.py
+compares the whole with what real runs took.
 """
 
 import os
@@ -122,7 +122,8 @@ class _Prediction:
 
     def estimate(self) -> MemoryEstimate:
         always = self.always()
-        moment = max((self.after_forward(), self.in_backward(), self.in_step()), key=lambda parts: sum(parts.values()))
+        moments = (self.counting(), self.after_forward(), self.in_backward(), self.in_step())
+        moment = max(moments, key=lambda parts: sum(parts.values()))
         parts: dict[str, float] = defaultdict(float)
         for source in (always, moment):
             for name, size in source.items():
@@ -177,7 +178,13 @@ class _Prediction:
         """Gradients are there through the whole step: summed over micro-batches, or living in DDP's buckets."""
         return self.micro_batches > 1 or (self.layout.dp_replicate > 1 and self.shards == 1)
 
-    # -- the three moments -------------------------------------------------------------------------------------------
+    # -- the moments -------------------------------------------------------------------------------------------------
+
+    def counting(self) -> dict[str, float]:
+        """Before the first step, when first weights are counted: four tables of pairs of tokens in fp32."""
+        if self.recipe.train.init == "normal" or not self.on_cpu:
+            return {}
+        return {"counting first weights": 4 * 4.0 * self.model.vocab_size**2}
 
     def after_forward(self) -> dict[str, float]:
         return {

@@ -6,7 +6,6 @@ Losses and norms stay on the device until an interval ends; reading them then is
 import contextlib
 import gc
 import math
-import resource
 import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from puna.data.loader import documents_of
 from puna.train.guard import decide
+from puna.train.machine import forget_peak_process_memory, peak_process_memory
 
 if TYPE_CHECKING:
     from puna.train.trainer import Trainer
@@ -25,7 +25,15 @@ def peak_memory(device: torch.device) -> int:
     """Largest memory so far: of the process on CPU, of the allocator on CUDA."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return peak_process_memory()
+
+
+def forget_peak_memory(device: torch.device) -> None:
+    """Let the peak count from now on."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        forget_peak_process_memory()
 
 
 class StepLog:
@@ -76,7 +84,7 @@ class StepLog:
                 "tokens_per_second": speed,
                 "step_seconds": seconds / count,
                 "mfu": {k: rate * v / trainer.peak for k, v in trainer.flops.items()} if trainer.peak else None,
-                "memory_bytes": peak_memory(trainer.world.device),
+                "memory_bytes": trainer.peak_memory(),
                 "data_wait_share": waited / max(1e-9, seconds),
                 "elapsed": clock.training,
             }

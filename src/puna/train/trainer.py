@@ -48,7 +48,7 @@ from puna.train.recipe import Recipe
 from puna.train.schedule import lr_factor
 from puna.train.setup import build_model, default_layout, fill_weights, open_corpus
 from puna.train.speed import expected_tokens_per_second
-from puna.train.steplog import Clock, StepLog, peak_memory
+from puna.train.steplog import Clock, StepLog, forget_peak_memory, peak_memory
 
 Hook = Callable[["Trainer"], None]
 
@@ -120,6 +120,7 @@ class Trainer:
     ) -> None:
         self.run_dir, self.world, self.observers = run_dir, world, observers
         device = world.device
+        forget_peak_memory(device)
         layout = default_layout(recipe, device).resolve(world.size)
         precision = parallel.resolve_precision(recipe.train, device)
         compiled = parallel.resolve_compile(recipe.train, device)
@@ -153,6 +154,7 @@ class Trainer:
         self.checkpoints = Checkpointer(run_dir, recipe.checkpoint, self._fingerprint())
         self.step, self.data_step, self.rollbacks = 0, 0, 0
         self.skipped: list[int] = []  # steps within the guard's window, since the last roll-back
+        self._peak = 0
         self.signal = 0  # the one that asked this process to stop
 
     # -- the run -----------------------------------------------------------------------------------------------------
@@ -174,7 +176,7 @@ class Trainer:
             try:
                 while self.step < total and not self._stopping():
                     if self.step in hooks:
-                        with self.clock.pause("eval"):
+                        with self.clock.pause("eval"), self.apart():
                             hooks[self.step](self)
                     with self.clock.part("data"):
                         batch = next(batches)
@@ -244,6 +246,19 @@ class Trainer:
         config = self.recipe.train
         with parallel.autocast(config.precision, self.world.device, sharded=self.sharded):
             return bits_per_byte(self.model, self.corpus, window=config.seq_len, max_bytes=max_bytes)
+
+    def peak_memory(self) -> int:
+        """Largest memory of training so far, bytes: what hooks and evaluations took beside it is not counted."""
+        return max(self._peak, peak_memory(self.world.device))
+
+    @contextlib.contextmanager
+    def apart(self) -> Iterator[None]:
+        """Around work that is not training: its memory does not count as training's."""
+        self._peak = self.peak_memory()
+        try:
+            yield
+        finally:
+            forget_peak_memory(self.world.device)
 
     def uncompiled(self) -> contextlib.AbstractContextManager[Any]:
         """Around generation: its shapes change with every token, and each would compile the blocks anew."""
@@ -320,7 +335,7 @@ class Trainer:
         return bool(every) and self.step % every == 0 and self.step < total
 
     def _emit_evaluation(self, max_bytes: int | None) -> dict[str, Any]:
-        with self.clock.pause("eval"):
+        with self.clock.pause("eval"), self.apart():
             result = self.evaluate(max_bytes)
         event = {"kind": "eval", "step": self.step, "tokens": self.step * self.recipe.tokens_per_step, **result}
         self.emit({**event, "elapsed": self.clock.training})
@@ -331,7 +346,7 @@ class Trainer:
             return  # one process alone cannot run a sharded network
         from puna.engine.generate import Engine, SamplingParams
 
-        with self.clock.pause("eval"):
+        with self.clock.pause("eval"), self.apart():
             tokenizer, prompt = self.corpus.tokenizer, self.recipe.log.sample_prompt
             params = SamplingParams(max_tokens=48, temperature=0.7, seed=self.recipe.train.seed)
             if self.world.first:
@@ -468,7 +483,7 @@ class Trainer:
 
     def _finish(self, hooks: Mapping[int, Hook]) -> dict[str, Any]:
         recipe, total = self.recipe, self.recipe.total_steps
-        memory = peak_memory(self.world.device)
+        memory = self.peak_memory()
         self._save_checkpoint(wait=True)
         result = self._emit_evaluation(None)
         self.save_model(self.run_dir / "model")
