@@ -121,7 +121,7 @@ def _llama(corpus: Any, args: argparse.Namespace, changes: list[str]) -> Made:
     recipe = check(Recipe, recipe, "the benchmark's recipe")
     world = parallel.World(0, 1, parallel.torch.device("cpu"))
     trainer = Trainer(recipe, Path(tempfile.mkdtemp()), world, machine=machine)
-    batches = trainer._batches()
+    batches = trainer.batches()
     share = {"now": 0.0}
     trainer.lr_factor = lambda: lr_factor(recipe.schedule, int(share["now"] * 1e9), 10**9)  # type: ignore[method-assign]
 

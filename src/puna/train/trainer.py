@@ -10,16 +10,13 @@ are read once per log interval. Before the first step the run says what it expec
 import contextlib
 import gc
 import platform
-import signal
-import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -27,16 +24,14 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from puna.core import files
-from puna.core.console import say
 from puna.core.errors import PunaError
 from puna.core.recipe import dump
-from puna.data.loader import batch as load_batch
-from puna.data.loader import prefetch
 from puna.model.llama import DocumentMask
 from puna.model.store import save_model
 from puna.train import parallel
 from puna.train.checkpoint import Checkpointer
 from puna.train.evaluate import bits_per_byte
+from puna.train.feed import Rows, feed
 from puna.train.fp8 import use_fp8
 from puna.train.guard import Guard, decide
 from puna.train.loss import IGNORE, cross_entropy_chunked
@@ -49,6 +44,7 @@ from puna.train.schedule import lr_factor
 from puna.train.setup import build_model, default_layout, fill_weights, open_corpus
 from puna.train.speed import expected_tokens_per_second
 from puna.train.steplog import Clock, StepLog, forget_peak_memory, peak_memory
+from puna.train.stopping import StopRequest
 
 Hook = Callable[["Trainer"], None]
 
@@ -77,14 +73,6 @@ def train(
         return trainer.run(resume=resume, hooks=hooks or {})
 
 
-class Rows(NamedTuple):
-    """This rank's rows of a global batch: ids and targets (rows, seq) on the device, document ids on the CPU."""
-
-    ids: Tensor
-    targets: Tensor
-    documents: Tensor | None
-
-
 def step_seconds(recipe: Recipe, folder: Path, *, machine: Machine, seconds: float = 10.0) -> float:
     """How long one step of `recipe` takes here: the median after the first, over about `seconds`, nothing kept.
 
@@ -93,7 +81,7 @@ def step_seconds(recipe: Recipe, folder: Path, *, machine: Machine, seconds: flo
     trial = recipe.model_copy(update={"train": recipe.train.model_copy(update={"init": "normal"})})
     with parallel.join_world() as world:
         trainer = Trainer(trial, folder, world, machine=machine)
-        batches = trainer._batches()
+        batches = trainer.batches()
         times: list[float] = []
         begin = time.perf_counter()
         while len(times) < 4 or (time.perf_counter() - begin < seconds and len(times) < 50):
@@ -155,7 +143,7 @@ class Trainer:
         self.step, self.data_step, self.rollbacks = 0, 0, 0
         self.skipped: list[int] = []  # steps within the guard's window, since the last roll-back
         self._peak = 0
-        self.signal = 0  # the one that asked this process to stop
+        self.stop = StopRequest(first=world.first)
 
     # -- the run -----------------------------------------------------------------------------------------------------
 
@@ -171,10 +159,10 @@ class Trainer:
         self.emit(self._start_event(resumed_from))
         self.clock.start(self.step)
         log = StepLog(self)
-        with self._signals(), _quiet_gc(), _profiler(recipe.log.profile, self.run_dir) as profile:
-            batches = self._batches()
+        with self.stop.listening(), _quiet_gc(), _profiler(recipe.log.profile, self.run_dir) as profile:
+            batches = self.batches()
             try:
-                while self.step < total and not self._stopping():
+                while self.step < total and not self.stop.agreed():
                     if self.step in hooks:
                         with self.clock.pause("eval"), self.apart():
                             hooks[self.step](self)
@@ -189,7 +177,7 @@ class Trainer:
                     if (saving or self.step % recipe.log.every == 0 or self.step == total) and log.flush():
                         batches.close()
                         self._roll_back(log)
-                        batches = self._batches()
+                        batches = self.batches()
                         continue
                     self._periodic(total)
                     if saving:
@@ -290,29 +278,11 @@ class Trainer:
 
     # -- parts of the loop -------------------------------------------------------------------------------------------
 
-    def _batches(self) -> Generator[Rows, None, None]:
-        """This rank's rows from the current data step on, loaded ahead in the background."""
+    def batches(self) -> Generator[Rows, None, None]:
+        """This process' rows from the current data step on."""
+        stop = self.first_row + self.micro_rows * self.micro_batches
         config, device = self.recipe.train, self.world.device
-
-        def make() -> Iterator[Rows]:
-            step = self.data_step
-            while True:
-                rows = load_batch(
-                    self.corpus,
-                    seed=config.seed,
-                    step=step,
-                    rows=config.batch,
-                    seq_len=config.seq_len,
-                    document_mask=config.document_mask,
-                    start=self.first_row,
-                    stop=self.first_row + self.micro_rows * self.micro_batches,
-                )
-                # Document ids stay on the CPU: where documents start is worked out there, with nobody waiting.
-                documents = None if rows.document_ids is None else torch.from_numpy(rows.document_ids)
-                yield Rows(_to_device(rows.input_ids, device), _to_device(rows.targets, device), documents)
-                step += 1
-
-        return prefetch(make())
+        return feed(self.corpus, config, data_step=self.data_step, start=self.first_row, stop=stop, device=device)
 
     def _clip(self, limit: float) -> Tensor:
         grads = [p.grad for p in self.optimizer.parameters() if p.grad is not None]
@@ -353,35 +323,6 @@ class Trainer:
                 with self.uncompiled():
                     text = Engine(self.model, tokenizer).generate([tokenizer.encode(prompt, bos=True)], params)[0].text
                 self.emit({"kind": "sample", "step": self.step, "prompt": prompt, "text": text})
-
-    def _stopping(self) -> bool:
-        """Whether any process was asked to stop; all agree on it before the next step."""
-        if self.world.size > 1:
-            asked = torch.tensor(self.signal)
-            dist.all_reduce(asked, op=dist.ReduceOp.MAX)
-            self.signal = int(asked.item())
-        return self.signal != 0
-
-    @contextlib.contextmanager
-    def _signals(self) -> Iterator[None]:
-        """First SIGINT or SIGTERM: finish the step, save and leave. Second SIGINT: leave at once."""
-
-        def ask(signum: int, _frame: Any) -> None:
-            if self.signal and signum == signal.SIGINT:
-                raise KeyboardInterrupt
-            self.signal = signum
-            if self.world.first:
-                say("[yellow]Stopping after this step; a checkpoint will be saved. Ctrl-C again leaves at once.[/]")
-
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
     # -- state -------------------------------------------------------------------------------------------------------
 
@@ -518,14 +459,9 @@ class Trainer:
             f"stopped at step {self.step} of {self.recipe.total_steps}; resume with: puna train --resume {self.run_dir}"
         )
         event = {"kind": "event", "step": self.step, "event": "interrupted", "detail": detail}
-        event["signal"] = signal.Signals(self.signal).name
+        event["signal"] = self.stop.name
         self.emit(event)
         return event
-
-
-def _to_device(array: np.ndarray, device: torch.device) -> Tensor:
-    tensor = torch.from_numpy(array)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 @contextlib.contextmanager

@@ -1,0 +1,54 @@
+"""The rows of a run on their way to the device: this process' share of each global batch, loaded ahead."""
+
+from collections.abc import Generator, Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from puna.data.corpus import Corpus
+from puna.data.loader import batch, prefetch
+from puna.train.recipe import TrainConfig
+
+
+class Rows(NamedTuple):
+    """Rows of a global batch: ids and targets (rows, seq) on the device, document ids on the CPU or None."""
+
+    ids: Tensor
+    targets: Tensor
+    documents: Tensor | None
+
+
+def feed(
+    corpus: Corpus, config: TrainConfig, *, data_step: int, start: int, stop: int, device: torch.device
+) -> Generator[Rows, None, None]:
+    """Rows start..stop of each batch from `data_step` on, without end, two ahead in a background thread.
+
+    Close it when done.
+    """
+
+    def make() -> Iterator[Rows]:
+        step = data_step
+        while True:
+            rows = batch(
+                corpus,
+                seed=config.seed,
+                step=step,
+                rows=config.batch,
+                seq_len=config.seq_len,
+                document_mask=config.document_mask,
+                start=start,
+                stop=stop,
+            )
+            # Document ids stay on the CPU: where documents start is worked out there, with nobody waiting.
+            documents = None if rows.document_ids is None else torch.from_numpy(rows.document_ids)
+            yield Rows(_to_device(rows.input_ids, device), _to_device(rows.targets, device), documents)
+            step += 1
+
+    return prefetch(make())
+
+
+def _to_device(array: np.ndarray, device: torch.device) -> Tensor:
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor

@@ -1,0 +1,53 @@
+"""Being asked to stop: the first SIGINT or SIGTERM lets the step finish, a second SIGINT leaves at once."""
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from puna.core.console import say
+
+
+class StopRequest:
+    """Which signal asked this process to stop; 0 while none did."""
+
+    def __init__(self, *, first: bool) -> None:
+        self.signal = 0
+        self._first = first  # speaks for all processes of the run
+
+    @property
+    def name(self) -> str:
+        """The signal's name, such as SIGTERM."""
+        return signal.Signals(self.signal).name
+
+    def agreed(self) -> bool:
+        """Whether any process of the run was asked; all of them get the same answer before the next step."""
+        if dist.is_initialized() and dist.get_world_size() > 1:
+            asked = torch.tensor(self.signal)
+            dist.all_reduce(asked, op=dist.ReduceOp.MAX)
+            self.signal = int(asked.item())
+        return self.signal != 0
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        """Take the two signals while the block runs (in the main thread; elsewhere nothing changes)."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _ask(self, number: int, _frame: Any) -> None:
+        if self.signal and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signal = number
+        if self._first:
+            say("[yellow]Stopping after this step; a checkpoint will be saved. Ctrl-C again leaves at once.[/]")
