@@ -26,6 +26,7 @@ CASES: dict[str, dict[str, Any]] = {
     "wide, compiled": {"model": WIDE},
     "wide, eager": {"model": WIDE, "train": {"compile": "off"}},
     "wide, recompute selected": {"model": WIDE, "train": {"checkpointing": "selective"}},
+    "wide, recompute all": {"model": WIDE, "train": {"checkpointing": "full"}},
     "wide, recompute all, eager": {"model": WIDE, "train": {"checkpointing": "full", "compile": "off"}},
     "wide, AdamW, checkpoints": {"model": WIDE, "optimizer": {"kind": "adamw"}, "checkpoint": {"every": 1}},
     "110M, few tokens": {"model": DEEP, "train": {"batch": 2}},

@@ -1,11 +1,11 @@
 """How much memory a training process will need, before it starts. Pure arithmetic, no torch.
 
-The peak is one of four moments: when first weights are counted from the corpus; right after the forward pass, when the
+The peak is one of five moments: when first weights are counted from the corpus; right after the forward pass, when the
 activations of all blocks and the logits of a chunk are there; at the start of the backward pass, when the first block's
-gradients come on top; or in the optimizer's step, when all gradients and its temporaries are. What is always there
-(weights, optimizer states, Python itself) is added to the largest of them. What a block keeps was counted tensor by
-tensor with `torch.autograd.graph.saved_tensors_hooks` on `model.llama` (torch 2.13, November 2026); bench/memory.py
-compares the whole with what real runs took.
+gradients come on top; in the optimizer's step, when all gradients and its temporaries are; or when a checkpoint is
+copied to be written in the background. What is always there (weights, optimizer states, Python itself) is added to the
+largest of them. What a block keeps was counted tensor by tensor with `torch.autograd.graph.saved_tensors_hooks` on
+`model.llama` (torch 2.13, November 2026); bench/memory.py compares the whole with what real runs took.
 """
 
 import os
@@ -23,9 +23,16 @@ if TYPE_CHECKING:
     from puna.train.machine import Machine
 
 # Resident memory of Python with torch, numpy and the trainer imported, and what torch.compile adds in the process
-# itself (bench/memory.py --base; torch 2.13 CPU build, Linux x86-64, 2026-11-23).
+# itself, read from /proc/self/status of a run of the preset nano (torch 2.13 CPU build, Linux x86-64, 2026-11-23).
 _BASE = 330 * 2**20
-_COMPILER = 190 * 2**20
+_COMPILER = 100 * 2**20
+# What glibc's heap keeps in gaps between tensors that stay, on CPUs: so many times the residual stream for each block.
+# With every tensor mapped by itself (MALLOC_MMAP_THRESHOLD_) it is gone, and the rest of the prediction is within 2 %;
+# fitted to the runs of bench/memory.py, 2026-11-23.
+_GAPS_EAGER, _GAPS_COMPILED = 4.5, 2.0
+_LARGEST_IN_HEAP = 32 * 2**20  # glibc maps anything larger by itself (mallopt(3), M_MMAP_THRESHOLD)
+# Eager recomputation leaves each block's gradients between the temporaries of its neighbours: measured, three blocks'.
+_GAPS_RECOMPUTED = 3.0
 
 
 @dataclass(frozen=True)
@@ -122,7 +129,7 @@ class _Prediction:
 
     def estimate(self) -> MemoryEstimate:
         always = self.always()
-        moments = (self.counting(), self.after_forward(), self.in_backward(), self.in_step())
+        moments = (self.counting(), self.after_forward(), self.in_backward(), self.in_step(), self.saving())
         moment = max(moments, key=lambda parts: sum(parts.values()))
         parts: dict[str, float] = defaultdict(float)
         for source in (always, moment):
@@ -140,9 +147,6 @@ class _Prediction:
         }
         if self.on_cpu:
             parts["Python and torch"] = _BASE + (_COMPILER if self.compiled else 0)
-            if self.recipe.checkpoint.every and self.recipe.checkpoint.asynchronous:
-                # The copy that is written in the background while training goes on.
-                parts["checkpoint copy"] = parts["weights"] + parts["optimizer state"]
         if self.grads_stay():
             parts["gradients"] = self.grad_bytes()
         if self.shards > 1:
@@ -190,15 +194,16 @@ class _Prediction:
         return {
             "activations": self.activations(),
             "logits and loss": self.head_gradients() + self.chunk_bytes(),
+            "gaps in the heap": self.gaps(),
         }
 
     def in_backward(self) -> dict[str, float]:
-        parts = {
+        return {
             "activations": self.activations(),
             "logits and loss": 2 * self.head_gradients(),  # as computed, and scaled for the weight itself
             "backward pass": self.backward_bytes(),
+            "gaps in the heap": self.gaps() + self.gaps_of_recomputing(),
         }
-        return parts
 
     def in_step(self) -> dict[str, float]:
         parts = {"gradients": 0.0 if self.grads_stay() else self.grad_bytes()}
@@ -208,6 +213,13 @@ class _Prediction:
             # Cleaned gradients, the stacked update, and the iteration's operand, result and two Gram matrices.
             parts["optimizer step"] = 4.0 * (4 * largest + 3 * gram) / self.shards
         return parts
+
+    def saving(self) -> dict[str, float]:
+        """After a step: the copy of weights and states, written while training goes on (GPUs copy to the host)."""
+        if not (self.on_cpu and self.recipe.checkpoint.every and self.recipe.checkpoint.asynchronous):
+            return {}
+        copy = self.weight_bytes * (self.model.num_parameters() + self.state_numbers()) / self.shards
+        return {"gradients": 0.0 if self.grads_stay() else self.grad_bytes(), "checkpoint copy": copy}
 
     # -- pieces ------------------------------------------------------------------------------------------------------
 
@@ -247,14 +259,27 @@ class _Prediction:
         norms = {"fp32": 6 * 4, "mixed": 4 * 4 + 5 * 2, "bf16": 4 * 4 + 2 * 2}[self.precision]
         return norms * h + narrow * (qkv + 4 * ffn) + small
 
+    def gaps(self) -> float:
+        """What the heap holds between activations on a CPU; nothing where they are mapped one by one, or are few."""
+        stream = float(self.stream_bytes * self.model.hidden_size * self.tokens)
+        if not self.on_cpu or stream > _LARGEST_IN_HEAP or self.recipe.train.checkpointing == "full":
+            return 0.0
+        return (_GAPS_COMPILED if self.compiled else _GAPS_EAGER) * stream * self.model.num_hidden_layers
+
+    def gaps_of_recomputing(self) -> float:
+        """What more it holds when blocks are recomputed eagerly."""
+        if not self.on_cpu or self.compiled or self.recipe.train.checkpointing == "none":
+            return 0.0
+        return (_GAPS_RECOMPUTED - 1) * self.backward_bytes()
+
     def mask_bytes(self) -> float:
         """The dense document mask as SDPA takes it on CPUs: one number for each pair of positions."""
         return 4.0 * self.rows * self.recipe.train.seq_len**2
 
     def chunk_bytes(self) -> float:
-        """Logits of one chunk of tokens: in fp32 with the temporary of their log-sum-exp, and in bf16 before that."""
+        """Logits of one chunk of tokens: in fp32, with two temporaries of their log-sum-exp, in bf16 before that."""
         chunk = min(self.recipe.train.loss_chunk or self.tokens, self.tokens)
-        per_logit = 8 if self.precision == "fp32" else 10
+        per_logit = 12 if self.precision == "fp32" else 14
         return float(per_logit * chunk * self.model.vocab_size)
 
     def head_gradients(self) -> float:
