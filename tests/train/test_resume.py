@@ -197,7 +197,7 @@ def start(recipe: Recipe, run_dir: Path, *words: str) -> "subprocess.Popen[str]"
 
 
 def wait_for(condition: Callable[[], object], process: "subprocess.Popen[str]") -> None:
-    for _ in range(2400):
+    for _ in range(6000):  # five minutes: the machine may be busy
         if condition():
             return
         if process.poll() is not None:
@@ -226,7 +226,7 @@ def test_sigterm_to_two_processes_saves_and_leaves_with_143(recipe: Recipe, tmp_
 
 def test_ctrl_c_twice_leaves_at_once_with_130(recipe: Recipe, tmp_path: Path) -> None:
     # Steps long enough that the second Ctrl-C comes within the same one as the first.
-    slow = changed(recipe, "train", steps=1000, batch=1 << 13, micro_batch=64)
+    slow = changed(recipe, "train", steps=1000, batch=1 << 12, micro_batch=64)
     slow = changed(slow, "checkpoint", every=0)
     run_dir = tmp_path / "run"
     process = start(slow, run_dir)
