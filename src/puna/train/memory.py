@@ -31,7 +31,7 @@ _COMPILER = 100 * 2**20
 # fitted to the runs of bench/memory.py, 2026-11-23.
 _GAPS_EAGER, _GAPS_COMPILED = 4.5, 2.0
 _LARGEST_IN_HEAP = 32 * 2**20  # glibc maps anything larger by itself (mallopt(3), M_MMAP_THRESHOLD)
-# Eager recomputation leaves each block's gradients between the temporaries of its neighbours: measured, three blocks'.
+# Recomputation leaves each block's gradients between the temporaries of its neighbours: measured, three blocks'.
 _GAPS_RECOMPUTED = 3.0
 
 
@@ -267,8 +267,9 @@ class _Prediction:
         return (_GAPS_COMPILED if self.compiled else _GAPS_EAGER) * stream * self.model.num_hidden_layers
 
     def gaps_of_recomputing(self) -> float:
-        """What more it holds when blocks are recomputed eagerly."""
-        if not self.on_cpu or self.compiled or self.recipe.train.checkpointing == "none":
+        """What more it holds when blocks are recomputed, whole or eagerly."""
+        mode = self.recipe.train.checkpointing
+        if not self.on_cpu or mode == "none" or (self.compiled and mode == "selective"):
             return 0.0
         return (_GAPS_RECOMPUTED - 1) * self.backward_bytes()
 
