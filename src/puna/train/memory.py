@@ -210,8 +210,10 @@ class _Prediction:
         if self.recipe.optimizer.kind == "muon":
             largest = max(count for _, count in self.stacks())
             gram = max(min(shape) * count / max(shape) for shape, count in self.stacks())
-            # Cleaned gradients, the stacked update, and the iteration's operand, result and two Gram matrices.
-            parts["optimizer step"] = 4.0 * (4 * largest + 3 * gram) / self.shards
+            # Cleaned gradients, stacked update, the iteration's operand and result, its Gram matrices; a CPU iterates
+            # on more of these, and its heap keeps the unstacked updates.
+            whole, grams = (5, 5) if self.on_cpu else (4, 3)
+            parts["optimizer step"] = 4.0 * (whole * largest + grams * gram) / self.shards
         return parts
 
     def saving(self) -> dict[str, float]:
