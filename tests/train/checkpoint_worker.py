@@ -61,6 +61,8 @@ def main(run_dir: Path) -> None:
         said = str(error)
     assert "No space left" in said, said
     assert keeper.steps() == [1, 2]
+    keeper.close()
+    dist.barrier()  # nobody takes the group down while others still speak
     dist.destroy_process_group()
 
 

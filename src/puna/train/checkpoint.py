@@ -96,6 +96,13 @@ class Checkpointer:
         if pending is not None:
             pending.result()
 
+    def close(self) -> None:
+        """Wait for a save in the background and end its thread. Errors as `wait`."""
+        try:
+            self.wait()
+        finally:
+            self._thread.shutdown()
+
     def steps(self) -> list[int]:
         """Steps of the checkpoints in place, oldest first."""
         names = (re.fullmatch(r"step-(\d+)", path.name) for path in self.folder.glob("step-*"))

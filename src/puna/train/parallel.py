@@ -56,6 +56,7 @@ def join_world() -> Iterator[World]:
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     try:
         yield World(rank, size, device)
+        dist.barrier()  # nobody takes the group down while others still speak
     finally:
         dist.destroy_process_group()
 
