@@ -55,7 +55,8 @@ class Size:
     batch: int
 
 
-# Smaller models see more tokens in the same time; measured on this corpus, docs/log.md 2026-11-23.
+# Smaller models see more tokens in the same time. Only the 256 wide one was measured (docs/log.md, 2026-11-23); the
+# others carry its proportions to slower and faster machines.
 SIZES = (
     Size(0, 64, 2, 2, 176, 2),
     Size(3e11, 128, 3, 4, 344, 2),

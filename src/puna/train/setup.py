@@ -16,7 +16,7 @@ from puna.train.bigram import bigram_weights
 from puna.train.induction import induction_weights
 from puna.train.recipe import Recipe
 
-# Tokens that are counted for first weights: more of them change little for the vocabularies it is for.
+# Tokens that are counted for first weights, at most: a bound on time and memory, not a tuned number.
 COUNTED_TOKENS = 20_000_000
 
 
