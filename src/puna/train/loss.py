@@ -50,6 +50,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                     grad_weight.addmm_(grad.T, h)
                 else:
                     grad_weight += grad.T @ h
+            del logits, grad  # else this chunk's memory would be held while the next chunk's logits are made
         ctx.save_for_backward(grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype))
         loss = total * scale
         ctx.mark_non_differentiable(loss)

@@ -280,10 +280,9 @@ class _Prediction:
         return 4.0 * self.rows * self.recipe.train.seq_len**2
 
     def chunk_bytes(self) -> float:
-        """Logits of one chunk with the temporary of their log-sum-exp in fp32, in bf16 before that, and in fp32 the
-        gradient of the chunk before."""
+        """Logits of one chunk with the temporary of their log-sum-exp in fp32, and in bf16 before that."""
         chunk = min(self.recipe.train.loss_chunk or self.tokens, self.tokens)
-        per_logit = 8 + (0 if self.precision == "fp32" else 2) + (4 if chunk < self.tokens else 0)
+        per_logit = 8 + (0 if self.precision == "fp32" else 2)
         return float(per_logit * chunk * self.model.vocab_size)
 
     def head_gradients(self) -> float:
