@@ -14,7 +14,16 @@ import pytest
 
 from puna.core import files
 from puna.core.errors import PunaError
-from puna.core.files import lock_directory, new_directory, read_json, require_space, sha256_file, write_json, write_text
+from puna.core.files import (
+    lock_directory,
+    new_directory,
+    read_json,
+    require_space,
+    sha256_file,
+    write_bytes,
+    write_json,
+    write_text,
+)
 
 
 def raising(code: int) -> Callable[..., NoReturn]:
@@ -66,6 +75,19 @@ def test_other_errors_of_the_system_are_bugs_and_pass_through(tmp_path: Path, mo
     monkeypatch.setattr(files.os, "replace", raising(errno.EIO))
     with pytest.raises(OSError, match="Input/output"):
         write_text(tmp_path / "a.txt", "a")
+
+
+def test_bytes_replace_a_file_whole_or_leave_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "new" / "a.bin"
+    content = bytes(range(256))
+    write_bytes(path, b"old, and longer than " + content)
+    write_bytes(path, content)
+    assert path.read_bytes() == content
+    monkeypatch.setattr(files.os, "replace", raising(errno.ENOSPC))
+    with pytest.raises(PunaError, match=r"No space left on the disk while writing .*a\.bin"):
+        write_bytes(path, b"new")
+    assert path.read_bytes() == content
+    assert names(path.parent) == ["a.bin"]
 
 
 def test_text_is_written_byte_for_byte_into_a_new_folder(tmp_path: Path) -> None:

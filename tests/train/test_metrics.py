@@ -1,5 +1,6 @@
 """The diary of a run: what is written survives, what will happen again is set aside, who listens hears it."""
 
+import errno
 import json
 import math
 import os
@@ -73,6 +74,23 @@ def test_resuming_sets_later_lines_aside_and_keeps_the_rest_byte_for_byte(tmp_pa
     assert [event["step"] for event in read_metrics(tmp_path)] == [0, 10, 20, 30]
     dropped = (tmp_path / "metrics.dropped.jsonl").read_bytes()
     assert dropped == before[3] + b'{"kind": "train", "st\n'
+
+
+def test_a_resume_that_finds_the_disk_full_loses_no_line(tmp_path, monkeypatch):
+    log = MetricsLog(tmp_path, LogConfig())
+    for step in (10, 20, 30):
+        log.write(train(step))
+    log.close()
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(PunaError, match=r"No space left on the disk while writing .*metrics\.jsonl"):
+        MetricsLog(tmp_path, LogConfig(), resume_step=20)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.dropped.jsonl", "metrics.jsonl"]
 
 
 def test_a_new_run_does_not_write_over_an_old_one(tmp_path):

@@ -52,19 +52,24 @@ def _concerns(filename: str, path: Path) -> bool:
     return named.is_relative_to(folder) or folder.is_relative_to(named)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write `text` to `path` whole or not at all (UTF-8), making the folder when needed."""
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write `content` to `path` whole or not at all, making the folder when needed."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with open(temporary, "w", encoding="utf-8") as file:
-                file.write(text)
+            with open(temporary, "wb") as file:
+                file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` to `path` whole or not at all (UTF-8), making the folder when needed."""
+    write_bytes(path, text.encode())
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 from puna.core.console import say
 from puna.core.errors import PunaError
-from puna.core.files import disk_errors, read_json, write_json
+from puna.core.files import disk_errors, read_json, write_bytes, write_json
 from puna.train.recipe import LogConfig
 
 Event = dict[str, Any]
@@ -159,21 +159,12 @@ def _truncate(path: Path, resume_step: int) -> None:
         (dropped if event is None or event.get("step", 0) > resume_step else kept).append(line)
     if not dropped:
         return
-    with disk_errors(path):
-        with open(path.with_name(DROPPED), "ab") as file:
-            file.writelines(line if line.endswith(b"\n") else line + b"\n" for line in dropped)
-            file.flush()
-            os.fsync(file.fileno())
-        # The dropped lines are safe before the file shrinks: a crash in between repeats them there, and loses none.
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            with open(temporary, "wb") as file:
-                file.writelines(kept)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+    with disk_errors(path), open(path.with_name(DROPPED), "ab") as file:
+        file.writelines(line if line.endswith(b"\n") else line + b"\n" for line in dropped)
+        file.flush()
+        os.fsync(file.fileno())
+    # The dropped lines are safe before the file shrinks: a crash in between repeats them there, and loses none.
+    write_bytes(path, b"".join(kept))
 
 
 # -- trackers ----------------------------------------------------------------------------------------------------------
