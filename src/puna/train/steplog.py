@@ -131,8 +131,6 @@ class Clock:
         finally:
             self.seconds[name] += time.perf_counter() - start
 
-    pause = part
-
     def start(self, step: int) -> None:
         """The steps begin now, at `step`. Making first weights counts as training: whoever waits, waits for it too."""
         self.begin, self.first_step = time.perf_counter(), step

@@ -164,7 +164,7 @@ class Trainer:
             try:
                 while self.step < total and not self.stop.agreed():
                     if self.step in hooks:
-                        with self.clock.pause("eval"), self.apart():
+                        with self.clock.part("eval"), self.apart():
                             hooks[self.step](self)
                     with self.clock.part("data"):
                         batch = next(batches)
@@ -305,7 +305,7 @@ class Trainer:
         return bool(every) and self.step % every == 0 and self.step < total
 
     def _emit_evaluation(self, max_bytes: int | None) -> dict[str, Any]:
-        with self.clock.pause("eval"), self.apart():
+        with self.clock.part("eval"), self.apart():
             result = self.evaluate(max_bytes)
         event = {"kind": "eval", "step": self.step, "tokens": self.step * self.recipe.tokens_per_step, **result}
         self.emit({**event, "elapsed": self.clock.training})
@@ -316,7 +316,7 @@ class Trainer:
             return  # one process alone cannot run a sharded network
         from puna.engine.generate import Engine, SamplingParams
 
-        with self.clock.pause("eval"), self.apart():
+        with self.clock.part("eval"), self.apart():
             tokenizer, prompt = self.corpus.tokenizer, self.recipe.log.sample_prompt
             params = SamplingParams(max_tokens=48, temperature=0.7, seed=self.recipe.train.seed)
             if self.world.first:
@@ -334,7 +334,7 @@ class Trainer:
         }
 
     def _save_checkpoint(self, *, wait: bool) -> None:
-        with self.clock.pause("checkpoint"):
+        with self.clock.part("checkpoint"):
             seconds = {"training_seconds": self.clock.training}
             meta = {"step": self.step, "data_step": self.data_step, "rollbacks": self.rollbacks, **seconds}
             self.checkpoints.save(self.step, self._state(), {**meta, "skipped": self.skipped}, wait=wait)
