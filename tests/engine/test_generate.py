@@ -157,18 +157,6 @@ def test_half_a_character_waits_and_a_broken_one_is_shown_as_such() -> None:
     assert pieces == ["", "", "€", "", "\ufffd"]
 
 
-def test_a_network_compiled_for_training_generates_eagerly(random_model: Maker) -> None:
-    model = random_model(ModelConfig(preset="nano"))
-    expected = Engine(model, None).generate([[1, 2, 3]], GREEDY)[0].ids
-
-    def refuse(*_: object) -> None:
-        raise AssertionError("compiled while generating")
-
-    for block in model.model.layers:
-        block.compile(backend=refuse)
-    assert Engine(model, None).generate([[1, 2, 3]], GREEDY)[0].ids == expected
-
-
 @pytest.mark.parametrize(
     ("prompt", "params", "words"),
     [

@@ -4,7 +4,6 @@ One loop makes one token for every living row per step; `generate` gathers what 
 row that ends leaves the batch. What a prompt gives does not depend on which others run beside it.
 """
 
-import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from puna.core.errors import PunaError
 from puna.core.files import read_json
@@ -149,13 +148,12 @@ class Engine:
         last = torch.tensor(counts, device=cache.device) - 1
         index = torch.arange(len(counts), device=cache.device)
         positions = cache.extend(counts)
-        with _eager(self.model):
-            return self.model(
-                padded,
-                positions=positions,
-                cache=cache,
-                head=lambda hidden, weight: F.linear(hidden[index, last], weight[: self.vocabulary]),
-            )
+        return self.model(
+            padded,
+            positions=positions,
+            cache=cache,
+            head=lambda hidden, weight: F.linear(hidden[index, last], weight[: self.vocabulary]),
+        )
 
     def _row(self, index: int, prompt: Sequence[int], params: SamplingParams) -> "_Row":
         if params.stop and self.tokenizer is None:
@@ -220,13 +218,3 @@ def _open_suffix(text: str, stops: Sequence[str]) -> int:
         if any(stop.startswith(text[-size:]) for stop in stops):
             return size
     return 0
-
-
-def _eager(model: nn.Module) -> contextlib.AbstractContextManager[object]:
-    """Run blocks that a trainer compiled as they are: generation's shapes change every token, and each would recompile.
-
-    torch._dynamo is imported by the switch, so it is only touched when something was compiled.
-    """
-    if any(module._compiled_call_impl is not None for module in model.modules()):
-        return torch.compiler.set_stance("force_eager")
-    return contextlib.nullcontext()
