@@ -15,8 +15,12 @@ from puna.demo import CORPUS_RECIPE, SIZES, plan
 from puna.engine.generate import SamplingParams, load_engine
 from puna.train.machine import Machine
 from puna.train.metrics import read_metrics
+from puna.train.recipe import Recipe
+from puna.train.trainer import train
 
 ROOT = Path(__file__).parent.parent
+# Measured by nobody: a run that is counted in steps needs no rates.
+MACHINE = Machine("cpu", "test", 1, 8 << 30, {"fp32": 1e11, "bf16": 1e11}, False)
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +49,21 @@ def test_even_a_minute_beats_a_compressor(demo):
     _, result, _ = demo
     value = {row["name"]: row["value"] for row in result["bits_per_byte"]}
     assert value["this model"] < value["gzip -9"]
+
+
+def test_steps_improve_on_the_counted_first_weights(demo, tmp_path):
+    folder, _, _ = demo
+    # The first weights alone beat gzip. Steps are counted here, not minutes, so a busy machine ends at the same place.
+    changes = [f"corpus={folder / 'corpora/demo'}", "train.tokens=0", "train.steps=60", "train.seq_len=128"]
+    changes += ["train.batch=8", "train.compile=off", "model.hidden_size=128", "model.intermediate_size=256"]
+    changes += ["model.num_hidden_layers=2", "model.num_attention_heads=4", "model.num_key_value_heads=4"]
+    changes += ["log.eval_every=0", "log.sample_every=0", "checkpoint.every=0"]
+    recipe = load(Recipe, ROOT / "recipes/laptop.toml", changes).value
+    first = []
+    hooks = {0: lambda trainer: first.append(trainer.evaluate()["bits_per_byte"])}
+    end = train(recipe, tmp_path / "run", hooks=hooks, machine=MACHINE)
+    assert end["kind"] == "end"
+    assert end["bits_per_byte"] < first[0] - 0.05
 
 
 def test_training_learns_from_the_demo_s_corpus(demo, tmp_path):
