@@ -12,6 +12,7 @@ from puna.core.errors import PunaError
 from puna.core.units import format_count
 from puna.plan.reliability import (
     DAY,
+    PARAMETERS_PER_ACCELERATOR,
     Checkpoint,
     Reliability,
     TimeShares,
@@ -32,8 +33,6 @@ from puna.plan.reliability import (
 _TOO_OFTEN_SECONDS = 1800.0
 # A job is of a good size while it keeps this share of its time; Llama 3 and MegaScale both report more than 0.90.
 _GOOD_SHARE = 0.90
-# Llama 3 405B on 16,384: what a checkpoint is taken to hold where nobody says which model.
-_PARAMETERS_PER_ACCELERATOR = 25e6
 # Spares that already run the job's processes, and checkpoints in the memory of other hosts: restarts of a minute or
 # two, a snapshot every few steps (Gemini, SOSP 2023; ByteRobust's warm standbys, arXiv 2509.16293), sent at 20 GB/s a
 # host, less than half of what its network cards do.
@@ -105,7 +104,7 @@ def goodput(
     if not (days > 0 and math.isfinite(days)):
         raise PunaError(f"{days} days is no time to train.", "Give more than 0.")
     if parameters is None:
-        parameters = _PARAMETERS_PER_ACCELERATOR * accelerators
+        parameters = PARAMETERS_PER_ACCELERATOR * accelerators
     if not (parameters > 0 and math.isfinite(parameters)):
         raise PunaError(f"A model of {parameters} parameters has no checkpoint.", "Give more than 0.")
     nodes = -(-accelerators // node_size)

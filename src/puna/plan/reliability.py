@@ -14,6 +14,8 @@ from pydantic import Field
 from puna.core.recipe import Config
 
 DAY = 86400.0
+# Llama 3 405B on 16,384: what a checkpoint is taken to hold where nobody says which model.
+PARAMETERS_PER_ACCELERATOR = 25e6
 
 
 class Reliability(Config):
