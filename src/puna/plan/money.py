@@ -147,7 +147,7 @@ def all_in_price(accelerator: Accelerator, prices: Prices | None = None) -> Rang
 
 
 def own_per_hour(accelerator: Accelerator, prices: Prices | None = None, *, all_in: bool = True) -> Range | None:
-    """Owning one accelerator, USD an hour at work: written off over its life, and its electricity; None without a price."""
+    """Owning one accelerator, USD an hour at work: written off over its life, and its electricity; or None."""
     money = prices or Prices()
     capex = all_in_price(accelerator, money) if all_in else price(accelerator, money)
     if capex is None:
