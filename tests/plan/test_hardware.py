@@ -45,6 +45,37 @@ def test_figures_are_in_order(accelerator: Accelerator) -> None:
     assert accelerator.link_domain >= accelerator.node_size
 
 
+# Columns of the shared hardware.yaml, and what they are called here.
+SHARED = {
+    "bf16": "bf16_tflops",
+    "fp8": "fp8_tflops",
+    "fp4": "fp4_tflops",
+    "hbm_gb": "memory_gb",
+    "hbm_gbs": "memory_gb_per_s",
+    "nvlink_uni": "link_gb_per_s",
+    "xgmi_uni_all": "link_gb_per_s",
+    "xgmi_uni_p2p": "link_pair_gb_per_s",
+    "pcie_uni": "link_gb_per_s",
+    "nvlink_domain": "link_domain",
+    "nic_gbps": "nic_gbit_per_s",
+    "tdp_w": "watts",
+    "mamf_bf16": "matmul_tflops",
+    "mamf_fp8": "matmul_fp8_tflops",
+}
+
+
+def test_figures_are_those_that_were_collected(test_data: Path) -> None:
+    yaml = pytest.importorskip("yaml")
+    file = test_data.parent / "planner-data" / "hardware.yaml"
+    if not file.is_file():
+        pytest.skip(f"needs {file}")
+    collected = yaml.safe_load(file.read_text())
+    for name in collected.keys() - {"collectives_measured", "power"}:
+        for column, value in collected[name].items():
+            if column in SHARED and value is not None:
+                assert getattr(catalogue()[name], SHARED[column]) == value, f"{name}: {column}"
+
+
 def test_aliases_lead_into_the_catalogue() -> None:
     assert set(aliases().values()) <= set(catalogue())
     assert find_accelerator("H100") == find_accelerator("h100-sxm")
