@@ -1,0 +1,149 @@
+"""Launch files that a shell reads: one worker of the run, torchrun by hand, and a Slurm job.
+
+torchrun 2.11 and newer (pytorch.org/docs/stable/elastic/run.html); Slurm 22.05 and newer (slurm.schedmd.com: sbatch,
+srun, scancel, scontrol). How a job stops and goes on:
+
+- `puna train` saves and leaves at the first SIGTERM. torchrun passes the signal on and waits as long as
+  TORCH_ELASTIC_SHUTDOWN_TIMEOUT says, 30 seconds otherwise (torch/distributed/launcher/api.py, 2.13).
+- A process that is started again finds its run directory and resumes it (worker.sh).
+- Slurm warns the batch script before the wall time ends, which stops the job's step and requeues the job. After a
+  failure it is requeued too, as often as `max_restarts` says; when a node dies Slurm does that by itself.
+"""
+
+import shlex
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from puna.plan.emit import Launch
+
+PORT = 29500  # torchrun's own default for its rendezvous
+
+
+def comment(lines: Iterable[str]) -> str:
+    """Lines as a comment of shell, TOML or YAML."""
+    return "".join(f"# {line}".rstrip() + "\n" for line in lines)
+
+
+def worker(job: "Launch") -> str:
+    """worker.sh: what torchrun runs as each process, in the folder that has corpora/ and runs/."""
+    run_dir = shlex.quote(f"runs/{job.name}")
+    layout = " ".join(f"layout.{key}={value}" for key, value in job.layout.model_dump().items())
+    overrides = layout + (f" train.micro_batch={job.micro_batch}" if job.micro_batch else "")
+    return f"""#!/usr/bin/env bash
+# One process of the run: begins it, or goes on with it when its directory holds one.
+set -euo pipefail
+job=$(cd "$(dirname "${{BASH_SOURCE[0]}}")" && pwd)
+run_dir={run_dir}
+
+# All processes find the same answer: recipe.toml is written by the first of them after every one has joined. Listing
+# the folder makes a network file system forget what it remembered of it.
+ls "$run_dir" >/dev/null 2>&1 || true
+if [ -f "$run_dir/recipe.toml" ]; then
+  exec python -m puna train --resume "$run_dir" {overrides}
+fi
+exec python -m puna train "$job/recipe.toml" --run-dir "$run_dir"
+"""
+
+
+def torchrun(job: "Launch", folder: Path) -> dict[str, str]:
+    """launch.sh, which a person runs on every node."""
+    one = job.nodes == 1
+    start = f"bash {shlex.quote(str(folder / 'launch.sh'))}"
+    how = [f"Run it:  {start}"] if one else ["Run it on every node, HEAD being one of them:", f"HEAD=node-0 {start}"]
+    arguments = ["--nnodes", str(job.nodes), "--nproc-per-node", str(job.accelerators_per_node)]
+    arguments += ["--max-restarts", str(job.max_restarts)]
+    meet = ["--standalone"]
+    if not one:
+        meet = ["--rdzv-backend", "c10d", "--rdzv-id", job.name, "--rdzv-endpoint", f'"$HEAD:{PORT}"']
+    need_head = "" if one else ': "${HEAD:?Set HEAD to the host name of one node, the same on all of them.}"\n'
+    return {
+        "launch.sh": f"""#!/usr/bin/env bash
+{comment([*job.header(), "", *how])}set -euo pipefail
+job=$(cd "$(dirname "${{BASH_SOURCE[0]}}")" && pwd)
+{need_head}cd {shlex.quote(job.storage_dir)}
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT={job.stop_seconds}
+exec torchrun {" ".join(arguments)} \\
+  {" ".join(meet)} \\
+  --no-python bash "$job/worker.sh"
+"""
+    }
+
+
+def slurm(job: "Launch", folder: Path) -> dict[str, str]:
+    """job.sbatch: one task a node, each a torchrun; requeued at the wall time and after failures."""
+    directives = [
+        f"--job-name={job.name}",
+        f"--nodes={job.nodes}",
+        "--ntasks-per-node=1",
+        *([f"--gpus-per-node={job.accelerators_per_node}"] if job.accelerator.generation != "cpu" else []),
+        "--exclusive",
+        "--mem=0",  # all of it
+        *([f"--time={_slurm_time(job.wall_seconds)}"] if job.wall_seconds else []),
+        f"--signal=B:USR1@{job.stop_seconds}",
+        "--requeue",
+        "--open-mode=append",
+        "--output=%x-%j.log",
+    ]
+    how = [
+        f"Submit it from here:  sbatch {shlex.quote(str(folder / 'job.sbatch'))}",
+        "Partition, account and the fabric's variables belong to the site: give them to sbatch or export them.",
+    ]
+    container = ""
+    if job.image:  # pyxis (github.com/NVIDIA/pyxis)
+        image = shlex.quote(job.image)
+        container = (
+            f' \\\n  --container-image={image} --container-mounts="$job:$job,$PWD:$PWD" --container-workdir="$PWD"'
+        )
+    return {
+        "job.sbatch": f"""#!/usr/bin/env bash
+{comment([*job.header(), "", *how])}{"".join(f"#SBATCH {line}{chr(10)}" for line in directives)}
+set -euo pipefail
+job={shlex.quote(str(folder))}
+job=${{JOB_DIR:-$job}}
+[ -f "$job/worker.sh" ] || {{ echo "$job/worker.sh is missing: set JOB_DIR to its folder." >&2; exit 2; }}
+job=$(cd "$job" && pwd)
+cd {shlex.quote(job.storage_dir)}
+hosts=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
+head=${{hosts%%$'\\n'*}}
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT={job.stop_seconds}
+
+# {job.stop_seconds} seconds before the wall time: every process saves and leaves, and the job queues again.
+expired=
+trap 'expired=yes; scancel --signal=TERM "$SLURM_JOB_ID"' USR1
+
+srun --ntasks-per-node=1 --cpus-per-task="$SLURM_CPUS_ON_NODE" --kill-on-bad-exit=1{container} \\
+  torchrun --nnodes {job.nodes} --nproc-per-node {job.accelerators_per_node} --rdzv-backend c10d \\
+  --rdzv-id "$SLURM_JOB_ID-${{SLURM_RESTART_COUNT:-0}}" --rdzv-endpoint "$head:{PORT}" \\
+  --no-python bash "$job/worker.sh" &
+step=$!
+while true; do # the signal ends a wait early
+  code=0
+  wait "$step" || code=$?
+  kill -0 "$step" 2>/dev/null || break
+done
+if [ "$code" -eq 0 ]; then
+  exit 0
+fi
+
+count="$job/failures-$SLURM_JOB_ID"
+failures=$(cat "$count" 2>/dev/null || echo 0)
+if [ -z "$expired" ]; then
+  failures=$((failures + 1))
+  echo "$failures" >"$count"
+fi
+if [ "$failures" -gt {job.max_restarts} ]; then
+  echo "Failed $failures times; given up." >&2
+  exit "$code"
+fi
+scontrol requeue "$SLURM_JOB_ID"
+"""
+    }
+
+
+def _slurm_time(seconds: int) -> str:
+    """Days-hours:minutes:seconds, as sbatch --time reads it."""
+    minutes, second = divmod(seconds, 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours // 24}-{hours % 24:02}:{minute:02}:{second:02}"
