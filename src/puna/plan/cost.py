@@ -58,7 +58,7 @@ class Constants:
     data_hidden: Number
     gradient_bytes: Number  # of one gradient as it is reduced
     expert_moves: Number  # times the fewest passes of permuting tokens to their experts and back
-    expert_seconds: Number  # a mixture layer's fixed cost: many small kernels that the host must launch in turn
+    expert_seconds: Number  # fixed cost of each expert that a rank holds of a layer: small kernels, launched in turn
     straggler: Number  # the slowest of n is 1 + straggler·sqrt(2 ln n) times the mean
 
 
@@ -71,13 +71,10 @@ def step_time(jobs: Jobs, constants: Constants) -> dict[str, Number]:
     micro_batches = jobs.micro_batches
     layer = _layer(jobs, constants)
     head = _head(jobs, constants)
-    fullest, average, last = _stages(jobs)
-
-    # One micro-batch on the fullest stage; the head is there when that stage is the last one, or when it outweighs the
-    # layers that the last stage has fewer.
     layer_total = sum(layer.values())
-    with_head = last * layer_total + head > fullest * layer_total
-    here = np.where(with_head, last, fullest)
+    here, with_head = _fullest_stage(jobs, head / layer_total)
+
+    # One micro-batch on the fullest stage.
     parts = {name: micro_batches * here * value for name, value in layer.items()}
     parts["head"] = np.where(with_head, micro_batches * head, 0.0)
     crossing = _boundary(jobs, constants)
@@ -85,7 +82,7 @@ def step_time(jobs: Jobs, constants: Constants) -> dict[str, Number]:
     stage = here * layer_total + np.where(with_head, head, 0.0) + crossing
 
     # The first micro-batch must reach the last stage and come back: (pp - 1) stages of waiting, split by interleaving [1].
-    mean_stage = average * layer_total + head / np.asarray(layout.pp)
+    mean_stage = (layers_of(jobs) * layer_total + head) / np.asarray(layout.pp)
     parts["bubble"] = (np.asarray(layout.pp) - 1) / np.asarray(layout.vp) * mean_stage
     parts["data"] = _data(jobs, constants, stage, parts["bubble"], micro_batches)
     parts["optimizer"] = _optimizer(jobs, constants)
@@ -238,7 +235,8 @@ def _elementwise(jobs: Jobs, c: Constants) -> Number:
 def _launch(jobs: Jobs, c: Constants) -> Number:
     """Seconds of an average layer's fixed cost, forward and backward, that no amount of work amortises."""
     mixture = jobs.shape.moe_layers / np.asarray(jobs.shape.layers)
-    return np.asarray(c.launch_seconds) + mixture * c.expert_seconds
+    held = np.asarray(jobs.shape.experts) / np.asarray(jobs.layout.ep)
+    return np.asarray(c.launch_seconds) + mixture * held * c.expert_seconds
 
 
 def _head(jobs: Jobs, c: Constants) -> Number:
@@ -395,18 +393,22 @@ def _data(jobs: Jobs, c: Constants, stage: Number, bubble: Number, micro_batches
 # -- the rest ------------------------------------------------------------------------------------------------------------
 
 
-def _stages(jobs: Jobs) -> tuple[Number, Number, Number]:
-    """Layers of the fullest, the average and the last pipeline stage.
+def layers_of(jobs: Jobs) -> Number:
+    """Layers that a micro-batch passes, with those that predict further tokens."""
+    return np.asarray(jobs.shape.layers) + np.asarray(jobs.shape.mtp_layers)
 
-    Layers go in chunks of ceil(layers / (pp·vp)); where they do not divide, the last stage has fewer, which makes room
-    for the head (Llama 3 has 126 = 128 - 2 layers for that reason, arXiv 2407.21783 section 3.3.2).
+
+def _fullest_stage(jobs: Jobs, head_layers: Number) -> tuple[Number, Number]:
+    """Layers of the pipeline stage that all others wait for, and whether the head is on it besides.
+
+    head_layers: the head's time in layers. Layers that divide evenly lie evenly, with the head on top of the last stage.
+    Layers that do not are spread so that the head's stage has fewer (Llama 3 has 126 = 128 - 2 of them for that reason,
+    arXiv 2407.21783 section 3.3.2): the fullest has all layers and the head over the number of stages, rounded up.
     """
-    layers = np.asarray(jobs.shape.layers) + np.asarray(jobs.shape.mtp_layers)
-    pp, vp = np.asarray(jobs.layout.pp), np.asarray(jobs.layout.vp)
-    fullest = np.ceil(layers / (pp * vp)) * vp
-    missing = np.minimum(fullest * pp - layers, fullest - 1)
-    last = np.where(missing > 0, fullest - np.minimum(missing, np.maximum(1, missing / 2)), fullest)
-    return fullest, layers / pp, np.where(pp > 1, last, layers)
+    layers, pp = layers_of(jobs), np.asarray(jobs.layout.pp)
+    even = layers % (pp * np.asarray(jobs.layout.vp)) == 0
+    balanced = np.maximum(np.ceil((layers + head_layers) / pp), np.ceil(layers / pp))
+    return np.where(even, layers / pp, balanced), even
 
 
 def rank_parameters(jobs: Jobs) -> tuple[Number, Number]:

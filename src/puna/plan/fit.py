@@ -7,7 +7,7 @@ what was expected of it: a generation's near physics, a stack's near its parent 
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +15,7 @@ import numpy as np
 from puna.core.errors import PunaError
 from puna.plan.cost import step_time, total_seconds
 from puna.plan.jobs import Jobs, take
+from puna.plan.memory import memory, rules_columns, total
 from puna.plan.runs import Row, jobs_of
 from puna.plan.stacks import (
     CHILD_SPREAD,
@@ -22,8 +23,10 @@ from puna.plan.stacks import (
     GENERATION,
     STACK,
     STACKS,
+    Owners,
     constants_for,
     from_free,
+    owners,
     to_free,
     value_of,
 )
@@ -33,36 +36,49 @@ NOISE = 0.05  # the same recipe on the same GPUs in another container: 3 to 7 % 
 
 @dataclass(frozen=True)
 class Data:
-    """Rows made ready: their candidate jobs, the row each belongs to, and who owns which constants."""
+    """Rows made ready: their candidate jobs, what each counts, and who owns which constants."""
 
     rows: Sequence[Row]
     jobs: Jobs
-    index: np.ndarray  # (jobs,) row of each candidate
-    stacks: Sequence[str]
-    generations: Sequence[str]
-
-    def constants(self, values: Mapping[str, float]) -> object:
-        """Columns of constants for the candidates."""
-        return constants_for(values, self.stacks, self.generations, list(self.jobs.precision))
+    row: np.ndarray  # (jobs,) row of each candidate
+    reading: np.ndarray  # (jobs,) reading of a row's layout that the candidate belongs to
+    weight: np.ndarray  # (jobs,) share of the candidate in its reading
+    owners: Owners
 
 
-def prepare(rows: Sequence[Row], fits: Callable[[Jobs], np.ndarray] | None = None) -> Data:
-    """Candidate jobs of `rows`; where no candidate of a row fits, all of them stay."""
-    jobs, index = jobs_of(rows)
-    ok = np.ones(len(index), dtype=bool) if fits is None else fits(jobs)
-    none = np.bincount(index, weights=ok, minlength=len(rows)) == 0
-    keep = np.flatnonzero(ok | none[index])
-    index = index[keep]
-    stacks, generations = [rows[i].stack for i in index], [rows[i].accelerator.generation for i in index]
-    return Data(rows, take(jobs, keep), index, stacks, generations)
+def prepare(rows: Sequence[Row]) -> Data:
+    """Candidate jobs of `rows`, and how they count.
+
+    Where a source does not say how much is recomputed, as many blocks are as it takes to fit: the two candidates, none
+    and all of it, are weighted so. Readings that do not fit even so are left out where others do.
+    """
+    jobs, row = jobs_of(rows)
+    parts = memory(jobs, rules_columns([rows[i].stack for i in row]))
+    needed, room = np.asarray(total(parts)), np.asarray(jobs.device.memory_bytes)
+    unknown = np.array([rows[i].recompute is None for i in row])
+    first = ~unknown | (np.asarray(jobs.layout.recompute) == 0)  # a reading's first candidate
+    reading = np.cumsum(first) - 1
+    weight = np.ones(len(row))
+    without, whole = np.flatnonzero(unknown & first), np.flatnonzero(unknown & ~first)
+    span = np.maximum(needed[without] - needed[whole], 1.0)
+    share = np.clip((needed[without] - room[without]) / span, 0, 1)
+    weight[without], weight[whole] = 1 - share, share
+    least = np.minimum.reduceat(needed, np.flatnonzero(first))  # of each reading, with all the recomputation there is
+    fits = (least <= room[first])[reading]
+    none = np.bincount(row, weights=fits, minlength=len(rows)) == 0
+    keep = np.flatnonzero((fits | none[row]) & (weight > 0))
+    row, reading = row[keep], np.unique(reading[keep], return_inverse=True)[1]
+    jobs = take(jobs, keep)
+    stacks, generations = [rows[i].stack for i in row], [rows[i].accelerator.generation for i in row]
+    return Data(rows, jobs, row, reading, weight[keep], owners(stacks, generations, jobs.precision))
 
 
 def predict_seconds(data: Data, values: Mapping[str, float]) -> np.ndarray:
-    """Seconds of a step for every row: the fastest of its candidates that fit."""
-    constants = data.constants(values)
-    seconds = total_seconds(step_time(data.jobs, constants))  # type: ignore[arg-type]
+    """Seconds of a step for every row: the fastest reading of its layout."""
+    seconds = total_seconds(step_time(data.jobs, constants_for(values, data.owners)))
+    readings = np.bincount(data.reading, weights=data.weight * seconds)
     best = np.full(len(data.rows), np.inf)
-    np.minimum.at(best, data.index, seconds)
+    np.minimum.at(best, data.row, readings[data.reading])
     return best
 
 
@@ -129,7 +145,7 @@ def fit(rows: Sequence[Row], *, data: Data | None = None, start: Mapping[str, fl
     low = np.array([to_free(quantity, _range(owner, quantity)[0]) for owner, quantity in names])
     high = np.array([to_free(quantity, _range(owner, quantity)[1]) for owner, quantity in names])
     first = [to_free(q, (start or {}).get(_key(o, q), e)) for (o, q), (e, _) in zip(names, priors, strict=True)]
-    solution = least_squares(residuals, np.clip(first, low + 1e-6, high - 1e-6), bounds=(low, high), max_nfev=60)
+    solution = least_squares(residuals, np.clip(first, low + 1e-6, high - 1e-6), bounds=(low, high), ftol=1e-5, max_nfev=60)
     return values(solution.x)
 
 
@@ -145,15 +161,15 @@ def _felt(data: Data, names: Sequence[tuple[str, str]]) -> list[tuple[str, str]]
     return [name for name in names if not np.array_equal(predict_seconds(data, moved(*name)), before)]
 
 
-def leave_one_family_out(rows: Sequence[Row], *, fits: Callable[[Jobs], np.ndarray] | None = None) -> np.ndarray:
+def leave_one_family_out(rows: Sequence[Row]) -> np.ndarray:
     """Seconds of a step for each row, predicted by constants fitted without the row's family."""
-    whole = fit(rows, data=prepare(rows, fits))
+    whole = fit(rows)
     result = np.empty(len(rows))
     for family in sorted({row.family for row in rows}):
         others = [row for row in rows if row.family != family]
         own = [i for i, row in enumerate(rows) if row.family == family]
-        values = fit(others, data=prepare(others, fits), start=whole)
-        result[own] = predict_seconds(prepare([rows[i] for i in own], fits), values)
+        values = fit(others, start=whole)
+        result[own] = predict_seconds(prepare([rows[i] for i in own]), values)
     return result
 
 

@@ -163,7 +163,7 @@ def _at(question: Question, layouts: Layouts, row: int, values: Values) -> Predi
 
 
 def _parts(workload: Workload, jobs: Jobs, values: Values) -> dict[str, Any]:
-    constants = constants_for(values, [workload.stack], [workload.generation], [workload.precision])
+    constants = constants_for(values, workload.owners())
     return step_time(jobs, constants)
 
 

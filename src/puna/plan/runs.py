@@ -234,8 +234,8 @@ def layouts_of(row: Row) -> list[Layouts]:
         tp, cp, pp = (base[name] or 1 for name in ("tp", "cp", "pp"))
         dp = max(1, row.gpus // (tp * cp * pp))  # one source's column does not multiply out; the counts of GPUs do
         for vp in [base["vp"]] if base["vp"] else _interleavings(row, pp):
-            for micro_batch in [base["mbs"]] if base["mbs"] else _micro_batches(row, dp, pp, vp):
-                for recompute in [row.recompute] if row.recompute else ["none", "ops", "full"]:
+            for micro_batch in [base["mbs"]] if base["mbs"] else _micro_batches(row, dp, pp):
+                for recompute in [row.recompute] if row.recompute else ["none", "full"]:
                     result.append(_layout(row, tp, cp, pp, vp, dp, micro_batch, recompute))
     if not result:
         raise PunaError(f"row {row.id}: no legal layout.", "Check gpus, tp, pp, gbs and the model's layers.")
@@ -273,15 +273,18 @@ def _interleavings(row: Row, pp: int) -> list[int]:
     return [vp for vp in range(1, per_stage + 1) if per_stage % vp == 0]
 
 
-def _micro_batches(row: Row, dp: int, pp: int, vp: int) -> list[int]:
-    """Micro-batches that divide a rank's share of the batch; interleaving needs at least one for each stage."""
+def _micro_batches(row: Row, dp: int, pp: int) -> list[int]:
+    """Micro-batches that divide a rank's share of the batch and fill the pipeline."""
     share = max(1, row.batch // dp)
     sizes = [size for size in (1, 2, 4, 8) if share % size == 0 and (pp == 1 or share // size >= pp)]
     return sizes or [1]
 
 
 def jobs_of(rows: Sequence[Row]) -> tuple[Jobs, np.ndarray]:
-    """All readings of all rows as jobs, and for each job the index of its row."""
+    """All readings of all rows as jobs, and for each job the index of its row.
+
+    A row that does not print its recomputation comes twice in a row, without any and with all of it.
+    """
     layouts, index = [], []
     for number, row in enumerate(rows):
         readings = layouts_of(row)

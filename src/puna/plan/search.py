@@ -16,7 +16,7 @@ from puna.plan.cost import step_time, total_seconds
 from puna.plan.jobs import RECOMPUTE, SHARDING, Device, Jobs, Layouts
 from puna.plan.memory import MemoryRules, memory, total
 from puna.plan.shape import Number, Shape
-from puna.plan.stacks import STACKS, Values, constants_for
+from puna.plan.stacks import STACKS, Owners, Values, constants_for
 
 MICRO_BATCHES = (1, 2, 4, 8, 16, 32)
 
@@ -33,6 +33,10 @@ class Workload:
     batch: int  # sequences a step
     precision: int  # index into jobs.PRECISIONS
     stack: str
+
+    def owners(self) -> Owners:
+        """Whose constants hold for it."""
+        return Owners(((self.stack, self.generation, self.precision),), 0)
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,7 @@ def search(workload: Workload, values: Values, rules: MemoryRules) -> Found:
     """Cost every legal layout. Raises PunaError when there is none, saying which rule stands in the way."""
     layouts = legal_layouts(workload)
     jobs = jobs_for(workload, layouts)
-    constants = constants_for(values, [workload.stack], [workload.generation], [workload.precision])
+    constants = constants_for(values, workload.owners())
     seconds = np.asarray(total_seconds(step_time(jobs, constants)))
     needed = np.broadcast_to(np.asarray(total(memory(jobs, rules)), dtype=float), seconds.shape)
     fits = needed <= np.asarray(workload.device.memory_bytes)

@@ -44,7 +44,7 @@ class Stack:
 
 
 _NO_OVERLAP: dict[str, Any] = dict.fromkeys(("overlaps_data", "overlaps_tensor", "overlaps_pipeline"), False)
-_MEGATRON = Stack("NeMo and Megatron-Core, 24.07 to 25.02")
+_MEGATRON = Stack("NeMo and Megatron-Core, 24.07 to 25.02", gradient_bytes=2)
 _OLD = replace(
     _MEGATRON,
     flash=False,
@@ -77,9 +77,9 @@ STACKS = {
     "megatron-core": _MEGATRON,
     "megatron-core-early": _child(_MEGATRON, "megatron-core", "Megatron-Core before NeMo 24.07"),
     "megatron-core-25.04": _child(_MEGATRON, "megatron-core", "NeMo 25.04, the first on Blackwell"),
-    "megatron-2023": _child(_MEGATRON, "megatron-core", "Megatron-LM of 2023", **_NO_OVERLAP),
-    "megascale": _child(_MEGATRON, "megatron-2023", "MegaScale, arXiv 2402.15627"),
-    "llama3": _child(_MEGATRON, "megatron-core", "Meta's trainer, arXiv 2407.21783", overlaps_tensor=False),
+    "megatron-2023": _child(_MEGATRON, "megatron-core", "Megatron-LM of 2023", gradient_bytes=4, **_NO_OVERLAP),
+    "megascale": _child(_MEGATRON, "megatron-2023", "MegaScale, arXiv 2402.15627", gradient_bytes=4),
+    "llama3": _child(_MEGATRON, "megatron-core", "Meta's trainer, arXiv 2407.21783", gradient_bytes=4, overlaps_tensor=False),
     "megatron-bridge-2025": _child(_MEGATRON, "megatron-core", "Megatron-Bridge 25.09 and 25.11"),
     "megatron-bridge-26.02": _child(_MEGATRON, "megatron-bridge-2025", "Megatron-Bridge 26.02 and 26.04"),
     "megatron-bridge-26.06": _child(_MEGATRON, "megatron-bridge-26.02", "Megatron-Bridge 26.06 and later"),
@@ -136,19 +136,20 @@ STACK = {
     "data_hidden": (0.8, 2.0, 0.02, 0.98),
     "context_hidden": (0.6, 2.0, 0.02, 0.98),
     "pipeline_hidden": (0.5, 2.0, 0.02, 0.98),
-    "expert_hidden": (0.3, 2.0, 0.02, 0.98),
-    "expert_moves": (1.5, 1.5, 0.3, 12.0),
-    "expert_seconds": (2e-3, 3.0, 1e-5, 2e-2),
+    "expert_hidden": (0.3, 3.0, 0.02, 0.98),
+    "expert_moves": (1.5, 2.0, 0.3, 12.0),
+    "expert_seconds": (2e-4, 4.0, 1e-6, 3e-3),
 }
 # A child stack has its own values of these alone, and differs from its parent by about so many times before any row of it
 # is seen; the rest is its parent's.
 CHILD_SPREAD = {
     "matmul": 1.05,
-    "attention": 1.15,
+    "attention": 1.3,
     "elementwise": 1.25,
-    "expert_moves": 1.7,
-    "expert_seconds": 4.0,
-    "expert_hidden": 2.5,
+    "expert_moves": 2.0,
+    "expert_seconds": 6.0,
+    "expert_hidden": 3.0,
+    "data_hidden": 2.0,
 }
 
 Values = Mapping[str, float]
@@ -190,17 +191,26 @@ def find_stack(name: str) -> str:
     return name
 
 
-def constants_for(
-    values: Values, stacks: Sequence[str], generations: Sequence[str], precisions: Sequence[int]
-) -> Constants:
-    """Columns of constants, one row a job. One-element sequences give numbers that broadcast."""
+@dataclass(frozen=True)
+class Owners:
+    """Whose constants each job has: the distinct (stack, generation, precision) and for each job which of them."""
 
+    distinct: tuple[tuple[str, str, int], ...]
+    where: np.ndarray | int
+
+
+def owners(stacks: Sequence[str], generations: Sequence[str], precisions: Sequence[int]) -> Owners:
+    """Owners of jobs, one row a job."""
     keys = list(zip(stacks, generations, (int(precision) for precision in precisions), strict=True))
-    distinct = sorted(set(keys))
-    where = np.array([distinct.index(key) for key in keys]) if len(keys) > 1 else 0
+    places = {key: place for place, key in enumerate(sorted(set(keys)))}
+    return Owners(tuple(places), np.array([places[key] for key in keys]))
+
+
+def constants_for(values: Values, of: Owners) -> Constants:
+    """Columns of constants, one row a job; numbers that broadcast for an `Owners` with one place."""
 
     def column(function: Callable[[str, str, int], float]) -> np.ndarray:
-        return np.array([function(*key) for key in distinct], dtype=float)[where]  # type: ignore[no-any-return]
+        return np.array([function(*key) for key in of.distinct], dtype=float)[of.where]  # type: ignore[no-any-return]
 
     def of_stack(quantity: str) -> np.ndarray:
         return column(lambda stack, _generation, _precision: value_of(values, stack, quantity))
