@@ -39,6 +39,7 @@ class Accelerator(Config):
     fp8_tflops: float | None = Field(None, gt=0, description="dense fp8 peak, TFLOP/s; none: not supported")
     fp4_tflops: float | None = Field(None, gt=0, description="dense fp4 peak, TFLOP/s; none: not supported")
     memory_gb: float = Field(gt=0, description="device memory, 10^9 bytes")
+    usable_gib: float | None = Field(None, gt=0, description="what programs can have of it, GiB, where it is measured")
     memory_gb_per_s: float = Field(gt=0, description="device memory bandwidth, GB/s")
     link_gb_per_s: float = Field(
         gt=0, description="scale-up fabric per accelerator, GB/s; PCIe where there is no other"
@@ -64,6 +65,15 @@ class Accelerator(Config):
     all_in_usd: tuple[float, float] | None = Field(None, description="with host, network, building, low and high, USD")
     rent_usd_per_hour: tuple[float, float, float] | None = Field(None, description="low, default, high, USD an hour")
     sources: dict[str, str] = Field(default_factory=dict, description="for each field where it is from, and when")
+
+    @property
+    def usable_bytes(self) -> float:
+        """Device memory that a program can have.
+
+        Makers give binary gigabytes, of which about one percent is kept back (torch reports 79.2 GiB on an 80 GB H100
+        and 178.4 on a 180 GB B200), unless `usable_gib` says otherwise.
+        """
+        return (self.usable_gib or 0.99 * self.memory_gb) * 2**30
 
     def peak_tflops(self, precision: str) -> float:
         """Dense peak of `precision`, TFLOP/s. Raises PunaError where the accelerator has no such products."""

@@ -101,7 +101,7 @@ def device_of(accelerator: Accelerator, *, nic_gbit_per_s: float | None = None) 
     nic = accelerator.nic_gbit_per_s if nic_gbit_per_s is None else nic_gbit_per_s
     return Device(
         peak=np.array([bf16 / 2, bf16, fp8, fp8, fp4]),
-        memory_bytes=accelerator.memory_gb * 1e9,
+        memory_bytes=accelerator.usable_bytes,
         memory_rate=accelerator.memory_gb_per_s * 1e9,
         link_rate=accelerator.link_gb_per_s * 1e9,
         link_domain=accelerator.link_domain,

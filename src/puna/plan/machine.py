@@ -107,6 +107,7 @@ def cpu(cpuinfo: str) -> Accelerator:
         bf16_tflops=fp32_tflops * wider,
         fp32_tflops=fp32_tflops,
         memory_gb=memory,
+        usable_gib=memory * 1e9 / 2**30,
         memory_gb_per_s=bandwidth,
         link_gb_per_s=bandwidth,
         link_domain=1,

@@ -16,7 +16,7 @@ from puna.core.errors import PunaError
 from puna.plan.cost import PARTS, step_time, total_seconds
 from puna.plan.hardware import Accelerator
 from puna.plan.jobs import PRECISIONS, Jobs, Layouts, device_of
-from puna.plan.memory import memory, rules_for, total
+from puna.plan.memory import fits, memory, rules_for
 from puna.plan.search import Found, Workload, distinct, jobs_for, layout_at, legal_layouts, search
 from puna.plan.shape import Shape
 from puna.plan.stacks import STACKS, Values, constants_for, interval, load_constants
@@ -85,7 +85,7 @@ class Prediction:
     @property
     def fits(self) -> bool:
         """Whether that is no more than the accelerator has."""
-        return self.memory_bytes <= self.question.accelerator.memory_gb * 1e9
+        return bool(fits(self.memory, self.question.accelerator.usable_bytes))
 
     @property
     def tokens_per_step(self) -> int:

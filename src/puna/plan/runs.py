@@ -43,7 +43,7 @@ _RECOMPUTE = {
     "selective-block": "blocks",
     "full": "full",
 }
-_SHARDING = {"zero2": "zero2", "zero3": "zero3", "hsdp": "hsdp", "megatron-fsdp": "zero3"}
+_SHARDING = {"full": "zero3", "zero2": "zero2", "zero3": "zero3", "hsdp": "hsdp", "megatron-fsdp": "zero3"}
 _NEEDED = ("id", "src", "model", "gpu", "gpus", "seq", "layout", "precision")
 
 
@@ -169,6 +169,8 @@ def stack_of(values: Mapping[str, Any]) -> str:
         return "torchtitan-eager"
     if source == "torchtitan" and values.get("tp_overlap"):
         return "torchtitan-async"
+    if source == "torchtitan" and str(values.get("stack", "")).startswith("2025"):
+        return "torchtitan-2025"
     if source == "nemo-longseq" and values["gpu"].startswith("h100"):
         return "megatron-core-early"  # NeMo 24.03; its B200 rows are from 25.04
     if source == "megascale" and system == "MegaScale":
@@ -244,6 +246,7 @@ def layouts_of(row: Row) -> list[Layouts]:
 
 def _layout(row: Row, tp: int, cp: int, pp: int, vp: int, dp: int, micro_batch: int, recompute: str) -> Layouts:
     old = row.stack in ("megatron-2021", "megatron-deepspeed", "megatron-2022", "metaseq")
+    unsaid = "ddp" if old and row.source != "bloom" else "zero1"  # BLOOM ran DeepSpeed's stage 1
     return Layouts(
         tp=tp,
         cp=cp,
@@ -252,7 +255,7 @@ def _layout(row: Row, tp: int, cp: int, pp: int, vp: int, dp: int, micro_batch: 
         dp=dp,
         ep=row.known.get("ep", 1),
         micro_batch=micro_batch,
-        sharding=SHARDING.index(_SHARDING.get(str(row.known.get("fsdp")), "ddp" if old else "zero1")),
+        sharding=SHARDING.index(_SHARDING.get(str(row.known.get("fsdp")), unsaid)),
         recompute=RECOMPUTE.index(recompute),
         sequence_parallel=bool(row.known.get("sp", tp > 1 and not old)),
     )

@@ -14,7 +14,7 @@ import numpy as np
 from puna.core.errors import PunaError
 from puna.plan.cost import step_time, total_seconds
 from puna.plan.jobs import RECOMPUTE, SHARDING, Device, Jobs, Layouts
-from puna.plan.memory import MemoryRules, memory, total
+from puna.plan.memory import MemoryRules, fits, memory, total
 from puna.plan.shape import Number, Shape
 from puna.plan.stacks import STACKS, Owners, Values, constants_for
 
@@ -58,10 +58,11 @@ def search(workload: Workload, values: Values, rules: MemoryRules) -> Found:
     jobs = jobs_for(workload, layouts)
     constants = constants_for(values, workload.owners())
     seconds = np.asarray(total_seconds(step_time(jobs, constants)))
-    needed = np.broadcast_to(np.asarray(total(memory(jobs, rules)), dtype=float), seconds.shape)
-    fits = needed <= np.asarray(workload.device.memory_bytes)
-    order = np.lexsort((needed, seconds, ~fits))
-    return Found(jobs_for(workload, _rows(layouts, order)), seconds[order], needed[order], fits[order])
+    parts = memory(jobs, rules)
+    needed = np.broadcast_to(np.asarray(total(parts), dtype=float), seconds.shape)
+    able = np.broadcast_to(fits(parts, workload.device.memory_bytes), seconds.shape)
+    order = np.lexsort((needed, seconds, ~able))
+    return Found(jobs_for(workload, _rows(layouts, order)), seconds[order], needed[order], able[order])
 
 
 def jobs_for(workload: Workload, layouts: Layouts) -> Jobs:
