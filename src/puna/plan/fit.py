@@ -215,9 +215,16 @@ def interval_widths(check: CrossValidation, coverage: float = 0.8) -> dict[str, 
     weights = family_weights(check.rows)
     kinds = np.array([kind_of(row.accelerator.generation, mixture=bool(row.shape.experts)) for row in check.rows])
     return {
-        str(kind): math.exp(weighted_quantile(off[kinds == kind], weights[kinds == kind], coverage))
+        str(kind): math.exp(_conformal(off[kinds == kind], weights[kinds == kind], coverage))
         for kind in sorted(set(kinds))
     }
+
+
+def _conformal(off: np.ndarray, weights: np.ndarray, coverage: float) -> float:
+    """The quantile that holds `coverage` of what comes next: with n families, of these a little more, (n + 1) / n
+    (split conformal prediction, Lei 2018, arXiv 1604.04173)."""
+    families = float(np.sum(weights))
+    return weighted_quantile(off, weights, min(1.0, coverage * (families + 1) / families))
 
 
 def weighted_quantile(values: np.ndarray, weights: np.ndarray, share: float) -> float:
