@@ -69,6 +69,11 @@ class Row:
     values: Mapping[str, Any] = field(repr=False)
 
     @property
+    def full_square(self) -> bool:
+        """Whether the source's TFLOP/s count the whole square of attention."""
+        return self.source in FULL_SQUARE
+
+    @property
     def family(self) -> tuple[str, str, str]:
         """Rows of one (source, model, precision) are near copies of each other: a family counts once."""
         return self.source, self.model, str(self.values["precision"])
