@@ -81,7 +81,8 @@ def step_time(jobs: Jobs, constants: Constants) -> dict[str, Number]:
     parts["pipeline"] = micro_batches * crossing
     stage = here * layer_total + np.where(with_head, head, 0.0) + crossing
 
-    # The first micro-batch must reach the last stage and come back: (pp - 1) stages of waiting, split by interleaving [1].
+    # The first micro-batch must reach the last stage and come back: (pp - 1) stages of waiting, split by interleaving
+    # [1].
     mean_stage = (layers_of(jobs) * layer_total + head) / np.asarray(layout.pp)
     parts["bubble"] = (np.asarray(layout.pp) - 1) / np.asarray(layout.vp) * mean_stage
     parts["data"] = _data(jobs, constants, stage, parts["bubble"], micro_batches)
@@ -98,13 +99,15 @@ def total_seconds(parts: dict[str, Number]) -> Number:
     return sum(parts.values())
 
 
-# -- one layer -----------------------------------------------------------------------------------------------------------
+# -- one layer
+# -----------------------------------------------------------------------------------------------------------
 
 
 def product_seconds(
     rows: Number, inputs: Number, outputs: Number, peak: Number, share: Number, half: Number, rate: Number
 ) -> Number:
-    """Seconds of one matrix product (rows, inputs) x (inputs, outputs): a roofline [7] whose roof falls for small sizes.
+    """Seconds of one matrix product (rows, inputs) x (inputs, outputs): a roofline [7] whose roof falls for small
+    sizes.
 
     Each dimension d reaches d / (d + half) of the rate: tiles at the edge are partly empty and short sums do not fill
     the units. Below the ridge the bytes count: two each for both operands and the result.
@@ -190,7 +193,8 @@ def _attention(jobs: Jobs, c: Constants) -> tuple[Number, Number]:
     """Seconds of attention's core, forward and backward, on one rank.
 
     Flash attention skips the half of the square that causality hides [4]. Written-out scores do not, and pass over
-    memory: 11 bytes a score forward (write, scale and mask, softmax, dropout, read: 16 bit and a mask byte), as many back.
+    memory: 11 bytes a score forward (write, scale and mask, softmax, dropout, read: 16 bit and a mask byte), as many
+    back.
     """
     shape = jobs.shape
     heads = np.asarray(shape.heads) / jobs.layout.tp
@@ -253,15 +257,16 @@ def _head(jobs: Jobs, c: Constants) -> Number:
     return (1 + np.asarray(shape.mtp_layers)) * ((1 + BACKWARD_PRODUCTS) * product + passes)
 
 
-# -- communication -------------------------------------------------------------------------------------------------------
+# -- communication
+# -------------------------------------------------------------------------------------------------------
 
 
 def group_rate(jobs: Jobs, c: Constants, ranks: Number, stride: Number) -> Number:
     """Bytes/s that one rank of a collective over `ranks` ranks, `stride` apart, sends at most.
 
     Within a scale-up domain the link; beyond it every rank of the group inside the domain brings its network card, so a
-    group with q ranks a node has q cards [measured: planner research, four nodes reach several cards' rate]. Groups that
-    cross an oversubscribed switch share its uplinks once they are more than these.
+    group with q ranks a node has q cards [measured: planner research, four nodes reach several cards' rate]. Groups
+    that cross an oversubscribed switch share its uplinks once they are more than these.
     """
     device = jobs.device
     ranks, stride = np.asarray(ranks, dtype=float), np.asarray(stride, dtype=float)
@@ -312,9 +317,9 @@ def _context(jobs: Jobs, c: Constants, forward: Number, backward: Number) -> Num
 def _expert(jobs: Jobs, c: Constants) -> Number:
     """Seconds of sending tokens to their experts and back, in one layer and one direction, averaged over layers.
 
-    An all-to-all: of a token's top_k copies a share goes to each of the ep ranks. To another domain a token is sent once,
-    over the rank's own card, however many experts it has there (DeepSeek-V3, arXiv 2412.19437 section 3.2.2); a balanced
-    router reaches d·(1 - (1 - 1/d)^top_k) of d domains.
+    An all-to-all: of a token's top_k copies a share goes to each of the ep ranks. To another domain a token is sent
+    once, over the rank's own card, however many experts it has there (DeepSeek-V3, arXiv 2412.19437 section 3.2.2); a
+    balanced router reaches d·(1 - (1 - 1/d)^top_k) of d domains.
     """
     shape, device = jobs.shape, jobs.device
     ep, tp = np.asarray(jobs.layout.ep, dtype=float), np.asarray(jobs.layout.tp)
@@ -349,8 +354,8 @@ def _boundary(jobs: Jobs, c: Constants) -> Number:
 def exposed(sent: Number, room: Number, hidden: Number) -> Number:
     """What shows of `sent` seconds of communication beside `room` seconds of computation.
 
-    A share 1 - hidden of it always shows (it shares units and memory with the computation, or cannot start in time); the
-    rest shows only where it is longer than the computation.
+    A share 1 - hidden of it always shows (it shares units and memory with the computation, or cannot start in time);
+    the rest shows only where it is longer than the computation.
     """
     return (1 - hidden) * sent + np.maximum(0, hidden * sent - room)
 
@@ -359,9 +364,9 @@ def _data(jobs: Jobs, c: Constants, stage: Number, bubble: Number, micro_batches
     """Exposed seconds of data parallelism in a step [3].
 
     ddp all-reduces gradients; zero1 and zero2 reduce-scatter them and gather weights, once a step, beside the first
-    forward and the last backward pass, for which a pipeline's filling and draining make room; zero3 gathers weights twice and reduce-scatters once in every pass; hsdp does so
-    inside a domain and all-reduces the shards across domains once a step. Context ranks hold the same weights, so they
-    belong to the group.
+    forward and the last backward pass, for which a pipeline's filling and draining make room; zero3 gathers weights
+    twice and reduce-scatters once in every pass; hsdp does so inside a domain and all-reduces the shards across
+    domains once a step. Context ranks hold the same weights, so they belong to the group.
     """
     layout, device = jobs.layout, jobs.device
     tp = np.asarray(layout.tp)
@@ -390,7 +395,8 @@ def _data(jobs: Jobs, c: Constants, stage: Number, bubble: Number, micro_batches
     return np.where(sharding >= SHARDING.index("zero3"), passes, stepwise)
 
 
-# -- the rest ------------------------------------------------------------------------------------------------------------
+# -- the rest
+# ------------------------------------------------------------------------------------------------------------
 
 
 def layers_of(jobs: Jobs) -> Number:
@@ -401,9 +407,10 @@ def layers_of(jobs: Jobs) -> Number:
 def _fullest_stage(jobs: Jobs, head_layers: Number) -> tuple[Number, Number]:
     """Layers of the pipeline stage that all others wait for, and whether the head is on it besides.
 
-    head_layers: the head's time in layers. Layers that divide evenly lie evenly, with the head on top of the last stage.
-    Layers that do not are spread so that the head's stage has fewer (Llama 3 has 126 = 128 - 2 of them for that reason,
-    arXiv 2407.21783 section 3.3.2): the fullest has all layers and the head over the number of stages, rounded up.
+    head_layers: the head's time in layers. Layers that divide evenly lie evenly, with the head on top of the last
+    stage. Layers that do not are spread so that the head's stage has fewer (Llama 3 has 126 = 128 - 2 of them for
+    that reason, arXiv 2407.21783 section 3.3.2): the fullest has all layers and the head over the number of stages,
+    rounded up.
     """
     layers, pp = layers_of(jobs), np.asarray(jobs.layout.pp)
     even = layers % (pp * np.asarray(jobs.layout.vp)) == 0
@@ -412,7 +419,7 @@ def _fullest_stage(jobs: Jobs, head_layers: Number) -> tuple[Number, Number]:
 
 
 def rank_parameters(jobs: Jobs) -> tuple[Number, Number]:
-    """Parameters on one rank of the first pipeline stage before data parallelism shards them: (dense, routed experts)."""
+    """Parameters on one rank of the first stage before data parallelism shards them: (dense, routed experts)."""
     shape, layout = jobs.shape, jobs.layout
     pp = np.asarray(layout.pp)
     vocabulary = shape.embedding_parameters() * np.where((pp == 1) & ~np.asarray(shape.tied, dtype=bool), 2, 1)

@@ -1,8 +1,9 @@
 """Fits the constants of constants.toml to published runs, and only to the rows marked as development rows.
 
-Least squares on log(predicted / measured), every (source, model, precision) family with the same weight, residuals beyond
-a few percent counted by their size and not its square (so one odd row cannot bend the rest), and every constant held near
-what was expected of it: a generation's near physics, a stack's near its parent stack's. scipy is needed for this alone.
+Least squares on log(predicted / measured), every (source, model, precision) family with the same weight, residuals
+beyond a few percent counted by their size and not its square (so one odd row cannot bend the rest), and every
+constant held near what was expected of it: a generation's near physics, a stack's near its parent stack's. scipy is
+needed for this alone.
 """
 
 import math
@@ -236,9 +237,10 @@ def weighted_quantile(values: np.ndarray, weights: np.ndarray, share: float) -> 
 
 def write_constants(path: Path, check: CrossValidation, values: Mapping[str, float], source: str) -> None:
     """Write constants.toml: each value with its range over the refits, and the widths of the intervals."""
+    families = len({row.family for row in check.rows})
     lines = [
-        f"# Fitted by `puna plan fit` to {len(check.rows)} rows of {source}, {len({r.family for r in check.rows})} families.",
-        "# low and high: over refits that leave one family out. See src/puna/plan/stacks.py for what each one is.",
+        f"# Fitted by bench/plan_fit.py to {len(check.rows)} rows of {source}, {families} families.",
+        "# low and high: over refits that leave one family out. src/puna/plan/stacks.py says what each one is.",
         "",
         "[interval] # predictions of families left out were within [t / width, t * width] in 80 % of cases",
         *(f"{kind} = {width:.3f}" for kind, width in interval_widths(check).items()),

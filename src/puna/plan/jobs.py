@@ -15,9 +15,9 @@ from puna.plan.shape import Number, Shape
 
 # Number formats of the linear layers' products, and the codes of the `precision` column.
 PRECISIONS = ("fp32", "bf16", "fp8", "mxfp8", "nvfp4")
-# How much of the forward pass is done again in the backward pass. "selective" is attention's core alone (free with flash
-# attention, whose backward pass does it anyway); "ops" every second product of a block (torch's selective checkpointing);
-# "blocks" every second block; "full" every block.
+# How much of the forward pass is done again in the backward pass. "selective" is attention's core alone (free with
+# flash attention, whose backward pass does it anyway); "ops" every second product of a block (torch's selective
+# checkpointing); "blocks" every second block; "full" every block.
 RECOMPUTE = ("none", "selective", "ops", "blocks", "full")
 # What data parallelism shards: nothing; optimizer states; with gradients; with weights; weights within a node only.
 SHARDING = ("ddp", "zero1", "zero2", "zero3", "hsdp")
@@ -49,7 +49,7 @@ class Layouts:
     dp: Number = 1
     ep: Number = 1
     micro_batch: Number = 1  # sequences
-    sharding: Number = SHARDING.index("zero1")
+    sharding: Number = 1  # an index into SHARDING: zero1
     recompute: Number = 0
     sequence_parallel: Number = True
 
@@ -68,7 +68,7 @@ class Jobs:
     layout: Layouts
     seq_len: Number
     batch: Number
-    precision: Number = PRECISIONS.index("bf16")
+    precision: Number = 1  # an index into PRECISIONS: bf16
 
     @property
     def micro_batches(self) -> Number:
@@ -93,7 +93,8 @@ class Jobs:
 
 
 def device_of(accelerator: Accelerator, *, nic_gbit_per_s: float | None = None) -> Device:
-    """The columns of one accelerator; `nic_gbit_per_s` where a cluster's network differs from the reference system's."""
+    """The columns of one accelerator; `nic_gbit_per_s` where a cluster's network differs from the reference
+    system's."""
     bf16 = accelerator.bf16_tflops * 1e12
     fp8 = (accelerator.fp8_tflops or accelerator.bf16_tflops) * 1e12
     fp4 = (accelerator.fp4_tflops or accelerator.fp8_tflops or accelerator.bf16_tflops) * 1e12

@@ -1,9 +1,9 @@
 """One job, answered: what a step takes and needs, how sure that is, and what it rests on.
 
-`predict` costs one layout of one job; `choose` searches for it. Both return a `Prediction`, plain numbers that the brief,
-the page, `--json` and `puna train` all read. Intervals come from how far predictions of whole families of published runs
-were off when the constants had been fitted without them (see `fit`); sensitivities from asking again with one assumption
-moved by a plausible amount.
+`predict` costs one layout of one job; `choose` searches for it. Both return a `Prediction`, plain numbers that the
+brief, the page, `--json` and `puna train` all read. Intervals come from how far predictions of whole families of
+published runs were off when the constants had been fitted without them (see `fit`); sensitivities from asking again
+with one assumption moved by a plausible amount.
 """
 
 from collections.abc import Callable, Mapping
@@ -85,7 +85,7 @@ class Prediction:
     @property
     def fits(self) -> bool:
         """Whether that is no more than the accelerator has."""
-        return bool(fits(self.memory, self.question.accelerator.usable_bytes))
+        return bool(fits(dict(self.memory), self.question.accelerator.usable_bytes))
 
     @property
     def tokens_per_step(self) -> int:
@@ -142,9 +142,10 @@ def predict(question: Question, layout: Mapping[str, Any], *, values: Values | N
             "Change the layout or the fleet.",
         )
     if question.batch % (int(given.dp) * int(given.micro_batch)):
+        ranks, size = int(given.dp), int(given.micro_batch)
         raise PunaError(
-            f"A batch of {question.batch} sequences is not divisible by dp {given.dp} x micro-batch {given.micro_batch}.",
-            f"Make the batch a multiple of {int(given.dp) * int(given.micro_batch)}, or change the layout.",
+            f"A batch of {question.batch} sequences is not divisible by dp {ranks} x micro-batch {size}.",
+            f"Make the batch a multiple of {ranks * size}, or change the layout.",
         )
     columns = Layouts(**{name: np.array([value]) for name, value in vars(given).items()})
     result = _at(question, columns, 0, values)

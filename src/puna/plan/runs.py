@@ -1,9 +1,9 @@
 """Published training runs: reading them, saying what each one measured, and turning them into jobs.
 
-A runs file (YAML) has `models` (shapes), `sources` and `throughput` rows. What a source does not print about its layout is
-a question with several legal answers (micro-batch, interleaving, recomputation); such a row becomes several candidate
-jobs, and the planner takes the fastest that fits, as the people who ran it did. Nothing that was measured is read to
-answer it.
+A runs file (YAML) has `models` (shapes), `sources` and `throughput` rows. What a source does not print about its
+layout is a question with several legal answers (micro-batch, interleaving, recomputation); such a row becomes several
+candidate jobs, and the planner takes the fastest that fits, as the people who ran it did. Nothing that was measured
+is read to answer it.
 """
 
 import re
@@ -19,7 +19,8 @@ from puna.plan.hardware import Accelerator, find_accelerator
 from puna.plan.jobs import PRECISIONS, RECOMPUTE, SHARDING, Jobs, Layouts, device_of, stack_columns
 from puna.plan.shape import Shape, from_published
 
-# Network cards that differ from the reference system's, Gbit/s for each accelerator, as the source describes its cluster.
+# Network cards that differ from the reference system's, Gbit/s for each accelerator, as the source describes its
+# cluster.
 CLUSTERS = {
     "fms-fsdp": {"a100-80g": 50.0, "h100-sxm": 100.0},  # 400 and 800 Gbit/s a node
     "bloom": {"a100-80g": 50.0},  # four 100 Gbit/s cards a node
@@ -49,7 +50,8 @@ _NEEDED = ("id", "src", "model", "gpu", "gpus", "seq", "layout", "precision")
 
 @dataclass(frozen=True)
 class Row:
-    """One published run. Unknown parts of the layout are None. step_seconds: what was measured; None when nothing was."""
+    """One published run. Unknown parts of the layout are None. step_seconds: what was measured; None when nothing
+    was."""
 
     id: str
     source: str
@@ -201,7 +203,8 @@ def stack_of(values: Mapping[str, Any]) -> str:
 
 
 def _measured(values: Mapping[str, Any], shape: Shape) -> float | None:
-    """Seconds of a step, from what the source printed: the step, else tokens/s, else FLOP/s in the source's convention."""
+    """Seconds of a step, from what the source printed: the step, else tokens/s, else FLOP/s in the source's
+    convention."""
     measured, layout = values.get("measured") or {}, values["layout"]
     tokens = layout["gbs"] * values["seq"]
     if "step_s" in measured:
@@ -223,7 +226,8 @@ def _measured(values: Mapping[str, Any], shape: Shape) -> float | None:
     return None
 
 
-# -- jobs ----------------------------------------------------------------------------------------------------------------
+# -- jobs
+# ----------------------------------------------------------------------------------------------------------------
 
 
 def layouts_of(row: Row) -> list[Layouts]:

@@ -1,8 +1,8 @@
 """Every legal layout of a model on so many accelerators, costed at once.
 
 Exhaustive: the sizes of all parallel dimensions that divide what they must, all interleavings, micro-batches, shardings
-and recomputations that the software stack knows, filtered by its rules, then one call of `cost` and `memory` over columns
-with one row a layout. Nothing is pruned by guessing, so the best one is the best one the model knows.
+and recomputations that the software stack knows, filtered by its rules, then one call of `cost` and `memory` over
+columns with one row a layout. Nothing is pruned by guessing, so the best one is the best one the model knows.
 """
 
 import itertools
@@ -113,7 +113,8 @@ def _grids(workload: Workload) -> Iterator[list[np.ndarray]]:
         recompute = [RECOMPUTE.index(name) for name in stack.recomputations]
         grid = np.array(list(itertools.product(interleaved, expert, micro, sharding, recompute)))
         vp, ep, size, shards, again = grid.T
-        # 1F1B fills a pipeline with at least pp micro-batches; interleaving moves them in groups of pp [Narayanan 2021].
+        # 1F1B fills a pipeline with at least pp micro-batches; interleaving moves them in groups of pp [Narayanan
+        # 2021].
         passes = share // size
         keep = (pp == 1) | ((passes >= pp) & ((vp == 1) | (passes % pp == 0)))
         rows = int(keep.sum())

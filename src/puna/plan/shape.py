@@ -1,8 +1,9 @@
 """What a model costs in numbers: parameters and products, dense or mixture of experts. Arithmetic alone, no torch.
 
-`Shape` is wider than `model.config.ModelConfig`: published runs train shapes that Puna's network does not have (experts,
-latent attention, plain feed-forwards), and a planner that is judged on them must know them. Every field is a number or an
-array of one number a job, so the same lines cost one model under a million layouts or four hundred published rows.
+`Shape` is wider than `model.config.ModelConfig`: published runs train shapes that Puna's network does not have
+(experts, latent attention, plain feed-forwards), and a planner that is judged on them must know them. Every field is a
+number or an array of one number a job, so the same lines cost one model under a million layouts or four hundred
+published rows.
 """
 
 import re

@@ -1,8 +1,8 @@
 """The fitted constants: what each software stack reaches on each generation of accelerators.
 
-constants.toml holds them, each with its range over refits that leave one family of runs out; `fit` writes it. A constant
-of a generation times a stack's factor gives what `cost.Constants` wants. Facts of a stack (does it use flash attention, in
-how many bytes does it reduce gradients) are not fitted; they stand here.
+constants.toml holds them, each with its range over refits that leave one family of runs out; `fit` writes it. A
+constant of a generation times a stack's factor gives what `cost.Constants` wants. Facts of a stack (does it use flash
+attention, in how many bytes does it reduce gradients) are not fitted; they stand here.
 """
 
 import math
@@ -116,7 +116,8 @@ GENERATION = {
     "matmul_mxfp8": (0.60, 1.15, 0.2, 0.95),
     "matmul_nvfp4": (0.50, 1.3, 0.15, 0.95),
     "attention": (0.50, 1.3, 0.1, 0.9),
-    # Measured on large messages: A100 0.78 (all-reduce), H200 0.80 (all-gather), B200 0.76 to 0.93 (hardware.yaml's book).
+    # Measured on large messages: A100 0.78 (all-reduce), H200 0.80 (all-gather), B200 0.76 to 0.93 (hardware.yaml's
+    # book).
     "link": (0.79, 1.5, 0.3, 0.98),
 }
 COMMON = {
@@ -144,8 +145,8 @@ STACK = {
     "expert_moves": (1.5, 2.0, 0.3, 12.0),
     "expert_seconds": (2e-4, 4.0, 1e-6, 3e-3),
 }
-# A child stack has its own values of these alone, and differs from its parent by about so many times before any row of it
-# is seen; the rest is its parent's.
+# A child stack has its own values of these alone, and differs from its parent by about so many times before any row
+# of it is seen; the rest is its parent's.
 CHILD_SPREAD = {
     "matmul": 1.08,
     "attention": 1.3,
@@ -232,7 +233,7 @@ def constants_for(values: Values, of: Owners) -> Constants:
     """Columns of constants, one row a job; numbers that broadcast for an `Owners` with one place."""
 
     def column(function: Callable[[str, str, int], float]) -> np.ndarray:
-        return np.array([function(*key) for key in of.distinct], dtype=float)[of.where]  # type: ignore[no-any-return]
+        return np.array([function(*key) for key in of.distinct], dtype=float)[of.where]
 
     def of_stack(quantity: str) -> np.ndarray:
         return column(lambda stack, _generation, _precision: value_of(values, stack, quantity))

@@ -1,8 +1,8 @@
 """How right the planner is: predictions for published runs, and what they were off by.
 
-A family is one (source, model, precision); its rows are near copies, so every family counts once. `predict_rows` answers
-a whole runs file; `validate` holds the answers against what was measured and against the simplest rival, one constant
-MFU for each accelerator and precision, which is given the same rows to learn from.
+A family is one (source, model, precision); its rows are near copies, so every family counts once. `predict_rows`
+answers a whole runs file; `validate` holds the answers against what was measured and against the simplest rival, one
+constant MFU for each accelerator and precision, which is given the same rows to learn from.
 """
 
 import math
@@ -44,7 +44,8 @@ class Score:
 
 @dataclass(frozen=True)
 class Ranking:
-    """How well layouts of one model on the same accelerators are ordered, and what choosing the predicted best costs."""
+    """How well layouts of one model on the same accelerators are ordered, and what choosing the predicted best
+    costs."""
 
     name: str
     layouts: int
