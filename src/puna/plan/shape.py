@@ -133,12 +133,16 @@ class Shape:
 
         causal: count only the triangle that causal attention needs (Megatron-Bridge), else the whole square (PaLM,
         arXiv 2204.02311 appendix B; torchtitan; llm-foundry). Tested against model.config.ModelConfig.flops_per_token.
+        A layer that predicts a further token is a block, a product of (2·hidden, hidden) and the head once more
+        (DeepSeek-V3, arXiv 2412.19437 section 2.2). In a window of w tokens causality skips nothing but the start.
         """
-        span = np.asarray(seq_len, dtype=float)
-        windowed = np.where(np.asarray(self.window) > 0, (span + np.minimum(self.window, span)) / 2, span)
-        square = 6 * self.layers * self.heads * (self.key_dim + self.output_dim) * windowed
-        extra = 1 + self.mtp_layers / np.asarray(self.layers)
-        return 6 * self.active_parameters() * extra + (square / 2 if causal else square)
+        span, layers = np.asarray(seq_len, dtype=float), np.asarray(self.layers)
+        windowed = np.where(np.asarray(self.window) > 0, (span + np.minimum(2.0 * self.window, span)) / 2, span)
+        further = np.asarray(self.mtp_layers, dtype=float)
+        square = 6 * (layers + further) * self.heads * (self.key_dim + self.output_dim) * windowed
+        active, head = self.active_parameters(), self.embedding_parameters()
+        again = further * ((active - head) / layers + head + 2.0 * np.asarray(self.hidden, dtype=float) ** 2)
+        return 6 * (active + again) + (square / 2 if causal else square)
 
 
 def from_config(model: ModelConfig) -> Shape:
