@@ -15,6 +15,7 @@ from puna import __version__
 from puna.core.errors import PunaError, nearest
 
 COMMANDS = {
+    "plan": "know what a training run takes before it starts",
     "demo": "raise a small model on this machine, from its own files to a prompt",
     "data": "build and inspect corpora",
     "tokenizer": "train and compare tokenizers",

@@ -101,7 +101,7 @@ def _no_such_layout(question: Question, found: Found, pinned: Mapping[str, int])
     if count % math.prod(sizes) or (len(sizes) == 4 and math.prod(sizes) != count):
         told = " x ".join(f"{name} {size}" for name, size in parallel.items() if size)
         return PunaError(f"{told} does not divide {count:,} accelerators.", "Change the layout or the fleet.")
-    if len(sizes) >= 3 and (parallel["dp"] or None not in (parallel["tp"], parallel["cp"], parallel["pp"])):
+    if parallel["dp"] or len(sizes) == 3:  # the number of data-parallel ranks is settled
         ranks = parallel["dp"] or count // math.prod(sizes)
         each = ranks * pinned.get("micro_batch", 1)
         if batch % each:

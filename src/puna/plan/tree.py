@@ -13,11 +13,12 @@ from pydantic import BaseModel
 from puna.plan.answer import Answer, Estimate
 from puna.plan.budget import BudgetAnswer, Goal
 from puna.plan.jobs import RECOMPUTE, SHARDING
+from puna.plan.money import Range
 from puna.plan.predict import Prediction
 
 
 def answer_tree(answer: Answer) -> dict[str, Any]:
-    """The whole answer. An interval is {"low", "value", "high"}: 80 % lies between the ends."""
+    """The whole answer. An interval is {"low", "value", "high"}: 80 % lies between the ends; of prices, all."""
     question, choice, good = answer.question, answer.choice, answer.goodput
     tree = {
         "model": question.model,
@@ -86,6 +87,8 @@ def plain(value: Any) -> Any:
     """Dataclasses, settings and numbers of any kind as what JSON has."""
     if isinstance(value, Estimate):
         return {name: plain(getattr(value, name)) for name in ("low", "value", "high")}
+    if isinstance(value, Range):
+        return {"low": plain(value.low), "value": plain(value.middle), "high": plain(value.high)}
     if is_dataclass(value) and not isinstance(value, type):
         return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, BaseModel):

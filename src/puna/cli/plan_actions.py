@@ -1,0 +1,139 @@
+"""The other things `puna plan` does: a fleet, a job's failures, measuring this device, judging by published runs."""
+
+import argparse
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from puna.core.errors import PunaError
+
+if TYPE_CHECKING:
+    from puna.plan.money import Prices
+    from puna.plan.reliability import Reliability
+
+
+def fleet(args: argparse.Namespace) -> None:
+    """A fleet's page, from its file or as 8xh100+64xa100."""
+    from puna.core.console import console, print_json
+    from puna.plan.brief import fleet_text
+    from puna.plan.fleet import fleet_brief, read_fleet
+    from puna.plan.hardware import parse_fleet
+    from puna.plan.tree import plain
+
+    if len(args.words) < 2:
+        raise PunaError("Which fleet?", "Give a file such as fleets/meta-2024.toml, or 350000xh100.")
+    name, *overrides = args.words[1:]
+    if args.price is not None:
+        overrides.append(f"prices.rent_usd_per_hour={args.price}")
+    if name.endswith(".toml") and not name[0].isdigit():  # 8xmy-gpu.toml is a fleet of one kind
+        found = fleet_brief(read_fleet(Path(name), overrides))
+    else:
+        prices, reliability, rest = terms(args, overrides)
+        if rest:
+            raise PunaError(
+                f"'{rest[0]}' means nothing to puna plan fleet.", "Overrides begin with prices. or reliability."
+            )
+        found = fleet_brief(parse_fleet(name), prices=prices, reliability=reliability)
+    if args.json:
+        print_json(plain(found))
+    else:
+        console(stderr=False).print(fleet_text(found))
+
+
+def goodput(args: argparse.Namespace) -> None:
+    """One job's failures and what to do about them."""
+    from puna.core.console import console, print_json
+    from puna.core.units import parse_count
+    from puna.plan import goodput as failures
+    from puna.plan.brief import goodput_text
+    from puna.plan.reliability import Reliability
+    from puna.plan.tree import plain
+
+    if args.gpus is None or args.days is None:
+        raise PunaError("How many GPUs, and for how long?", "Try: puna plan goodput --gpus 16384 --days 54.")
+    if args.rate is not None and not args.rate > 0:
+        raise PunaError(f"--rate {args.rate:g} is no failure rate.", "Give failures of a node a day, such as 3.8e-3.")
+    rules = Reliability() if args.rate is None else Reliability(failures_per_node_day=args.rate)
+    parameters = parse_count(args.parameters) if args.parameters else None
+    found = failures.goodput(parse_count(args.gpus), args.days, parameters=parameters, reliability=rules)
+    if args.json:
+        print_json(plain(found))
+    else:
+        console(stderr=False).print(goodput_text(found))
+
+
+def predict(args: argparse.Namespace) -> None:
+    """A prediction for every row of a file of published runs."""
+    from puna.core.console import print_json, show_table
+    from puna.plan.tree import plain
+    from puna.plan.validate import predict_rows
+
+    if args.runs is None:
+        raise PunaError("Which runs?", "Give a file of published runs with --runs.")
+    rows = predict_rows(args.runs)
+    if args.json:
+        print_json(plain(rows))
+        return
+    columns = ["id", "model", "gpu", "gpus", "stack", "step_s", "80 % interval", "MFU", "GiB", "measured_s", "error"]
+    show_table(
+        columns,
+        [
+            [
+                row["id"],
+                row["model"],
+                row["gpu"],
+                row["gpus"],
+                row["stack"],
+                f"{row['step_s']:.3g}",
+                f"{row['step_s_low']:.3g} - {row['step_s_high']:.3g}",
+                f"{row['mfu_causal_pct']:.1f} %",
+                f"{row['mem_gib']:.1f}",
+                f"{row['measured_step_s']:.3g}" if "measured_step_s" in row else "",
+                f"{row['error_pct']:+.1f} %" if "error_pct" in row else "",
+            ]
+            for row in rows
+        ],
+    )
+
+
+def validate(args: argparse.Namespace) -> None:
+    """Predictions held against what was measured."""
+    from puna.core.console import console, print_json, say
+    from puna.plan import accuracy
+    from puna.plan.validate import validate as judge
+
+    found = judge(args.runs or _known_runs())
+    if args.json:
+        print_json(accuracy.accuracy_tree(found))
+    else:
+        console(stderr=False).print(accuracy.accuracy_text(found))
+    if args.html:
+        say(f"Wrote {accuracy.write_accuracy_page(found, args.html)}.")
+
+
+def _known_runs() -> Path:
+    """The development rows of the shared data, where this machine has them."""
+    shared = os.environ.get("PUNA_TEST_DATA")
+    path = Path(shared) / ".." / "planner-data" / "published_runs_dev.yaml" if shared else None
+    if path is None or not path.is_file():
+        raise PunaError("Which runs?", "Give a file of published runs with --runs, or set PUNA_TEST_DATA.")
+    return path.resolve()
+
+
+def terms(args: argparse.Namespace, overrides: list[str]) -> "tuple[Prices, Reliability, list[str]]":
+    """Prices and reliability with overrides such as prices.pue=1.3, and the overrides that are neither's."""
+    from puna.core.recipe import Config, load
+    from puna.plan.money import Prices
+    from puna.plan.reliability import Reliability
+
+    class Terms(Config):
+        prices: Prices = Prices()
+        reliability: Reliability = Reliability()
+
+    own = [word for word in overrides if word.startswith(("prices.", "reliability."))]
+    if args.price is not None:
+        if not args.price > 0:
+            raise PunaError(f"--price {args.price:g} is no rent.", "Give USD an accelerator and hour, such as 2.95.")
+        own.append(f"prices.rent_usd_per_hour={float(args.price)}")
+    terms = load(Terms, None, own).value
+    return terms.prices, terms.reliability, [word for word in overrides if word not in own]

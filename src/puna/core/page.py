@@ -1,0 +1,80 @@
+"""Pieces of an HTML page: the shell, sections, tables, named figures. What is not markup is escaped here.
+
+A page is one file that asks nobody for anything. `page.css` beside this file is the house's look, light and dark; pages
+add their own rules and the drawings' (`core.plots.STYLE`).
+"""
+
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+
+from puna import __version__
+
+STYLE = Path(__file__).with_name("page.css")
+
+
+class Html(str):
+    """Text that is markup already; everything else is escaped."""
+
+
+def document(title: str, css: str, body: str, *, origin: str) -> str:
+    """A whole page that loads nothing, and says so to the browser. origin: what it was drawn from, for its foot."""
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">\n"
+        f"<title>{escape(title)} · Puna</title>\n<style>\n{STYLE.read_text(encoding='utf-8')}{css}</style>\n</head>\n"
+        f"<body>\n<main>\n{body}\n</main>\n"
+        f"<footer>Drawn by Puna {escape(__version__)} from {escape(origin)}.</footer>\n</body>\n</html>\n"
+    )
+
+
+def section(title: str, text: str, body: str) -> str:
+    """A section with a heading; text and body are markup."""
+    lead = f"<p class='note'>{text}</p>" if text else ""
+    return f"<section>\n<h2>{escape(title)}</h2>\n{lead}\n{body}\n</section>"
+
+
+def figures(pairs: Sequence[tuple[str, str]]) -> str:
+    """Large figures in a row, each (value, what it is)."""
+    cells = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for value, name in pairs)
+    return f'<dl class="figures">{cells}</dl>'
+
+
+def named(name: str, note: str) -> Html:
+    """A name with a small note under it."""
+    small = f"<small>{escape(note)}</small>" if note else ""
+    return Html(escape(name) + small)
+
+
+def table(
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    numeric: Sequence[int] = (),
+    drawing: int | None = None,
+    ours: int | None = None,
+    head: bool = True,
+) -> str:
+    """An HTML table; cells are escaped unless they are Html. The first cell of a row is its header.
+
+    numeric: columns set to the right. drawing: a column of bars. ours: the row that is pointed out.
+    """
+
+    def cell(index: int, text: str) -> str:
+        kind = ' class="number"' if index in numeric else ' class="drawing"' if index == drawing else ""
+        tag, scope = ("th", ' scope="row"') if index == 0 else ("td", "")
+        # On a phone rows of bars have no head; the label then says what a number is.
+        label = f' data-label="{escape(columns[index])}"' if index in numeric and text and columns[index] else ""
+        return f"<{tag}{scope}{kind}{label}>{text if isinstance(text, Html) else escape(text)}</{tag}>"
+
+    header = "".join(
+        f'<th scope="col"{" class=number" if index in numeric else ""}>{escape(name)}</th>' if name else "<td></td>"
+        for index, name in enumerate(columns)
+    )
+    body = "".join(
+        f"<tr{' class=ours' if at == ours else ''}>{''.join(cell(i, text) for i, text in enumerate(row))}</tr>"
+        for at, row in enumerate(rows)
+    )
+    kind = "" if drawing is None else ' class="bars"'
+    return f"<table{kind}>{f'<thead><tr>{header}</tr></thead>' if head else ''}<tbody>{body}</tbody></table>"
