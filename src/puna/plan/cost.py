@@ -99,8 +99,7 @@ def total_seconds(parts: dict[str, Number]) -> Number:
     return sum(parts.values())
 
 
-# -- one layer
-# -----------------------------------------------------------------------------------------------------------
+# -- one layer ---------------------------------------------------------------------------------------------------------
 
 
 def product_seconds(
@@ -131,6 +130,11 @@ def clock(jobs: Jobs, c: Constants) -> Number:
     """
     relative = np.asarray(jobs.device.watts) / (jobs.peak_of(np.full(np.shape(jobs.precision), BF16)) / 1e12)
     return (relative / np.asarray(c.reference_watts)) ** c.power
+
+
+def wide_peak(jobs: Jobs, c: Constants) -> Number:
+    """Peak FLOP/s of attention and the head: bf16 where the linear layers are narrower, else as they are."""
+    return jobs.peak_of(np.minimum(jobs.precision, BF16)) * clock(jobs, c)
 
 
 def _layer(jobs: Jobs, c: Constants) -> dict[str, Number]:
@@ -203,11 +207,11 @@ def _attention(jobs: Jobs, c: Constants) -> tuple[Number, Number]:
     window = np.asarray(shape.window)
     span = np.where(window > 0, (seq_len + np.minimum(2.0 * window, seq_len)) / 2, seq_len)
     square = 2 * jobs.tokens * span * heads * widths
-    bf16 = jobs.peak_of(np.full(np.shape(jobs.precision), BF16)) * clock(jobs, c)
-    flash = 0.5 * square / (bf16 * c.attention) * (1 + c.attention_half / span)
+    peak = wide_peak(jobs, c)
+    flash = 0.5 * square / (peak * c.attention) * (1 + c.attention_half / span)
     part = np.asarray(jobs.seq_len) / np.asarray(jobs.layout.cp)
     products = product_seconds(
-        part, widths / 2, seq_len, bf16, c.matmul_bf16, half_size(bf16, c), jobs.device.memory_rate
+        part, widths / 2, seq_len, peak, c.matmul_bf16, half_size(peak, c), jobs.device.memory_rate
     )
     sequences = jobs.layout.micro_batch * heads
     traffic = 11.0 * jobs.tokens * seq_len * heads / (jobs.device.memory_rate * c.memory)
@@ -244,21 +248,20 @@ def _launch(jobs: Jobs, c: Constants) -> Number:
 
 
 def _head(jobs: Jobs, c: Constants) -> Number:
-    """Seconds of the vocabulary's product and the loss, forward and backward, for one micro-batch; it stays in bf16.
+    """Seconds of the vocabulary's product and the loss, forward and backward, for one micro-batch.
 
     The loss passes over fp32 logits: written, read for the maximum and the sum, read and written as the gradient.
     """
     shape = jobs.shape
     columns = np.asarray(shape.vocab) / np.asarray(jobs.layout.tp)
-    bf16 = jobs.peak_of(np.full(np.shape(jobs.precision), BF16)) * clock(jobs, c)
+    peak = wide_peak(jobs, c)
     rate = jobs.device.memory_rate
-    product = product_seconds(jobs.tokens, shape.hidden, columns, bf16, c.matmul_bf16, half_size(bf16, c), rate)
+    product = product_seconds(jobs.tokens, shape.hidden, columns, peak, c.matmul_bf16, half_size(peak, c), rate)
     passes = 20.0 * jobs.tokens * columns / (rate * c.memory)
     return (1 + np.asarray(shape.mtp_layers)) * ((1 + BACKWARD_PRODUCTS) * product + passes)
 
 
-# -- communication
-# -------------------------------------------------------------------------------------------------------
+# -- communication -----------------------------------------------------------------------------------------------------
 
 
 def group_rate(jobs: Jobs, c: Constants, ranks: Number, stride: Number) -> Number:
@@ -395,8 +398,7 @@ def _data(jobs: Jobs, c: Constants, stage: Number, bubble: Number, micro_batches
     return np.where(sharding >= SHARDING.index("zero3"), passes, stepwise)
 
 
-# -- the rest
-# ------------------------------------------------------------------------------------------------------------
+# -- the rest ----------------------------------------------------------------------------------------------------------
 
 
 def layers_of(jobs: Jobs) -> Number:

@@ -101,7 +101,7 @@ def device_of(accelerator: Accelerator, *, nic_gbit_per_s: float | None = None) 
     # Without fp8 units a product in fp8 runs at the bf16 rate: the plan then says so by being no faster.
     nic = accelerator.nic_gbit_per_s if nic_gbit_per_s is None else nic_gbit_per_s
     return Device(
-        peak=np.array([bf16 / 2, bf16, fp8, fp8, fp4]),
+        peak=np.array([accelerator.peak_tflops("fp32") * 1e12, bf16, fp8, fp8, fp4]),
         memory_bytes=accelerator.usable_bytes,
         memory_rate=accelerator.memory_gb_per_s * 1e9,
         link_rate=accelerator.link_gb_per_s * 1e9,
