@@ -67,8 +67,8 @@ def test_the_tree_keeps_its_keys_and_units(capsys: pytest.CaptureFixture[str]) -
         "model parameters accelerator accelerators stack precision seq_len_tokens batch_sequences tokens_per_step "
         "tokens steps fits memory_available_bytes legal_layouts fitting_layouts best runners_up recipe_layout "
         "mfu_peak_tflops checkpoint_interval_seconds checkpoint_bytes mean_time_to_interruption_seconds spare_nodes "
-        "facility_megawatts carbon_tonnes rent_usd_per_accelerator_hour capex_accelerators_usd capex_all_in_usd what_if remedies "
-        "assumptions"
+        "facility_megawatts carbon_tonnes rent_usd_per_accelerator_hour capex_accelerators_usd capex_all_in_usd "
+        "what_if remedies assumptions"
     )
     assert set(found) == {*intervals.split(), *plain.split()}
     best = found["best"]
@@ -193,6 +193,15 @@ def test_a_fleet_from_its_file_and_from_words(capsys: pytest.CaptureFixture[str]
     assert [group["accelerator"] for group in found["groups"]] == ["h200", "a100-80g"]
 
 
+def test_a_year_of_350_000_by_dice(capsys: pytest.CaptureFixture[str]) -> None:
+    text = plan(capsys, "fleet", "350000xh100", "--days", "30")
+    assert "30 days of 350,000 accelerators, simulated" in text
+    assert "2 frontier on 65,536" in text
+    found = tree(capsys, "fleet", "350000xh100", "--days", "30")["simulated"]
+    assert sum(found["shares"].values()) == pytest.approx(1)
+    assert found["failures"] == pytest.approx(166 * 30, rel=0.1)
+
+
 def test_goodput_of_llama_3_and_of_everything(capsys: pytest.CaptureFixture[str]) -> None:
     found = tree(capsys, "goodput", "--gpus", "16384", "--days", "54")
     assert found["interruptions"] == pytest.approx(466, rel=0.15)
@@ -308,6 +317,9 @@ H100 = ("--fleet", "8xh100")
         (("goodput", "more", "--gpus", "8", "--days", "3"), "'more' means nothing"),
         (("fleet",), "Which fleet?"),
         (("fleet", "nothere.toml"), "nothere.toml does not exist"),
+        (("fleet", "350000xh100", "--days", "0.5"), "--days 0.5 cannot be simulated"),
+        (("fleet", "8xh100", "--days", "3"), "The jobs need"),
+        (("fleet", "8xh100", "tp=3"), "'tp=3' means nothing to puna plan fleet"),
         (("fleet", "0xh100"), "a fleet needs at least one accelerator"),
         (("predict",), "Which runs?"),
         (("predict", "--runs", "nothere.yaml"), "nothere.yaml does not exist"),

@@ -1,5 +1,6 @@
 """Pinned parts of a layout: kept where they are legal, and named where they are not."""
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -76,8 +77,11 @@ def test_a_batch_that_no_layout_can_share_comes_with_ones_that_can(ask: Ask) -> 
 
 
 def test_too_many_accelerators_for_a_batch(ask: Ask) -> None:
-    with pytest.raises(PunaError, match="Take fewer accelerators, or a much larger --batch"):
+    with pytest.raises(PunaError, match=r"--fleet ([0-9]+)xh100-sxm can; more .* need a larger --batch\.") as caught:
         pick(ask(count=350_000), {}, values={})
+    fleet = re.search(r"--fleet ([0-9]+)x", str(caught.value))
+    assert fleet is not None
+    pick(ask(count=int(fleet[1])), {}, values={})
 
 
 def test_codes_are_spoken() -> None:

@@ -13,20 +13,21 @@ if TYPE_CHECKING:
 
 
 def fleet(args: argparse.Namespace) -> None:
-    """A fleet's page, from its file or as 8xh100+64xa100."""
+    """A fleet on one page, from its file or as 8xh100+64xa100; with --days, so many days of jobs on it by dice."""
     from puna.core.console import console, print_json
-    from puna.plan.brief import fleet_text
+    from puna.plan.brief import fleet_text, year_text
     from puna.plan.fleet import fleet_brief, read_fleet
     from puna.plan.hardware import parse_fleet
+    from puna.plan.simulate import simulate_fleet
     from puna.plan.tree import plain
 
     if len(args.words) < 2:
         raise PunaError("Which fleet?", "Give a file such as fleets/meta-2024.toml, or 350000xh100.")
     name, *overrides = args.words[1:]
-    if args.price is not None:
-        overrides.append(f"prices.rent_usd_per_hour={args.price}")
     if name.endswith(".toml") and not name[0].isdigit():  # 8xmy-gpu.toml is a fleet of one kind
-        found = fleet_brief(read_fleet(Path(name), overrides))
+        priced = [] if args.price is None else [f"prices.rent_usd_per_hour={args.price}"]
+        file = read_fleet(Path(name), [*overrides, *priced])
+        found, reliability = fleet_brief(file), file.reliability
     else:
         prices, reliability, rest = terms(args, overrides)
         if rest:
@@ -34,10 +35,15 @@ def fleet(args: argparse.Namespace) -> None:
                 f"'{rest[0]}' means nothing to puna plan fleet.", "Overrides begin with prices. or reliability."
             )
         found = fleet_brief(parse_fleet(name), prices=prices, reliability=reliability)
+    year = None
+    if args.days is not None:
+        if not (args.days >= 1 and args.days == int(args.days)):
+            raise PunaError(f"--days {args.days:g} cannot be simulated.", "Give whole days, such as 365.")
+        year = simulate_fleet(found.count, days=int(args.days), reliability=reliability)
     if args.json:
-        print_json(plain(found))
+        print_json(plain(found) | ({"simulated": plain(year)} if year else {}))
     else:
-        console(stderr=False).print(fleet_text(found))
+        console(stderr=False).print(fleet_text(found) + (f"\n\n{year_text(year)}" if year else ""))
 
 
 def goodput(args: argparse.Namespace) -> None:

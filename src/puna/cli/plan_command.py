@@ -26,7 +26,7 @@ LAUNCHERS = ("slurm", "torchrun", "kubeflow", "skypilot", "ray")
 _PARTS = ("tp", "cp", "pp", "vp", "dp", "ep", "micro_batch", "sharding", "recompute")
 # Options that each action heeds; any other that is given is refused rather than silently without effect.
 _HEEDED = {
-    "fleet": {"json", "price"},
+    "fleet": {"json", "price", "days"},
     "goodput": {"json", "gpus", "days", "parameters", "rate"},
     "calibrate": {"json"},
     "predict": {"json", "runs"},
@@ -56,7 +56,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     money = parser.add_argument_group("money and time")
     money.add_argument("--price", type=float, metavar="USD", help="rent of an accelerator and hour")
     money.add_argument("--budget-usd", type=float, metavar="USD", help="what may be spent: how far does it get?")
-    money.add_argument("--days", type=float, metavar="D", help="time there is")
+    money.add_argument("--days", type=float, metavar="D", help="time there is; of goodput and fleet: time to look at")
     shown = parser.add_argument_group("the answer")
     shown.add_argument("--explain", action="store_true", help="every millisecond and every GiB, with its equation")
     shown.add_argument("--json", action="store_true", help="plain values, for machines")

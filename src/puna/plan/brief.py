@@ -14,6 +14,7 @@ from puna.plan.explain import MEMORY, TIME
 from puna.plan.fleet import FleetBrief, spoken_usd
 from puna.plan.goodput import Goodput
 from puna.plan.predict import PART_NAMES, Prediction, describe_layout
+from puna.plan.simulate import FleetYear
 from puna.plan.words import (
     GIB,
     MEMORY_GROUPS,
@@ -215,6 +216,32 @@ def _goal(goal: Goal, budget_usd: float | None, kind: str) -> list[str]:
             lines[0] += f": {over if goal.over_usd > 0 else left}"
     lines[0] += "."
     return lines
+
+
+def year_text(year: FleetYear) -> str:
+    """A fleet's simulated days: what the accelerators did, and what the jobs of each kind met."""
+    parts = {name: share for name, share in year.shares.items() if share > 0}
+    lines = [
+        f"[bold]{year.days:,} days of {year.accelerators:,} accelerators, simulated[/bold] (seed {year.seed}): "
+        f"{year.failures:,} failures, {year.planned:,} planned stops, {year.spare_nodes:,} spare nodes "
+        f"({year.spare_nodes_needed:,} needed)",
+        bar(parts, WIDTH, scale=sum(parts.values())),
+        legend({name: percent(share) for name, share in parts.items()}),
+        "",
+        f"[bold]{'jobs':30}{'interruptions':>15}{'one every':>12}{'checkpoint':>13}{'effective':>11}{'expected':>10}"
+        "[/bold]",
+    ]
+    for one in year.kinds:
+        what = f"{one.kind.jobs:,} {one.kind.name} on {one.kind.accelerators:,}"
+        lines.append(
+            f"{escape(what):30}{count(one.interruptions):>15}{span(one.mtti_seconds):>12}"
+            f"{span(one.interval_seconds):>13}{percent(one.effective_time):>11}{percent(one.expected_effective_time):>10}"
+        )
+    if year.waits:
+        lines.append(
+            f"[dim]{year.waits:,} times a job found no spare and waited {span(year.wait_seconds)} on average[/dim]"
+        )
+    return "\n".join(lines)
 
 
 def goodput_text(good: Goodput) -> str:

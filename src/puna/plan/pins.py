@@ -88,7 +88,16 @@ def _with_batches(question: Question, error: PunaError) -> PunaError:
     )
     if found:
         return PunaError(message, f"A --batch of {' or '.join(found)} can be shared.")
-    return PunaError(message, "Take fewer accelerators, or a much larger --batch.")
+    fewer = 2 ** int(math.log2(question.accelerators))
+    while fewer > 1:
+        try:
+            legal_layouts(replace(question, accelerators=fewer).workload())
+        except PunaError:
+            fewer //= 2
+            continue
+        kind = question.accelerator.name
+        return PunaError(message, f"--fleet {fewer}x{kind} can; more accelerators need a larger --batch.")
+    return PunaError(message, "Take fewer accelerators, or a larger --batch.")
 
 
 def _no_such_layout(question: Question, found: Found, pinned: Mapping[str, int]) -> PunaError:

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 
 from puna.core.units import format_count
 from puna.plan.answer import Answer, Estimate
+from puna.plan.memory import MARGIN
 from puna.plan.money import Range
 from puna.plan.reliability import DAY
 
 GIB = 2**30
+_FEW = 0.01  # interruptions that nobody counts
 
 # Parts of a step and of the memory as bars show them: names, and which of `cost.PARTS` and `memory.PARTS` join.
 TIME_GROUPS: dict[str, tuple[str, ...]] = {
@@ -63,7 +65,9 @@ def figures(answer: Answer) -> list[Row]:
             f"{span(answer.training_days.value * DAY)} of training: {answer.steps:,} steps of "
             f"{format_count(answer.best.tokens_per_step)} tokens",
         ),
-        _row(
+        Row("interruptions", f"less than {_FEW}", "", f"one every {span(good.mtti_all_seconds)}")
+        if answer.interruptions.high < _FEW
+        else _row(
             "interruptions",
             answer.interruptions,
             count,
@@ -107,7 +111,10 @@ def verdict(answer: Answer) -> str:
     looked = f"{len(choice.found):,} legal layout{'' if len(choice.found) == 1 else 's'}"
     if best.fits:
         return f"It fits: {need:.1f} of {have:.1f} GiB on the fullest accelerator ({choice.fitting:,} of {looked} fit)."
-    return f"It does not fit: the leanest of {looked} needs {need:.1f} GiB and an accelerator has {have:.1f}."
+    return (
+        f"It does not fit: the leanest of {looked} needs {need:.1f} GiB and {MARGIN:.0%} to spare, and an accelerator "
+        f"has {have:.1f}."
+    )
 
 
 def count(value: float) -> str:
