@@ -185,7 +185,7 @@ def budget_text(found: BudgetAnswer, *, explain: bool = False) -> str:
     lines.append(
         f"{escape(reach.model)} sees [bold]{format_count(reach.tokens)} tokens[/bold] there"
         f" ({format_count(reach.tokens / spread.high)} – {format_count(reach.tokens / spread.low)}), "
-        f"{reach.tokens_per_parameter:.3g} for each of its {format_count(reach.parameters)} parameters"
+        f"{count(reach.tokens_per_parameter)} for each of its {format_count(reach.parameters)} parameters"
         f" (compute-optimal: {TOKENS_PER_PARAMETER:g}, arXiv 2203.15556)."
     )
     if found.goal:
@@ -193,7 +193,7 @@ def budget_text(found: BudgetAnswer, *, explain: bool = False) -> str:
     lines += ["", f"[bold]{'on the same accelerators in that time':40}{'tokens':>10}{'a parameter':>14}[/bold]"]
     for one in found.presets:
         best = one.model == found.optimal
-        text = f"{escape(one.model):40}{format_count(one.tokens):>10}{one.tokens_per_parameter:>14.3g}"
+        text = f"{escape(one.model):40}{format_count(one.tokens):>10}{count(one.tokens_per_parameter):>14}"
         lines.append(f"[green]{text}  nearest to compute-optimal[/green]" if best else text)
     return "\n".join([*lines, "", brief(found.answer, explain=explain)])
 
