@@ -7,8 +7,11 @@ published rows.
 """
 
 import re
+import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -188,3 +191,10 @@ def from_published(values: Mapping[str, Any], name: str) -> Shape:
         value_dim=mla.get("v", 0),
         window=int(window[1]) if window else 0,
     )
+
+
+@lru_cache(maxsize=1)
+def published_shapes() -> dict[str, tuple[Shape, int]]:
+    """Shapes that published runs train and Puna does not, by name, each with its pretraining length (models.toml)."""
+    tree = tomllib.loads(Path(__file__).with_name("models.toml").read_text(encoding="utf-8"))
+    return {name: (from_published(values, name), int(values["context"])) for name, values in tree.items()}
