@@ -392,9 +392,9 @@ def _data(jobs: Jobs, c: Constants, stage: Number, bubble: Number, micro_batches
     group = np.where(sharding == SHARDING.index("hsdp"), inside, ranks)
     values = dense + routed
     a_pass = 2 * gather(values, 2.0, group, tp) + gather(values, c.gradient_bytes, group, tp)
-    passes = micro_batches * exposed(a_pass, stage, c.data_hidden)
     across = 2 * gather(values / group, c.gradient_bytes, ranks / group, tp * group)
-    passes = passes + np.where(sharding == SHARDING.index("hsdp"), exposed(across, stage, c.data_hidden), 0.0)
+    last = a_pass + np.where(sharding == SHARDING.index("hsdp"), across, 0.0)  # it shares the last pass's computation
+    passes = (micro_batches - 1) * exposed(a_pass, stage, c.data_hidden) + exposed(last, stage, c.data_hidden)
     return np.where(sharding >= SHARDING.index("zero3"), passes, stepwise)
 
 
@@ -409,15 +409,23 @@ def layers_of(jobs: Jobs) -> Number:
 def _fullest_stage(jobs: Jobs, head_layers: Number) -> tuple[Number, Number]:
     """Layers of the pipeline stage that all others wait for, and whether the head is on it besides.
 
-    head_layers: the head's time in layers. Layers that divide evenly lie evenly, with the head on top of the last
-    stage. Layers that do not are spread so that the head's stage has fewer (Llama 3 has 126 = 128 - 2 of them for
-    that reason, arXiv 2407.21783 section 3.3.2): the fullest has all layers and the head over the number of stages,
-    rounded up.
+    head_layers: the head's time in layers. Layers that divide evenly lie evenly, the head on top of the last stage.
+    Layers that do not are spread so that the head's stage has fewer (Llama 3 has 126 = 128 - 2 of them for that reason,
+    arXiv 2407.21783 section 3.3.2): of all whole numbers on the other stages the one that makes the fullest least full.
     """
     layers, pp = layers_of(jobs), np.asarray(jobs.layout.pp)
     even = layers % (pp * np.asarray(jobs.layout.vp)) == 0
-    balanced = np.maximum(np.ceil((layers + head_layers) / pp), np.ceil(layers / pp))
-    return np.where(even, layers / pp, balanced), even
+
+    def last(each: Number) -> Number:
+        return np.maximum(0, layers - (pp - 1) * each)
+
+    def fullest(each: Number) -> Number:
+        return np.maximum(each, last(each) + head_layers)
+
+    each = np.maximum(np.ceil(layers / pp), np.floor((layers + head_layers) / pp))  # this many, or one more
+    each = np.where(fullest(each + 1) < fullest(each), each + 1, each)
+    with_head = even | (last(each) + head_layers > each)
+    return np.where(even, layers / pp, np.where(with_head, last(each), each)), with_head
 
 
 def rank_parameters(jobs: Jobs) -> tuple[Number, Number]:
