@@ -336,7 +336,7 @@ def _expert(jobs: Jobs, c: Constants) -> Number:
     seconds = near / (np.asarray(device.link_rate) * c.link)
     seconds = seconds + np.where(far > 0, far / np.maximum(np.asarray(device.nic_rate) * c.nic, 1), 0.0)
     share = shape.moe_layers / np.asarray(shape.layers)
-    return np.where(np.asarray(shape.experts) > 0, 2 * share * (seconds + 2 * c.latency_seconds), 0.0)
+    return np.where(ep > 1, 2 * share * (seconds + 2 * c.latency_seconds), 0.0)
 
 
 def _boundary(jobs: Jobs, c: Constants) -> Number:
