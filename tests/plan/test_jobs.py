@@ -1,4 +1,4 @@
-"""plan.jobs: columns of jobs, what a layout makes of a batch, and accelerators' figures as the cost model reads them."""
+"""plan.jobs: columns of jobs, what a layout makes of a batch, and accelerators' figures as the model reads them."""
 
 import numpy as np
 import pytest
