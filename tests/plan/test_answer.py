@@ -13,7 +13,7 @@ from puna.core.errors import PunaError
 from puna.plan.answer import Answer, Estimate, answer, product
 from puna.plan.hardware import find_accelerator
 from puna.plan.money import Prices
-from puna.plan.predict import Question
+from puna.plan.predict import Prediction, Question, predict
 from puna.plan.reliability import DAY, Reliability
 
 Ask = Callable[..., Question]
@@ -101,6 +101,17 @@ def test_the_layout_of_a_recipe_stands_beside_the_best_where_it_differs(ask: Ask
     assert beside is not None
     assert beside.step_seconds > found.best.step_seconds
     assert solve(question, given=found.best.layout).given is None
+
+
+def test_who_knows_more_of_a_run_predicts_what_the_search_found(ask: Ask) -> None:
+    def twice(question: Question, layout: Any, *, values: Any) -> Prediction:
+        found = predict(question, layout, values=values)
+        return replace(found, seconds={name: 2 * part for name, part in found.seconds.items()})
+
+    usual, slower = solve(ask()), solve(ask(), predictor=twice)
+    assert slower.best.layout == usual.best.layout
+    assert slower.best.step_seconds == pytest.approx(2 * usual.best.step_seconds)
+    assert slower.choice.runners_up[0].step_seconds == pytest.approx(2 * usual.choice.runners_up[0].step_seconds)
 
 
 def test_one_rank_shards_nothing(ask: Ask) -> None:

@@ -7,7 +7,7 @@ the power's, the price's) are joined as log-normal ones: relative half-widths ad
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,6 +24,9 @@ from puna.plan.stacks import Values, load_constants
 # Power of a host in training over what `money` expects: 6.5 to 8.5 kW are called typical of a DGX H100, for which it
 # expects 7.8 (supercluster.blog, read 2026-11).
 POWER_LOW, POWER_HIGH = 6.5 / 7.8, 8.5 / 7.8
+
+
+Predictor = Callable[..., Prediction]
 
 
 @dataclass(frozen=True)
@@ -114,15 +117,20 @@ def answer(
     reliability: Reliability | None = None,
     assumptions: tuple[str, ...] = (),
     values: Values | None = None,
+    predictor: Predictor = predict,
 ) -> Answer:
     """Search the layouts of `question`, those with the `pinned` parts alone, and work out the whole run.
 
-    given: a layout to predict beside the best one. Raises PunaError where no layout is legal, naming what stands in the
+    given: a layout to predict beside the best one. predictor: what predicts the layouts that the search found, where
+    more is known of the run than the search knows. Raises PunaError where no layout is legal, naming what stands in the
     way and what would be legal.
     """
     values = load_constants() if values is None else values
     choice = pick(question, pinned or {}, values=values)
-    beside = predict(question, given, values=values) if given else None
+    if predictor is not predict:
+        best, *others = (predictor(question, one.layout, values=values) for one in (choice.best, *choice.runners_up))
+        choice = Choice(best, tuple(others), choice.found)
+    beside = predictor(question, given, values=values) if given else None
     whole = of_choice(choice, tokens=tokens, prices=prices, reliability=reliability, assumptions=assumptions)
     whole = replace(whole, given=beside if beside and not _same(beside.layout, choice.best.layout) else None)
     if choice.best.fits:
