@@ -6,6 +6,7 @@ candidate jobs, and the planner takes the fastest that fits, as the people who r
 is read to answer it.
 """
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ import numpy as np
 from puna.core.errors import PunaError, nearest
 from puna.plan.hardware import Accelerator, find_accelerator
 from puna.plan.jobs import PRECISIONS, RECOMPUTE, SHARDING, Jobs, Layouts, device_of, stack_columns
-from puna.plan.shape import Shape, from_published
+from puna.plan.shape import Shape, from_published, is_whole
 
 # Network cards that differ from the reference system's, Gbit/s for each accelerator, as the source describes its
 # cluster.
@@ -45,6 +46,7 @@ _RECOMPUTE = {
     "full": "full",
 }
 _SHARDING = {"full": "zero3", "zero2": "zero2", "zero3": "zero3", "hsdp": "hsdp", "megatron-fsdp": "zero3"}
+_MEASURED = ("step_s", "tok_s_gpu", "model_tflops_gpu", "hw_tflops_gpu", "mfu_pct", "mem_gib")
 _NEEDED = ("id", "src", "model", "gpu", "gpus", "seq", "layout", "precision")
 
 
@@ -91,26 +93,32 @@ def read_runs(path: Path) -> list[Row]:
         raise PunaError(f"{path} does not exist.", "Give a YAML file of published runs.") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise PunaError(f"{path} cannot be read as YAML: {error}.", "Mend it, or give another file.") from None
-    if not isinstance(tree, dict) or not isinstance(tree.get("throughput"), list):
+    if not isinstance(tree, dict) or not isinstance(tree.get("throughput"), list) or not tree["throughput"]:
         raise PunaError(f"{path} has no list 'throughput'.", "Rows stand under 'throughput', shapes under 'models'.")
-    shapes = {name: from_published(values, str(name)) for name, values in (tree.get("models") or {}).items()}
+    models = tree.get("models") or {}
+    if not isinstance(models, dict):
+        raise PunaError(f"{path}: 'models' is not a mapping.", "Give each model's shape under its name.")
+    shapes = {str(name): from_published(values, str(name)) for name, values in models.items()}
     return [_row(values, number, shapes) for number, values in enumerate(tree["throughput"])]
 
 
 def _row(values: Any, number: int, shapes: Mapping[str, Shape]) -> Row:
-    name = values.get("id", f"number {number}") if isinstance(values, dict) else f"number {number}"
+    name = values.get("id") if isinstance(values, dict) else None
+    name = f"number {number}" if name is None else name
     if not isinstance(values, dict) or not isinstance(values.get("layout", {}), dict):
         raise PunaError(f"row {name}: is not a mapping with a 'layout'.", "Write it as in the published runs file.")
     if missing := [key for key in _NEEDED if values.get(key) is None]:
         raise PunaError(f"row {name}: {', '.join(missing)} is missing.", "Every row needs " + ", ".join(_NEEDED) + ".")
+    values = {**values, **{key: str(values[key]) for key in ("src", "model", "gpu", "precision")}}
     layout = values["layout"]
     if layout.get("gbs") is None:
         raise PunaError(f"row {name}: layout.gbs is missing.", "Give the sequences of one step.")
     for key, value in (("gpus", values["gpus"]), ("seq", values["seq"]), *layout.items()):
         if key in ("sp", "sched", "fsdp") or value is None:
             continue
-        if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
+        if not is_whole(value, 1):
             raise PunaError(f"row {name}: {key} = {value!r} is not a positive whole number.", "Mend the row.")
+    values["measured"] = _figures(values.get("measured") or {}, name)
     if values["model"] not in shapes:
         raise PunaError(f"row {name}: model '{values['model']}' is not in 'models'.", nearest(values["model"], shapes))
     precision = "bf16" if values["precision"] == "fp16" else values["precision"]
@@ -119,7 +127,7 @@ def _row(values: Any, number: int, shapes: Mapping[str, Shape]) -> Row:
             f"row {name}: precision '{values['precision']}' is not known.", nearest(str(precision), PRECISIONS)
         )
     recompute = values.get("recompute")
-    if recompute is not None and recompute not in _RECOMPUTE:
+    if recompute is not None and str(recompute) not in _RECOMPUTE:
         raise PunaError(f"row {name}: recompute '{recompute}' is not known.", nearest(str(recompute), _RECOMPUTE))
     try:
         accelerator = find_accelerator(values["gpu"])
@@ -138,12 +146,23 @@ def _row(values: Any, number: int, shapes: Mapping[str, Shape]) -> Row:
         stack=stack_of(values),
         shape=shape,
         known={key: value for key, value in layout.items() if value is not None},
-        recompute=None if recompute is None else _RECOMPUTE[recompute],
+        recompute=None if recompute is None else _RECOMPUTE[str(recompute)],
         step_seconds=_measured(values, shape),
-        memory_gib=(values.get("measured") or {}).get("mem_gib"),
+        memory_gib=values["measured"].get("mem_gib"),
         split=str(values.get("split", "dev")),
         values=values,
     )
+
+
+def _figures(measured: Any, name: object) -> dict[str, float]:
+    """What a row says was measured, without what it leaves open (null). Raises PunaError for what is no figure."""
+    if not isinstance(measured, dict):
+        raise PunaError(f"row {name}: measured is not a mapping.", f"Give one of {', '.join(_MEASURED)}.")
+    figures = {str(key): value for key, value in measured.items() if value is not None and key in _MEASURED}
+    for key, value in figures.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+            raise PunaError(f"row {name}: measured.{key} = {value!r} is not a positive number.", "Mend the row.")
+    return figures
 
 
 def _variant(shape: Shape, values: Mapping[str, Any]) -> Shape:
@@ -205,7 +224,7 @@ def stack_of(values: Mapping[str, Any]) -> str:
 def _measured(values: Mapping[str, Any], shape: Shape) -> float | None:
     """Seconds of a step, from what the source printed: the step, else tokens/s, else FLOP/s in the source's
     convention."""
-    measured, layout = values.get("measured") or {}, values["layout"]
+    measured, layout = values["measured"], values["layout"]
     tokens = layout["gbs"] * values["seq"]
     if "step_s" in measured:
         return float(measured["step_s"])

@@ -21,6 +21,12 @@ from puna.model.config import ModelConfig
 
 Number = Any  # a number, or an array with one number for each job: every formula here is element-wise
 
+# What a published shape must have, by the names of the runs files.
+_WIDTHS = ("layers", "hidden", "heads", "kv_heads", "head_dim", "ffn_hidden", "vocab")
+_MOE = ("experts", "top_k", "moe_ffn")
+_MLA = ("kv_lora", "qk_nope", "qk_rope", "v")
+_OPTIONAL = ("shared", "dense_layers", "q_lora")
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -163,11 +169,19 @@ def from_config(model: ModelConfig) -> Shape:
 
 
 def from_published(values: Mapping[str, Any], name: str) -> Shape:
-    """A shape as the files of published runs write it. Raises PunaError naming what is missing."""
-    needed = ("layers", "hidden", "heads", "kv_heads", "head_dim", "ffn_hidden", "vocab", "gated_mlp")
-    if missing := [key for key in needed if key not in values]:
-        raise PunaError(f"models.{name}: {', '.join(missing)} is missing.", "Give every width of the model.")
+    """A shape as the files of published runs write it. Raises PunaError naming what is missing or no number."""
+    if not isinstance(values, Mapping):
+        raise PunaError(f"models.{name} is not a mapping.", f"Give {', '.join(_WIDTHS)} and gated_mlp.")
     moe, mla = values.get("moe") or {}, values.get("mla") or {}
+    for place, part, needed in (("", values, (*_WIDTHS, "gated_mlp")), ("moe", moe, _MOE), ("mla", mla, _MLA)):
+        if not isinstance(part, Mapping):
+            raise PunaError(f"models.{name}: {place} is not a mapping.", f"Give {', '.join(needed)}.")
+        if (part or part is values) and (missing := [key for key in needed if part.get(key) is None]):
+            raise PunaError(f"models.{name}: {', '.join(missing)} is missing.", "Give every width of the model.")
+        least = 1 if part is values else 0
+        for key in (*needed, *_OPTIONAL):
+            if key != "gated_mlp" and part.get(key) is not None and not is_whole(part[key], least):
+                raise PunaError(f"models.{name}: {key} = {part[key]!r} is not a whole number of at least {least}.")
     window = re.search(r"([0-9]+)-token sliding window", str(values.get("note", "")))
     return Shape(
         layers=values["layers"],
@@ -177,20 +191,25 @@ def from_published(values: Mapping[str, Any], name: str) -> Shape:
         head_dim=values["head_dim"],
         ffn=values["ffn_hidden"],
         vocab=values["vocab"],
-        gated=values["gated_mlp"],
-        tied=values.get("tied_embeddings", False),
+        gated=bool(values["gated_mlp"]),
+        tied=bool(values.get("tied_embeddings", False)),
         experts=moe.get("experts", 0),
         top_k=moe.get("top_k", 0),
-        shared_experts=moe.get("shared", 0),
+        shared_experts=moe.get("shared") or 0,
         expert_ffn=moe.get("moe_ffn", 0),
-        dense_layers=moe.get("dense_layers", 0),
-        q_lora=mla.get("q_lora", 0),
+        dense_layers=moe.get("dense_layers") or 0,
+        q_lora=mla.get("q_lora") or 0,
         kv_lora=mla.get("kv_lora", 0),
         nope_dim=mla.get("qk_nope", 0),
         rope_dim=mla.get("qk_rope", 0),
         value_dim=mla.get("v", 0),
         window=int(window[1]) if window else 0,
     )
+
+
+def is_whole(value: object, least: int) -> bool:
+    """Whether `value` is a whole number of at least `least`, and no larger than a float counts exactly."""
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= 2**53
 
 
 @lru_cache(maxsize=1)
