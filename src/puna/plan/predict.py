@@ -19,7 +19,7 @@ from puna.plan.jobs import PRECISIONS, Jobs, Layouts, device_of
 from puna.plan.memory import fits, memory, rules_for
 from puna.plan.search import Found, Workload, distinct, jobs_for, layout_at, legal_layouts, search
 from puna.plan.shape import Shape
-from puna.plan.stacks import STACKS, Values, constants_for, interval, load_constants
+from puna.plan.stacks import STACKS, Values, constants_for, find_stack, generation_value, interval, load_constants
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,10 @@ class Question:
     nic_gbit_per_s: float | None = None
 
     def workload(self) -> Workload:
-        """The same as columns for the cost model. Raises PunaError for a precision the accelerator has not."""
+        """The same as columns for the cost model. Raises PunaError for an unknown stack or precision.
+
+        A precision that the accelerator has not is one, too; fp16 runs as bf16 does.
+        """
         self.accelerator.peak_tflops(self.precision)
         return Workload(
             shape=self.shape,
@@ -46,8 +49,8 @@ class Question:
             accelerators=self.accelerators,
             seq_len=self.seq_len,
             batch=self.batch,
-            precision=PRECISIONS.index(self.precision),
-            stack=self.stack,
+            precision=PRECISIONS.index("bf16" if self.precision == "fp16" else self.precision),
+            stack=find_stack(self.stack),
         )
 
 
@@ -171,7 +174,7 @@ def _parts(workload: Workload, jobs: Jobs, values: Values) -> dict[str, Any]:
 def sensitivities(question: Question, layout: Mapping[str, Any], values: Values) -> tuple[Sensitivity, ...]:
     """The step under each of the assumptions that matter, moved by what is plausible; largest effect first."""
     accelerator, stack, generation = question.accelerator, question.stack, question.accelerator.generation
-    precision = "bf16" if question.precision in ("fp32", "bf16") else question.precision
+    precision = "bf16" if question.precision in ("fp32", "fp16", "bf16") else question.precision
 
     def step(asked: Question, changed: Values, **more: Any) -> float:
         workload = asked.workload()
@@ -179,8 +182,8 @@ def sensitivities(question: Question, layout: Mapping[str, Any], values: Values)
         jobs = jobs_for(workload, Layouts(**layout))
         return float(total_seconds(_parts(workload, jobs, changed)))
 
-    def scaled(key: str, default: float, factor: float) -> dict[str, float]:
-        return {**values, key: min(0.99, values.get(key, default) * factor)}
+    def scaled(quantity: str, factor: float) -> dict[str, float]:
+        return {**values, f"{generation}.{quantity}": generation_value(values, generation, quantity) * factor}
 
     def share(key: str, value: float) -> dict[str, float]:
         return {**values, key: value}
@@ -190,9 +193,9 @@ def sensitivities(question: Question, layout: Mapping[str, Any], values: Values)
         (
             "rate of matrix products",
             "5 % lower",
-            lambda: step(question, scaled(f"{generation}.matmul_{precision}", 0.6, 0.95)),
+            lambda: step(question, scaled(f"matmul_{precision}", 0.95)),
         ),
-        ("rate of attention", "20 % lower", lambda: step(question, scaled(f"{generation}.attention", 0.5, 0.8))),
+        ("rate of attention", "20 % lower", lambda: step(question, scaled("attention", 0.8))),
         ("network cards", "at half their rate", lambda: step(question, values, nic_rate=float(device.nic_rate) / 2)),
         ("scale-up links", "20 % slower", lambda: step(question, values, link_rate=float(device.link_rate) * 0.8)),
         ("data-parallel overlap", "none", lambda: step(question, share(f"{stack}.data_hidden", 0.01))),

@@ -80,7 +80,12 @@ STACKS = {
     "megatron-2023": _child(_MEGATRON, "megatron-core", "Megatron-LM of 2023", gradient_bytes=4, **_NO_OVERLAP),
     "megascale": _child(_MEGATRON, "megatron-2023", "MegaScale, arXiv 2402.15627", gradient_bytes=4),
     "llama3": _child(
-        _MEGATRON, "megatron-core", "Meta's trainer, arXiv 2407.21783", gradient_bytes=4, overlaps_tensor=False
+        _MEGATRON,
+        "megatron-core",
+        "Meta's trainer, arXiv 2407.21783",
+        gradient_bytes=4,
+        overlaps_tensor=False,
+        shardings=("zero2",),  # section 3.3.2: FSDP that does not reshard after the forward pass
     ),
     "megatron-bridge-2025": _child(_MEGATRON, "megatron-core", "Megatron-Bridge 25.09 and 25.11"),
     "megatron-bridge-26.02": _child(_MEGATRON, "megatron-bridge-2025", "Megatron-Bridge 26.02 and 26.04"),
