@@ -1,14 +1,23 @@
-"""Fills the documentation's tables from what they describe: recipe fields, shipped recipes, benchmark results.
+"""Fills the documentation's tables from what they describe: recipe fields, recipes, benchmark results, plans.
 
 A page asks with an HTML comment on a line of its own, such as `<!-- recipe fields -->` or `<!-- result logits -->`.
-A result that was never measured says so; no number is typed by hand.
+`<!-- output -->` under a block of commands stands for what they print. A result that was never measured says so; no
+number is typed by hand.
 """
 
+import itertools
 import json
+import os
 import re
+import shlex
+import subprocess
+import sys
+import textwrap
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import plan_tables
 from pydantic import BaseModel
 
 from puna.core.recipe import load
@@ -17,6 +26,7 @@ from puna.train.memory import predict_memory
 from puna.train.recipe import Recipe
 
 ROOT = Path(__file__).resolve().parent.parent
+WIDTH = 120  # columns of what commands print
 
 # What each shipped recipe is planned on: device, processes.
 DEVICES = {
@@ -30,9 +40,14 @@ DEVICES = {
 }
 
 
+_WISH = re.compile(r"^<!-- (recipe fields|shipped recipes|result [\w.-]+|plan \w+) -->$", re.MULTILINE)
+_COMMANDS = re.compile(r"^```sh\n([^`]*)```\n\n<!-- output -->$", re.MULTILINE)
+
+
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """MkDocs calls this with each page's text."""
-    return re.sub(r"^<!-- (recipe fields|shipped recipes|result [\w.-]+) -->$", _filled, markdown, flags=re.MULTILINE)
+    text = _WISH.sub(_filled, _COMMANDS.sub(_with_output, markdown))
+    return f"{text}\n\n{plan_tables.style()}\n" if 'class="plot"' in text else text
 
 
 def _filled(match: re.Match[str]) -> str:
@@ -41,11 +56,42 @@ def _filled(match: re.Match[str]) -> str:
         return recipe_fields()
     if wish == "shipped recipes":
         return shipped_recipes()
-    name = wish.removeprefix("result ")
+    if wish.startswith("plan "):
+        found = _record("plan-accuracy")
+        return plan_tables.filled(wish.removeprefix("plan "), found and found["results"])
+    record = _record(wish.removeprefix("result "))
+    return "*Not measured yet.*" if record is None else result(record)
+
+
+def _record(name: str) -> dict[str, Any] | None:
     path = ROOT / "bench" / "results" / f"{name}.json"
-    if not path.exists():
-        return "*Not measured yet.*"
-    return result(json.loads(path.read_text(encoding="utf-8")))
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def _with_output(match: re.Match[str]) -> str:
+    printed = "\n".join(_wrapped(output(line)) for line in match[1].splitlines() if line.strip())
+    return f"```sh\n{match[1]}```\n\n```text\n{printed}```"
+
+
+def _wrapped(text: str) -> str:
+    """Sentences broken at the page's width, as a terminal would; tables and bars as they are."""
+    lines = [
+        textwrap.wrap(line, WIDTH) if len(line) > WIDTH and "  " not in line else [line] for line in text.split("\n")
+    ]
+    return "\n".join(itertools.chain.from_iterable(lines))
+
+
+@lru_cache(maxsize=32)
+def output(line: str) -> str:
+    """What `puna ...` prints, run in the repository, wide and without colours. Raises where it fails."""
+    program, *words = shlex.split(line, comments=True)
+    if program != "puna":
+        raise ValueError(f"'{line}' is no command of puna, so no page shows its output.")
+    environment = {**os.environ, "COLUMNS": str(WIDTH), "NO_COLOR": "1"}
+    command = [sys.executable, "-m", "puna", *words]
+    return subprocess.run(
+        command, cwd=ROOT, env=environment, check=True, stdout=subprocess.PIPE, encoding="utf-8"
+    ).stdout
 
 
 def recipe_fields() -> str:
@@ -80,16 +126,16 @@ def shipped_recipes() -> str:
                 f"{format_bytes(memory)} on each of {where}" if processes > 1 else f"{format_bytes(memory)} on {where}",
             ]
         )
-    return _table(["recipe", "parameters", "tokens", "a step", "optimizer", "predicted memory"], rows)
+    return plan_tables.markdown(["recipe", "parameters", "tokens", "a step", "optimizer", "predicted memory"], rows)
 
 
 def result(record: dict[str, Any]) -> str:
     """A benchmark's tables, under a line that says on what and when it was measured."""
     instructions = " ".join(record["instructions"])
     hardware = f"{record['device']}, {record['cores']} cores, {record['memory_gib']} GiB" + f" ({instructions})"
-    peers = "".join(f", {peer} {record[peer]}" for peer in ("transformers", "nanochat") if peer in record)
-    head = f"{record['date']} · {hardware} · Python {record['python']}, torch {record['torch']}{peers}, "
-    head += f"Puna {record['puna']}\n\n"
+    packages = ("torch", "transformers", "nanochat", "numpy", "scipy")
+    versions = "".join(f", {name} {record[name]}" for name in packages if name in record)
+    head = f"{record['date']} · {hardware} · Python {record['python']}{versions}, Puna {record['puna']}\n\n"
     results = record["results"]
     tables = {
         "train-speed-cpu": _train_speed,
@@ -97,6 +143,8 @@ def result(record: dict[str, Any]) -> str:
         "cli-start": _cli_start,
         "memory-cpu": _memory,
         "learning-cpu": _learning,
+        "plan-accuracy": plan_tables.accuracy,
+        "plan-speed": plan_tables.speed,
     }
     return head + tables[record["benchmark"]](results)
 
@@ -110,9 +158,9 @@ def _train_speed(results: dict[str, Any]) -> str:
     left_out = "".join(f"\n\nLeft out: {name} ({why})." for name, why in results["skipped"].items())
     rates = ", ".join(f"{name} {rate:,.0f} GFLOP/s" for name, rate in results["matmul_gflops"].items())
     return (
-        _table(["contender", "tokens/s, median", "range"], speeds)
+        plan_tables.markdown(["contender", "tokens/s, median", "range"], speeds)
         + "\n\n"
-        + _table(["ratio, round by round", "median", "range"], ratios)
+        + plan_tables.markdown(["ratio, round by round", "median", "range"], ratios)
         + f"\n\nMatrix products on this machine: {rates}."
         + left_out
     )
@@ -129,7 +177,7 @@ def _logits(results: dict[str, Any]) -> str:
         ]
         for name, row in results.items()
     ]
-    return _table(["preset, scaled down", "shape", "RoPE scaling", "head", "largest difference"], rows)
+    return plan_tables.markdown(["preset, scaled down", "shape", "RoPE scaling", "head", "largest difference"], rows)
 
 
 def _cli_start(results: dict[str, Any]) -> str:
@@ -138,7 +186,10 @@ def _cli_start(results: dict[str, Any]) -> str:
         for name, v in results["cpu_seconds"].items()
     ]
     imported = results["imported"].strip("[]") or "none"
-    return _table(["command", "CPU time, median", "range"], rows) + f"\n\nHeavy packages imported: {imported}."
+    return (
+        plan_tables.markdown(["command", "CPU time, median", "range"], rows)
+        + f"\n\nHeavy packages imported: {imported}."
+    )
 
 
 def _memory(results: dict[str, Any]) -> str:
@@ -146,7 +197,7 @@ def _memory(results: dict[str, Any]) -> str:
         [name, format_bytes(row["predicted"]), format_bytes(row["measured"]), f"{row['error']:+.1%}"]
         for name, row in results["cases"].items()
     ]
-    return _table(["run", "predicted", "measured", "error"], rows)
+    return plan_tables.markdown(["run", "predicted", "measured", "error"], rows)
 
 
 def _learning(results: dict[str, Any]) -> str:
@@ -170,7 +221,7 @@ def _learning(results: dict[str, Any]) -> str:
     )
     if reach["puna"]:
         note += f" Puna is there after {format_count(reach['puna'])} tokens: {reach['ratio']:.3f} of them."
-    return _table(head, rows) + "\n\n" + note
+    return plan_tables.markdown(head, rows) + "\n\n" + note
 
 
 def _section(annotation: Any) -> type[BaseModel] | None:
@@ -179,7 +230,7 @@ def _section(annotation: Any) -> type[BaseModel] | None:
 
 def _fields(fields: dict[str, Any]) -> str:
     rows = [[f"`{name}`", f"`{_default(field)}`", field.description or ""] for name, field in fields.items()]
-    return _table(["field", "default", "meaning"], rows)
+    return plan_tables.markdown(["field", "default", "meaning"], rows)
 
 
 def _default(field: Any) -> str:
@@ -189,8 +240,3 @@ def _default(field: Any) -> str:
     if isinstance(value, str):
         return f'"{value}"'
     return "none" if value is None else str(list(value) if isinstance(value, tuple) else value)
-
-
-def _table(columns: list[str], rows: list[list[str]]) -> str:
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)

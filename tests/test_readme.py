@@ -1,4 +1,4 @@
-"""Every command that README.md and docs/getting-started.md show: each is one that `puna` or `make` accepts."""
+"""Every command that README.md and these pages show: each is one that `puna` or `make` accepts."""
 
 import argparse
 import importlib
@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 
 from puna.cli.main import COMMANDS
-from puna.core.recipe import load
+from puna.core.recipe import Config, load
 from puna.data.recipe import DataRecipe
+from puna.plan.fleet import FleetFile
 from puna.train.recipe import Recipe
 
 ROOT = Path(__file__).parent.parent
-PAGES = ("README.md", "docs/getting-started.md")
+PAGES = ("README.md", "docs/getting-started.md", "docs/plan.md", "docs/fleet.md")
 
 
 def shown_commands() -> list[str]:
@@ -54,8 +55,9 @@ def test_recipes_of_the_command_exist_and_take_its_overrides(line: str) -> None:
     words = shlex.split(line, comments=True)
     paths = [ROOT / word for word in words if word.endswith(".toml") and "=" not in word]
     overrides = [word for word in words if re.match(r"[\w.]+=", word)]
+    kinds: dict[str, type[Config]] = {"data": DataRecipe, "fleets": FleetFile}
     for path in paths:
-        load(DataRecipe if path.parent.name == "data" else Recipe, path, overrides)
+        load(kinds.get(path.parent.name, Recipe), path, overrides)
 
 
 @pytest.mark.parametrize("line", lines_of("make"))
