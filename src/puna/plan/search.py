@@ -110,6 +110,8 @@ def _grids(workload: Workload) -> Iterator[list[np.ndarray]]:
         sharding = [
             SHARDING.index(name) for name in stack.shardings if pp == 1 or not name.startswith(("zero3", "hsdp"))
         ]
+        if not sharding:
+            continue
         recompute = [RECOMPUTE.index(name) for name in stack.recomputations]
         grid = np.array(list(itertools.product(interleaved, expert, micro, sharding, recompute)))
         vp, ep, size, shards, again = grid.T
