@@ -124,7 +124,7 @@ def fit(rows: Sequence[Row], *, data: Data | None = None, start: Mapping[str, fl
     try:
         from scipy.optimize import least_squares
     except ImportError:
-        raise PunaError("Fitting needs scipy.", "Install it: pip install 'puna[fit]'.") from None
+        raise PunaError("Fitting needs scipy.", "Install it: pip install scipy.") from None
     rows = [row for row in rows if row.step_seconds is not None]
     if not rows:
         raise PunaError("There is no measured row to fit to.", "Give a runs file whose rows have 'measured'.")
