@@ -59,7 +59,8 @@ def launch_layout(best: Prediction) -> Layout:
     if sharding == "ddp":
         shard = 1
     elif sharding == "hsdp":
-        shard = min(dp, max(1, best.question.accelerator.link_domain // int(layout["tp"])))
+        domain = max(1, best.question.accelerator.link_domain // int(layout["tp"]))
+        shard = max(size for size in range(1, min(dp, domain) + 1) if dp % size == 0)
     return Layout(
         dp_replicate=dp // shard, dp_shard=shard, tp=int(layout["tp"]), cp=int(layout["cp"]), pp=int(layout["pp"])
     )
