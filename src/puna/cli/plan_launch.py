@@ -69,7 +69,12 @@ def launch_layout(best: Prediction) -> Layout:
 def _recipe_text(target: Target, best: Prediction, tokens: float) -> str:
     """The target's recipe, or one for its shape, with what the plan settled: batch, precision, recomputation."""
     tree: dict[str, Any] = tomllib.loads(target.recipe_text) if target.recipe_text else {}
-    if not tree:
+    if not tree and target.config is None:
+        raise PunaError(
+            f"puna train has no network for {target.name}, so there is nothing to launch.",
+            "Plan a dense Llama, or leave --emit out.",
+        )
+    if not tree and target.config:
         shape = target.config.model_dump(exclude_none=True)
         tree = {"corpus": "", "model": {"preset": target.name} if target.config.preset else shape}
     question, train = best.question, dict(tree.get("train", {}))

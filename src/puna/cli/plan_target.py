@@ -4,6 +4,8 @@ Everything that is not said is filled in as published runs of that size did it (
 assumption.
 """
 
+import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +18,7 @@ from puna.plan.defaults import TOKENS_PER_PARAMETER, divisible_batch, pretrainin
 from puna.plan.hardware import Accelerator
 from puna.plan.jobs import PRECISIONS, RECOMPUTE, SHARDING
 from puna.plan.predict import Question
-from puna.plan.shape import Shape, from_config
+from puna.plan.shape import Shape, from_config, published_shapes
 
 if TYPE_CHECKING:
     from puna.train.recipe import Recipe
@@ -32,7 +34,7 @@ class Target:
     """
 
     name: str
-    config: ModelConfig
+    config: ModelConfig | None  # None for a published shape that Puna's own network does not have
     shape: Shape
     seq_len: int
     sequences: int | None
@@ -44,6 +46,12 @@ class Target:
     recipe: "Recipe | None"
     recipe_text: str
     assumptions: tuple[str, ...]
+
+    @property
+    def muon_iterations(self) -> int:
+        """Of Muon's orthogonalisation where the recipe trains with it; 0 for AdamW."""
+        optimizer = self.recipe.optimizer if self.recipe else None
+        return optimizer.newton_schulz_steps if optimizer and optimizer.kind == "muon" else 0
 
     def question(self, accelerator: Accelerator, count: int) -> Question:
         """The question for so many accelerators; a batch that was not given exactly follows their number."""
@@ -89,30 +97,30 @@ def find_target(
 
     Raises PunaError for an unknown model, a count without unit, and what cannot be.
     """
-    recipe, recipe_text, told = None, "", []
+    recipe, recipe_text = None, ""
+    told: list[str] = []
+    config: ModelConfig | None = None
+    published = published_shapes().get(name)
+    if overrides and (name in PRESETS or published):
+        raise PunaError(f"'{overrides[0]}' overrides a recipe, but {name} is a preset.", "Give a recipe, or options.")
     if name in PRESETS:
         config = ModelConfig(preset=name)
-        if overrides:
-            raise PunaError(
-                f"'{overrides[0]}' overrides a recipe, but {name} is a preset.", "Give a recipe, or options."
-            )
+    elif published:
+        if stack == "puna":
+            raise PunaError(f"puna train has no network for {name}.", "Leave --stack out, or name another.")
+        stack = stack or _default_stack(told, True)
     elif name.endswith(".toml"):
         recipe, recipe_text, name = _recipe(Path(name), overrides)
         config = recipe.model
     else:
         name, config = _directory(name)
-    if stack is None:
-        by_default = not machine and recipe is None
-        stack = "megatron-core" if by_default else "puna"
-        told.append(
-            "software: megatron-core, which most published runs used; --stack puna plans what puna train runs today"
-            if by_default
-            else "software: puna, what puna train runs today; --stack megatron-core plans with model parallelism"
-        )
-    parameters = config.num_parameters()
+    stack = stack or _default_stack(told, not machine and recipe is None)
+    shape = from_config(config) if config else published[0] if published else None
+    assert shape is not None  # one of the two it was
+    parameters = round(float(shape.num_parameters()))
     length = _positive(seq_len, "--seq-len") if seq_len else recipe.train.seq_len if recipe else 0
     if not length:
-        length = pretraining_length(config)
+        length = pretraining_length(config) if config else published[1] if published else 0
         told.append(f"sequences of {length:,} tokens, the model's own pretraining length (--seq-len)")
     sequences, batch_tokens = _batch(batch)
     if batch is None:
@@ -121,21 +129,22 @@ def find_target(
         else:
             batch_tokens, source = tokens_per_step(parameters)
             told.append(f"about {format_count(batch_tokens)} tokens a step (--batch). {source}")
-    total, given = _tokens(tokens, recipe, parameters)
+    total, given = _tokens(tokens, recipe, round(float(shape.active_parameters())) if published else parameters)
     if not given:
+        kind = "active parameter" if published else "parameter"
         told.append(
-            f"{format_count(total)} tokens, {TOKENS_PER_PARAMETER:g} a parameter (--tokens): compute-optimal, arXiv "
-            "2203.15556"
+            f"{format_count(total)} tokens, {TOKENS_PER_PARAMETER:g} for each {kind} (--tokens): compute-optimal, "
+            "arXiv 2203.15556"
         )
     if precision is not None and precision not in PRECISIONS:
         raise PunaError(f"--precision {precision} is not known.", nearest(precision, PRECISIONS))
     precision = precision or _precision(recipe, accelerator, told)
-    if recipe and recipe.optimizer.kind == "muon":
+    if recipe and recipe.optimizer.kind == "muon" and not (machine and stack == "puna"):
         told.append("the optimizer is counted as AdamW; Muon keeps one moment less of the blocks' matrices")
     return Target(
         name=name,
         config=config,
-        shape=from_config(config),
+        shape=shape,
         seq_len=length,
         sequences=sequences,
         batch_tokens=batch_tokens,
@@ -147,6 +156,16 @@ def find_target(
         recipe_text=recipe_text,
         assumptions=tuple(told),
     )
+
+
+def _default_stack(told: list[str], widest: bool) -> str:
+    """The software that a plan assumes when nobody says it, told as an assumption."""
+    told.append(
+        "software: megatron-core, which most published runs used; --stack puna plans what puna train runs today"
+        if widest
+        else "software: puna, what puna train runs today; --stack megatron-core plans with model parallelism"
+    )
+    return "megatron-core" if widest else "puna"
 
 
 def recipe_layout(recipe: "Recipe", count: int) -> dict[str, Any]:
@@ -171,6 +190,15 @@ def recipe_layout(recipe: "Recipe", count: int) -> dict[str, Any]:
         "recompute": RECOMPUTE.index({"selective": "ops"}.get(train.checkpointing, train.checkpointing)),
         "sequence_parallel": layout.tp > 1,
     }
+
+
+def is_compiled(recipe: "Recipe | None", accelerator: Accelerator) -> bool:
+    """Whether the trainer would compile blocks here, as `train.parallel.resolve_compile` decides."""
+    if recipe is not None and recipe.train.compile != "auto":
+        return recipe.train.compile == "on"
+    return accelerator.generation != "cpu" or any(
+        shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++")
+    )
 
 
 def parse_tokens(text: str) -> int:
@@ -202,7 +230,9 @@ def _directory(name: str) -> tuple[str, ModelConfig]:
     if not (where / "config.json").is_file():
         if path.is_dir():
             raise PunaError(f"{name} holds no config.json, so it is no model.", "Give a model or run directory.")
-        raise PunaError(f"'{name}' is no preset, recipe or model directory.", nearest(name, PRESETS))
+        raise PunaError(
+            f"'{name}' is no preset, recipe or model directory.", nearest(name, [*PRESETS, *published_shapes()])
+        )
     from puna.core.files import read_json
 
     return path.resolve().name, ModelConfig.from_hf(read_json(where / "config.json"), str(where / "config.json"))

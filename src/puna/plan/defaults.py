@@ -42,7 +42,7 @@ def divisible_batch(sequences: float, accelerators: int, stack: str) -> int:
     if STACKS[stack].model_parallel:
         while ranks > sequences and ranks % 2 == 0:
             ranks //= 2
-        if ranks > sequences:
+        if ranks > 2 * sequences:  # no multiple is near: a layout must leave fewer ranks, or there is none
             return max(1, round(sequences))
     return ranks * max(1, math.floor(sequences / ranks + 0.5))
 
