@@ -87,15 +87,19 @@ def test_an_unknown_gpu_says_how_to_describe_it(tmp_path: Path, monkeypatch: pyt
 
 def test_what_was_measured_wins() -> None:
     guessed = this_machine().accelerator
-    measured = Calibration(device=guessed.name, date="2026-11-23", matmul_fp32_tflops=0.25, stream_gb_per_s=33)
+    slow = 0.5 * (guessed.fp32_tflops or 0)
+    measured = Calibration(device=guessed.name, date="2026-11-23", matmul_fp32_tflops=slow, stream_gb_per_s=33)
     write_calibration(measured)
     write_calibration(Calibration(device="another", date="2026-11-22", matmul_tflops=700))
     found = this_machine().accelerator
-    assert (found.matmul_fp32_tflops, found.stream_gb_per_s) == (0.25, 33)
+    assert (found.matmul_fp32_tflops, found.stream_gb_per_s, found.memory_gb_per_s) == (slow, 33, 33)
     assert found.fp32_tflops == guessed.fp32_tflops
     assert "2026-11-23" in found.sources["stream_gb_per_s"]
     assert read_calibration("another") is not None
     assert read_calibration("a third") is None
+    # What was reached cannot be above the peak, which on a CPU is an estimate.
+    write_calibration(measured.model_copy(update={"matmul_fp32_tflops": 4 * slow}))
+    assert this_machine().accelerator.fp32_tflops == 4 * slow
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"%s": {"colour": 3}}'])

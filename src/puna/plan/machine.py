@@ -1,7 +1,8 @@
 """The machine at hand as a plan sees it: its GPUs or its CPU, and what `puna plan calibrate` has measured on it.
 
 GPUs are found by nvidia-smi and looked up in the catalogue; a CPU is described by what /proc/cpuinfo says, every figure
-an estimate. Where a calibration exists, its measured figures win. No torch here: a plan must answer at once.
+an estimate. Where a calibration exists, its measured figures win. `plan.own` turns one into the cost model's constants.
+No torch here: a plan must answer at once.
 """
 
 import csv
@@ -21,8 +22,33 @@ from puna.core.recipe import Config
 from puna.plan.hardware import OWN, Accelerator, Group, catalogue
 
 
+class Products(Config):
+    """Rate of a training product (a forward one and its two gradients) of (rows, inputs) x (inputs, outputs).
+
+    Seconds = 6·rows·inputs·outputs / tflops / 1e12 · (1 + half/rows)·(1 + half/inputs)·(1 + half/outputs), as `cost`.
+    """
+
+    tflops: float = Field(gt=0, description="what an endlessly large one reaches, TFLOP/s")
+    half_size: float = Field(ge=0, description="a dimension this long costs half of the rate")
+
+
+class AttentionRate(Config):
+    """Causal attention, forward and backward together, at one size; its FLOPs are those of the triangle, 3.5 passes."""
+
+    seq_len: int = Field(gt=0, description="tokens that attend to each other")
+    head_dim: int = Field(gt=0, description="width of a head")
+    tflops: float = Field(gt=0, description="rate, TFLOP/s")
+
+
+class LossRate(Config):
+    """The loss's passes over the logits of a chunk: 20 bytes a logit, as `cost` counts them."""
+
+    vocab: int = Field(gt=0, description="logits of a token")
+    gb_per_s: float = Field(gt=0, description="rate, GB/s")
+
+
 class Calibration(Config):
-    """What was measured on one device, under the names of `Accelerator`'s fields; none: not measured."""
+    """What was measured on one device, figures of `Accelerator` under their names there; none: not measured."""
 
     device: str = Field(description="the device's name, as nvidia-smi or /proc/cpuinfo give it")
     date: str = Field(description="when it was measured, YYYY-MM-DD")
@@ -30,10 +56,18 @@ class Calibration(Config):
     matmul_tflops: float | None = Field(None, gt=0, description="best bf16 product, TFLOP/s")
     matmul_fp32_tflops: float | None = Field(None, gt=0, description="best fp32 product, TFLOP/s")
     matmul_fp8_tflops: float | None = Field(None, gt=0, description="best fp8 product, TFLOP/s")
-    attention_tflops: float | None = Field(None, gt=0, description="attention, forward, TFLOP/s")
+    attention_tflops: float | None = Field(None, gt=0, description="best causal attention, forward, TFLOP/s")
     stream_gb_per_s: float | None = Field(None, gt=0, description="device memory bandwidth, GB/s")
+    products: Products | None = Field(None, description="training products in bf16, over sizes")
+    products_fp32: Products | None = Field(None, description="training products in fp32, over sizes")
+    attention: tuple[AttentionRate, ...] = Field((), description="attention in bf16, over sizes")
+    attention_fp32: tuple[AttentionRate, ...] = Field((), description="attention in fp32, over sizes")
+    loss: tuple[LossRate, ...] = Field((), description="passes over logits, over vocabularies")
+    gate_gb_per_s: float | None = Field(None, gt=0, description="SiLU times another tensor, fp32, GB/s")
+    launch_seconds: float | None = Field(None, gt=0, description="one operation on one number")
     allreduce_gb_per_s: float | None = Field(None, gt=0, description="bus bandwidth within the host, GB/s")
     allgather_gb_per_s: float | None = Field(None, gt=0, description="bus bandwidth within the host, GB/s")
+    latency_seconds: float | None = Field(None, gt=0, description="an all-reduce of one number within the host")
 
 
 # Product names of nvidia-smi and the catalogue's names, the first that is found in it.
@@ -65,19 +99,32 @@ def this_machine() -> Group:
     Raises PunaError for GPUs that the catalogue does not have.
     """
     cards = _cards()
-    if cards:
-        device = cards[0]
-        known = next((name for product, name in _PRODUCTS if product in device), None)
-        if known is None:
-            raise PunaError(
-                f"This machine's GPU, {device}, is not in the catalogue of accelerators.",
-                f"Describe it in a file such as my-gpu.toml and plan with --fleet {len(cards)}xmy-gpu.toml:\n{OWN}",
-            )
-        accelerator = catalogue()[known]
-    else:
-        accelerator = cpu(_text("/proc/cpuinfo"))
-        device = accelerator.name
-    return Group(count=max(1, len(cards)), accelerator=calibrated(accelerator, read_calibration(device)))
+    kind = "cuda" if cards else "cpu"
+    accelerator = calibrated(accelerator_here(kind), read_calibration(device_here(kind)))
+    return Group(count=max(1, len(cards)), accelerator=accelerator)
+
+
+def device_here(kind: str) -> str:
+    """The name under which measurements of this machine's GPUs ("cuda") or CPU (any other kind) are kept."""
+    cards = _cards() if kind == "cuda" else []
+    return cards[0] if cards else cpu(_text("/proc/cpuinfo")).name
+
+
+def accelerator_here(kind: str) -> Accelerator:
+    """This machine's kind of GPU ("cuda") or its CPU (any other kind), before anything was measured.
+
+    Raises PunaError for a GPU that the catalogue does not have, with how to describe it.
+    """
+    cards = _cards() if kind == "cuda" else []
+    if not cards:
+        return cpu(_text("/proc/cpuinfo"))
+    known = next((name for product, name in _PRODUCTS if product in cards[0]), None)
+    if known is None:
+        raise PunaError(
+            f"This machine's GPU, {cards[0]}, is not in the catalogue of accelerators.",
+            f"Describe it in a file such as my-gpu.toml and plan with --fleet {len(cards)}xmy-gpu.toml:\n{OWN}",
+        )
+    return catalogue()[known]
 
 
 def cpu(cpuinfo: str) -> Accelerator:
@@ -153,10 +200,22 @@ def write_calibration(calibration: Calibration) -> Path:
 
 
 def calibrated(accelerator: Accelerator, calibration: Calibration | None) -> Accelerator:
-    """`accelerator` with every measured figure in place of what was there, and its source saying when."""
+    """`accelerator` with every measured figure in place of what was there, and its source saying when.
+
+    A CPU's peaks and bandwidth are estimates: there the bandwidth is the measured one, and no peak is less than what
+    was reached.
+    """
     if calibration is None:
         return accelerator
-    measured = calibration.model_dump(exclude={"device", "date", "versions"}, exclude_none=True)
+    shared = set(Calibration.model_fields) & set(Accelerator.model_fields)
+    measured = calibration.model_dump(include=shared, exclude_none=True)
+    if accelerator.generation == "cpu":
+        reached = {"bf16_tflops": calibration.matmul_tflops, "fp32_tflops": calibration.matmul_fp32_tflops}
+        measured |= {name: rate for name, rate in reached.items() if rate and rate > (getattr(accelerator, name) or 0)}
+        if calibration.stream_gb_per_s:
+            measured["memory_gb_per_s"] = calibration.stream_gb_per_s
+        if calibration.allgather_gb_per_s:
+            measured["link_gb_per_s"] = calibration.allgather_gb_per_s
     told = f"measured on this machine, {calibration.date} {calibration.versions}".strip()
     sources = accelerator.sources | dict.fromkeys(measured, told)
     return accelerator.model_copy(update={**measured, "sources": sources})

@@ -1,0 +1,243 @@
+"""Puna's own runs on the machine at hand: the cost model with what was measured here instead of what was published.
+
+`cost` wants shares of a datasheet's figures, fitted to published runs of large accelerators. A calibration knows this
+device better: how fast training products, attention and the loss run at several sizes. `own_values` says that in the
+cost model's terms, so one set of equations serves both. Only what a calibration cannot know (how often a block passes
+over memory, how many operations a step launches) is a constant here, with the runs it was fitted to.
+
+Muon (arXiv 2502.16982) stands in place of the cost model's AdamW where a run uses it.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from puna.plan.cost import HALF_SIZE_PEAK
+from puna.plan.hardware import catalogue
+from puna.plan.jobs import PRECISIONS, RECOMPUTE, SHARDING
+from puna.plan.machine import AttentionRate, Calibration, LossRate, Products
+from puna.plan.predict import Prediction, Question, predict
+from puna.plan.shape import Shape
+from puna.plan.stacks import Values, constants_for, load_constants
+
+# Passes of a block's element-wise work over those that `cost` counts, at the measured rate of SiLU times a tensor.
+COMPILED_PASSES, EAGER_PASSES = 1.7, 4.0
+# Operations that are launched for a block in a micro-batch, forward and backward, beside the blocks in a step, and by
+# Muon for a block.
+LAYER_LAUNCHES, STEP_LAUNCHES, MUON_LAUNCHES = 200, 1000, 130
+# Bytes that an update moves for each parameter. AdamW as in `cost`; Muon beside its products: momentum, look-ahead,
+# stack, norm, and the way back into the weights.
+ADAMW_BYTES, MUON_BYTES = 30.0, 160.0
+
+# A CPU that was not measured, over its rate of fp32 products: attention, and bytes a FLOP of SiLU times a tensor and of
+# the loss. All are vector arithmetic, so they go with it. Measured on two cores of an EPYC 9R14 (Zen 4), 2026-11-23.
+CPU_ATTENTION, CPU_GATE_BYTES, CPU_LOSS_BYTES = 0.4, 0.17, 0.045
+CPU_LAUNCH_SECONDS, CPU_HALF_SIZE = 2.6e-6, 8.0
+
+
+def predict_own(
+    question: Question,
+    layout: Mapping[str, Any],
+    calibration: Calibration | None,
+    *,
+    muon_iterations: int = 0,
+    compiled: bool = True,
+    values: Values | None = None,
+) -> Prediction:
+    """A step of Puna's trainer in a given layout (fields of `jobs.Layouts`), on a device with this calibration.
+
+    muon_iterations: of Muon's orthogonalisation; 0 for AdamW alone. compiled: whether blocks are. calibration: what is
+    missing in it comes from the catalogue, or for CPUs from estimates.
+    Raises PunaError when the layout does not fit the question.
+    """
+    values = load_constants() if values is None else values
+    values = own_values(question, calibration, compiled=compiled, values=values)
+    found = predict(question, layout, values=values)
+    seconds = dict(found.seconds)
+    seconds["optimizer"] = update_seconds(question, found.layout, calibration, muon_iterations, values)
+    if found.layout["recompute"] == RECOMPUTE.index("ops"):
+        seconds["recompute"] = seconds["elementwise"] / 3  # Puna keeps the results of all products
+    more = sum(seconds.values()) - found.step_seconds
+    factor = 1 + more / found.step_seconds
+    # What the update takes it takes under every assumption.
+    lines = tuple(replace(line, step_seconds=line.step_seconds + more) for line in found.sensitivities)
+    return replace(found, seconds=seconds, low=found.low * factor, high=found.high * factor, sensitivities=lines)
+
+
+def own_values(
+    question: Question, calibration: Calibration | None, *, compiled: bool = True, values: Values | None = None
+) -> dict[str, float]:
+    """The cost model's constants for this question's device, stack, precision and sizes.
+
+    A GPU's fitted shares are of training, which a calibration of single operations does not see: they only move with
+    how its best product compares with the catalogue's. A CPU's come from the calibration alone.
+    """
+    values = dict(load_constants() if values is None else values)
+    if question.accelerator.generation != "cpu":
+        return values | _scaled(question, calibration, values)
+    accelerator, stack = question.accelerator, question.stack
+    found = _of_cpu(question, calibration)
+    fp32 = question.precision == "fp32"
+    products = found.products_fp32 if fp32 else found.products
+    assert products is not None  # _of_cpu fills it
+    peak = accelerator.peak_tflops("fp32" if fp32 else "bf16")
+    attention = _at_size(found.attention_fp32 if fp32 else found.attention, question)
+    loss = _at_vocabulary(found.loss, int(question.shape.vocab))
+    assert found.gate_gb_per_s
+    assert found.launch_seconds
+    passes = COMPILED_PASSES if compiled else EAGER_PASSES
+    return values | {
+        "power": 0.0,  # measured at the power that it has
+        "cpu.matmul_bf16": products.tflops / peak,
+        "half_size": products.half_size,
+        "half_power": 0.0,
+        "cpu.attention": attention / peak,
+        "attention_half": 0.0,
+        "again": 1.0,
+        "memory": loss / accelerator.memory_gb_per_s,
+        "link": 1.0,
+        f"{stack}.matmul": 1.0,
+        f"{stack}.attention": 1.0,
+        f"{stack}.elementwise": passes * loss / found.gate_gb_per_s,
+        f"{stack}.launch_seconds": LAYER_LAUNCHES * found.launch_seconds,
+        f"{stack}.data_hidden": 0.01,  # the same cores compute and communicate
+    }
+
+
+def update_seconds(
+    question: Question,
+    layout: Mapping[str, Any],
+    calibration: Calibration | None,
+    muon_iterations: int,
+    values: Values,
+) -> float:
+    """Seconds of the optimizer on one rank: bytes over the memory, Muon's products, and launches.
+
+    Ranks share Muon's matrices; whole copies share AdamW's work only where states are sharded.
+    """
+    shape, accelerator = question.shape, question.accelerator
+    ranks = int(layout["dp"])
+    ways = 1 if layout["sharding"] == SHARDING.index("ddp") else ranks
+    blocks, rest = float(shape.block_parameters()), 2.0 * float(shape.embedding_parameters())
+    if shape.tied:
+        rest /= 2
+    launches = float(STEP_LAUNCHES)
+    if muon_iterations:
+        moved = MUON_BYTES * blocks + ADAMW_BYTES * rest
+        launches += MUON_LAUNCHES * float(shape.layers)
+    else:
+        moved = ADAMW_BYTES * (blocks + rest)
+    stream = 1e9 * (calibration.stream_gb_per_s if calibration and calibration.stream_gb_per_s else 0.0)
+    stream = stream or 1e9 * accelerator.memory_gb_per_s
+    seconds = moved / ways / stream
+    if accelerator.generation == "cpu":
+        found = _of_cpu(question, calibration)
+        assert found.launch_seconds
+        assert found.products_fp32
+        seconds += launches * found.launch_seconds
+        products = found.products_fp32
+    else:
+        constants = constants_for(values, question.workload().owners())
+        bf16 = accelerator.peak_tflops("bf16")
+        half = float(constants.half_size) * (bf16 * 1e12 / HALF_SIZE_PEAK) ** float(constants.half_power)
+        products = Products(tflops=bf16 * float(constants.matmul_bf16), half_size=half)
+    if muon_iterations:
+        on_cpu = accelerator.generation == "cpu"
+        seconds += muon_seconds(shape, muon_iterations, products, through_gram=on_cpu) / ranks
+    return seconds
+
+
+def muon_seconds(shape: Shape, iterations: int, products: Products, *, through_gram: bool) -> float:
+    """Seconds of orthogonalising every matrix of the blocks once, at a rate of products.
+
+    m is the shorter side and n the longer one. An iteration is a Gram matrix (m, n, m), its square (m, m, m) and their
+    product with the matrix (m, m, n). through_gram: in fp32 a matrix with n ≥ 2m is iterated on through its Gram
+    matrix, as `train.optimizer` does: two long products, and four short ones an iteration but for three less.
+    """
+    heads, kv_heads = float(shape.heads) * float(shape.key_dim), float(shape.kv_heads) * float(shape.key_dim)
+    hidden, ffn = float(shape.hidden), float(shape.ffn)
+    matrices = [(hidden, heads, 2), (hidden, kv_heads, 2), (hidden, ffn, int(shape.matrices))]
+
+    def product(rows: float, inputs: float, outputs: float) -> float:
+        reached = products.tflops * 1e12
+        for size in (rows, inputs, outputs):
+            reached /= 1 + products.half_size / size
+        return 2 * rows * inputs * outputs / reached
+
+    total = 0.0
+    for one, other, count in matrices:
+        m, n = min(one, other), max(one, other)
+        if through_gram and n >= 2 * m:
+            seconds = product(m, n, m) + product(m, m, n) + (4 * iterations - 3) * product(m, m, m)
+        else:
+            seconds = iterations * (product(m, n, m) + product(m, m, m) + product(m, m, n))
+        total += count * seconds
+    return total * float(shape.layers)
+
+
+def muon_flops(shape: Shape, iterations: int, *, through_gram: bool) -> float:
+    """FLOPs of the same."""
+    return 1e12 * muon_seconds(shape, iterations, Products(tflops=1.0, half_size=0.0), through_gram=through_gram)
+
+
+# -- what is missing -------------------------------------------------------------------------------------------------
+
+
+def _of_cpu(question: Question, calibration: Calibration | None) -> Calibration:
+    """A calibration in which everything that a CPU's plan needs has a figure, measured or estimated."""
+    accelerator = question.accelerator
+    given = calibration or Calibration(device=accelerator.name, date="")
+    fp32 = given.matmul_fp32_tflops or accelerator.peak_tflops("fp32")
+    bf16 = given.matmul_tflops or accelerator.peak_tflops("bf16")
+    rate = fp32 * 1e3  # GFLOP/s, so bytes a FLOP give GB/s
+    typical: dict[str, Any] = {
+        "products": Products(tflops=bf16, half_size=CPU_HALF_SIZE),
+        "products_fp32": Products(tflops=fp32, half_size=CPU_HALF_SIZE),
+        "attention": (AttentionRate(seq_len=512, head_dim=64, tflops=CPU_ATTENTION * fp32),),
+        "attention_fp32": (AttentionRate(seq_len=512, head_dim=64, tflops=CPU_ATTENTION * fp32),),
+        "loss": (LossRate(vocab=4096, gb_per_s=CPU_LOSS_BYTES * rate),),
+        "gate_gb_per_s": CPU_GATE_BYTES * rate,
+        "launch_seconds": CPU_LAUNCH_SECONDS,
+    }
+    return given.model_copy(update={name: value for name, value in typical.items() if not getattr(given, name)})
+
+
+def _scaled(question: Question, calibration: Calibration | None, values: Values) -> dict[str, float]:
+    """A GPU's shares of products, moved by how its best product compares with the catalogue's best measured one."""
+    known = catalogue().get(question.accelerator.name)
+    if calibration is None or not calibration.matmul_tflops or known is None or not known.matmul_tflops:
+        return {}
+    factor = calibration.matmul_tflops / known.matmul_tflops
+    names = [f"{known.generation}.matmul_{name}" for name in PRECISIONS]
+    return {name: values[name] * factor for name in names if name in values}
+
+
+def _at_size(rates: Sequence[AttentionRate], question: Question) -> float:
+    """Attention's rate for the question's spans and heads, TFLOP/s, between the sizes measured.
+
+    Over spans by log-log interpolation among the heads' width measured most often; over widths by the same at the one
+    span where several were measured. Beyond the ends the rate stays.
+    """
+    spans, widths = np.array([rate.seq_len for rate in rates]), np.array([rate.head_dim for rate in rates])
+    logs = np.log([rate.tflops for rate in rates])
+    width = max(set(widths.tolist()), key=widths.tolist().count)
+    main = np.flatnonzero(widths == width)
+    main = main[np.argsort(spans[main])]
+    span, head_dim = float(question.seq_len), float(question.shape.key_dim)
+    result = np.interp(np.log(span), np.log(spans[main]), logs[main])
+    others = sorted(set(spans[widths != width].tolist()))
+    if others:
+        beside = np.flatnonzero(spans == others[0])
+        beside = beside[np.argsort(widths[beside])]
+        at_width = np.interp(np.log([head_dim, width]), np.log(widths[beside]), logs[beside])
+        result += at_width[0] - at_width[1]
+    return float(np.exp(result))
+
+
+def _at_vocabulary(rates: Sequence[LossRate], vocab: int) -> float:
+    """The loss's rate for a vocabulary, GB/s, between the sizes measured; beyond the ends the rate stays."""
+    ordered = sorted(rates, key=lambda rate: rate.vocab)
+    logs = np.log([rate.gb_per_s for rate in ordered])
+    return float(np.exp(np.interp(np.log(vocab), np.log([rate.vocab for rate in ordered]), logs)))
