@@ -28,7 +28,7 @@ from puna.data.recipe import DataRecipe
 from puna.engine.generate import Engine
 from puna.evals.completions import completions, function_heads
 from puna.train.recipe import Recipe
-from puna.train.speed import bigram_flops, expected_tokens_per_second
+from puna.train.speed import bigram_flops, expected_step
 
 if TYPE_CHECKING:
     from puna.train.machine import Machine
@@ -75,11 +75,9 @@ def plan(machine: "Machine", minutes: float, *, corpus: str, name: str) -> Recip
     budget = minutes * 60 * machine.matmul_flops[precision]
     size = [size for size in SIZES if budget >= size.flops][-1]
     first = _recipe(size, steps=1, corpus=corpus, name=name)
-    speed = expected_tokens_per_second(
-        first, device_type=machine.device, peak_flops=machine.matmul_flops[precision], world_size=1
-    )
-    assert speed is not None
-    return _with_steps(first, max(16, int(minutes * 60 * speed / first.tokens_per_step)))
+    step = expected_step(first, machine)
+    assert step is not None
+    return _with_steps(first, max(16, int(minutes * 60 / step.step_seconds)))
 
 
 def _with_steps(recipe: Recipe, steps: int) -> Recipe:

@@ -11,7 +11,11 @@ from puna.train.live import LiveView, sparkline
 START = {
     "kind": "start", "step": 0, "device": "a machine", "world_size": 1, "precision": "mixed", "compiled": True,
     "parameters": 6_800_000, "total_steps": 100, "tokens_per_step": 4096, "resumed_from": None,
-    "predicted": {"memory_bytes": 2**30, "tokens_per_second": 20_000.0, "seconds": 20.0},
+    "time": "2026-11-23T10:00:00+00:00",
+    "predicted": {
+        "memory_bytes": 2**30, "tokens_per_second": 20_480.0, "seconds": 20.0,
+        "step_seconds": {"low": 0.18, "value": 0.2, "high": 0.222}, "step_parts_seconds": {"matmul": 0.2},
+    },
 }  # fmt: skip
 TRAIN = {
     "kind": "train", "step": 50, "loss": 2.71828, "bits_per_byte": 1.0834, "grad_norm": 0.5, "step_seconds": 0.2,
@@ -22,7 +26,8 @@ SAMPLE = {"kind": "sample", "step": 50, "prompt": "def ", "text": "f(x):\n\tretu
 SKIP = {"kind": "event", "step": 41, "event": "skip", "detail": "loss [14.2]: the update was left out"}
 END = {
     "kind": "end", "step": 100, "tokens": 409_600, "seconds": 20.0, "tokens_per_second": 20_480.0,
-    "peak_memory_bytes": 2**30, "error": {"memory": 0.01, "tokens_per_second": None}, "goodput": {},
+    "step_seconds": 0.208, "peak_memory_bytes": 2**30, "error": {"memory": 0.01, "step_seconds": -0.0385},
+    "goodput": {},
 }  # fmt: skip
 
 
@@ -52,6 +57,26 @@ def test_the_block_names_its_figures_and_fits_80_columns():
     for part in ("50 of 100", "50%", "21,437 tokens/s", "measured peak (full attention)", "1.234 held-out at step 50"):
         assert part in text
     assert max(map(len, text.splitlines())) <= 80
+
+
+def test_says_what_it_expects_and_how_far_off_that_was():
+    text = show([START, END], False)
+    assert (
+        "1 GiB of memory, 20.5k tokens/s,\n0.2 s a step (0.18 s to 0.222 s with 80 % probability), done in\n20 s, at"
+        in text
+    )
+    assert "0.208 s a step (prediction −3.9%), 1 GiB at most (prediction +1.0%)" in text
+    unknown = {**START["predicted"], "tokens_per_second": None, "step_seconds": None, "seconds": None}
+    none = {**END, "step_seconds": None, "error": {"memory": 0.01, "step_seconds": None}}
+    text = show([{**START, "predicted": unknown}, none], False)
+    assert "Expected: 1 GiB of memory." in text
+    assert "a step" not in text
+    assert "1 GiB at most" in text
+
+
+def test_a_long_run_ends_on_a_day():
+    predicted = {**START["predicted"], "seconds": 3 * 86400.0}
+    assert "November 2026" in show([{**START, "predicted": predicted}], False)
 
 
 @pytest.mark.parametrize("terminal", [True, False])

@@ -27,7 +27,10 @@ def start(**more):
         "torch": "2.13.0", "python": "3.11.7", "world_size": 1, "precision": "mixed", "compiled": True,
         "parameters": 6_818_048, "tokens_per_step": 4096, "total_steps": 400,
         "flops_per_token": {"full": 3.6e7, "causal": 3.3e7}, "peak_flops": 3.81e11, "bytes_per_token": 3.62,
-        "predicted": {"memory_bytes": 1.5 * 2**30, "tokens_per_second": 22_000.0, "seconds": 80.0},
+        "predicted": {
+            "memory_bytes": 1.5 * 2**30, "tokens_per_second": 22_000.0, "seconds": 80.0,
+            "step_seconds": {"low": 0.165, "value": 0.186, "high": 0.21}, "step_parts_seconds": {"matmul": 0.186},
+        },
         "resumed_from": None, **more,
     }  # fmt: skip
 
@@ -55,7 +58,7 @@ def whole_run():
         {"kind": "eval", "step": 400, "tokens": 1, "loss": 3.0, "bits_per_byte": 1.4567, "bytes": 9, "elapsed": 80},
         {
             "kind": "end", "step": 400, "tokens": 1_638_400, "seconds": 81.0, "tokens_per_second": 20_227.0,
-            "peak_memory_bytes": 1.2 * 2**30, "error": {"memory": 0.25, "tokens_per_second": 0.08},
+            "step_seconds": 0.2, "peak_memory_bytes": 1.2 * 2**30, "error": {"memory": 0.25, "step_seconds": -0.07},
             "goodput": {"compute": 75.0, "data": 1.0, "checkpoint": 2.0, "eval": 3.0},
         },
     ]  # fmt: skip
@@ -145,6 +148,8 @@ def test_wilson_interval_is_shown_and_agrees_with_the_published_example(page):
 def test_prediction_errors_are_predicted_over_actual(page):
     assert "+25.0%" in page.text  # 1.5 GiB said, 1.2 GiB used
     assert f"{80 / 81 - 1:+.1%}".replace("-", "−") in page.text
+    assert "a step, usually 0.186 s 0.2 s −7.0%" in page.text
+    assert "between 0.165 s and 0.21 s with 80 % probability" in page.text
 
 
 def test_nothing_that_was_given_becomes_markup(page, tmp_path):

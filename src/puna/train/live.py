@@ -7,6 +7,7 @@ observer of the trainer: called with the events that also go to metrics.jsonl.
 
 import itertools
 from collections.abc import Sequence
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from puna.core.console import console
@@ -138,20 +139,29 @@ def expectation(event: Event) -> str:
     """What is about to run and what it should take, from the start event."""
     device = f"{event['world_size']} processes on {event['device']}" if event["world_size"] > 1 else event["device"]
     precision = event["precision"] + (", compiled" if event["compiled"] else "")
-    predicted = event["predicted"]
-    expected = [format_bytes(predicted["memory_bytes"]) + " of memory"]
-    if predicted["tokens_per_second"]:
-        expected.append(f"{format_count(predicted['tokens_per_second'])} tokens/s")
-    if predicted["seconds"]:
-        expected.append(format_seconds(predicted["seconds"]))
     tokens = event["total_steps"] * event["tokens_per_step"]
     lines = [
         f"{format_count(event['parameters'])} parameters, {precision}, {device}",
-        f"{event['total_steps']:,} steps, {format_count(tokens)} tokens. Expected: {', '.join(expected)}.",
+        f"{event['total_steps']:,} steps, {format_count(tokens)} tokens. Expected: {_expected(event)}",
     ]
     if event["resumed_from"] is not None:
         lines.append(f"Going on from step {event['resumed_from']:,}.")
     return "\n".join(lines)
+
+
+def _expected(event: Event) -> str:
+    predicted = event["predicted"]
+    memory, step = format_bytes(predicted["memory_bytes"]) + " of memory", predicted["step_seconds"]
+    if not step:
+        return f"{memory}."
+    end = datetime.fromisoformat(event["time"]).astimezone() + timedelta(seconds=predicted["seconds"])
+    day = "" if predicted["seconds"] < 12 * 3600 else f" on {end:%d %B %Y}"
+    ends = f"{_seconds(step['low'])} to {_seconds(step['high'])} with 80 % probability"
+    return (
+        f"{memory}, {format_count(predicted['tokens_per_second'])} tokens/s,\n"
+        f"{_seconds(step['value'])} a step ({ends}), done in\n"
+        f"{format_seconds(predicted['seconds'])}, at {end:%H:%M}{day}."
+    )
 
 
 def plain_line(event: Event, start: Event) -> str:
@@ -180,12 +190,14 @@ def plain_line(event: Event, start: Event) -> str:
 
 def outcome(event: Event) -> str:
     """How the run ended and how good the predictions were, from the end event."""
-    error = event["error"]
-    speed = "" if error["tokens_per_second"] is None else f" (prediction {error['tokens_per_second']:+.0%})"
+    error, step = event["error"], ""
+    if event["step_seconds"]:
+        off = "" if error["step_seconds"] is None else f" (prediction {_percent(error['step_seconds'])})"
+        step = f"{_seconds(event['step_seconds'])} a step{off}, "
     return (
         f"Done: {format_count(event['tokens'])} tokens in {format_seconds(event['seconds'])}, "
-        f"{format_count(event['tokens_per_second'])} tokens/s{speed}, "
-        f"{format_bytes(event['peak_memory_bytes'])} at most (prediction {error['memory']:+.0%})."
+        f"{format_count(event['tokens_per_second'])} tokens/s, {step}"
+        f"{format_bytes(event['peak_memory_bytes'])} at most (prediction {_percent(error['memory'])})."
     )
 
 
@@ -207,6 +219,15 @@ def sparkline(values: Sequence[float], width: int) -> str:
 def _printable(line: str) -> str:
     """A model may write control characters, which must not reach the terminal."""
     return "".join(char if char.isprintable() else "�" for char in line)
+
+
+def _seconds(value: float) -> str:
+    """Three digits of a short time: 0.0123 s is 12.3 ms."""
+    return f"{1e3 * value:.3g} ms" if value < 0.0995 else f"{value:.3g} s" if value < 99.5 else format_seconds(value)
+
+
+def _percent(value: float) -> str:
+    return f"{value:+.1%}".replace("-", "−")
 
 
 def _number(value: float | None, form: str) -> str:

@@ -1,7 +1,8 @@
-"""What this machine can do, measured: how fast it multiplies matrices, how much memory is left, whether it compiles.
+"""What this machine can do, measured: how fast it computes, how much memory is left, whether it compiles.
 
 Plans and MFU stand on these numbers. Nothing here comes from a datasheet: a laptop on battery, a container with half a
-core and a card with a lowered power limit all get the rate they really reach. torch is imported only to measure.
+core and a card with a lowered power limit all get the rate they really reach. `train.calibrate` measures the rates;
+torch is imported only for that.
 """
 
 import contextlib
@@ -11,20 +12,12 @@ import shutil
 import subprocess
 import sysconfig
 import tempfile
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import torch
-
-# (m, k, n) of the products that are timed. Squares show what the device can reach; the long, narrow ones are what a
-# small Llama's feed-forward asks for. The best of them counts as the device's rate.
-CPU_SHAPES = ((1024, 1024, 1024), (2048, 2048, 2048), (4096, 256, 688), (4096, 688, 256))
-ACCELERATOR_SHAPES = ((4096, 4096, 4096), (8192, 8192, 8192), (8192, 4096, 14336))
+from puna.plan.machine import Calibration
 
 # Training in bf16 must pay for its casts; below this gain over fp32 it is not worth its lost digits.
 WORTHWHILE_GAIN = 1.2
@@ -36,7 +29,7 @@ class Machine:
 
     memory_bytes: what a new process may use now (on CPU: free memory within the container's limit; else the device's
     free memory). matmul_flops: best measured FLOP/s by precision, "fp32" and "bf16". has_compiler: torch.compile can
-    build its kernels here.
+    build its kernels here. rates: what else was measured, for predictions; None: nothing was.
     """
 
     device: str
@@ -45,6 +38,7 @@ class Machine:
     memory_bytes: int
     matmul_flops: dict[str, float]
     has_compiler: bool
+    rates: Calibration | None = None
 
     @property
     def fast_precision(self) -> str:
@@ -54,18 +48,23 @@ class Machine:
 
 
 def measure(device: str | None = None) -> Machine:
-    """Measure `device` ("cpu", "cuda", "mps"; None: the best there is). Takes two or three seconds.
+    """Measure `device` ("cpu", "cuda", "mps"; None: the best there is). Takes about three seconds.
 
-    Best-of-several timing, so that other work on the machine disturbs it little; it can only read too low.
+    Each rate is a lower quartile of several calls, so that other work on the machine disturbs it little.
     """
+    from puna.train.calibrate import quick_rates
+
     device = device or best_device()
+    rates = quick_rates(device)
+    products = {"fp32": rates.matmul_fp32_tflops, "bf16": rates.matmul_tflops}
     return Machine(
         device=device,
         name=device_name(device),
         cores=cores(),
         memory_bytes=memory_bytes(device),
-        matmul_flops=matmul_flops(device),
+        matmul_flops={name: 1e12 * rate for name, rate in products.items() if rate},
         has_compiler=has_compiler(),
+        rates=rates,
     )
 
 
@@ -76,23 +75,6 @@ def best_device() -> str:
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
-
-
-def matmul_flops(device: str) -> dict[str, float]:
-    """Measured FLOP/s of matrix products in fp32 and bf16 on `device`: the best over a few shapes, about a second.
-
-    A CPU without bf16 instructions emulates them up to a hundred times slower; then a small product is enough to know,
-    and its rate is returned.
-    """
-    import torch
-
-    shapes = CPU_SHAPES if device == "cpu" else ACCELERATOR_SHAPES
-    budget = 0.12 if device == "cpu" else 0.1
-    fp32 = max(_rate(device, torch.float32, shape, budget) for shape in shapes)
-    bf16 = _rate(device, torch.bfloat16, (256, 256, 256), budget / 2)
-    if device != "cpu" or bf16 > fp32 / 4:
-        bf16 = max(_rate(device, torch.bfloat16, shape, budget) for shape in shapes)
-    return {"fp32": fp32, "bf16": bf16}
 
 
 def cores() -> int:
@@ -178,42 +160,6 @@ def has_compiler() -> bool:
             return subprocess.run(command, capture_output=True, timeout=60, check=False).returncode == 0
         except (OSError, subprocess.TimeoutExpired):
             return False
-
-
-def _rate(device: str, dtype: "torch.dtype", shape: tuple[int, int, int], budget: float) -> float:
-    """FLOP/s of one product (m, k) x (k, n): 2·m·k·n over the shortest time seen within `budget` seconds."""
-    import torch
-
-    m, k, n = shape
-    left = torch.randn(m, k, device=device).to(dtype)
-    right = torch.randn(k, n, device=device).to(dtype)
-    wait: Callable[[], None] = {"cuda": torch.cuda.synchronize, "mps": torch.mps.synchronize}.get(device, lambda: None)
-
-    def product() -> None:
-        left @ right
-        wait()
-
-    with torch.inference_mode():
-        times = _times(product, budget)
-    return 2.0 * m * k * n / min(times)
-
-
-def _times(run: Callable[[], object], budget: float, least: int = 3) -> list[float]:
-    """Seconds of each call of `run` after one warm-up call: at least `least` calls, then until `budget` is spent.
-
-    A call that alone takes the whole budget is not repeated.
-    """
-    started = time.perf_counter()
-    run()
-    warmup = time.perf_counter() - started
-    if warmup > 4 * budget:
-        return [warmup]
-    times: list[float] = []
-    while len(times) < least or sum(times) < budget:
-        started = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - started)
-    return times
 
 
 def _cgroup_numbers(name: str) -> list[int]:

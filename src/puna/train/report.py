@@ -348,9 +348,11 @@ def _sample(sample: Event) -> str:
 
 def _predicted(run: Run, facts: dict[str, Any]) -> str:
     predicted = run.start.get("predicted") or {}
+    step = predicted.get("step_seconds") or {}
     rows = []
     for name, expected, actual, form in (
         ("peak memory", predicted.get("memory_bytes"), facts["peak_memory_bytes"], format_bytes),
+        ("a step, usually", step.get("value"), (run.end or {}).get("step_seconds"), _step_seconds),
         ("tokens per second", predicted.get("tokens_per_second"), facts["tokens_per_second"], "{:,.0f}".format),
         (
             "time",
@@ -370,8 +372,16 @@ def _predicted(run: Run, facts: dict[str, Any]) -> str:
     text = "What was said before the run started, and what came of it."
     if rows and not run.end:
         text += " The run is unfinished: actual values are those so far."
+    if step:
+        ends = f"{_step_seconds(step['low'])} and {_step_seconds(step['high'])}"
+        text += f" A step was to take between {ends} with 80 % probability. Compilation counts in the time alone"
+        text += " and in the tokens per second, which are those of the whole run."
     body = f'<div class="scroll">{rendered}</div>' if rendered else ""
     return section("Predicted and actual", text, body + parts)
+
+
+def _step_seconds(value: float) -> str:
+    return f"{value:.3g} s"
 
 
 def _goodput(run: Run) -> str:

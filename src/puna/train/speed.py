@@ -1,39 +1,91 @@
-"""How fast a run will go, before it goes: the FLOPs of a step against the measured rate of matrix products.
+"""How fast a run will go, before it goes: the planner's cost model asked about this recipe on this machine.
 
-No torch. The error is printed when the run ends; bench/results holds what was seen.
+No torch. `plan.own` has the equations and `train.machine` the rates; here a recipe becomes the question. The error is
+printed when the run ends; bench/results/plan-own-cpu.json holds what was seen.
 """
 
+from typing import TYPE_CHECKING, Any
+
+from puna.core.errors import PunaError
 from puna.model.config import ModelConfig
+from puna.plan.hardware import Accelerator
+from puna.plan.jobs import RECOMPUTE, SHARDING
+from puna.plan.machine import Calibration, accelerator_here, calibrated
+from puna.plan.own import predict_own
+from puna.plan.predict import Prediction, Question
+from puna.plan.shape import from_config
 from puna.train.recipe import Recipe
 
-# Share of the measured product rate that a training step reaches, element-wise work and attention included, by device.
-# CPU: see bench/results/train-speed-*.json. CUDA: the mid-range of published dense Llama runs (40 % of the datasheet
-# peak is about 50 % of the measured product rate).
-_EFFICIENCY = {"cpu": 0.75, "cuda": 0.5}
+if TYPE_CHECKING:
+    from puna.train.machine import Machine
+
+# A GPU that the catalogue does not have: shares of its peaks that measured products and copies usually are.
+_REACHED_PRODUCTS, _REACHED_BANDWIDTH = 0.78, 0.9
+_GPU_LINK_GB_PER_S, _GPU_NIC_GBIT_PER_S, _GPU_WATTS = 32.0, 100.0, 400.0  # PCIe 4 x16, 100 Gbit Ethernet
 
 
-def step_flops(recipe: Recipe, *, fp32: bool = False) -> float:
-    """FLOPs of one optimizer step over all processes: the tokens' (causal attention), and Muon's own."""
-    tokens = recipe.tokens_per_step
-    flops = tokens * recipe.model.flops_per_token(recipe.train.seq_len, attention="causal")
-    if recipe.optimizer.kind == "muon":
-        flops += muon_flops(recipe.model, recipe.optimizer.newton_schulz_steps, fp32=fp32)
-    return flops
+def expected_step(recipe: Recipe, machine: "Machine", world_size: int = 1) -> Prediction | None:
+    """A step of `recipe` on so many processes with a device like `machine` each; None when its rates are not known.
 
-
-def muon_flops(model: ModelConfig, iterations: int, *, fp32: bool = False) -> float:
-    """FLOPs of orthogonalising every matrix of the blocks once, m being the shorter side and n the longer one.
-
-    Per iteration three products, 2·m·(2·m·n + m·m); in fp32 long matrices take the way through their Gram matrix.
+    machine: as measured by one of the processes while the others measured too, so that on a CPU its rates are those of
+    a share of the cores. Raises PunaError when the layout or the batch does not fit the number of processes.
     """
-    total = 0.0
-    for name, shape in model.parameter_shapes().items():
-        if ".layers." in name and len(shape) == 2:
-            m, n = min(shape), max(shape)
-            plain = iterations * 2.0 * m * (2 * m * n + m * m)
-            through_gram = 4.0 * m * m * n + (8 * iterations - 6) * m**3
-            total += through_gram if fp32 and n >= 2 * m else plain
-    return total
+    if not all(machine.matmul_flops.get(name) for name in ("fp32", "bf16")):
+        return None
+    rates = _rates(machine)
+    muon = recipe.optimizer
+    return predict_own(
+        recipe_question(recipe, _accelerator(machine, rates, world_size), machine, world_size),
+        recipe_layout(recipe, world_size, on_cpu=machine.device == "cpu"),
+        rates,
+        muon_iterations=muon.newton_schulz_steps if muon.kind == "muon" else 0,
+        compiled=recipe.train.compile == "on" or (recipe.train.compile == "auto" and machine.has_compiler),
+    )
+
+
+def recipe_question(recipe: Recipe, accelerator: Accelerator, machine: "Machine", world_size: int) -> Question:
+    """The recipe as the planner is asked about it."""
+    train = recipe.train
+    precision = machine.fast_precision if train.precision == "auto" else train.precision
+    return Question(
+        model=recipe.name,
+        shape=from_config(recipe.model),
+        accelerator=accelerator,
+        accelerators=world_size,
+        seq_len=train.seq_len,
+        batch=train.batch,
+        precision="fp8" if train.fp8 else "fp32" if precision == "fp32" else "bf16",
+        stack="puna",
+    )
+
+
+def recipe_layout(recipe: Recipe, world_size: int, *, on_cpu: bool = False) -> dict[str, Any]:
+    """The layout that a recipe asks for on so many processes, as columns of `plan.jobs.Layouts`.
+
+    on_cpu: whole copies are the rule there. Raises PunaError where the recipe's layout does not fill the processes or
+    its batch does not divide.
+    """
+    layout, train = recipe.layout, recipe.train
+    if on_cpu and layout.dp_shard == 0 and layout.dp_replicate == 1:
+        layout = layout.model_copy(update={"dp_replicate": world_size, "dp_shard": 1})
+    layout = layout.resolve(world_size)
+    if train.batch % layout.data_parallel:
+        raise PunaError(
+            f"train.batch = {train.batch} rows cannot be shared evenly by {layout.data_parallel} processes.",
+            "Change train.batch or the number of processes.",
+        )
+    rows = train.batch // layout.data_parallel
+    sharded, copies = layout.dp_shard > 1, layout.dp_replicate > 1
+    return {
+        "tp": layout.tp,
+        "cp": layout.cp,
+        "pp": layout.pp,
+        "dp": layout.data_parallel,
+        "micro_batch": min(train.micro_batch or rows, rows),
+        "sharding": SHARDING.index("hsdp" if sharded and copies else "zero3" if sharded else "ddp"),
+        "recompute": RECOMPUTE.index({"selective": "ops"}.get(train.checkpointing, train.checkpointing)),
+        "sequence_parallel": layout.tp > 1,
+    }
 
 
 def bigram_flops(model: ModelConfig) -> float:
@@ -41,16 +93,32 @@ def bigram_flops(model: ModelConfig) -> float:
     return 2.0 * model.vocab_size**2 * model.hidden_size * (6 + 2 + 3 * 30)
 
 
-def expected_tokens_per_second(
-    recipe: Recipe, *, device_type: str, peak_flops: float | None, world_size: int
-) -> float | None:
-    """Tokens per second of the whole run; None when the device's rate is not known.
+def _rates(machine: "Machine") -> Calibration:
+    """What was measured; at least the best products."""
+    bf16, fp32 = (machine.matmul_flops[name] / 1e12 for name in ("bf16", "fp32"))
+    return machine.rates or Calibration(device=machine.name, date="", matmul_tflops=bf16, matmul_fp32_tflops=fp32)
 
-    peak_flops: measured FLOP/s of one process' device in the run's precision. Processes on one CPU share its cores,
-    so there more of them do not go faster.
-    """
-    if not peak_flops:
-        return None
-    devices = world_size if device_type != "cpu" else 1
-    flops = step_flops(recipe, fp32=device_type == "cpu")
-    return recipe.tokens_per_step * devices * peak_flops * _EFFICIENCY.get(device_type, 0.5) / flops
+
+def _accelerator(machine: "Machine", rates: Calibration, world_size: int) -> Accelerator:
+    """The machine's device as the planner knows it; processes on a CPU reach each other through its memory."""
+    try:
+        found = calibrated(accelerator_here(machine.device), rates)
+    except PunaError:
+        found = _unknown(machine, rates)
+    if found.generation == "cpu":
+        found = found.model_copy(update={"link_domain": world_size, "node_size": world_size})
+    return found
+
+
+def _unknown(machine: "Machine", rates: Calibration) -> Accelerator:
+    """A GPU that the catalogue does not have, by what it reaches."""
+    stream = rates.stream_gb_per_s or 1e3
+    return Accelerator(
+        name=machine.name,
+        bf16_tflops=machine.matmul_flops["bf16"] / 1e12 / _REACHED_PRODUCTS,
+        memory_gb=machine.memory_bytes / 1e9,
+        memory_gb_per_s=stream / _REACHED_BANDWIDTH,
+        link_gb_per_s=rates.allgather_gb_per_s or _GPU_LINK_GB_PER_S,
+        nic_gbit_per_s=_GPU_NIC_GBIT_PER_S,
+        watts=_GPU_WATTS,
+    )

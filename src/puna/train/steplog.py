@@ -49,11 +49,19 @@ class StepLog:
         self.data_steps: list[int] = []
         self.mark = self.trainer.clock.training_here
         self.waited = self.trainer.clock.seconds["data"]
+        self.apart = 0  # steps of the interval that a usual step is not judged by
 
     def add(self, loss: Tensor, norm: Tensor) -> None:
         """Note one step (device scalars)."""
         self.values.append(torch.stack((loss, norm.float())))
         self.data_steps.append(self.trainer.data_step)
+        clock = self.trainer.clock
+        if not clock.first_seconds:
+            # It compiles and allocates. Wait for it, this once, so that its time is known.
+            if loss.is_cuda:
+                torch.cuda.synchronize(loss.device)
+            clock.first_seconds = clock.training_here
+            self.apart = 1
 
     def flush(self) -> bool:
         """Read the interval's values, write a line, name the documents of skipped steps.
@@ -70,6 +78,7 @@ class StepLog:
         loss = math.fsum(row[0] for row in good) / len(good)
         clock = trainer.clock
         seconds, waited = clock.training_here - self.mark, clock.seconds["data"] - self.waited
+        clock.note(count - self.apart, seconds - self.apart * clock.first_seconds)
         speed = count * recipe.tokens_per_step / max(1e-9, seconds)
         rate = speed / trainer.world.size
         trainer.emit(
@@ -92,7 +101,7 @@ class StepLog:
         for step in sorted(skipped):
             self._name_documents(step, rows[step - first], self.data_steps[step - first])
         self.values, self.data_steps = [], []
-        self.mark, self.waited = clock.training_here, clock.seconds["data"]
+        self.mark, self.waited, self.apart = clock.training_here, clock.seconds["data"], 0
         gc.collect(1)
         # Older ones no longer count, neither for the decision nor for how far back a roll-back goes.
         oldest = trainer.step - recipe.guard.window
@@ -121,6 +130,8 @@ class Clock:
         self.seconds = {"setup": 0.0, "data": 0.0, "eval": 0.0, "checkpoint": 0.0}
         self.training_before = 0.0
         self.first_step = 0
+        self.first_seconds = 0.0  # of this process' first step, which compiles
+        self.intervals: list[tuple[int, float]] = []
 
     @contextlib.contextmanager
     def part(self, name: str) -> Iterator[None]:
@@ -136,6 +147,21 @@ class Clock:
         self.begin, self.first_step = time.perf_counter(), step
         if step == 0:
             self.training_before = self.seconds["setup"]
+
+    def note(self, steps: int, seconds: float) -> None:
+        """Remember an interval of so many steps, the first step of the process left out."""
+        if steps > 0:
+            self.intervals.append((steps, seconds))
+
+    @property
+    def step_seconds(self) -> float | None:
+        """Seconds of a usual step: the median over steps, each one its interval's mean. None before there is one."""
+        left = sum(steps for steps, _ in self.intervals) / 2
+        for seconds, steps in sorted((seconds / steps, steps) for steps, seconds in self.intervals):
+            left -= steps
+            if left <= 0:
+                return seconds
+        return None
 
     @property
     def training_here(self) -> float:

@@ -42,7 +42,7 @@ from puna.train.optimizer import Optimizer
 from puna.train.recipe import Recipe
 from puna.train.schedule import lr_factor
 from puna.train.setup import build_model, default_layout, fill_weights, open_corpus
-from puna.train.speed import expected_tokens_per_second
+from puna.train.speed import expected_step
 from puna.train.steplog import Clock, StepLog, forget_peak_memory, peak_memory
 from puna.train.stopping import StopRequest
 
@@ -125,6 +125,7 @@ class Trainer:
         ranks = layout.data_parallel
         self.micro_rows, self.micro_batches = parallel.check_batch(recipe.train.batch, recipe.train.micro_batch, ranks)
         self.first_row = world.rank * self.micro_rows * self.micro_batches
+        self.expected = expected_step(recipe, self.machine, world.size)
         mesh = parallel.data_mesh(layout, world)
         self.sharded = layout.dp_shard > 1
         self.clock = Clock()
@@ -412,14 +413,13 @@ class Trainer:
         }
 
     def _predicted(self) -> dict[str, Any]:
-        speed = expected_tokens_per_second(
-            self.recipe, device_type=self.world.device.type, peak_flops=self.peak, world_size=self.world.size
-        )
-        left = (self.recipe.total_steps - self.step) * self.recipe.tokens_per_step
+        step, left = self.expected, self.recipe.total_steps - self.step
         return {
             "memory_bytes": self.memory.total,
-            "tokens_per_second": speed,
-            "seconds": left / speed if speed else None,
+            "step_seconds": {"low": step.low, "value": step.step_seconds, "high": step.high} if step else None,
+            "step_parts_seconds": {name: part for name, part in step.seconds.items() if part} if step else None,
+            "tokens_per_second": step.tokens_per_second if step else None,
+            "seconds": left * step.step_seconds if step else None,
         }
 
     def _finish(self, hooks: Mapping[int, Hook]) -> dict[str, Any]:
@@ -431,23 +431,19 @@ class Trainer:
         if total in hooks:
             hooks[total](self)
         tokens = (self.step - self.clock.first_step) * recipe.tokens_per_step
-        speed = tokens / max(1e-9, self.clock.training_here)
-        predicted = self._predicted()
+        usual, expected = self.clock.step_seconds, self.expected
+        error = expected.step_seconds / usual - 1 if expected and usual else None
         event = {
             "kind": "end",
             "step": self.step,
             "tokens": self.step * recipe.tokens_per_step,
             "seconds": self.clock.training,
-            "tokens_per_second": speed,
+            "tokens_per_second": tokens / max(1e-9, self.clock.training_here),
+            "step_seconds": usual,
             "peak_memory_bytes": memory,
             "bits_per_byte": result["bits_per_byte"],
             "interval": result["interval"],
-            "error": {
-                "memory": predicted["memory_bytes"] / memory - 1,
-                "tokens_per_second": predicted["tokens_per_second"] / speed - 1
-                if predicted["tokens_per_second"] and tokens
-                else None,
-            },
+            "error": {"memory": self.memory.total / memory - 1, "step_seconds": error},
             "goodput": self.clock.parts(),
         }
         self.emit(event)

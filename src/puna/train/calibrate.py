@@ -1,0 +1,186 @@
+"""What this device reaches, measured over a grid of sizes: products, attention, the loss, memory, collectives.
+
+`puna plan calibrate` writes the result where `plan.machine` finds it, and every plan for this machine uses it from then
+on. A training run measures a few of the sizes again before it starts (`train.machine`): a laptop on battery is another
+device than the one on the desk. It lives here and not in `plan`, which must answer without torch.
+"""
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+from puna.plan.machine import AttentionRate, Calibration, LossRate, device_here, write_calibration
+from puna.train.collectives import collective_rates
+from puna.train.machine import best_device
+
+# Products (rows, inputs, outputs) whose best counts as the device's peak. Squares show what it can reach; the long,
+# narrow ones are what a small Llama's feed-forward asks for.
+_BEST = {
+    "cpu": ((1024, 1024, 1024), (4096, 256, 688), (4096, 688, 256)),
+    "gpu": ((4096, 4096, 4096), (8192, 8192, 8192), (8192, 4096, 14336)),
+}
+# Products (rows, inputs, outputs) of linear layers in training, attention's (seq_len, head_dim), the loss's vocabulary:
+# the first ones alone when it must be quick.
+_LAYERS = {
+    "cpu": (
+        (1024, 256, 688),
+        (512, 64, 176),
+        (1024, 256, 256),
+        (1024, 512, 1376),
+        (512, 128, 344),
+        (4096, 256, 688),
+        (4096, 688, 256),
+        (1024, 256, 4096),
+        (4096, 320, 864),
+        (1024, 1024, 1024),
+    ),
+    "gpu": (
+        (8192, 4096, 4096),
+        (8192, 1024, 1024),
+        (8192, 4096, 14336),
+        (2048, 2048, 2048),
+        (8192, 14336, 4096),
+        (16384, 8192, 8192),
+        (2048, 1024, 4096),
+        (16384, 2048, 8192),
+    ),
+}
+_ATTENTION = {
+    "cpu": ((512, 64), (128, 64), (1024, 64), (512, 32), (256, 64), (2048, 64), (512, 128)),
+    "gpu": ((4096, 128), (1024, 128), (8192, 128), (4096, 64), (2048, 128), (16384, 128)),
+}
+_VOCABULARIES = {"cpu": (4096, 16384, 1024, 65536), "gpu": (32768, 131072, 8192)}
+_QUICK = {"layers": 4, "attention": 4, "vocabularies": 2}
+# Rounds over all of them, and seconds for each in a round.
+_ROUNDS, _BUDGET = 12, 0.05
+_QUICK_ROUNDS, _QUICK_BUDGET = 3, 0.005
+_COPIED_NUMBERS = {"cpu": 2**24, "gpu": 2**28}
+
+
+def calibrate(device: str | None = None, *, quick: bool = False) -> Calibration:
+    """Measure `device` ("cpu", "cuda", "mps"; None: the best there is) and keep what was found for plans to come.
+
+    Takes about a minute, quick some seconds. Shows its progress; Ctrl-C leaves what was kept before.
+    Raises PunaError when the result cannot be written, or processes that measure collectives fail.
+    """
+    from puna.core.console import progress
+
+    device = device or best_device()
+    with progress(transient=True) as bar:
+        task = bar.add_task(f"measuring {device_here(device)}", total=None)
+
+        def show(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
+
+        found = _measure(device, quick, show)
+        bar.update(task, description="measuring collectives")
+        found = found.model_copy(update=collective_rates(device, quick=quick))
+    write_calibration(found)
+    return found
+
+
+def quick_rates(device: str) -> Calibration:
+    """A few sizes of everything that this one device does, in two or three seconds; nothing is kept."""
+    return _measure(device, True, lambda _done, _total: None)
+
+
+def _measure(device: str, quick: bool, show: Callable[[int, int], None]) -> Calibration:
+    import torch
+
+    from puna.train import rates
+
+    operations = _operations(device, quick)
+    rounds, budget = (_QUICK_ROUNDS, _QUICK_BUDGET) if quick else (_ROUNDS, _BUDGET)
+    count, total = 0, len(operations) * (rounds + 1)
+
+    def done() -> None:
+        nonlocal count
+        count += 1
+        show(count, total)
+
+    seconds = rates.time_in_rounds(operations, device, rounds=rounds, budget=budget, done=done)
+    return Calibration(
+        device=device_here(device),
+        date=datetime.now(UTC).strftime("%Y-%m-%d"),
+        versions=f"torch {torch.__version__}, {torch.get_num_threads()} threads",
+        **_figures(seconds, device),
+    )
+
+
+def _operations(device: str, quick: bool) -> "dict[tuple[Any, ...], Callable[[], object]]":
+    """Everything that is timed, by (what, precision, sizes...)."""
+    import torch
+
+    from puna.train import rates
+
+    kind = "cpu" if device == "cpu" else "gpu"
+    few = {name: most if quick else None for name, most in _QUICK.items()}
+    precisions = ["fp32", "bf16"] if rates.has_fast_bf16(device) else ["fp32"]
+    dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16}
+    found: dict[tuple[Any, ...], Callable[[], object] | None] = {}
+    # Where bf16 is emulated no run uses it: a small product says how slow it is.
+    for name in precisions:
+        found |= {("product", name, size): rates.product(size, dtypes[name], device) for size in _BEST[kind]}
+        for size in _LAYERS[kind][: few["layers"]]:
+            found["layer", name, size] = rates.training_product(size, dtypes[name], device)
+        for seq_len, head_dim in _ATTENTION[kind][: few["attention"]]:
+            found["attention", name, seq_len, head_dim] = rates.attention(seq_len, head_dim, dtypes[name], device)
+    if "bf16" not in precisions:
+        small = (256, 256, 256)
+        found["product", "bf16", small] = rates.product(small, dtypes["bf16"], device)
+    found |= {("product", "fp8", size): rates.fp8_product(size, device) for size in _BEST[kind]}
+    main, longest = precisions[-1], max(_ATTENTION[kind][: few["attention"]])
+    found["forward", main, *longest] = rates.attention_forward(*longest, dtypes[main], device)
+    for vocab in _VOCABULARIES[kind][: few["vocabularies"]]:
+        found["loss", main, vocab] = rates.loss(vocab, dtypes[main], device)
+        head = (rates.LOSS_ROWS, rates.LOSS_WIDTH, vocab)
+        found["head", main, head] = rates.training_product(head, dtypes[main], device)
+    numbers = _COPIED_NUMBERS[kind]
+    found |= {
+        ("copy", numbers): rates.copy(numbers, device),
+        ("gate",): rates.gate(device),
+        ("launches",): rates.launches(device),
+    }
+    return {name: operation for name, operation in found.items() if operation is not None}
+
+
+def _figures(seconds: dict[tuple[Any, ...], float], device: str) -> dict[str, Any]:
+    """Fields of Calibration from the seconds of each operation."""
+    from puna.train import rates
+
+    found: dict[str, Any] = {}
+    best: dict[str, float] = {}
+    forward: list[float] = []
+    layers: dict[str, list[tuple[rates.Size, float]]] = {}
+    for name, value in seconds.items():
+        match name:
+            case "product", precision, size:
+                best[precision] = max(best.get(precision, 0.0), rates.flops(size) / value / 1e12)
+            case "layer", precision, size:
+                layers.setdefault(precision, []).append((size, value))
+            case "attention", precision, seq_len, head_dim:
+                done = rates.attention_flops(seq_len, head_dim, device, backward=True)
+                rate = AttentionRate(seq_len=seq_len, head_dim=head_dim, tflops=done / value / 1e12)
+                field = "attention_fp32" if precision == "fp32" else "attention"
+                found[field] = (*found.get(field, ()), rate)
+            case "forward", _, seq_len, head_dim:
+                forward.append(rates.attention_flops(seq_len, head_dim, device, backward=False) / value / 1e12)
+            case "loss", precision, vocab:
+                product = seconds.get(("head", precision, (rates.LOSS_ROWS, rates.LOSS_WIDTH, vocab)), 0.0)
+                passes = max(value / 2, value - product)
+                loss = LossRate(vocab=vocab, gb_per_s=20.0 * rates.LOSS_ROWS * vocab / passes / 1e9)
+                found["loss"] = (*found.get("loss", ()), loss)
+            case "copy", numbers:
+                found["stream_gb_per_s"] = 8.0 * numbers / value / 1e9
+            case ("gate",):
+                found["gate_gb_per_s"] = 12.0 * rates.GATE_NUMBERS / value / 1e9
+            case ("launches",):
+                found["launch_seconds"] = value / rates.LAUNCHES
+    for precision, field in (("fp32", "products_fp32"), ("bf16", "products")):
+        if precision in layers:
+            found[field] = rates.fit_products(*zip(*layers[precision], strict=True))
+    names = {"fp32": "matmul_fp32_tflops", "bf16": "matmul_tflops", "fp8": "matmul_fp8_tflops"}
+    found |= {names[precision]: rate for precision, rate in best.items()}
+    if forward:
+        found["attention_tflops"] = max(forward)
+    return found
