@@ -18,17 +18,19 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("words", nargs="*", metavar="RECIPE key=value", help="recipe file, then overrides of its keys")
     parser.add_argument("--run-dir", type=Path, help="where the run lives (default: runs/<recipe name>)")
     parser.add_argument("--resume", type=Path, metavar="RUN_DIR", help="go on with this run instead of a recipe")
+    parser.add_argument("--plan", type=Path, metavar="FILE", help="take the layout of this plan (puna plan ... --json)")
     parser.add_argument("--nproc", type=int, default=1, metavar="N", help="processes on this machine (default: 1)")
     parser.add_argument("--json", action="store_true", help="print the last event as JSON on stdout")
 
 
 def run(args: argparse.Namespace) -> None:
     """Check everything that needs no torch, then train here or start the processes that do."""
-    from puna.core.console import print_json
+    from puna.core.console import console, print_json
     from puna.train.live import LiveView
     from puna.train.run_directory import new_run, resumed_run, settle_corpus
 
     rank = int(os.environ.get("RANK", 0))
+    starting = args.nproc > 1 and "RANK" not in os.environ  # this process only starts those that train
     if args.nproc < 1:
         raise PunaError(f"--nproc {args.nproc} is not a number of processes.", "Give 1 or more.")
     if args.resume:
@@ -39,12 +41,19 @@ def run(args: argparse.Namespace) -> None:
         if not args.words:
             raise PunaError("No recipe was given.", "Try: puna train recipes/laptop.toml, or --resume RUN_DIR.")
         recipe, run_dir = new_run(Path(args.words[0]), args.words[1:], args.run_dir, first=rank == 0)
+    if args.plan:
+        from puna.train.planned import apply_plan
+
+        recipe, told = apply_plan(recipe, args.plan, int(os.environ.get("WORLD_SIZE", args.nproc)))
+        if rank == 0 and not starting:
+            console().print(told, markup=False)
     recipe = settle_corpus(recipe)
-    if args.nproc > 1 and "RANK" not in os.environ:
+    if starting:
         from puna.train.launch import launch
 
         where = ["--resume", str(run_dir)] if args.resume else ["--run-dir", str(run_dir)]
-        command = [sys.executable, "-m", "puna", "train", *args.words, *where, *(["--json"] if args.json else [])]
+        given = [*(["--plan", str(args.plan)] if args.plan else []), *(["--json"] if args.json else [])]
+        command = [sys.executable, "-m", "puna", "train", *args.words, *where, *given]
         sys.exit(launch(command, args.nproc))
 
     from puna.train.trainer import train
