@@ -13,6 +13,7 @@ from puna.cli.main import main
 from puna.core.recipe import load
 from puna.model.config import ModelConfig
 from puna.plan.emit import TARGETS
+from puna.plan.machine import Calibration, device_here, write_calibration
 from puna.train.recipe import Recipe
 
 ROOT = Path(__file__).parents[2]
@@ -101,6 +102,7 @@ def test_without_a_fleet_it_is_this_machine(
     monkeypatch.setenv("PUNA_CACHE", str(tmp_path))
     found = tree(capsys, str(RECIPES / "smoke.toml"))
     assert (found["accelerators"], found["stack"], found["rent_usd"]) == (1, "puna", None)
+    assert any("puna plan calibrate" in line for line in found["assumptions"])
     assert any("no rent is known" in line for line in found["assumptions"])
 
 
@@ -212,6 +214,27 @@ def test_goodput_of_llama_3_and_of_everything(capsys: pytest.CaptureFixture[str]
     assert "interrupted every 9 minutes: do not run it as one synchronous job" in text
 
 
+def test_a_calibration_is_kept_and_used(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setenv("PUNA_CACHE", str(tmp_path))
+    measured = Calibration(device=device_here("cpu"), date="2026-11-23", matmul_fp32_tflops=0.05, stream_gb_per_s=10.0)
+
+    def measure(*, quick: bool) -> Calibration:
+        assert quick
+        write_calibration(measured)
+        return measured
+
+    monkeypatch.setattr("puna.train.calibrate.calibrate", measure)
+    text = plan(capsys, "calibrate", "--quick")
+    assert "matmul_fp32_tflops" in text
+    assert "0.05" in text
+    found = tree(capsys, str(RECIPES / "smoke.toml"))
+    assert any("as measured on 2026-11-23" in line for line in found["assumptions"])
+    assert tree(capsys, "calibrate", "--quick")["date"] == "2026-11-23"
+
+
 def test_rows_of_a_runs_file(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     runs = tmp_path / "runs.yaml"
     runs.write_text(json.dumps(RUNS), encoding="utf-8")
@@ -321,6 +344,8 @@ H100 = ("--fleet", "8xh100")
         (("fleet", "8xh100", "--days", "3"), "The jobs need"),
         (("fleet", "8xh100", "tp=3"), "'tp=3' means nothing to puna plan fleet"),
         (("fleet", "0xh100"), "a fleet needs at least one accelerator"),
+        (("calibrate", "--days", "3"), "--days means nothing to puna plan calibrate"),
+        (("llama3-8b", *H100, "--quick"), "--quick means nothing to puna plan TARGET"),
         (("predict",), "Which runs?"),
         (("predict", "--runs", "nothere.yaml"), "nothere.yaml does not exist"),
     ],
@@ -372,3 +397,17 @@ def _modules_of(words: list[str]) -> str:
     return subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**os.environ, **FLAT}
     ).stdout.splitlines()[-1]
+
+
+def test_published_mixtures_are_planned_by_name(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "qwen3-30b-a3b", "--fleet", "8xb200", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["best"]["layout"]["ep"] > 1
+    assert main(["plan", "qwen3-30b-a3b", "--fleet", "8xb200", "--stack", "puna"]) == 2
+    assert "no network for qwen3-30b-a3b" in capsys.readouterr().err
+
+
+def test_a_mixture_cannot_be_launched(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["plan", "mixtral-8x7b", "--fleet", "64xh100", "--emit", "torchrun", "-o", str(tmp_path / "job")]) == 2
+    assert "nothing to launch" in capsys.readouterr().err
+    assert not (tmp_path / "job").exists()

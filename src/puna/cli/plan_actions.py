@@ -68,6 +68,28 @@ def goodput(args: argparse.Namespace) -> None:
         console(stderr=False).print(goodput_text(found))
 
 
+def calibrate(args: argparse.Namespace) -> None:
+    """Measure this device; plans for this machine use what was found."""
+    from puna.core.console import print_json, say, show_table
+    from puna.plan.machine import Calibration, calibration_path
+    from puna.train.calibrate import calibrate as measure
+
+    found = measure(quick=args.quick)
+    if args.json:
+        print_json(found.model_dump(exclude_none=True))
+        return
+    told = [(name, getattr(found, name)) for name in Calibration.model_fields]
+    show_table(
+        ["measured", "", "what it is"],
+        [
+            [name, _shown(value), Calibration.model_fields[name].description or ""]
+            for name, value in told
+            if value not in (None, ())
+        ],
+    )
+    say(f"Kept in {calibration_path()}; plans for this machine use it from now on.")
+
+
 def predict(args: argparse.Namespace) -> None:
     """A prediction for every row of a file of published runs."""
     from puna.core.console import print_json, show_table
@@ -124,6 +146,17 @@ def _known_runs() -> Path:
     if path is None or not path.is_file():
         raise PunaError("Which runs?", "Give a file of published runs with --runs, or set PUNA_TEST_DATA.")
     return path.resolve()
+
+
+def _shown(value: object) -> str:
+    """A measurement in a table's cell: digits that count, records by their fields, several one below the other."""
+    from pydantic import BaseModel
+
+    if isinstance(value, tuple):
+        return "\n".join(_shown(one) for one in value)
+    if isinstance(value, BaseModel):
+        return ", ".join(f"{name} {_shown(one)}" for name, one in value)
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def terms(args: argparse.Namespace, overrides: list[str]) -> "tuple[Prices, Reliability, list[str]]":

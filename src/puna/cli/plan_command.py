@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from puna.plan.answer import Answer
     from puna.plan.hardware import Group
     from puna.plan.money import Prices
+    from puna.plan.predict import Prediction, Question
     from puna.plan.reliability import Reliability
 
 ACTIONS = ("fleet", "goodput", "calibrate", "predict", "validate")
@@ -28,11 +29,11 @@ _PARTS = ("tp", "cp", "pp", "vp", "dp", "ep", "micro_batch", "sharding", "recomp
 _HEEDED = {
     "fleet": {"json", "price", "days"},
     "goodput": {"json", "gpus", "days", "parameters", "rate"},
-    "calibrate": {"json"},
+    "calibrate": {"json", "quick"},
     "predict": {"json", "runs"},
     "validate": {"json", "runs", "html"},
 }
-_NOT_A_PLAN = {"gpus", "parameters", "rate", "runs"}
+_NOT_A_PLAN = {"gpus", "parameters", "rate", "runs", "quick"}
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -63,10 +64,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     shown.add_argument("--html", type=Path, metavar="FILE", help="a page with pictures")
     shown.add_argument("--emit", metavar="KIND", help=f"launch files: {', '.join(LAUNCHERS)}; into -o")
     shown.add_argument("-o", "--output", type=Path, metavar="DIR", help="folder of the launch files")
-    others = parser.add_argument_group("goodput, predict, validate")
+    others = parser.add_argument_group("goodput, calibrate, predict, validate")
     others.add_argument("--gpus", metavar="N", help="goodput: accelerators of the job")
     others.add_argument("--parameters", metavar="405B", help="goodput: of the model (default: 25M an accelerator)")
     others.add_argument("--rate", type=float, metavar="R", help="goodput: failures of a node a day (default: 3.8e-3)")
+    others.add_argument("--quick", action="store_true", help="calibrate: fewer sizes, in some seconds")
     others.add_argument("--runs", type=Path, metavar="FILE", help="predict, validate: published runs, YAML")
 
 
@@ -124,6 +126,7 @@ def _plan(args: argparse.Namespace) -> None:
         _budget(args, target, group, pinned, prices, reliability)
         return
     question = target.question(group.accelerator, group.count)
+    own, measured = _own(target, question) if args.fleet is None and target.stack == "puna" else ({}, ())
     found = answer(
         question,
         tokens=target.tokens,
@@ -131,7 +134,8 @@ def _plan(args: argparse.Namespace) -> None:
         given=_given(target, group),
         prices=prices,
         reliability=reliability,
-        assumptions=(*target.assumptions, *_said(reliability)),
+        assumptions=(*target.assumptions, *measured, *_said(reliability)),
+        **own,
     )
     _show(args, target, found, prices, reliability)
 
@@ -260,6 +264,33 @@ def _given(target: "Target", group: "Group") -> dict[str, Any] | None:
         return recipe_layout(target.recipe, group.count)
     except PunaError:
         return None
+
+
+def _own(target: "Target", question: "Question") -> tuple[dict[str, Any], tuple[str, ...]]:
+    """How `plan.answer` predicts Puna's own run with what was measured on this machine, and a line that says so."""
+    from dataclasses import replace
+
+    from puna.cli.plan_target import is_compiled
+    from puna.plan.machine import device_here, read_calibration
+    from puna.plan.own import own_values, predict_own
+    from puna.plan.predict import predict
+
+    calibration = read_calibration(device_here("cpu" if question.accelerator.generation == "cpu" else "cuda"))
+    compiled = is_compiled(target.recipe, question.accelerator)
+    values = own_values(question, calibration, compiled=compiled)
+
+    def here(question: "Question", layout: dict[str, Any], *, values: Any) -> "Prediction":
+        usual = predict(question, layout, values=values)
+        own = predict_own(question, layout, calibration, muon_iterations=target.muon_iterations, compiled=compiled)
+        # What another optimizer takes, it takes under every assumption.
+        more = own.step_seconds - usual.step_seconds
+        lines = (replace(line, step_seconds=line.step_seconds + more) for line in usual.sensitivities)
+        return replace(own, sensitivities=tuple(lines))
+
+    told = "this machine's rates are estimated; `puna plan calibrate` measures them"
+    if calibration:
+        told = f"this machine's rates as measured on {calibration.date} (puna plan calibrate)"
+    return {"values": values, "predictor": here}, (told,)
 
 
 def _said(reliability: "Reliability") -> tuple[str, ...]:
