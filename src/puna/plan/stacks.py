@@ -100,7 +100,13 @@ STACKS = {
         _TORCH, "torchtitan", "Composer, FSDP, Triton attention, 2023", gradient_bytes=2, model_parallel=False
     ),
     "fsdp": _child(_TORCH, "torchtitan", "PyTorch FSDP1 with compile, 2024", gradient_bytes=2, model_parallel=False),
-    "puna": _child(_TORCH, "torchtitan", "Puna itself: FSDP2 and compile", model_parallel=False),
+    "puna": _child(
+        _TORCH,
+        "torchtitan",
+        "Puna itself: FSDP2 and compile",
+        model_parallel=False,
+        shardings=("ddp", "zero3", "hsdp"),
+    ),
 }
 DEFAULT_STACK = "puna"
 
