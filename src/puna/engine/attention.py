@@ -66,8 +66,9 @@ class PagedAttention:
         out = torch.empty_like(query)
         for group in self._groups:
             # (sequences, length, kv_heads, head_dim)
-            gathered = (t[group.tables].flatten(1, 2)[:, : group.length].to(query.dtype) for t in (keys, values))
-            part = attend(query[0, group.tokens].unflatten(0, (len(group.tables), -1)), *gathered, None, group.visible)
+            seen, held = (t[group.tables].flatten(1, 2)[:, : group.length].to(query.dtype) for t in (keys, values))
+            asking = query[0, group.tokens].unflatten(0, (len(group.tables), -1))
+            part = attend(asking, seen, held, visible=group.visible)
             out[0, group.tokens] = part.flatten(0, 1)
         return out
 

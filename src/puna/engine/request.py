@@ -41,7 +41,7 @@ class TokenLogprob(NamedTuple):
 class Step(NamedTuple):
     """One token of one continuation."""
 
-    index: int
+    continuation: int
     """Which of the request's n continuations."""
     id: int
     logprob: float
@@ -118,10 +118,10 @@ class Request:
         self.cancelled = True
 
     def completions(self, steps: Sequence[Step]) -> list[Completion]:
-        """The continuations that the steps make, in the order of their index."""
+        """The continuations that the steps make, in their order."""
         rows: list[list[Step]] = [[] for _ in self.continuations]
         for step in steps:
-            rows[step.index].append(step)
+            rows[step.continuation].append(step)
         asked = self.params.prompt_logprobs is not None
         return [
             Completion(

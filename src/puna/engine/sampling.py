@@ -64,7 +64,7 @@ class SamplingParams:
         _require(all(self.stop), "A stop string is empty.", "It would end every text at once; leave it out.")
         _require(self.n >= 1, f"n = {self.n} is below 1.", "Ask for at least one text.")
         _require(0 < self.repetition_penalty < float("inf"),
-                 f"repetition_penalty = {self.repetition_penalty} is not a number above 0.", "1 changes nothing.")  # fmt: skip
+                 f"repetition_penalty = {self.repetition_penalty} is not above 0.", "1 changes nothing.")  # fmt: skip
         for name in ("presence_penalty", "frequency_penalty"):
             value = getattr(self, name)
             _require(math.isfinite(value), f"{name} = {value} is not a number.", "0 changes nothing.")

@@ -87,7 +87,7 @@ class Scheduler:
                 self.drop(request, DeadlineError(message, "Give it more time, or ask for fewer tokens."))
 
     def plan(self) -> list[Chunk]:
-        """Choose the next step's tokens; every chunk's pages are there and its own. Empty when nothing is to be done."""
+        """Choose the next step's tokens; every chunk's pages are there and its own. Empty: nothing to do."""
         chunks: list[Chunk] = []
         preemptions = self.preemptions
         at = 0
