@@ -65,8 +65,7 @@ class PagedAttention:
             return self._paged.attend(query, keys, values)
         out = torch.empty_like(query)
         for group in self._groups:
-            # (sequences, length, kv_heads, head_dim)
-            seen, held = (t[group.tables].flatten(1, 2)[:, : group.length].to(query.dtype) for t in (keys, values))
+            seen, held = (_gather(pages, group).to(query.dtype) for pages in (keys, values))
             asking = query[0, group.tokens].unflatten(0, (len(group.tables), -1))
             part = attend(asking, seen, held, visible=group.visible)
             out[0, group.tokens] = part.flatten(0, 1)
@@ -81,6 +80,13 @@ class _Group:
     tables: Tensor  # (sequences, pages)
     length: int  # keys of the longest
     visible: Tensor | None  # bool, broadcasts to (sequences, 1, seq, length); None: all keys, or causal
+
+
+def _gather(pages: Tensor, group: _Group) -> Tensor:
+    """(sequences, length, kv_heads, head_dim) of a group's sequences, as far as the longest goes."""
+    # Copies whole pages; indexing with the table takes five times as long (32 x 160 tokens, torch 2.13, CPU, 2026-11).
+    rows = pages.index_select(0, group.tables.flatten()).view(len(group.tables), -1, *pages.shape[2:])
+    return rows[:, : group.length]
 
 
 def _groups(spans: Sequence[Span], page_size: int, device: torch.device) -> list[_Group]:
