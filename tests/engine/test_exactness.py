@@ -126,7 +126,7 @@ def spied(engine: Engine, seen: dict[tuple[int, ...], torch.Tensor]) -> Engine:
     return engine
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(prompts=PROMPTS, engines=st.lists(ENGINES, min_size=2, max_size=3), scored=st.booleans())
 def test_deterministic_logits_are_equal_to_the_bit(
     random_model: Maker, prompts: list[list[int]], engines: list[dict[str, Any]], scored: bool
