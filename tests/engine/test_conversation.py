@@ -1,12 +1,14 @@
 """Conversations: what was generated is rendered as it was, and nothing is lost when an answer is cut short."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
+import torch
 
 from puna.core.errors import PunaError
 from puna.engine.conversation import Conversation
 from puna.engine.generate import Engine, SamplingParams
+from puna.engine.scheduler import Chunk
 from puna.model.config import ModelConfig
 from puna.model.llama import LlamaForCausalLM
 from puna.text.chat import render
@@ -35,6 +37,22 @@ def test_the_second_answer_follows_from_all_that_was_said(engine: Engine) -> Non
     assert talk.messages[2]["content"] == first
     talk.reset()
     assert [m["role"] for m in talk.messages] == ["system"]
+
+
+def test_what_was_said_is_not_computed_again(engine: Engine) -> None:
+    talk = Conversation(engine, chat=True, system="be brief and say how the weather is today")
+    "".join(talk.say("how are you", PARAMS))
+    assert engine.tokenizer is not None
+    known = len(render(talk.messages, engine.tokenizer).ids)
+    forward, computed = engine._stepper.runner.forward, []
+
+    def counted(chunks: Sequence[Chunk]) -> torch.Tensor:
+        computed.extend(chunk.start for chunk in chunks)
+        return forward(chunks)
+
+    engine._stepper.runner.forward = counted  # type: ignore[method-assign]
+    "".join(talk.say("and the weather", PARAMS))
+    assert computed[0] >= known - 3, "all but the last token and what closes the turn"
 
 
 def test_an_interrupted_answer_is_kept_as_far_as_it_went(engine: Engine) -> None:

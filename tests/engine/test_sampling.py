@@ -7,13 +7,14 @@ from hypothesis import strategies as st
 from transformers import (
     LogitsProcessorList,
     MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
 )
 
 from puna.core.errors import PunaError
-from puna.engine.sampling import SamplingParams, probabilities, sample
+from puna.engine.sampling import History, SamplingParams, adjusted, likeliest, probabilities, sample
 
 
 @settings(max_examples=100, deadline=None)
@@ -74,6 +75,44 @@ def test_a_filtered_token_is_never_drawn(edge: float, seed: int) -> None:
     assert ids[0] not in (0, 63)
 
 
+@settings(max_examples=50, deadline=None)
+@given(
+    prompt=st.lists(st.integers(0, 29), min_size=1, max_size=9),
+    text=st.lists(st.integers(0, 19), max_size=9),
+    penalty=st.sampled_from([0.5, 1.0, 1.3]),
+    seed=st.integers(0, 99),
+)
+def test_penalties(prompt: list[int], text: list[int], penalty: float, seed: int) -> None:
+    logits = torch.randn(2, 20, generator=torch.Generator().manual_seed(seed))
+    params = [
+        SamplingParams(repetition_penalty=penalty),
+        SamplingParams(presence_penalty=0.5, frequency_penalty=0.25, logit_bias={3: -7.0, 19: 2.0}),
+    ]
+    ours = adjusted(logits, params, [History(prompt, text)] * 2)
+    seen = [token for token in [*prompt, *text] if token < 20]  # a padded embedding knows more than is ever said
+    theirs = RepetitionPenaltyLogitsProcessor(penalty)(torch.tensor([seen], dtype=torch.long), logits[:1].clone())
+    torch.testing.assert_close(ours[:1], theirs)
+    # OpenAI's formula (API reference, "Frequency and presence penalties").
+    for token in range(20):
+        count = text.count(token)
+        expected = logits[1, token] - (count > 0) * 0.5 - count * 0.25 + {3: -7.0, 19: 2.0}.get(token, 0.0)
+        assert ours[1, token].item() == pytest.approx(expected.item(), abs=1e-6)
+
+
+def test_a_bias_chooses_and_the_logprob_stays_the_models() -> None:
+    logits = torch.randn(1, 20, generator=torch.Generator().manual_seed(0))
+    ids, logprobs = sample(logits, [SamplingParams(temperature=0, logit_bias={4: 100.0})], [0.0], [History([], [])])
+    assert ids.tolist() == [4]
+    torch.testing.assert_close(logprobs, logits.log_softmax(-1)[:, 4])
+
+
+def test_the_likeliest_tokens_come_first_and_are_no_more_than_there_are() -> None:
+    logits = torch.tensor([[0.0, 2.0, 1.0]])
+    [[own, *best]] = likeliest(logits, [0], 20)
+    assert own == (0, pytest.approx(logits.log_softmax(-1)[0, 0].item()))
+    assert [token for token, _ in best] == [1, 2, 0]
+
+
 @pytest.mark.parametrize(
     "values",
     [
@@ -85,6 +124,13 @@ def test_a_filtered_token_is_never_drawn(edge: float, seed: int) -> None:
         {"top_p": 0.0},
         {"top_p": 1.1},
         {"min_p": 2.0},
+        {"n": 0},
+        {"repetition_penalty": 0.0},
+        {"presence_penalty": float("inf")},
+        {"frequency_penalty": float("nan")},
+        {"logit_bias": {1: float("nan")}},
+        {"top_logprobs": -1},
+        {"prompt_logprobs": -1},
         {"stop": ("",)},
         {"stop": "end"},
     ],

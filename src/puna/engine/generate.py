@@ -1,59 +1,46 @@
-"""The engine: continues prompts, many at once or one as a stream, for sampling, chat and evaluation.
+"""The engine: continues prompts, many at once or as streams, for sampling, chat, evaluation, serving and RL.
 
-One loop makes one token for every living row per step; `generate` gathers what it yields and `stream` hands it on. A
-row that ends leaves the batch. What a prompt gives does not depend on which others run beside it.
+Everything goes through one scheduler over one pool of pages: a prompt joins the step that runs when it comes, and its
+pages are somebody else's when it ends. `generate` and `stream` make steps on their caller's thread. `submit` starts the
+engine's own thread, which then makes all steps, and hands back a request that any thread may read. What a prompt gives
+does not depend on which others run beside it.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
 from pathlib import Path
-from random import Random
-from typing import Literal, NamedTuple
+from queue import Empty, SimpleQueue
+from time import monotonic
+from typing import Any, TypeVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from puna.core.errors import PunaError
+from puna.core.errors import PunaError, nearest
 from puna.core.files import read_json
-from puna.engine.cache import KVCache
-from puna.engine.sampling import SamplingParams, sample
-from puna.model.llama import LlamaForCausalLM
+from puna.engine.request import Completion, EngineError, Request, Step
+from puna.engine.runner import Runner, make_pool
+from puna.engine.sampling import SamplingParams
+from puna.engine.scheduler import Scheduler
+from puna.engine.step import Stepper
+from puna.model.llama import LlamaForCausalLM, copy_whole
 from puna.model.store import check_vocabulary, load_model
-from puna.text.stream import TextStream
 from puna.text.tokenizer import Tokenizer
 
 __all__ = ["Completion", "Engine", "SamplingParams", "load_engine"]
 
-FinishReason = Literal["stop", "length"]
-
-
-@dataclass(frozen=True)
-class Completion:
-    """What the model added to one prompt."""
-
-    ids: list[int]
-    """Generated ids, with the end token or the last token of a stop string when one ended the text."""
-    text: str
-    """Their text, without end tokens and stop strings."""
-    logprobs: list[float]
-    """Log probability of each id under the model's own distribution (temperature 1, no filter), in nats."""
-    finish_reason: FinishReason
-    """stop: an end token or a stop string; length: max_tokens or the end of the context."""
-
-
-class Step(NamedTuple):
-    """One token of one row."""
-
-    row: int
-    id: int
-    logprob: float
-    text: str
-    finish_reason: FinishReason | None
+T = TypeVar("T")
 
 
 class Engine:
-    """A model and its tokenizer, ready to continue prompts. `tokenizer` may be None: then completions have no text."""
+    """A model and its tokenizer, ready to continue prompts. `tokenizer` may be None: then completions have no text.
+
+    max_batch: texts written at once, at most. kv_tokens: tokens whose keys and values there is room for; by default
+    those of max_batch whole contexts, or what a share of the free memory holds. step_tokens: how many one step may
+    compute. deterministic: logits do not depend to the bit on batch mates, prefix cache or preemption; slower.
+    Weights that others change must be told of by `update_weights(())`.
+    """
 
     def __init__(
         self,
@@ -62,6 +49,11 @@ class Engine:
         *,
         end_ids: Sequence[int] = (),
         max_batch: int = 64,
+        kv_tokens: int | None = None,
+        page_size: int | None = None,
+        step_tokens: int = 512,
+        prefix_cache: bool = True,
+        deterministic: bool = False,
     ) -> None:
         if tokenizer is not None:
             check_vocabulary(model.config, tokenizer.vocab_size, "The engine")
@@ -69,136 +61,283 @@ class Engine:
         self.end_ids = {*(tokenizer.eos_ids if tokenizer else ()), *end_ids}
         # Embeddings are often padded; what the tokenizer cannot read back is never said.
         self.vocabulary = tokenizer.vocab_size if tokenizer else model.config.vocab_size
+        self.deterministic = deterministic
+        self._pool_size: dict[str, Any] = {"kv_tokens": kv_tokens, "page_size": page_size}
+        self._scheduling: dict[str, Any] = {"step_tokens": step_tokens, "prefix_cache": prefix_cache}
+        self._made: Stepper | None = None
+        self._making = threading.Lock()
+        self._turn = threading.Lock()  # held by whoever makes a step or looks into the inbox
+        self._inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._closed = False
+
+    # -- asking ------------------------------------------------------------------------------------------------------
 
     def generate(
         self, prompts: Sequence[Sequence[int]], params: SamplingParams | Sequence[SamplingParams] | None = None
     ) -> list[Completion]:
         """Continue each prompt (token ids). params: one for all, or one per prompt.
 
-        Raises PunaError for an empty or overlong prompt, or ids outside the vocabulary, before anything is computed.
+        Returns n completions for the first prompt, then those of the second, and so on. Raises PunaError for an empty
+        or overlong prompt, or ids outside the vocabulary, before anything is computed.
         """
         each = [params or SamplingParams()] * len(prompts) if not isinstance(params, Sequence) else list(params)
         if len(each) != len(prompts):
             raise PunaError(f"{len(prompts)} prompts but {len(each)} sampling parameters.", "Give one each, or one.")
-        for prompt in prompts:
-            self._check(prompt)
-        steps: list[list[Step]] = [[] for _ in prompts]
-        for first in range(0, len(prompts), self.max_batch):
-            part = slice(first, first + self.max_batch)
-            for step in self._run(prompts[part], each[part]):
-                steps[first + step.row].append(step)
-        return [
-            Completion(
-                ids=[step.id for step in row],
-                text="".join(step.text for step in row),
-                logprobs=[step.logprob for step in row],
-                finish_reason=row[-1].finish_reason or "length",
-            )
-            for row in steps
-        ]
+        requests = [self._request(prompt, p) for prompt, p in zip(prompts, each, strict=True)]
+        try:
+            for request in requests:
+                self._enqueue(request)
+            return [done for request in requests for done in request.completions(list(self._follow(request)))]
+        finally:
+            self._abandon(requests)
 
     def stream(self, prompt_ids: Sequence[int], params: SamplingParams | None = None) -> Iterator[tuple[int, str]]:
         """Yield (id, text piece) as they are made; a piece is empty while its characters or a stop string are open.
 
-        Raises PunaError as `generate`, at the call, before the first token is asked for.
+        Closing the iterator frees its pages. Raises PunaError as `generate`, at the call, before the first token is
+        asked for; a stream has one continuation.
         """
-        self._check(prompt_ids)
-        steps = self._run([prompt_ids], [params or SamplingParams()])
-        return ((step.id, step.text) for step in steps)
+        params = params or SamplingParams()
+        if params.n != 1:
+            raise PunaError(f"n = {params.n}, but a stream has one continuation.", "Use submit or generate.")
+        request = self._request(prompt_ids, params)
 
-    def _check(self, prompt: Sequence[int]) -> None:
-        vocabulary, longest = self.model.config.vocab_size, self.model.config.max_position_embeddings
+        def pieces() -> Iterator[tuple[int, str]]:
+            try:
+                self._enqueue(request)
+                for step in self._follow(request):
+                    yield step.id, step.text
+            finally:
+                self._abandon([request])
+
+        return pieces()
+
+    def submit(
+        self, prompt_ids: Sequence[int], params: SamplingParams | None = None, *, deadline_seconds: float | None = None
+    ) -> Request:
+        """Hand a prompt to the engine's thread, which starts with the first; returns at once.
+
+        Iterate the request for its steps, from any thread. Raises PunaError as `generate`, at the call; iterating
+        raises EngineError when a step failed and DeadlineError when the deadline passed.
+        """
+        deadline = None if deadline_seconds is None else monotonic() + deadline_seconds
+        request = self._request(prompt_ids, params or SamplingParams(), deadline)
+        self._start()
+        self._enqueue(request)
+        return request
+
+    def update_weights(self, weights: Iterable[tuple[str, Tensor]]) -> int:
+        """Copy tensors into the parameters of these names, in place and between two steps; returns the new version.
+
+        Texts on their way go on under the new weights as the model itself would: all their tokens are computed again.
+        Tokens say which version chose them. Raises PunaError for an unknown name or another shape; what was copied
+        before is then in place, and it has a version of its own.
+        """
+        return self._between_steps(lambda: self._update(weights))
+
+    def close(self) -> None:
+        """Stop the engine's thread, if there is one. Requests on their way fail."""
+        self._closed = True
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            self._inbox.put(lambda: None)  # it may be waiting for something to do
+            thread.join()
+        self._end_all()
+
+    # -- looking -----------------------------------------------------------------------------------------------------
+
+    def token_bytes(self, token: int) -> bytes:
+        """What a token stands for, perhaps half a character; a special token's name. Empty without a tokenizer."""
+        return self.tokenizer.shown_bytes(token) if self.tokenizer else b""
+
+    @property
+    def weight_version(self) -> int:
+        """How often `update_weights` was called."""
+        return self._stepper.weight_version
+
+    def stats(self) -> dict[str, Any]:
+        """Numbers for monitoring: requests, pages, steps. progress_age: seconds since a step last ended."""
+        stepper, scheduler = self._stepper, self._stepper.scheduler
+        return {
+            "running": len(scheduler.running),
+            "waiting": len(scheduler.waiting),
+            "pages": scheduler.pool.counts(),
+            "page_size": scheduler.pool.page_size,
+            "steps": stepper.steps,
+            "preemptions": scheduler.preemptions,
+            "weight_version": stepper.weight_version,
+            "progress_age": monotonic() - stepper.progress,
+        }
+
+    # -- the way of a request ----------------------------------------------------------------------------------------
+
+    @property
+    def _stepper(self) -> Stepper:
+        """Made when it is first wanted: so is the memory."""
+        if self._made is not None:
+            return self._made
+        with self._making:
+            if self._made is None:
+                pool = make_pool(self.model, max_batch=self.max_batch, **self._pool_size)
+                scheduler = Scheduler(pool, max_batch=self.max_batch, **self._scheduling)
+                runner = Runner(self.model, pool, self.vocabulary, deterministic=self.deterministic)
+                self._made = Stepper(scheduler, runner, self.token_bytes)
+            return self._made
+
+    def _request(self, prompt: Sequence[int], params: SamplingParams, deadline: float | None = None) -> Request:
+        """A request that was found to be answerable. Raises PunaError when it is not."""
+        config = self.model.config
+        # A token that is never said has no probability.
+        known = self.vocabulary if params.prompt_logprobs is not None else config.vocab_size
         if not prompt:
             raise PunaError("The prompt is empty.", "Give at least the begin-of-text token.")
-        if len(prompt) >= longest:
+        if len(prompt) >= config.max_position_embeddings:
             raise PunaError(
-                f"The prompt has {len(prompt):,} tokens, but the model's context holds {longest:,}.", "Shorten it."
+                f"The prompt has {len(prompt):,} tokens, but the model's context holds "
+                f"{config.max_position_embeddings:,}.",
+                "Shorten it.",
             )
-        wrong = next((token for token in prompt if not 0 <= token < vocabulary), None)
+        wrong = next((token for token in prompt if not 0 <= token < known), None)
         if wrong is not None:
             raise PunaError(
-                f"The prompt has token id {wrong}, but the model knows 0 to {vocabulary - 1}.",
+                f"The prompt has token id {wrong}, but the model knows 0 to {known - 1}.",
                 "Was it encoded with another tokenizer?",
             )
-
-    def _run(self, prompts: Sequence[Sequence[int]], params: Sequence[SamplingParams]) -> Iterator[Step]:
-        rows = [self._row(i, prompt, p) for i, (prompt, p) in enumerate(zip(prompts, params, strict=True))]
-        cache = KVCache(len(rows), self.model.head_weight.device)
-        new_ids = [list(prompt) for prompt in prompts]
-        while rows:
-            logits = self._forward(new_ids, cache)
-            chosen, logprobs = sample(logits, [row.params for row in rows], [row.uniforms.random() for row in rows])
-            alive, next_rows, new_ids = [], [], []
-            for i, (row, token, logprob) in enumerate(zip(rows, chosen.tolist(), logprobs.tolist(), strict=True)):
-                text, reason = row.accept(token)
-                yield Step(row.index, token, logprob, text, reason)
-                if reason is None:
-                    alive.append(i)
-                    next_rows.append(row)
-                    new_ids.append([token])
-            if alive and len(alive) < len(rows):
-                cache.keep(alive)
-            rows = next_rows
-
-    @torch.inference_mode()
-    def _forward(self, new_ids: Sequence[list[int]], cache: KVCache) -> Tensor:
-        """Run the rows' new tokens; return the logits after each row's last one, (rows, vocab)."""
-        counts = [len(ids) for ids in new_ids]
-        padded = torch.tensor([ids + [0] * (max(counts) - len(ids)) for ids in new_ids], device=cache.device)
-        last = torch.tensor(counts, device=cache.device) - 1
-        index = torch.arange(len(counts), device=cache.device)
-        positions = cache.extend(counts)
-        return self.model(
-            padded,
-            positions=positions,
-            cache=cache,
-            head=lambda hidden, weight: F.linear(hidden[index, last], weight[: self.vocabulary]),
-        )
-
-    def _row(self, index: int, prompt: Sequence[int], params: SamplingParams) -> "_Row":
+        wrong = next((token for token in params.logit_bias if not 0 <= token < self.vocabulary), None)
+        if wrong is not None:
+            raise PunaError(
+                f"logit_bias names token id {wrong}, but there are 0 to {self.vocabulary - 1}.", "Leave it out."
+            )
         if params.stop and self.tokenizer is None:
             raise PunaError("Stop strings need a tokenizer, and this model has none.", "Use stop_ids.")
-        room = self.model.config.max_position_embeddings - len(prompt)
+        limit = min(params.max_tokens, config.max_position_embeddings - len(prompt))
+        pool = self._stepper.scheduler.pool
+        if pool.pages_for(len(prompt) + limit) > pool.pages:
+            raise PunaError(
+                f"The prompt's {len(prompt):,} tokens and max_tokens = {limit:,} are {len(prompt) + limit:,}, but the "
+                f"key-value cache holds {pool.pages * pool.page_size:,}.",
+                "Shorten one of them, or give the engine more kv_tokens.",
+            )
         ends = self.end_ids | set(params.stop_ids)
-        text = None
-        if self.tokenizer is not None:
-            text = TextStream(self.tokenizer, skip_special=True)
-            # The text goes on where the prompt ends: perhaps within a character, and not with a space that is dropped.
-            text.push(prompt[-1])
-        return _Row(index, params, min(params.max_tokens, room), ends, text, params.uniforms())
+        return Request(prompt, params, limit=limit, end_ids=ends, tokenizer=self.tokenizer, deadline=deadline)
+
+    def _enqueue(self, request: Request) -> None:
+        self._inbox.put(lambda: self._stepper.scheduler.add(request))
+        if self._closed:
+            self._end_all()
+
+    def _follow(self, request: Request) -> Iterator[Step]:
+        """The request's steps; as long as the engine has no thread they are made here."""
+        while True:
+            while self._thread is None and request.steps.empty():
+                with self._turn:
+                    if request.steps.empty():  # or somebody else's turn brought one
+                        self._drain()
+                        self._stepper.step()
+            step = request.steps.get()
+            if step is None:
+                return
+            if isinstance(step, Exception):
+                raise step
+            yield step
+
+    def _abandon(self, requests: Iterable[Request]) -> None:
+        """Nobody waits for these any more: free what they hold."""
+        open_ones = [request for request in requests if not request.done]
+        for request in open_ones:
+            request.cancel()
+        # A collector may close a stream in the middle of a step on this very thread: then the next step does it.
+        if open_ones and self._turn.acquire(blocking=False):
+            try:
+                self._drain()
+                self._stepper.scheduler.reap(monotonic())
+            finally:
+                self._turn.release()
+
+    def _between_steps(self, task: Callable[[], T]) -> T:
+        """Run a task while no step runs; returns what it returns."""
+        future: Future[T] = Future()
+
+        def run() -> None:
+            try:
+                future.set_result(task())
+            except BaseException as error:
+                future.set_exception(error)
+
+        self._inbox.put(run)
+        if self._thread is None:
+            with self._turn:
+                self._drain()
+        return future.result()
+
+    def _drain(self) -> None:
+        """Run what lies in the inbox. Only with the turn."""
+        while True:
+            try:
+                task = self._inbox.get_nowait()
+            except Empty:
+                return
+            task()
+
+    def _update(self, weights: Iterable[tuple[str, Tensor]]) -> int:
+        stepper, parameters = self._stepper, dict(self.model.named_parameters())
+        try:
+            for name, tensor in weights:
+                parameter = parameters.get(name)
+                if parameter is None:
+                    raise PunaError(f"The model has no weight {name}.", nearest(name, parameters))
+                if parameter.shape != tensor.shape:
+                    raise PunaError(
+                        f"{name} is {tuple(tensor.shape)}, but the model's is {tuple(parameter.shape)}.",
+                        "The weights are those of another shape of model.",
+                    )
+                with torch.no_grad():
+                    copy_whole(tensor, parameter)
+        finally:
+            stepper.weight_version += 1
+            stepper.scheduler.restart(stepper.weight_version)
+        return stepper.weight_version
+
+    # -- the engine's own thread -------------------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        with self._making:
+            if self._thread is None and not self._closed:
+                self._thread = threading.Thread(target=self._work, name="puna-engine", daemon=True)
+                self._thread.start()
+
+    def _work(self) -> None:
+        scheduler = self._stepper.scheduler
+        while not self._closed:
+            if not scheduler.busy:
+                task = self._inbox.get()
+                with self._turn:
+                    task()
+            with self._turn:
+                self._drain()
+                try:
+                    self._stepper.step()
+                except Exception as error:  # a defect of ours: nobody may wait for ever because of it
+                    self._drop_all(EngineError(f"The engine failed ({type(error).__name__}: {error}).", "Report it."))
+
+    def _end_all(self) -> None:
+        with self._turn:
+            self._drain()
+            self._drop_all(EngineError("The engine is closed.", "Make another one."))
+
+    def _drop_all(self, error: EngineError) -> None:
+        for request in self._stepper.scheduler.requests():
+            self._stepper.scheduler.drop(request, error)
 
 
-@dataclass
-class _Row:
-    """One request on its way."""
+def load_engine(
+    directory: Path, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None, **options: Any
+) -> Engine:
+    """Load a model directory with its tokenizer (when it has one) and its end tokens.
 
-    index: int
-    params: SamplingParams
-    limit: int  # tokens
-    end_ids: set[int]
-    text: TextStream | None
-    uniforms: Random
-    count: int = 0
-    held: str = ""  # text that may be the beginning of a stop string
-
-    def accept(self, token: int) -> tuple[str, FinishReason | None]:
-        """Take the next id; return the text that is now certain and, when the row ends, why."""
-        self.count += 1
-        ended = token in self.end_ids
-        full = self.count >= self.limit
-        if self.text is not None:
-            self.held += "" if ended else self.text.push(token)
-            self.held += self.text.close() if ended or full else ""
-        cut = min((at for at in (self.held.find(stop) for stop in self.params.stop) if at >= 0), default=-1)
-        if cut >= 0:
-            return self.held[:cut], "stop"
-        keep = 0 if ended or full else _open_suffix(self.held, self.params.stop)
-        text, self.held = self.held[: len(self.held) - keep], self.held[len(self.held) - keep :]
-        return text, "stop" if ended else "length" if full else None
-
-
-def load_engine(directory: Path, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> Engine:
-    """Load a model directory with its tokenizer (when it has one) and its end tokens. Raises PunaError as both do."""
+    options: those of Engine. Raises PunaError as both do.
+    """
     directory = Path(directory)
     model = load_model(directory, device=device, dtype=dtype)
     tokenizer = None
@@ -208,13 +347,4 @@ def load_engine(directory: Path, *, device: torch.device | str = "cpu", dtype: t
     path = directory / "generation_config.json"
     ends = (read_json(path) if path.is_file() else read_json(directory / "config.json")).get("eos_token_id")
     end_ids = [] if ends is None else ends if isinstance(ends, list) else [ends]
-    return Engine(model, tokenizer, end_ids=end_ids)
-
-
-def _open_suffix(text: str, stops: Sequence[str]) -> int:
-    """Length of the longest end of `text` with which a stop string may begin."""
-    longest = max((len(stop) for stop in stops), default=1) - 1
-    for size in range(min(longest, len(text)), 0, -1):
-        if any(stop.startswith(text[-size:]) for stop in stops):
-            return size
-    return 0
+    return Engine(model, tokenizer, end_ids=end_ids, **options)

@@ -1,15 +1,17 @@
-"""From logits to the next token: greedy, temperature, top-k, top-p, min-p.
+"""From logits to the next token: penalties, bias, greedy, temperature, top-k, top-p, min-p.
 
 Each request draws one uniform number per token from a generator of its own and takes the token at that point of the
 cumulative distribution. So what a seed gives depends neither on the other requests of the batch nor on the device's
-random generator. Filters apply in transformers' order: temperature, top-k, top-p (arXiv 1904.09751), min-p (arXiv
-2407.01082).
+random generator. Penalties come first, then the bias, which has the last word about a token; filters follow in
+transformers' order: temperature, top-k, top-p (arXiv 1904.09751), min-p (arXiv 2407.01082).
 """
 
+import math
 import random
 import secrets
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -36,6 +38,20 @@ class SamplingParams:
     """Strings that end the text; they are not part of it."""
     stop_ids: tuple[int, ...] = ()
     """Token ids that end the text, besides the model's own end tokens."""
+    n: int = 1
+    """How many continuations; the i-th uses seed + i. They share the computing of the prompt."""
+    repetition_penalty: float = 1.0
+    """Divides positive and multiplies negative logits of tokens of prompt and text (arXiv 1909.05858)."""
+    presence_penalty: float = 0.0
+    """Subtracted from the logits of tokens that the text has."""
+    frequency_penalty: float = 0.0
+    """Subtracted from a token's logit once for each time that the text has it."""
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    """Added to the logits of these token ids."""
+    top_logprobs: int = 0
+    """With each token, the log probabilities of this many likeliest ones."""
+    prompt_logprobs: int | None = None
+    """The same for the prompt's tokens; 0: only those of the tokens themselves, None: nothing."""
 
     def __post_init__(self) -> None:
         _require(self.max_tokens >= 1, f"max_tokens = {self.max_tokens} is below 1.", "Ask for at least one token.")
@@ -46,28 +62,83 @@ class SamplingParams:
         _require(0 <= self.min_p <= 1, f"min_p = {self.min_p} is not in [0, 1].", "0 keeps all tokens.")
         _require(not isinstance(self.stop, str), f"stop = {self.stop!r} is one string.", "Give a list of strings.")
         _require(all(self.stop), "A stop string is empty.", "It would end every text at once; leave it out.")
+        _require(self.n >= 1, f"n = {self.n} is below 1.", "Ask for at least one text.")
+        _require(0 < self.repetition_penalty < float("inf"),
+                 f"repetition_penalty = {self.repetition_penalty} is not above 0.", "1 changes nothing.")  # fmt: skip
+        for name in ("presence_penalty", "frequency_penalty"):
+            value = getattr(self, name)
+            _require(math.isfinite(value), f"{name} = {value} is not a number.", "0 changes nothing.")
+        bad = next((token for token, bias in self.logit_bias.items() if not math.isfinite(bias)), None)
+        _require(bad is None, f"logit_bias of token {bad} is not a number.", "Give a finite number, such as -100.")
+        _require(self.top_logprobs >= 0, f"top_logprobs = {self.top_logprobs} is negative.", "0 gives none.")
+        _require((self.prompt_logprobs or 0) >= 0, f"prompt_logprobs = {self.prompt_logprobs} is negative.",
+                 "0 gives those of the prompt's own tokens.")  # fmt: skip
 
-    def uniforms(self) -> random.Random:
-        """The request's own source of uniform numbers."""
-        return random.Random(secrets.randbits(64) if self.seed is None else self.seed)
+    @property
+    def adjusts(self) -> bool:
+        """Whether logits are changed before a token is chosen."""
+        return bool(self.logit_bias or self.repetition_penalty != 1 or self.presence_penalty or self.frequency_penalty)
+
+    def uniforms(self, index: int = 0) -> random.Random:
+        """The source of uniform numbers of the index-th continuation, its own."""
+        return random.Random(secrets.randbits(64) if self.seed is None else self.seed + index)
 
 
-def sample(logits: Tensor, params: Sequence[SamplingParams], uniforms: Sequence[float]) -> tuple[Tensor, Tensor]:
+class History(NamedTuple):
+    """The tokens that penalties look at."""
+
+    prompt: Sequence[int]
+    text: Sequence[int]
+
+
+def sample(
+    logits: Tensor,
+    params: Sequence[SamplingParams],
+    uniforms: Sequence[float],
+    histories: Sequence[History] | None = None,
+) -> tuple[Tensor, Tensor]:
     """Choose the next token of each row. logits: (rows, vocab); uniforms: one number in [0, 1) per row.
 
-    Returns (ids, logprobs), both (rows,); a logprob is that of the model's own distribution, before any filter.
+    histories: one per row, where any row's parameters adjust logits. Returns (ids, logprobs), both (rows,); a logprob
+    is that of the model's own distribution, before penalties, bias and filters.
     """
     logits = logits.float()
-    ids = logits.argmax(-1)
+    wanted = adjusted(logits, params, histories) if histories and any(p.adjusts for p in params) else logits
+    ids = wanted.argmax(-1)
     if any(p.temperature > 0 for p in params):
         # In float64, as a float32 sum over 128k tokens loses the tail.
-        cumulative = probabilities(logits, params).cumsum(-1, dtype=torch.float64)
+        cumulative = probabilities(wanted, params).cumsum(-1, dtype=torch.float64)
         point = _column(uniforms, logits, torch.float64) * cumulative[:, -1:]
         drawn = torch.searchsorted(cumulative, point, right=True).squeeze(-1).clamp_max(logits.shape[-1] - 1)
         greedy = torch.tensor([p.temperature == 0 for p in params], device=logits.device)
         ids = torch.where(greedy, ids, drawn)
     logprobs = logits.log_softmax(-1).gather(-1, ids[:, None]).squeeze(-1)
     return ids, logprobs
+
+
+def adjusted(logits: Tensor, params: Sequence[SamplingParams], histories: Sequence[History]) -> Tensor:
+    """A copy of the logits (rows, vocab) with each row's penalties and bias."""
+    logits = logits.clone()
+    for row, p, history in zip(logits, params, histories, strict=True):
+        if p.repetition_penalty != 1:
+            seen = _ids({*history.prompt, *history.text}, row)
+            old = row[seen]
+            row[seen] = torch.where(old > 0, old / p.repetition_penalty, old * p.repetition_penalty)
+        if (p.presence_penalty or p.frequency_penalty) and history.text:
+            seen, count = _ids(history.text, row).unique(return_counts=True)
+            row[seen] -= p.presence_penalty + p.frequency_penalty * count
+        if p.logit_bias:  # ids are below the vocabulary's end: the engine refused others
+            row[_ids(p.logit_bias, row)] += torch.tensor(list(p.logit_bias.values()), device=row.device)
+    return logits
+
+
+def likeliest(logits: Tensor, ids: Sequence[int], count: int) -> list[list[tuple[int, float]]]:
+    """Per row of logits (rows, vocab): (id, logprob) of its token in `ids`, then of the `count` likeliest tokens."""
+    logprobs = logits.float().log_softmax(-1)
+    own = logprobs.gather(-1, torch.tensor(ids, device=logits.device)[:, None])
+    values, best = logprobs.topk(min(count, logits.shape[-1]))
+    rows = zip(ids, own.flatten().tolist(), best.tolist(), values.tolist(), strict=True)
+    return [[(id, logprob), *zip(others, theirs, strict=True)] for id, logprob, others, theirs in rows]
 
 
 def probabilities(logits: Tensor, params: Sequence[SamplingParams]) -> Tensor:
@@ -92,6 +163,11 @@ def probabilities(logits: Tensor, params: Sequence[SamplingParams]) -> Tensor:
         floor = _column([p.min_p for p in params], logits) * probs.amax(-1, keepdim=True)
         probs = probs * (probs >= floor)
     return probs
+
+
+def _ids(tokens: Iterable[int], row: Tensor) -> Tensor:
+    """The tokens that the row has a logit for: a padded embedding knows more ids than are ever said."""
+    return torch.tensor([token for token in tokens if token < len(row)], dtype=torch.long, device=row.device)
 
 
 def _column(values: Sequence[float], like: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:

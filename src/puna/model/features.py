@@ -1,7 +1,8 @@
 """What the installed torch can do beyond the oldest version we run on: asked once, here, and nowhere else.
 
 `torch.nn.attention.varlen.varlen_attn` (torch 2.10) is flash attention over rows of unequal length without padding. Its
-causal switch and its grouped-query switch came later, so the signature is asked instead of the version.
+causal switch and its grouped-query switch came later, and reading keys from pages (torch 2.12) later still, so the
+signature is asked instead of the version.
 """
 
 import inspect
@@ -10,13 +11,22 @@ from functools import lru_cache
 import torch
 
 
-@lru_cache(maxsize=1)
 def has_varlen_attention() -> bool:
     """Whether causal variable-length attention with grouped heads can run here: the function is there, and CUDA is."""
+    return {"window_size", "enable_gqa"} <= _varlen_parameters()
+
+
+def has_paged_attention() -> bool:
+    """Whether variable-length attention can read keys and values through a block table here."""
+    return has_varlen_attention() and {"block_table", "seqused_k", "num_splits"} <= _varlen_parameters()
+
+
+@lru_cache(maxsize=1)
+def _varlen_parameters() -> frozenset[str]:
     if not torch.cuda.is_available():
-        return False
+        return frozenset()
     try:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:
-        return False
-    return {"window_size", "enable_gqa"} <= inspect.signature(varlen_attn).parameters.keys()
+        return frozenset()
+    return frozenset(inspect.signature(varlen_attn).parameters)

@@ -23,11 +23,11 @@ from puna.model.features import has_varlen_attention
 class Cache(Protocol):
     """Keys and values of earlier tokens, as the engine keeps them."""
 
-    mask: Tensor | None
-    """Which keys each query may see: bool (batch, 1, seq, length). None: all of them for one query, else causal."""
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Keep the new tokens' key and value and let each query see its own sequence up to itself.
 
-    def update(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Append (batch, seq, kv_heads, head_dim) and return all keys and values of the layer, in the same layout."""
+        query: (batch, seq, heads, head_dim), as the result; key and value: (batch, seq, kv_heads, head_dim).
+        """
         ...
 
 
@@ -121,7 +121,9 @@ def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, mask: DocumentMask | None, visible: Tensor | None) -> Tensor:
+def attend(
+    query: Tensor, key: Tensor, value: Tensor, mask: DocumentMask | None = None, visible: Tensor | None = None
+) -> Tensor:
     """Causal grouped-query attention of query (batch, seq, heads, head_dim) over (batch, length, kv_heads, head_dim).
 
     visible: bool (batch, 1, seq, length) replaces the causal rule. SDPA shares each key-value head among its query
@@ -161,11 +163,9 @@ class Attention(nn.Module):
             project(x).unflatten(-1, (-1, self.head_dim)) for project in (self.q_proj, self.k_proj, self.v_proj)
         )  # each (batch, seq, heads, head_dim)
         query, key = rotate(query, rope), rotate(key, rope)
-        visible = None
         if cache is not None:
-            key, value = cache.update(self.layer, key, value)
-            visible = cache.mask
-        return self.o_proj(attend(query, key, value, mask, visible).flatten(-2))
+            return self.o_proj(cache.attend(self.layer, query, key, value).flatten(-2))
+        return self.o_proj(attend(query, key, value, mask).flatten(-2))
 
 
 class FeedForward(nn.Module):

@@ -316,13 +316,20 @@ class Trainer:
         if self.sharded:
             return  # one process alone cannot run a sharded network
         from puna.engine.generate import Engine, SamplingParams
+        from puna.engine.request import EngineError
 
         with self.clock.part("eval"), self.apart():
             tokenizer, prompt = self.corpus.tokenizer, self.recipe.log.sample_prompt
             params = SamplingParams(max_tokens=48, temperature=0.7, seed=self.recipe.train.seed)
             if self.world.first:
+                ids = tokenizer.encode(prompt, bos=True)
+                # A cache for this one text: on an accelerator training wants the rest of the memory.
+                engine = Engine(self.model, tokenizer, max_batch=1, kv_tokens=len(ids) + params.max_tokens)
                 with self.uncompiled():
-                    text = Engine(self.model, tokenizer).generate([tokenizer.encode(prompt, bos=True)], params)[0].text
+                    try:
+                        text = engine.generate([ids], params)[0].text
+                    except EngineError as error:  # no reason for a run to end
+                        text = f"({error})"
                 self.emit({"kind": "sample", "step": self.step, "prompt": prompt, "text": text})
 
     # -- state -------------------------------------------------------------------------------------------------------

@@ -1,0 +1,211 @@
+"""A request on its way: what was asked, what came of it so far, and how its consumer hears of it.
+
+A request has n continuations. The first computes the prompt; the others come to life when that is done, with the same
+pages. Each knows its tokens, how many of them the cache holds (`computed`) and in which pages; so one that lost its
+pages needs nothing but to be computed again.
+
+Steps travel through a queue, so a consumer on any thread iterates a request while the engine fills it.
+"""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from queue import SimpleQueue
+from typing import Literal, NamedTuple
+
+from puna.core.errors import PunaError
+from puna.engine.sampling import SamplingParams
+from puna.text.stream import TextStream
+from puna.text.tokenizer import Tokenizer
+
+FinishReason = Literal["stop", "length", "cancelled"]
+
+
+class EngineError(PunaError):
+    """The engine could not finish a request that was all right: a fault in a step, or the engine was closed."""
+
+
+class DeadlineError(PunaError):
+    """A request was not finished in the time it was given."""
+
+
+class TokenLogprob(NamedTuple):
+    """A token and its log probability in nats under the model's own distribution."""
+
+    id: int
+    logprob: float
+    bytes: bytes
+    """What it stands for, perhaps half a character; a special token's name. Empty without a tokenizer."""
+
+
+class Step(NamedTuple):
+    """One token of one continuation."""
+
+    continuation: int
+    """Which of the request's n continuations."""
+    id: int
+    logprob: float
+    """Log probability under the model's own distribution (temperature 1, no filter), in nats."""
+    text: str
+    """Text that is now certain: empty while a character or a stop string is open."""
+    finish_reason: FinishReason | None
+    weight_version: int
+    """Version of the weights that chose it."""
+    top: tuple[TokenLogprob, ...]
+    """The likeliest tokens there, as many as `top_logprobs` asked for."""
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What the model added to one prompt."""
+
+    ids: list[int]
+    """Generated ids, with the end token or the last token of a stop string when one ended the text."""
+    text: str
+    """Their text, without end tokens and stop strings."""
+    logprobs: list[float]
+    """Log probability of each id under the model's own distribution (temperature 1, no filter), in nats."""
+    finish_reason: FinishReason
+    """stop: an end token or a stop string; length: max_tokens or the end of the context; cancelled: by its consumer."""
+    weight_versions: list[int] = field(default_factory=list)
+    """Per id, the version of the weights that chose it."""
+    top_logprobs: list[tuple[TokenLogprob, ...]] = field(default_factory=list)
+    """Per id, the likeliest tokens there, likeliest first; empty tuples unless asked for."""
+    prompt_logprobs: list[tuple[TokenLogprob, ...]] = field(default_factory=list)
+    """Per token of the prompt, itself and the likeliest ones there; nothing for the first. Empty unless asked for."""
+
+
+_arrivals = itertools.count()
+
+
+class Request:
+    """One prompt and its n continuations. Iterate it for its steps, from any one thread; `cancel` may come from any."""
+
+    def __init__(
+        self,
+        prompt: Sequence[int],
+        params: SamplingParams,
+        *,
+        limit: int,
+        end_ids: set[int],
+        tokenizer: Tokenizer | None,
+        deadline: float | None = None,
+    ) -> None:
+        """limit: tokens at most per continuation; deadline: on time.monotonic's clock."""
+        self.prompt, self.params, self.deadline = list(prompt), params, deadline
+        self.arrival = next(_arrivals)
+        self.steps: SimpleQueue[Step | Exception | None] = SimpleQueue()
+        self.prompt_logprobs: list[tuple[TokenLogprob, ...] | None] = [()]
+        if params.prompt_logprobs is not None:
+            self.prompt_logprobs += [None] * (len(prompt) - 1)
+        self.continuations = [Continuation(self, i, limit, end_ids, tokenizer) for i in range(params.n)]
+        self.forked = params.n == 1
+        self.cached_tokens = 0
+        """Tokens of the prompt that were found in the prefix cache."""
+        self.cancelled = False
+        self.done = False
+        """Nothing more will be put into `steps`."""
+
+    def __iter__(self) -> Iterator[Step]:
+        """Yield steps as they are made, to the end. Raises PunaError when the request failed on its way."""
+        while (step := self.steps.get()) is not None:
+            if isinstance(step, Exception):
+                raise step
+            yield step
+
+    def cancel(self) -> None:
+        """Ask the engine to stop. Its pages are free before the next step; iterating then ends."""
+        self.cancelled = True
+
+    def completions(self, steps: Sequence[Step]) -> list[Completion]:
+        """The continuations that the steps make, in their order."""
+        rows: list[list[Step]] = [[] for _ in self.continuations]
+        for step in steps:
+            rows[step.continuation].append(step)
+        asked = self.params.prompt_logprobs is not None
+        return [
+            Completion(
+                ids=[step.id for step in row],
+                text="".join(step.text for step in row),
+                logprobs=[step.logprob for step in row],
+                finish_reason=(row[-1].finish_reason if row else None) or "cancelled",
+                weight_versions=[step.weight_version for step in row],
+                top_logprobs=[step.top for step in row],
+                prompt_logprobs=[tops or () for tops in self.prompt_logprobs] if asked else [],
+            )
+            for row in rows
+        ]
+
+    @property
+    def wants_prompt(self) -> bool:
+        """Whether logits of the prompt are still missing, so that no part of it may be skipped."""
+        return None in self.prompt_logprobs
+
+    def finish(self, error: Exception | None = None) -> None:
+        """Tell the consumer that this was all."""
+        if not self.done:
+            self.done = True
+            self.steps.put(error)
+
+
+class Continuation:
+    """One of a request's texts: its tokens, its pages, and what of it is certain."""
+
+    def __init__(
+        self, request: Request, index: int, limit: int, end_ids: set[int], tokenizer: Tokenizer | None
+    ) -> None:
+        self.request, self.index, self.params, self.limit = request, index, request.params, limit
+        self.end_ids = end_ids
+        self.ids = list(request.prompt)
+        self.computed = 0  # tokens whose keys and values are in the pages
+        self.block_table: list[int] = []
+        self.digests: list[bytes] = []  # of the block table's whole pages, as far as they were entered
+        self.uniforms = self.params.uniforms(index)
+        self.finish_reason: FinishReason | None = None
+        self._held = ""  # text that may be the beginning of a stop string
+        self._text: TextStream | None = None
+        if tokenizer is not None:
+            self._text = TextStream(tokenizer, skip_special=True)
+            # The text goes on where the prompt ends: perhaps within a character, and not with a space that is dropped.
+            self._text.push(self.ids[-1])
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """Who came first."""
+        return (self.request.arrival, self.index)
+
+    @property
+    def pending(self) -> int:
+        """Tokens still to be computed before the next one can be chosen; 1 while decoding."""
+        return len(self.ids) - self.computed
+
+    @property
+    def text_ids(self) -> list[int]:
+        """The tokens that were generated."""
+        return self.ids[len(self.request.prompt) :]
+
+    def accept(self, token: int) -> str:
+        """Take the next id; return the text that is now certain. Sets `finish_reason` when the text ends."""
+        self.ids.append(token)
+        ended = token in self.end_ids
+        full = len(self.ids) - len(self.request.prompt) >= self.limit
+        if self._text is not None:
+            self._held += "" if ended else self._text.push(token)
+            self._held += self._text.close() if ended or full else ""
+        cut = min((at for at in (self._held.find(stop) for stop in self.params.stop) if at >= 0), default=-1)
+        if cut >= 0:
+            self.finish_reason = "stop"
+            return self._held[:cut]
+        self.finish_reason = "stop" if ended else "length" if full else None
+        keep = 0 if ended or full else _open_suffix(self._held, self.params.stop)
+        text, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
+        return text
+
+
+def _open_suffix(text: str, stops: Sequence[str]) -> int:
+    """Length of the longest end of `text` with which a stop string may begin."""
+    longest = max((len(stop) for stop in stops), default=1) - 1
+    for size in range(min(longest, len(text)), 0, -1):
+        if any(stop.startswith(text[-size:]) for stop in stops):
+            return size
+    return 0

@@ -1,0 +1,91 @@
+"""One forward for a mixed batch of prompts and texts, and how large a pool this machine has room for.
+
+The tokens of all chunks lie end to end in one row, so nothing is padded. In the deterministic mode a chunk is computed
+page by page instead, each page of each sequence in a forward of its own that always has the whole page's shape: a
+token then passes through the same kernels with the same shapes at the same row whatever runs beside it, however its
+prompt was cut and whether its neighbours came from the prefix cache, and so its logits are the same to the bit. It
+costs a page's arithmetic for each token that is written.
+"""
+
+from collections.abc import Sequence
+from itertools import accumulate
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from puna.engine.attention import CPU_PAGE, CUDA_PAGE, PagedAttention, Span, reads_pages
+from puna.engine.pages import PagePool
+from puna.engine.scheduler import Chunk
+from puna.model.llama import LlamaForCausalLM
+
+_SHARE = {"cpu": 0.25, "cuda": 0.8}
+"""How much of the memory that is free now the pool may take. On a CPU it is taken only as pages are written."""
+
+
+class Runner:
+    """A model and the pages it computes into. vocabulary: tokens that may be said, the first of the model's."""
+
+    def __init__(self, model: LlamaForCausalLM, pool: PagePool, vocabulary: int, *, deterministic: bool) -> None:
+        self.model, self.pool, self.vocabulary, self.deterministic = model, pool, vocabulary, deterministic
+
+    @torch.inference_mode()
+    def forward(self, chunks: Sequence[Chunk]) -> Tensor:
+        """Compute the chunks into their pages. Returns the logits of their rows, end to end: (rows, vocabulary)."""
+        if self.deterministic:
+            return torch.cat([tile for chunk in chunks for tile in self._tiles(chunk)])
+        ids = [token for chunk in chunks for token in chunk.continuation.ids[chunk.start : chunk.end]]
+        spans = [Span(chunk.continuation.block_table, chunk.start, chunk.count) for chunk in chunks]
+        begins = accumulate((chunk.count for chunk in chunks), initial=0)
+        rows = [begin + row - chunk.start for begin, chunk in zip(begins, chunks, strict=False) for row in chunk.rows]
+        index = torch.tensor(rows, dtype=torch.long, device=self.pool.store.device)
+        return self._call(ids, spans, lambda hidden, weight: F.linear(hidden[0, index], weight[: self.vocabulary]))
+
+    def _tiles(self, chunk: Chunk) -> list[Tensor]:
+        """The logits of a chunk's rows, page by page. What lies before the chunk in its first page is the same again;
+        what lies behind its end in its last one is written over when its turn comes."""
+        size, known, table = self.pool.page_size, chunk.continuation.ids, chunk.continuation.block_table
+        tiles = []
+        for first in range(chunk.start // size * size, chunk.end, size):
+            ids = known[first : min(first + size, chunk.end)]
+            wanted = [row - first for row in chunk.rows if first <= row < first + size]
+            logits = self._call(
+                ids + [0] * (size - len(ids)),
+                [Span(table, first, size)],
+                lambda hidden, weight: F.linear(hidden[0], weight[: self.vocabulary]),
+            )
+            tiles.append(logits[wanted])
+        return tiles
+
+    def _call(self, ids: Sequence[int], spans: Sequence[Span], head: object) -> Tensor:
+        device = self.pool.store.device
+        positions = [position for span in spans for position in range(span.start, span.end)]
+        return self.model(
+            torch.tensor([ids], device=device),
+            positions=torch.tensor([positions], device=device),
+            cache=PagedAttention(self.pool, spans),
+            head=head,
+        )
+
+
+def make_pool(
+    model: LlamaForCausalLM, *, max_batch: int, kv_tokens: int | None = None, page_size: int | None = None
+) -> PagePool:
+    """A pool for `kv_tokens`; by default for max_batch whole contexts, or as many as a share of free memory holds."""
+    config, weight = model.config, model.head_weight
+    if page_size is None:
+        page_size = CUDA_PAGE if reads_pages(weight.device, weight.dtype) else CPU_PAGE
+    if kv_tokens is None:
+        token_bytes = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * weight.itemsize
+        fitting = int(_free_bytes(weight.device) * _SHARE.get(weight.device.type, 0.25)) // token_bytes
+        whole = -(-config.max_position_embeddings // page_size) * page_size
+        kv_tokens = min(max_batch * whole, max(fitting, page_size))
+    return PagePool(config, max(1, -(-kv_tokens // page_size)), page_size, device=weight.device, dtype=weight.dtype)
+
+
+def _free_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    import psutil
+
+    return psutil.virtual_memory().available

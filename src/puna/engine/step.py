@@ -1,0 +1,116 @@
+"""One step of the engine: plan, forward, choose a token for each row, hand the tokens to those who asked.
+
+What fails here fails the requests it belongs to and nobody else: an exception in a forward those of its step, logits
+that are not finite the one whose they are, a tokenizer's exception the one it was decoding for.
+"""
+
+from collections.abc import Callable, Sequence
+from time import monotonic
+
+import torch
+from torch import Tensor
+
+from puna.engine.request import Continuation, EngineError, Request, Step, TokenLogprob
+from puna.engine.runner import Runner
+from puna.engine.sampling import History, likeliest, sample
+from puna.engine.scheduler import Chunk, Scheduler
+
+
+class Stepper:
+    """Makes steps, one at a time. token_bytes: what a token stands for."""
+
+    def __init__(self, scheduler: Scheduler, runner: Runner, token_bytes: Callable[[int], bytes]) -> None:
+        self.scheduler, self.runner, self.token_bytes = scheduler, runner, token_bytes
+        self.weight_version = 0
+        self.steps = 0
+        self.progress = monotonic()
+        """When a step last came to its end."""
+
+    def step(self) -> None:
+        """Compute one step of whatever there is to do."""
+        self.scheduler.reap(monotonic())
+        chunks = self.scheduler.plan()
+        if not chunks:
+            return
+        try:
+            self._deliver(chunks, self.runner.forward(chunks))
+        except Exception as error:
+            for request in {chunk.continuation.request: None for chunk in chunks}:
+                self._fail(request, "The engine failed in a step", error)
+        self.steps += 1
+        self.progress = monotonic()
+
+    @torch.inference_mode()
+    def _deliver(self, chunks: Sequence[Chunk], logits: Tensor) -> None:
+        """Take note of what was computed and choose the next tokens. logits: (rows of all chunks, vocabulary)."""
+        rows, texts = [], []
+        at = 0
+        for chunk in chunks:
+            self.scheduler.advance(chunk)
+            scored = len(chunk.prompt_rows)
+            if scored:
+                self._score(chunk, logits[at : at + scored])
+            at += scored + chunk.complete
+            if chunk.complete:
+                for continuation in self.scheduler.fork(chunk.continuation):
+                    rows.append(at - 1)
+                    texts.append(continuation)
+        if not texts:
+            return
+        chosen = logits[rows] if rows != list(range(len(logits))) else logits
+        # A NaN or an infinity anywhere shows in the largest.
+        finite = chosen.amax(-1).isfinite().tolist()
+        for continuation, whole in zip(texts, finite, strict=True):
+            if not whole and not continuation.request.done:
+                place = f"after {len(continuation.ids):,} tokens"
+                error = EngineError(f"The model's logits {place} are not finite.", "The weights may be damaged.")
+                self.scheduler.drop(continuation.request, error)
+        alive = [i for i, continuation in enumerate(texts) if not continuation.request.done]
+        if alive:
+            self._choose([texts[i] for i in alive], chosen[alive] if len(alive) < len(texts) else chosen)
+
+    def _choose(self, texts: Sequence[Continuation], logits: Tensor) -> None:
+        params = [continuation.params for continuation in texts]
+        ids, logprobs = sample(
+            logits,
+            params,
+            [continuation.uniforms.random() for continuation in texts],
+            [History(c.request.prompt, c.text_ids if c.params.adjusts else ()) for c in texts],
+        )
+        tokens = ids.tolist()
+        asked = [i for i, p in enumerate(params) if p.top_logprobs]
+        tops: dict[int, tuple[TokenLogprob, ...]] = {}
+        if asked:
+            most = max(params[i].top_logprobs for i in asked)
+            for i, row in zip(asked, likeliest(logits[asked], [tokens[i] for i in asked], most), strict=True):
+                tops[i] = self._named(row[1 : 1 + params[i].top_logprobs])
+        for i, (continuation, token, logprob) in enumerate(zip(texts, tokens, logprobs.tolist(), strict=True)):
+            request = continuation.request
+            if request.done:
+                continue  # a sibling failed a moment ago
+            try:
+                text = continuation.accept(token)
+            except Exception as error:
+                self._fail(request, f"Token {token} could not be made text", error)
+                continue
+            reason = continuation.finish_reason
+            step = Step(continuation.index, token, logprob, text, reason, self.weight_version, tops.get(i, ()))
+            request.steps.put(step)
+            if reason is not None:
+                self.scheduler.end(continuation)
+
+    def _score(self, chunk: Chunk, logits: Tensor) -> None:
+        """Note how likely the prompt's tokens were. logits: (prompt_rows, vocabulary)."""
+        request, first = chunk.continuation.request, chunk.start + 1
+        tokens = request.prompt[first : first + len(logits)]
+        for position, row in enumerate(likeliest(logits, tokens, request.params.prompt_logprobs or 0), first):
+            request.prompt_logprobs[position] = self._named(row)
+
+    def _named(self, row: Sequence[tuple[int, float]]) -> tuple[TokenLogprob, ...]:
+        return tuple(TokenLogprob(id, logprob, self.token_bytes(id)) for id, logprob in row)
+
+    def _fail(self, request: Request, what: str, error: Exception) -> None:
+        reason = (str(error).strip().splitlines() or [""])[0].rstrip(".")
+        failure = EngineError(f"{what} ({type(error).__name__}: {reason}).", "Other requests go on; try again.")
+        failure.__cause__ = error
+        self.scheduler.drop(request, failure)

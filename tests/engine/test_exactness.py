@@ -1,0 +1,245 @@
+"""The engine answers as the model does: whoever runs beside, however prompts are cut, cached, preempted or cancelled.
+
+In fp32 a batch of another size rounds otherwise, so two tokens within 1e-4 of each other may change places; everything
+else equals a plain forward loop. In the deterministic mode logits are equal to the bit, without exception.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from puna.engine.generate import Engine, SamplingParams
+from puna.engine.request import Request
+from puna.engine.scheduler import Chunk
+from puna.model.config import ModelConfig
+from puna.model.llama import LlamaForCausalLM
+
+Maker = Callable[..., LlamaForCausalLM]
+CONFIG = ModelConfig(preset="nano")
+
+# Few beginnings, so that prompts share them; lengths around pages of 4 and 8.
+PROMPTS = st.lists(
+    st.builds(
+        lambda family, length, tail: [*range(family * 50, family * 50 + length), *tail],
+        st.integers(0, 2),
+        st.integers(0, 30),
+        st.lists(st.integers(0, 511), min_size=1, max_size=5),
+    ),
+    min_size=1,
+    max_size=7,
+)
+ENGINES = st.fixed_dictionaries(
+    {
+        "max_batch": st.integers(1, 5),
+        "page_size": st.sampled_from([4, 8, 16]),
+        "step_tokens": st.sampled_from([1, 3, 7, 16, 64, 512]),
+        "kv_tokens": st.sampled_from([64, 80, 128, 1024]),  # 64: every request fits alone, hardly two together
+        "prefix_cache": st.booleans(),
+    }
+)
+
+
+def params_of(lengths: Sequence[int], **others: Any) -> list[SamplingParams]:
+    return [SamplingParams(max_tokens=n, temperature=0, **others) for n in lengths]
+
+
+def follows(model: LlamaForCausalLM, prompt: Sequence[int], ids: Sequence[int]) -> None:
+    """Assert that a plain forward chooses each of these ids after the prompt and the ids before it."""
+    with torch.no_grad():
+        logits = model(torch.tensor([[*prompt, *ids]]))[0, len(prompt) - 1 : -1]
+    short = logits.amax(-1) - logits.gather(-1, torch.tensor(ids)[:, None]).flatten()
+    assert (short < 1e-4).all()
+
+
+def idle(engine: Engine) -> None:
+    """Assert that nothing leaked."""
+    engine._stepper.scheduler.pool.check()
+    assert engine._stepper.scheduler.pool.counts()["held"] == 0
+    assert not engine._stepper.scheduler.busy
+
+
+@settings(max_examples=60, deadline=None)
+@given(prompts=PROMPTS, engine=ENGINES, data=st.data())
+def test_greedy_equals_a_plain_loop(
+    random_model: Maker, prompts: list[list[int]], engine: dict[str, Any], data: st.DataObject
+) -> None:
+    model = random_model(CONFIG)
+    lengths = data.draw(st.lists(st.integers(1, 20), min_size=len(prompts), max_size=len(prompts)))
+    made = Engine(model, None, **engine)
+    for _ in range(2):  # the second time everything is known
+        for prompt, length, done in zip(prompts, lengths, made.generate(prompts, params_of(lengths)), strict=True):
+            assert len(done.ids) == length
+            follows(model, prompt, done.ids)
+        idle(made)
+
+
+@settings(max_examples=40, deadline=None)
+@given(prompts=PROMPTS, engine=ENGINES, data=st.data())
+def test_neighbours_come_and_go(
+    random_model: Maker, prompts: list[list[int]], engine: dict[str, Any], data: st.DataObject
+) -> None:
+    """Requests arrive and are cancelled at any step, one of them with several continuations; the rest are right."""
+    model = random_model(CONFIG)
+    made = Engine(model, None, **engine)
+    arrivals = data.draw(st.lists(st.integers(0, 6), min_size=len(prompts), max_size=len(prompts)))
+    leaves = data.draw(st.lists(st.none() | st.integers(0, 12), min_size=len(prompts), max_size=len(prompts)))
+    n = data.draw(st.integers(1, 4))
+    requests: dict[int, Request] = {}
+    scheduler = made._stepper.scheduler
+    for step in range(2000):
+        for i, prompt in enumerate(prompts):
+            if step == arrivals[i]:
+                requests[i] = made._request(prompt, SamplingParams(max_tokens=12, temperature=0, n=n if i == 0 else 1))
+                scheduler.add(requests[i])
+            leave = leaves[i]
+            if leave is not None and step == arrivals[i] + leave:
+                requests[i].cancel()
+        made._stepper.step()
+        scheduler.pool.check()
+        if step > 30 and not scheduler.busy:
+            break
+    idle(made)
+    for i, request in requests.items():
+        completions = request.completions(list(request))
+        for done in completions:
+            assert len(done.ids) == 12 or request.cancelled
+            if done.ids:
+                follows(model, prompts[i], done.ids)
+
+
+def spied(engine: Engine, seen: dict[tuple[int, ...], torch.Tensor]) -> Engine:
+    """Compare all logits that the engine computes with those that any engine computed for the same tokens."""
+    forward = engine._stepper.runner.forward
+
+    def compared(chunks: Sequence[Chunk]) -> torch.Tensor:
+        logits = forward(chunks)
+        contexts = [tuple(chunk.continuation.ids[: row + 1]) for chunk in chunks for row in chunk.rows]
+        for context, row in zip(contexts, logits, strict=True):
+            assert torch.equal(seen.setdefault(context, row), row), "the same tokens, other logits"
+        return logits
+
+    engine._stepper.runner.forward = compared  # type: ignore[method-assign]
+    return engine
+
+
+@settings(max_examples=25, deadline=None)
+@given(prompts=PROMPTS, engines=st.lists(ENGINES, min_size=2, max_size=3), scored=st.booleans())
+def test_deterministic_logits_are_equal_to_the_bit(
+    random_model: Maker, prompts: list[list[int]], engines: list[dict[str, Any]], scored: bool
+) -> None:
+    model = random_model(CONFIG)
+    seen: dict[tuple[int, ...], torch.Tensor] = {}
+    results = []
+    # Alone, then in any company; the shape of a page is part of the mode.
+    alone = spied(Engine(model, None, page_size=8, prefix_cache=False, max_batch=1, deterministic=True), seen)
+    params = SamplingParams(max_tokens=10, seed=3, prompt_logprobs=2 if scored else None, top_logprobs=3)
+    results.append([alone.generate([prompt], params)[0] for prompt in prompts])
+    for options in engines:
+        engine = spied(Engine(model, None, **{**options, "page_size": 8}, deterministic=True), seen)
+        results.append(engine.generate(prompts, params))
+        idle(engine)
+    assert all(result == results[0] for result in results), "ids, logprobs and top logprobs, to the bit"
+    for prompt, done in zip(prompts, results[0], strict=True):
+        with torch.no_grad():
+            logprobs = model(torch.tensor([prompt + done.ids]))[0, len(prompt) - 1 : -1].log_softmax(-1)
+        expected = logprobs.gather(-1, torch.tensor(done.ids)[:, None]).flatten().tolist()
+        assert done.logprobs == pytest.approx(expected, abs=1e-4)
+
+
+def test_preemption_happens_and_changes_nothing(random_model: Maker) -> None:
+    model = random_model(CONFIG)
+    prompts = [[i, i + 1, i + 2] for i in range(0, 60, 10)]
+    engine = Engine(model, None, max_batch=6, kv_tokens=64, page_size=4)
+    for prompt, done in zip(prompts, engine.generate(prompts, params_of([40] * 6)), strict=True):
+        assert len(done.ids) == 40
+        follows(model, prompt, done.ids)
+    assert engine.stats()["preemptions"] > 0
+    idle(engine)
+
+
+def test_a_long_prompt_does_not_hold_up_those_who_are_being_answered(random_model: Maker) -> None:
+    engine = Engine(random_model(CONFIG), None, max_batch=4, step_tokens=16, page_size=16)
+    short = engine._request([1], SamplingParams(max_tokens=50, temperature=0))
+    long = engine._request([2] * 200, SamplingParams(max_tokens=5, temperature=0))
+    stepper = engine._stepper
+    stepper.scheduler.add(short)
+    stepper.step()
+    stepper.scheduler.add(long)
+    for made in range(2, 20):
+        stepper.step()
+        assert short.steps.qsize() == made, "a token at each step"
+    assert long.steps.qsize() > 0, "and the prompt was computed beside it, in pieces"
+
+
+def test_a_known_beginning_is_not_computed_again(random_model: Maker) -> None:
+    engine = Engine(random_model(CONFIG), None, page_size=16)
+    computed: list[int] = []
+    forward = engine._stepper.runner.forward
+
+    def counted(chunks: Sequence[Chunk]) -> torch.Tensor:
+        computed.append(sum(chunk.count for chunk in chunks))
+        return forward(chunks)
+
+    engine._stepper.runner.forward = counted  # type: ignore[method-assign]
+    system = list(range(100))
+    engine.generate([[*system, 1]], params_of([1]))
+    assert sum(computed) == 101
+    computed.clear()
+    engine.generate([[*system, 2]], params_of([1]))
+    assert sum(computed) == 1, "only the token that differs, though it lies within a page"
+    engine.update_weights(())
+    computed.clear()
+    engine.generate([[*system, 2]], params_of([1]))
+    assert sum(computed) == 101, "other weights, other keys"
+
+
+def test_continuations_share_the_prompt_and_keep_their_own_seeds(random_model: Maker) -> None:
+    engine = Engine(random_model(CONFIG), None, page_size=16, prefix_cache=False, max_batch=3)
+    prompt = list(range(70))
+    computed: list[int] = []
+    forward = engine._stepper.runner.forward
+
+    def counted(chunks: Sequence[Chunk]) -> torch.Tensor:
+        computed.append(sum(chunk.count for chunk in chunks))
+        return forward(chunks)
+
+    engine._stepper.runner.forward = counted  # type: ignore[method-assign]
+    three = engine.generate([prompt], SamplingParams(max_tokens=12, seed=5, n=3))
+    assert sum(computed) == 70 + 3 * 11
+    alone = [engine.generate([prompt], SamplingParams(max_tokens=12, seed=5 + i))[0] for i in range(3)]
+    assert [done.ids for done in three] == [done.ids for done in alone]
+    assert len({tuple(done.ids) for done in three}) == 3
+    five = engine.generate([prompt, [1]], SamplingParams(max_tokens=12, seed=5, n=5))  # more than run at once
+    assert [done.ids for done in five[:3]] == [done.ids for done in three]
+    assert len(five) == 10
+    idle(engine)
+
+
+def test_logprobs_of_prompt_and_text_are_the_models(random_model: Maker) -> None:
+    model = random_model(CONFIG)
+    engine = Engine(model, None, step_tokens=16, max_batch=2)
+    prompt = list(range(100, 150))
+    params = SamplingParams(max_tokens=5, temperature=0, top_logprobs=4, prompt_logprobs=2)
+    engine.generate([prompt], params_of([1]))  # so that the prompt is known
+    done = engine.generate([prompt, [3]], params)[0]
+    ids = [*prompt, *done.ids]
+    with torch.no_grad():
+        logprobs = model(torch.tensor([ids]))[0].log_softmax(-1)
+    assert len(done.prompt_logprobs) == len(prompt)
+    assert done.prompt_logprobs[0] == ()
+    for at in range(1, len(ids)):
+        if at < len(prompt):
+            (own, *best) = done.prompt_logprobs[at]
+            assert own.id == ids[at]
+            assert own.logprob == pytest.approx(logprobs[at - 1, ids[at]].item(), abs=1e-4)
+        else:
+            best = list(done.top_logprobs[at - len(prompt)])
+            assert done.logprobs[at - len(prompt)] == pytest.approx(best[0].logprob)
+        expected = logprobs[at - 1].topk(2 if at < len(prompt) else 4)
+        assert [token.id for token in best] == expected.indices.tolist()
+        assert [token.logprob for token in best] == pytest.approx(expected.values.tolist(), abs=1e-4)
+    assert engine.generate([[3]], params)[0].prompt_logprobs == [()]
