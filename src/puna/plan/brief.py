@@ -12,7 +12,7 @@ from puna.plan.budget import BudgetAnswer, Goal
 from puna.plan.defaults import TOKENS_PER_PARAMETER
 from puna.plan.explain import MEMORY, TIME
 from puna.plan.fleet import FleetBrief, spoken_usd
-from puna.plan.goodput import Goodput
+from puna.plan.goodput import Alternative, Goodput
 from puna.plan.predict import PART_NAMES, Prediction, describe_layout
 from puna.plan.simulate import FleetYear
 from puna.plan.words import (
@@ -298,7 +298,11 @@ def goodput_text(good: Goodput) -> str:
         "",
         f"[bold]{'instead':52}{'interrupted every':>18}{'checkpoint every':>18}{'effective':>11}[/bold]",
     ]
-    for one in dict.fromkeys(one for one in good.alternatives if one.jobs > 1 or "hot" in one.what):
+    distinct: dict[tuple[int, int, float], Alternative] = {}  # of one job, several are the same as one
+    for one in good.alternatives:
+        if one.jobs > 1 or "hot" in one.what:
+            distinct.setdefault((one.jobs, one.accelerators, one.effective_time), one)
+    for one in distinct.values():
         what = f"{one.jobs:,} x {one.accelerators:,}: {one.what.removeprefix('one job ').removeprefix('jobs ')}"
         lines.append(
             f"{what:52}{span(one.mtti_seconds):>18}{span(one.interval_seconds):>18}{percent(one.effective_time):>11}"
