@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from puna.core.files import write_text
+from puna.core.page import Html, document, figures, named, section, table
 from puna.core.plots import (
     STYLE,
     Mark,
@@ -26,7 +27,7 @@ from puna.core.plots import (
 from puna.core.statistics import wilson
 from puna.core.units import format_bytes, format_count, format_seconds
 from puna.train.metrics import Event
-from puna.train.page import Html, count_or_share, document, format_flops, named, number, or_dash, section, table
+from puna.train.numbers import count_or_share, format_flops, number, or_dash
 from puna.train.record import Points, Run, load_run, points, status, summary
 
 _SHAPES = {
@@ -69,7 +70,7 @@ def render(run: Run) -> str:
         _machine(run),
     ]
     body = "\n".join(part for part in sections if part)
-    return document(run.name, css + STYLE, body)
+    return document(run.name, css + STYLE, body, origin="metrics.jsonl")
 
 
 # -- sections ----------------------------------------------------------------------------------------------------------
@@ -84,7 +85,7 @@ def _header(run: Run, facts: dict[str, Any]) -> str:
     if run.start.get("time"):
         eyebrow += f" · <time>{escape(str(run.start['time'])[:16].replace('T', ' '))}</time>"
     peak_share = facts["mfu"]["full"]
-    figures = [
+    pairs = [
         (number(facts["heldout_bits_per_byte"], ".3f"), "bits per byte, held-out text"),
         (or_dash(facts["tokens"], format_count), "tokens trained"),
         (or_dash(facts["seconds"], format_seconds), "training time"),
@@ -92,10 +93,10 @@ def _header(run: Run, facts: dict[str, Any]) -> str:
         (number(peak_share, ".0%"), "of the measured peak, full-attention convention"),
         (or_dash(facts["peak_memory_bytes"], format_bytes), "peak memory"),
     ]
-    cells = "".join(f"<div><dt>{escape(name)}</dt><dd>{value}</dd></div>" for value, name in figures if value != "–")
+    told = figures([pair for pair in pairs if pair[0] != "–"])
     return (
         f'<header>\n<p class="eyebrow">{eyebrow}</p>\n<h1>{escape(run.name)}</h1>\n<p class="lead">{_sentence(facts)}'
-        f'</p>\n<dl class="figures">{cells}</dl>\n</header>'
+        f"</p>\n{told}\n</header>"
     )
 
 
@@ -129,7 +130,9 @@ def _comparison(run: Run) -> str:
         drawing = "" if row["value"] is None else bar(row["value"] / longest, ours=row is ours)
         interval = row.get("interval")
         spread = f"{interval[0]:.3f} – {interval[1]:.3f}" if interval else ""
-        body.append([named(row["name"], row.get("note")), Html(drawing), number(row["value"], ".3f"), spread])
+        body.append(
+            [named(str(row["name"]), str(row.get("note") or "")), Html(drawing), number(row["value"], ".3f"), spread]
+        )
     rendered = table(
         ["", "bits per byte, shorter is better", "", "95 % interval"],
         body,
@@ -299,7 +302,7 @@ def _completions(run: Run) -> str:
         share = row["parsed"] / row["sampled"]
         tip = f"{share:.1%}, 95 % interval {low:.1%} to {high:.1%}"
         cells = [
-            named(row.get("label") or "model", f"step {row['step']:,}"),
+            named(str(row.get("label") or "model"), f"step {row['step']:,}"),
             Html(interval_bar(low, share, high, tip)),
             f"{share:.1%}",
             f"{low:.1%} – {high:.1%}",
