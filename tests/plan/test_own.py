@@ -55,6 +55,7 @@ MEASURED = Calibration(
         AttentionRate(seq_len=512, head_dim=32, tflops=0.05),
     ),
     attention_fp32=(AttentionRate(seq_len=512, head_dim=64, tflops=0.07),),
+    muon_tflops=0.14,
     loss=(LossRate(vocab=4096, gb_per_s=7), LossRate(vocab=16384, gb_per_s=3)),
     gate_gb_per_s=25,
     launch_seconds=2.5e-6,
@@ -134,11 +135,11 @@ def test_muon_costs_more_than_adamw_and_ranks_share_it() -> None:
     adamw = predict_own(question(), LAYOUT, MEASURED).seconds["optimizer"]
     alone = predict_own(question(), LAYOUT, MEASURED, muon_iterations=5).seconds["optimizer"]
     products = muon_flops(from_config(MODEL), 5, through_gram=True)
-    assert alone - adamw > products / 0.16e12
+    assert alone - adamw > products / 0.14e12
     accelerator = calibrated(CPU, MEASURED).model_copy(update={"link_domain": 2, "node_size": 2})
     both = question(accelerator, accelerators=2)
     shared = predict_own(both, {**LAYOUT, "dp": 2, "micro_batch": 4}, MEASURED, muon_iterations=5)
-    assert adamw < shared.seconds["optimizer"] < alone - products / 0.16e12 / 3
+    assert adamw < shared.seconds["optimizer"] < alone - products / 0.14e12 / 3
     assert shared.seconds["data"] > 0
 
 
@@ -157,14 +158,16 @@ def test_selective_recomputation_repeats_no_product() -> None:
     assert full.seconds["recompute"] > plain.seconds["matmul"] / 3
 
 
-@given(st.floats(1.0, 3.0), st.sampled_from(["products", "products_fp32", "attention", "loss", "gate", "stream"]))
+@given(st.floats(1.0, 3.0), st.sampled_from(["products", "muon_tflops", "attention", "loss", "gate", "stream"]))
 def test_a_faster_device_is_never_slower(factor: float, what: str) -> None:
     def faster(one: Products | AttentionRate | LossRate) -> object:
         field = "gb_per_s" if isinstance(one, LossRate) else "tflops"
         return one.model_copy(update={field: factor * getattr(one, field)})
 
-    if what in ("gate", "stream"):
-        update: dict[str, object] = {f"{what}_gb_per_s": factor * getattr(MEASURED, f"{what}_gb_per_s")}
+    if what == "muon_tflops":
+        update: dict[str, object] = {what: factor * 0.14}
+    elif what in ("gate", "stream"):
+        update = {f"{what}_gb_per_s": factor * getattr(MEASURED, f"{what}_gb_per_s")}
     else:
         value = getattr(MEASURED, what)
         update = {what: tuple(map(faster, value)) if isinstance(value, tuple) else faster(value)}

@@ -16,7 +16,7 @@ from puna.plan.machine import Calibration, calibration_path, this_machine
 from puna.train import calibrate, collectives, rates
 
 SMALL = {"layers": ((64, 32, 64), (64, 64, 32), (128, 64, 64)), "attention": ((64, 32), (32, 32), (64, 16))}
-FIGURES = ("matmul_tflops", "matmul_fp32_tflops", "attention_tflops", "stream_gb_per_s", "gate_gb_per_s")
+FIGURES = ("matmul_tflops", "matmul_fp32_tflops", "attention_tflops", "stream_gb_per_s", "gate_gb_per_s", "muon_tflops")
 
 
 @pytest.fixture
@@ -30,6 +30,7 @@ def _small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         ("_ATTENTION", SMALL["attention"]),
         ("_VOCABULARIES", (64, 256)),
         ("_COPIED_NUMBERS", 2**12),
+        ("_MUON", 32),
     ):
         monkeypatch.setitem(getattr(calibrate, name), "cpu", sizes)
     for name, value in (("_ROUNDS", 2), ("_BUDGET", 0.0), ("_QUICK_ROUNDS", 1), ("_QUICK_BUDGET", 0.0)):
@@ -125,6 +126,7 @@ def test_operations_do_what_their_flops_say() -> None:
     size = (32, 64, 16)
     assert counted(rates.product(size, torch.float32, "cpu")) == rates.flops(size)
     assert counted(rates.training_product(size, torch.float32, "cpu")) == 3 * rates.flops(size)
+    assert counted(rates.muon(32, "cpu")) == rates.muon_flops(32)
     # The counter takes all of the square; half of it is needed.
     whole = counted(rates.attention_forward(64, 32, torch.float32, "cpu"))
     assert whole == 2 * rates.attention_flops(64, 32, "cpu", backward=False)

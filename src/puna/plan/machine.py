@@ -62,6 +62,7 @@ class Calibration(Config):
     products_fp32: Products | None = Field(None, description="training products in fp32, over sizes")
     attention: tuple[AttentionRate, ...] = Field((), description="attention in bf16, over sizes")
     attention_fp32: tuple[AttentionRate, ...] = Field((), description="attention in fp32, over sizes")
+    muon_tflops: float | None = Field(None, gt=0, description="Muon's products of stacked matrices, TFLOP/s")
     loss: tuple[LossRate, ...] = Field((), description="passes over logits, over vocabularies")
     gate_gb_per_s: float | None = Field(None, gt=0, description="SiLU times another tensor, fp32, GB/s")
     launch_seconds: float | None = Field(None, gt=0, description="one operation on one number")
@@ -214,8 +215,8 @@ def calibrated(accelerator: Accelerator, calibration: Calibration | None) -> Acc
         measured |= {name: rate for name, rate in reached.items() if rate and rate > (getattr(accelerator, name) or 0)}
         if calibration.stream_gb_per_s:
             measured["memory_gb_per_s"] = calibration.stream_gb_per_s
-        if calibration.allgather_gb_per_s:
-            measured["link_gb_per_s"] = calibration.allgather_gb_per_s
+        if calibration.allreduce_gb_per_s:  # what copies of the weights use, the rule on CPUs
+            measured["link_gb_per_s"] = calibration.allreduce_gb_per_s
     told = f"measured on this machine, {calibration.date} {calibration.versions}".strip()
     sources = accelerator.sources | dict.fromkeys(measured, told)
     return accelerator.model_copy(update={**measured, "sources": sources})

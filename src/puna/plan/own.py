@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from puna.plan.cost import HALF_SIZE_PEAK
 from puna.plan.hardware import catalogue
 from puna.plan.jobs import PRECISIONS, RECOMPUTE, SHARDING
 from puna.plan.machine import AttentionRate, Calibration, LossRate, Products
@@ -31,9 +30,9 @@ LAYER_LAUNCHES, STEP_LAUNCHES, MUON_LAUNCHES = 200, 1000, 130
 # stack, norm, and the way back into the weights.
 ADAMW_BYTES, MUON_BYTES = 30.0, 160.0
 
-# A CPU that was not measured, over its rate of fp32 products: attention, and bytes a FLOP of SiLU times a tensor and of
-# the loss. All are vector arithmetic, so they go with it. Measured on two cores of an EPYC 9R14 (Zen 4), 2026-11-23.
-CPU_ATTENTION, CPU_GATE_BYTES, CPU_LOSS_BYTES = 0.4, 0.17, 0.045
+# A CPU that was not measured, over its rate of fp32 products: attention, Muon, and bytes a FLOP of SiLU times a tensor
+# and of the loss. All are vector arithmetic, so they go with it. Measured on two cores of an EPYC (Zen 4), 2026-11-23.
+CPU_ATTENTION, CPU_MUON, CPU_GATE_BYTES, CPU_LOSS_BYTES = 0.4, 0.85, 0.17, 0.045
 CPU_LAUNCH_SECONDS, CPU_HALF_SIZE = 2.6e-6, 8.0
 
 
@@ -130,56 +129,42 @@ def update_seconds(
     else:
         moved = ADAMW_BYTES * (blocks + rest)
     stream = 1e9 * (calibration.stream_gb_per_s if calibration and calibration.stream_gb_per_s else 0.0)
-    stream = stream or 1e9 * accelerator.memory_gb_per_s
-    seconds = moved / ways / stream
-    if accelerator.generation == "cpu":
+    seconds = moved / ways / (stream or 1e9 * accelerator.memory_gb_per_s)
+    on_cpu = accelerator.generation == "cpu"
+    if on_cpu:
         found = _of_cpu(question, calibration)
         assert found.launch_seconds
-        assert found.products_fp32
         seconds += launches * found.launch_seconds
-        products = found.products_fp32
+        rate = found.muon_tflops
     else:
-        constants = constants_for(values, question.workload().owners())
-        bf16 = accelerator.peak_tflops("bf16")
-        half = float(constants.half_size) * (bf16 * 1e12 / HALF_SIZE_PEAK) ** float(constants.half_power)
-        products = Products(tflops=bf16 * float(constants.matmul_bf16), half_size=half)
+        rate = calibration.muon_tflops if calibration else None
+        rate = rate or accelerator.peak_tflops("bf16") * float(
+            constants_for(values, question.workload().owners()).matmul_bf16
+        )
+    assert rate
     if muon_iterations:
-        on_cpu = accelerator.generation == "cpu"
-        seconds += muon_seconds(shape, muon_iterations, products, through_gram=on_cpu) / ranks
+        seconds += muon_flops(shape, muon_iterations, through_gram=on_cpu) / (rate * 1e12) / ranks
     return seconds
 
 
-def muon_seconds(shape: Shape, iterations: int, products: Products, *, through_gram: bool) -> float:
-    """Seconds of orthogonalising every matrix of the blocks once, at a rate of products.
+def muon_flops(shape: Shape, iterations: int, *, through_gram: bool) -> float:
+    """FLOPs of orthogonalising every matrix of the blocks once; m is the shorter side of one and n the longer.
 
-    m is the shorter side and n the longer one. An iteration is a Gram matrix (m, n, m), its square (m, m, m) and their
-    product with the matrix (m, m, n). through_gram: in fp32 a matrix with n ≥ 2m is iterated on through its Gram
-    matrix, as `train.optimizer` does: two long products, and four short ones an iteration but for three less.
+    An iteration is a Gram matrix (2·m²·n), its square (2·m³) and their product with the matrix (2·m²·n).
+    through_gram: in fp32 a matrix with n ≥ 2m is iterated on through its Gram matrix, as `train.optimizer` does: two
+    long products, and four short ones an iteration but for three less.
     """
     heads, kv_heads = float(shape.heads) * float(shape.key_dim), float(shape.kv_heads) * float(shape.key_dim)
     hidden, ffn = float(shape.hidden), float(shape.ffn)
-    matrices = [(hidden, heads, 2), (hidden, kv_heads, 2), (hidden, ffn, int(shape.matrices))]
-
-    def product(rows: float, inputs: float, outputs: float) -> float:
-        reached = products.tflops * 1e12
-        for size in (rows, inputs, outputs):
-            reached /= 1 + products.half_size / size
-        return 2 * rows * inputs * outputs / reached
-
     total = 0.0
-    for one, other, count in matrices:
+    for one, other, count in ((hidden, heads, 2), (hidden, kv_heads, 2), (hidden, ffn, int(shape.matrices))):
         m, n = min(one, other), max(one, other)
         if through_gram and n >= 2 * m:
-            seconds = product(m, n, m) + product(m, m, n) + (4 * iterations - 3) * product(m, m, m)
+            flops = 4 * m * m * n + (4 * iterations - 3) * 2 * m**3
         else:
-            seconds = iterations * (product(m, n, m) + product(m, m, m) + product(m, m, n))
-        total += count * seconds
+            flops = iterations * (4 * m * m * n + 2 * m**3)
+        total += count * flops
     return total * float(shape.layers)
-
-
-def muon_flops(shape: Shape, iterations: int, *, through_gram: bool) -> float:
-    """FLOPs of the same."""
-    return 1e12 * muon_seconds(shape, iterations, Products(tflops=1.0, half_size=0.0), through_gram=through_gram)
 
 
 # -- what is missing -------------------------------------------------------------------------------------------------
@@ -197,6 +182,7 @@ def _of_cpu(question: Question, calibration: Calibration | None) -> Calibration:
         "products_fp32": Products(tflops=fp32, half_size=CPU_HALF_SIZE),
         "attention": (AttentionRate(seq_len=512, head_dim=64, tflops=CPU_ATTENTION * fp32),),
         "attention_fp32": (AttentionRate(seq_len=512, head_dim=64, tflops=CPU_ATTENTION * fp32),),
+        "muon_tflops": CPU_MUON * fp32,
         "loss": (LossRate(vocab=4096, gb_per_s=CPU_LOSS_BYTES * rate),),
         "gate_gb_per_s": CPU_GATE_BYTES * rate,
         "launch_seconds": CPU_LAUNCH_SECONDS,

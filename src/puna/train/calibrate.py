@@ -5,8 +5,11 @@ on. A training run measures a few of the sizes again before it starts (`train.ma
 device than the one on the desk. It lives here and not in `plan`, which must answer without torch.
 """
 
+import contextlib
+import os
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 from puna.plan.machine import AttentionRate, Calibration, LossRate, device_here, write_calibration
@@ -50,6 +53,7 @@ _ATTENTION = {
     "gpu": ((4096, 128), (1024, 128), (8192, 128), (4096, 64), (2048, 128), (16384, 128)),
 }
 _VOCABULARIES = {"cpu": (4096, 16384, 1024, 65536), "gpu": (32768, 131072, 8192)}
+_MUON = {"cpu": 256, "gpu": 2048}
 _QUICK = {"layers": 4, "attention": 4, "vocabularies": 2}
 # Rounds over all of them, and seconds for each in a round.
 _ROUNDS, _BUDGET = 12, 0.05
@@ -80,8 +84,14 @@ def calibrate(device: str | None = None, *, quick: bool = False) -> Calibration:
 
 
 def quick_rates(device: str) -> Calibration:
-    """A few sizes of everything that this one device does, in two or three seconds; nothing is kept."""
-    return _measure(device, True, lambda _done, _total: None)
+    """A few sizes of everything that this one device does, in some three seconds; nothing is kept.
+
+    In a run of several processes all must call it: they measure at the same time, and then their collectives.
+    """
+    found = _measure(device, True, lambda _done, _total: None)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        found = found.model_copy(update=collective_rates(device, quick=True))
+    return found
 
 
 def _measure(device: str, quick: bool, show: Callable[[int, int], None]) -> Calibration:
@@ -108,40 +118,49 @@ def _measure(device: str, quick: bool, show: Callable[[int, int], None]) -> Cali
 
 
 def _operations(device: str, quick: bool) -> "dict[tuple[Any, ...], Callable[[], object]]":
-    """Everything that is timed, by (what, precision, sizes...)."""
+    """Everything that is timed, by (what, precision, sizes...); what the device's memory cannot hold is left out."""
     import torch
 
     from puna.train import rates
 
     kind = "cpu" if device == "cpu" else "gpu"
     few = {name: most if quick else None for name, most in _QUICK.items()}
-    precisions = ["fp32", "bf16"] if rates.has_fast_bf16(device) else ["fp32"]
     dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16}
-    found: dict[tuple[Any, ...], Callable[[], object] | None] = {}
-    # Where bf16 is emulated no run uses it: a small product says how slow it is.
+    found: dict[tuple[Any, ...], Callable[[], object]] = {}
+
+    def add(make: Callable[..., Callable[[], object] | None], *name: Any) -> None:
+        with contextlib.suppress(torch.OutOfMemoryError):
+            operation = make()
+            if operation:
+                found[name] = operation
+
+    precisions = ["fp32", "bf16"] if rates.has_fast_bf16(device) else ["fp32"]
     for name in precisions:
-        found |= {("product", name, size): rates.product(size, dtypes[name], device) for size in _BEST[kind]}
+        dtype = dtypes[name]
+        for size in _BEST[kind]:
+            add(partial(rates.product, size, dtype, device), "product", name, size)
         for size in _LAYERS[kind][: few["layers"]]:
-            found["layer", name, size] = rates.training_product(size, dtypes[name], device)
+            add(partial(rates.training_product, size, dtype, device), "layer", name, size)
         for seq_len, head_dim in _ATTENTION[kind][: few["attention"]]:
-            found["attention", name, seq_len, head_dim] = rates.attention(seq_len, head_dim, dtypes[name], device)
-    if "bf16" not in precisions:
-        small = (256, 256, 256)
-        found["product", "bf16", small] = rates.product(small, dtypes["bf16"], device)
-    found |= {("product", "fp8", size): rates.fp8_product(size, device) for size in _BEST[kind]}
+            add(partial(rates.attention, seq_len, head_dim, dtype, device), "attention", name, seq_len, head_dim)
+    if "bf16" not in precisions:  # emulated, and no run uses it: a small product says how slow it is
+        size = (256, 256, 256)
+        add(partial(rates.product, size, dtypes["bf16"], device), "product", "bf16", size)
+    for size in _BEST[kind]:
+        add(partial(rates.fp8_product, size, device), "product", "fp8", size)
     main, longest = precisions[-1], max(_ATTENTION[kind][: few["attention"]])
-    found["forward", main, *longest] = rates.attention_forward(*longest, dtypes[main], device)
+    dtype = dtypes[main]
+    add(partial(rates.attention_forward, *longest, dtype, device), "forward", main, *longest)
     for vocab in _VOCABULARIES[kind][: few["vocabularies"]]:
-        found["loss", main, vocab] = rates.loss(vocab, dtypes[main], device)
         head = (rates.LOSS_ROWS, rates.LOSS_WIDTH, vocab)
-        found["head", main, head] = rates.training_product(head, dtypes[main], device)
+        add(partial(rates.training_product, head, dtype, device), "head", main, head)
+        add(partial(rates.loss, vocab, dtype, device), "loss", main, vocab)
+    add(partial(rates.muon, _MUON[kind], device), "muon", _MUON[kind])
     numbers = _COPIED_NUMBERS[kind]
-    found |= {
-        ("copy", numbers): rates.copy(numbers, device),
-        ("gate",): rates.gate(device),
-        ("launches",): rates.launches(device),
-    }
-    return {name: operation for name, operation in found.items() if operation is not None}
+    add(partial(rates.copy, numbers, device), "copy", numbers)
+    add(partial(rates.gate, device), "gate")
+    add(partial(rates.launches, device), "launches")
+    return found
 
 
 def _figures(seconds: dict[tuple[Any, ...], float], device: str) -> dict[str, Any]:
@@ -170,6 +189,8 @@ def _figures(seconds: dict[tuple[Any, ...], float], device: str) -> dict[str, An
                 passes = max(value / 2, value - product)
                 loss = LossRate(vocab=vocab, gb_per_s=20.0 * rates.LOSS_ROWS * vocab / passes / 1e9)
                 found["loss"] = (*found.get("loss", ()), loss)
+            case "muon", size:
+                found["muon_tflops"] = rates.muon_flops(size) / value / 1e12
             case "copy", numbers:
                 found["stream_gb_per_s"] = 8.0 * numbers / value / 1e9
             case ("gate",):

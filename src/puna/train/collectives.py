@@ -9,6 +9,7 @@ import os
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -82,6 +83,8 @@ def _measure(device: str, size: int) -> dict[str, float]:
             torch.cuda.synchronize()
         return (time.perf_counter() - started) / _CALLS
 
+    # 2.13 calls it all_gather_single, which 2.11 has not.
+    warnings.filterwarnings("ignore", message=".*all_gather_into_tensor", category=FutureWarning)
     return {
         "allreduce_gb_per_s": 2 * sent / seconds(lambda: dist.all_reduce(whole)) / 1e9,
         "allgather_gb_per_s": sent / seconds(lambda: dist.all_gather_into_tensor(whole, part)) / 1e9,

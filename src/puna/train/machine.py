@@ -50,7 +50,7 @@ class Machine:
 def measure(device: str | None = None) -> Machine:
     """Measure `device` ("cpu", "cuda", "mps"; None: the best there is). Takes about three seconds.
 
-    Each rate is a lower quartile of several calls, so that other work on the machine disturbs it little.
+    Each rate is a median of several calls, so that a moment's other work on the machine does not count.
     """
     from puna.train.calibrate import quick_rates
 

@@ -115,7 +115,7 @@ class _Runner:
     def __init__(self, folder: Path, recipe: Recipe) -> None:
         self.recipe_file = folder / "recipe.toml"
         write_text(self.recipe_file, dump(recipe))
-        self.machine = dataclasses.asdict(measure())
+        self.machine = dataclasses.asdict(dataclasses.replace(measure(), rates=None))  # no prediction is asked for
 
     def run(self, note: str, run_dir: Path, processes: int, *, resume: bool = False, die_at: int | None = None) -> None:
         say(f"{note} ({processes} {'process' if processes == 1 else 'processes'}) …")
