@@ -49,12 +49,12 @@ _LAYERS = {
     ),
 }
 _ATTENTION = {
-    "cpu": ((512, 64), (128, 64), (1024, 64), (512, 32), (256, 64), (2048, 64), (512, 128)),
+    "cpu": ((512, 64), (256, 64), (1024, 64), (512, 32), (128, 64), (2048, 64), (512, 128)),
     "gpu": ((4096, 128), (1024, 128), (8192, 128), (4096, 64), (2048, 128), (16384, 128)),
 }
 _VOCABULARIES = {"cpu": (4096, 16384, 1024, 65536), "gpu": (32768, 131072, 8192)}
 _MUON = {"cpu": 256, "gpu": 2048}
-_QUICK = {"layers": 4, "attention": 4, "vocabularies": 2}
+_QUICK = {"layers": 4, "attention": 5, "vocabularies": 2}
 # Rounds over all of them, and seconds for each in a round.
 _ROUNDS, _BUDGET = 12, 0.05
 _QUICK_ROUNDS, _QUICK_BUDGET = 3, 0.005
