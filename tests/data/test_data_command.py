@@ -64,7 +64,7 @@ def test_bad_input_is_one_sentence_and_code_2(recipe: Path, tmp_path: Path, caps
 
 def test_ctrl_c_leaves_nothing(tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.toml"
-    recipe.write_text('[[sources]]\nname = "python"\nkind = "python-stdlib"\n[tokenizer]\nvocab_size = 4096\n')
+    recipe.write_text('[[sources]]\nname = "python"\nkind = "python-stdlib"\n[tokenizer]\nvocab_size = 16384\n')
     command = [sys.executable, "-m", "puna", "data", "build", str(recipe), "-o", str(tmp_path / "corpus")]
     # Where the tests run as a background job, SIGINT is ignored and children inherit that.
     process = subprocess.Popen(
@@ -72,7 +72,7 @@ def test_ctrl_c_leaves_nothing(tmp_path: Path) -> None:
     )
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob(".corpus.*")) and time.monotonic() < deadline and process.poll() is None:
-        time.sleep(0.05)
+        time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=60)
     assert process.returncode == 130, error

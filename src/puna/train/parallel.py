@@ -9,6 +9,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import partial
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.distributed_c10d import _set_pg_timeout
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
@@ -24,6 +26,10 @@ from puna.core.errors import PunaError
 from puna.model.layout import Layout
 from puna.model.llama import LlamaForCausalLM
 from puna.train.recipe import TrainConfig
+
+# Processes that a launcher has just started again sometimes miss each other (gloo, seen after a SIGKILL on a busy
+# machine): they shall fail soon, so that it starts them once more. A step or a checkpoint may take longer.
+_JOIN, _SPEAK = timedelta(minutes=2), timedelta(minutes=30)
 
 
 @dataclass(frozen=True)
@@ -53,7 +59,8 @@ def join_world() -> Iterator[World]:
         yield World(0, 1, device)
         return
     # gloo beside NCCL: asynchronous checkpoints speak over CPUs while GPUs compute.
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=_JOIN)
+    _set_pg_timeout(_SPEAK)
     try:
         yield World(rank, size, device)
         dist.barrier()  # nobody takes the group down while others still speak
