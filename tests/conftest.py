@@ -6,6 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
+
+# No test is about wall-clock time, and a busy machine is no defect.
+settings.register_profile("puna", deadline=None)
+settings.load_profile("puna")
 
 # Several workers share the cores, and torch reads this when it is first imported, here or in a process a test starts.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
