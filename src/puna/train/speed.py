@@ -1,7 +1,7 @@
 """How fast a run will go, before it goes: the planner's cost model asked about this recipe on this machine.
 
 No torch. `plan.own` has the equations and `train.machine` the rates; here a recipe becomes the question. The error is
-printed when the run ends; bench/results/plan-own-cpu.json holds what was seen.
+printed when the run ends; bench/plan_own.py holds what was seen.
 """
 
 from typing import TYPE_CHECKING, Any
