@@ -13,6 +13,7 @@ of words in Python and splits words with spaCy, so on one machine this module, v
 import hashlib
 
 import numpy as np
+from numpy.random import SeedSequence, default_rng  # imported here: while it loads, an interrupt would be lost
 
 from puna.data.recipe import DedupConfig
 from puna.data.shingles import mix, shingle_hashes, word_hashes
@@ -41,7 +42,7 @@ class Signatures:
         self.config = config
         self.functions = config.bands * config.rows
         # Multiply-add-shift (Dietzfelbinger 1996): odd multipliers, the upper half of the product.
-        random = np.random.default_rng(np.random.SeedSequence([seed, 0x4D494E48]))
+        random = default_rng(SeedSequence([seed, 0x4D494E48]))
         self._multiply = random.integers(0, 2**63, self.functions, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
         self._add = random.integers(0, 2**63, self.functions, dtype=np.uint64)
 
