@@ -229,3 +229,18 @@ def test_what_can_never_run_is_refused_at_once(model: LlamaForCausalLM, params: 
         engine.submit([1, 2, 3], params)
     with pytest.raises(PunaError, match="a stream has one"):
         engine.stream([1], SamplingParams(n=2))
+
+
+def test_steps_are_brought_to_who_asked_for_that(engine: Engine, model: LlamaForCausalLM) -> None:
+    brought: list[Step | Exception | None] = []
+    ended = threading.Event()
+
+    def deliver(step: Step | Exception | None) -> None:
+        brought.append(step)
+        if not isinstance(step, Step):
+            ended.set()
+
+    engine.submit(PROMPTS[2], GREEDY, deliver=deliver)
+    assert ended.wait(60)
+    assert brought.pop() is None
+    assert [step.id for step in brought if isinstance(step, Step)] == undisturbed(model)[2]

@@ -114,15 +114,22 @@ class Engine:
         return pieces()
 
     def submit(
-        self, prompt_ids: Sequence[int], params: SamplingParams | None = None, *, deadline_seconds: float | None = None
+        self,
+        prompt_ids: Sequence[int],
+        params: SamplingParams | None = None,
+        *,
+        deadline_seconds: float | None = None,
+        deliver: Callable[[Step | Exception | None], None] | None = None,
     ) -> Request:
         """Hand a prompt to the engine's thread, which starts with the first; returns at once.
 
-        Iterate the request for its steps, from any thread. Raises PunaError as `generate`, at the call; iterating
-        raises EngineError when a step failed and DeadlineError when the deadline passed.
+        Iterate the request for its steps, from any thread; or have them brought by `deliver`, which the engine's thread
+        calls with each step, and at the end with None or with the error that ended the request (it must not wait).
+        Raises PunaError as `generate`, at the call; iterating raises EngineError when a step failed and DeadlineError
+        when the deadline passed.
         """
         deadline = None if deadline_seconds is None else monotonic() + deadline_seconds
-        request = self._request(prompt_ids, params or SamplingParams(), deadline)
+        request = self._request(prompt_ids, params or SamplingParams(), deadline, deliver)
         self._start()
         self._enqueue(request)
         return request
@@ -185,7 +192,13 @@ class Engine:
                 self._made = Stepper(scheduler, runner, self.token_bytes)
             return self._made
 
-    def _request(self, prompt: Sequence[int], params: SamplingParams, deadline: float | None = None) -> Request:
+    def _request(
+        self,
+        prompt: Sequence[int],
+        params: SamplingParams,
+        deadline: float | None = None,
+        deliver: Callable[[Step | Exception | None], None] | None = None,
+    ) -> Request:
         """A request that was found to be answerable. Raises PunaError when it is not."""
         config = self.model.config
         # A token that is never said has no probability.
@@ -220,7 +233,15 @@ class Engine:
                 "Shorten one of them, or give the engine more kv_tokens.",
             )
         ends = self.end_ids | set(params.stop_ids)
-        return Request(prompt, params, limit=limit, end_ids=ends, tokenizer=self.tokenizer, deadline=deadline)
+        return Request(
+            prompt,
+            params,
+            limit=limit,
+            end_ids=ends,
+            tokenizer=self.tokenizer,
+            deadline=deadline,
+            deliver=deliver,
+        )
 
     def _enqueue(self, request: Request) -> None:
         self._inbox.put(lambda: self._stepper.scheduler.add(request))

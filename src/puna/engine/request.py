@@ -8,7 +8,7 @@ Steps travel through a queue, so a consumer on any thread iterates a request whi
 """
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import Literal, NamedTuple
@@ -90,11 +90,14 @@ class Request:
         end_ids: set[int],
         tokenizer: Tokenizer | None,
         deadline: float | None = None,
+        deliver: Callable[["Step | Exception | None"], None] | None = None,
     ) -> None:
-        """limit: tokens at most per continuation; deadline: on time.monotonic's clock."""
+        """limit: tokens at most per continuation; deadline: on time.monotonic's clock; deliver: see Engine.submit."""
         self.prompt, self.params, self.deadline = list(prompt), params, deadline
         self.arrival = next(_arrivals)
         self.steps: SimpleQueue[Step | Exception | None] = SimpleQueue()
+        self.put = deliver or self.steps.put
+        """Takes each step, and at the end None or the error that ended the request; called by whoever makes the steps."""
         self.prompt_logprobs: list[tuple[TokenLogprob, ...] | None] = [()]
         if params.prompt_logprobs is not None:
             self.prompt_logprobs += [None] * (len(prompt) - 1)
@@ -145,7 +148,7 @@ class Request:
         """Tell the consumer that this was all."""
         if not self.done:
             self.done = True
-            self.steps.put(error)
+            self.put(error)
 
 
 class Continuation:

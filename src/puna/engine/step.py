@@ -95,7 +95,7 @@ class Stepper:
                 continue
             reason = continuation.finish_reason
             step = Step(continuation.index, token, logprob, text, reason, self.weight_version, tops.get(i, ()))
-            request.steps.put(step)
+            request.put(step)
             if reason is not None:
                 self.scheduler.end(continuation)
 
