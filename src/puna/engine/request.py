@@ -97,7 +97,7 @@ class Request:
         self.arrival = next(_arrivals)
         self.steps: SimpleQueue[Step | Exception | None] = SimpleQueue()
         self.put = deliver or self.steps.put
-        """Takes each step, and at the end None or the error that ended the request; called by whoever makes the steps."""
+        """Takes each step, at the end None or the error that ended it; called by whoever makes the steps."""
         self.prompt_logprobs: list[tuple[TokenLogprob, ...] | None] = [()]
         if params.prompt_logprobs is not None:
             self.prompt_logprobs += [None] * (len(prompt) - 1)
