@@ -10,8 +10,7 @@ from puna.model.config import ModelConfig
 
 def model_card(name: str, config: ModelConfig, lineage: Mapping[str, Any], dtype: str) -> str:
     """README.md of a model directory. lineage: entries of puna.json; dtype: precision of the weights, as text."""
-    # "Llama" as a name's beginning is reserved for models built with Meta's weights (Llama Community License, 1.b).
-    name = f"puna-{name}" if name.lower().startswith("llama") else name
+    name = public_name(name)
     shape = (
         f"{config.num_hidden_layers} layers, {config.hidden_size} wide, {config.num_attention_heads} query and "
         f"{config.num_key_value_heads} key-value heads, feed-forward {config.intermediate_size}"
@@ -31,6 +30,14 @@ def model_card(name: str, config: ModelConfig, lineage: Mapping[str, Any], dtype
         f"{front}\n# {name}\n\n| | |\n|---|---|\n{table}\n\n"
         f"Written by Puna {__version__}; `puna.json` holds the full lineage.\n\n```python\n{use}\n```\n"
     )
+
+
+def public_name(name: str) -> str:
+    """What a model is called to others: a folder's name, with a prefix where it begins with "Llama".
+
+    As a name's beginning that is reserved for models built with Meta's weights (Llama Community License, 1.b).
+    """
+    return f"puna-{name}" if name.lower().startswith("llama") else name
 
 
 def _plain(lineage: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -131,20 +131,33 @@ def load_model(
 @torch.no_grad()
 def load_weights(directory: Path, model: LlamaForCausalLM) -> None:
     """Copy a directory's weights into `model`, whatever its device, precision or sharding. Errors as `load_model`."""
-    config, directory = model.config, Path(directory)
-    shapes = {
+    parameters = dict(model.named_parameters())
+    names: dict[Path, list[str]] = {}
+    for name, path in tensor_files(directory, model.config).items():
+        names.setdefault(path, []).append(name)
+    for path, within in names.items():
+        with _open(path) as file:
+            for name in within:
+                copy_whole(file.get_tensor(name), parameters[name])
+
+
+def tensor_files(directory: Path, config: ModelConfig) -> dict[str, Path]:
+    """Parameter name -> the file that holds it. Raises PunaError when the tensors are not those of `config`."""
+    directory = Path(directory)
+    found = {
         name: (shape, path)
         for path in weight_files(directory)
         for name, (shape, _) in tensor_headers(path).items()
         if not _ignored(name, config)
     }
-    _check_names(config.parameter_shapes(), {name: shape for name, (shape, _) in shapes.items()}, str(directory))
-    parameters = dict(model.named_parameters())
-    for path in dict.fromkeys(path for _, path in shapes.values()):
-        with _open(path) as file:
-            for name in file.keys():  # noqa: SIM118 (a safetensors handle is not a dict)
-                if name in shapes and shapes[name][1] == path:
-                    copy_whole(file.get_tensor(name), parameters[name])
+    _check_names(config.parameter_shapes(), {name: shape for name, (shape, _) in found.items()}, str(directory))
+    return {name: path for name, (_, path) in found.items()}
+
+
+def read_tensor(path: Path, name: str) -> Tensor:
+    """One tensor of a safetensors file, on the CPU. Raises PunaError for a damaged file."""
+    with _open(path) as file:
+        return file.get_tensor(name)
 
 
 def weight_files(directory: Path) -> list[Path]:

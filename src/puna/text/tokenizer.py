@@ -182,6 +182,11 @@ class Tokenizer:
         """Whether decoding removes one space at the start (SentencePiece-like tokenizers put it there)."""
         return self._drops_first_space
 
+    @property
+    def spec(self) -> dict[str, Any]:
+        """The content of the tokenizer.json, as a new object."""
+        return dict(json.loads(self._json))
+
     @cached_property
     def hash(self) -> str:
         """SHA-256 of the tokenizer.json with sorted keys and no white space: the tokenizer's identity."""
