@@ -24,11 +24,11 @@ def write(pool: PagePool, pages: Sequence[int], tokens: Sequence[int], start: in
     """Stand in for a forward: a slot's number says which tokens led to it, as keys and values do."""
     for at in range(start, len(tokens)):
         value = hash(tuple(tokens[: at + 1])) % 65_521
-        pool.store[:, :, pages[at // SIZE], at % SIZE] = float(value)
+        pool.store[:, :, :, pages[at // SIZE], at % SIZE] = float(value)
 
 
 def read(pool: PagePool, pages: Sequence[int], count: int) -> list[int]:
-    return [int(pool.store[0, 0, pages[at // SIZE], at % SIZE, 0, 0]) for at in range(count)]
+    return [int(pool.store[0, 0, 0, pages[at // SIZE], at % SIZE, 0]) for at in range(count)]
 
 
 class Pool(RuleBasedStateMachine):
@@ -49,7 +49,7 @@ class Pool(RuleBasedStateMachine):
         if rest is None:
             self.pool.release(found.pages)
             return
-        assert not self.pool.store[:, :, rest].any(), "new pages are zero"
+        assert not self.pool.store[:, :, :, rest].any(), "new pages are zero"
         pages = found.pages + rest
         write(self.pool, pages, tokens, found.tokens)
         digests, parent = list(found.digests), self.pool.root

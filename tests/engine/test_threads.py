@@ -93,7 +93,7 @@ def test_nan_in_one_row_fails_that_request_alone(engine: Engine, model: LlamaFor
             if chunk.continuation.request.prompt == PROMPTS[2] and chunk.end > 12:
                 logits[at, 7] = float("nan")
                 # As a fault in a layer would: also in the keys and values, which others will be given some day.
-                engine._stepper.scheduler.pool.store[:, :, chunk.continuation.block_table[0]] = float("nan")
+                engine._stepper.scheduler.pool.store[:, :, :, chunk.continuation.block_table[0]] = float("nan")
             at += len(chunk.rows)
 
     faulty(engine, fault)

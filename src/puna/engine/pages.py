@@ -50,7 +50,8 @@ class PagePool:
         self, config: ModelConfig, pages: int, page_size: int, *, device: torch.device | str, dtype: torch.dtype
     ) -> None:
         self.pages, self.page_size = pages, page_size
-        shape = (pages, page_size, config.num_key_value_heads, config.head_dim)
+        # Heads outside, so that what a sequence has gathered of one head lies in a row, as batched products want it.
+        shape = (config.num_key_value_heads, pages, page_size, config.head_dim)
         # Not filled here: a system gives memory to what is written, so an idle pool costs nothing. See `take`.
         self.store = torch.empty(config.num_hidden_layers, 2, *shape, device=device, dtype=dtype)
         self.references = [0] * pages
@@ -68,11 +69,11 @@ class PagePool:
         return len(self._free) + len(self._cached)
 
     def keys(self, layer: int) -> Tensor:
-        """(pages, page_size, kv_heads, head_dim)."""
+        """(kv_heads, pages, page_size, head_dim)."""
         return self.store[layer, 0]
 
     def values(self, layer: int) -> Tensor:
-        """(pages, page_size, kv_heads, head_dim)."""
+        """(kv_heads, pages, page_size, head_dim)."""
         return self.store[layer, 1]
 
     def pages_for(self, tokens: int) -> int:
@@ -98,7 +99,7 @@ class PagePool:
             taken.append(self._free.pop())
             self.references[taken[-1]] = 1
         if taken:
-            self.store[:, :, taken] = 0
+            self.store[:, :, :, taken] = 0
         return taken
 
     def retain(self, pages: Sequence[int]) -> None:
@@ -128,7 +129,7 @@ class PagePool:
         self.retain([page])  # or it might itself be evicted to make room
         taken = self.take(1)
         if taken is not None:
-            self.store[:, :, taken[0]] = self.store[:, :, page]
+            self.store[:, :, :, taken[0]] = self.store[:, :, :, page]
         self.release([page])
         return taken[0] if taken is not None else None
 
@@ -174,6 +175,13 @@ class PagePool:
         self._free += reversed(self._cached)
         self._cached.clear()
         self.root = _digest(b"weights", [version])
+
+    def reset(self) -> None:
+        """Take all pages from whoever holds them and forget what they hold, in whatever state they are."""
+        self.references = [0] * self.pages
+        self._free = list(range(self.pages - 1, -1, -1))
+        for known in (self._cached, self._known, self._by_digest, self._children):
+            known.clear()
 
     def check(self) -> None:
         """Raise RuntimeError unless every page is exactly one of free, cached and held, and every entry is whole."""
