@@ -9,6 +9,7 @@ does not depend on which others run beside it.
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from time import monotonic
@@ -19,6 +20,9 @@ from torch import Tensor
 
 from puna.core.errors import PunaError, nearest
 from puna.core.files import read_json
+from puna.engine.checks import check_params, check_prompt, check_room
+from puna.engine.embed import embed
+from puna.engine.grammar import Grammar, Grammars
 from puna.engine.request import Completion, EngineError, Request, Step
 from puna.engine.runner import Runner, make_pool
 from puna.engine.sampling import SamplingParams
@@ -28,7 +32,7 @@ from puna.model.llama import LlamaForCausalLM, copy_whole
 from puna.model.store import check_vocabulary, load_model
 from puna.text.tokenizer import Tokenizer
 
-__all__ = ["Completion", "Engine", "SamplingParams", "load_engine"]
+__all__ = ["Completion", "Engine", "Grammar", "SamplingParams", "load_engine"]
 
 T = TypeVar("T")
 
@@ -66,10 +70,13 @@ class Engine:
         self._scheduling: dict[str, Any] = {"step_tokens": step_tokens, "prefix_cache": prefix_cache}
         self._made: Stepper | None = None
         self._making = threading.Lock()
+        self._prepared: Grammars | None = None
+        self._preparing = threading.Lock()
         self._turn = threading.Lock()  # held by whoever makes a step or looks into the inbox
         self._inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._thread: threading.Thread | None = None
         self._closed = False
+        self._began = monotonic()  # when there last was something to do after a rest
 
     # -- asking ------------------------------------------------------------------------------------------------------
 
@@ -143,6 +150,19 @@ class Engine:
         """
         return self._between_steps(lambda: self._update(weights))
 
+    def embed(self, prompts: Sequence[Sequence[int]]) -> Tensor:
+        """One vector per prompt, (prompts, hidden_size), float32, on the CPU: the mean of its tokens' hidden states
+        after the last norm.
+
+        Each prompt is computed whole, between two steps, and leaves nothing in the cache. Raises PunaError as
+        `generate`, before anything is computed, and EngineError when a forward fails.
+        """
+        config = self.model.config
+        for prompt in prompts:
+            check_prompt(prompt, config, known=config.vocab_size)
+        rows = [self._between_steps(partial(embed, self.model, prompt)) for prompt in prompts]
+        return torch.stack(rows) if rows else torch.empty(0, config.hidden_size)
+
     def close(self) -> None:
         """Stop the engine's thread, if there is one. Requests on their way fail."""
         self._closed = True
@@ -161,11 +181,18 @@ class Engine:
     @property
     def weight_version(self) -> int:
         """How often `update_weights` was called."""
-        return self._stepper.weight_version
+        return self._made.weight_version if self._made else 0
 
     def stats(self) -> dict[str, Any]:
-        """Numbers for monitoring: requests, pages, steps. progress_age: seconds since a step last ended."""
-        stepper, scheduler = self._stepper, self._stepper.scheduler
+        """Numbers for monitoring: requests, pages, steps. Never waits for the engine.
+
+        progress_age: seconds since a step ended, or since there was something to do again after a rest.
+        """
+        stepper = self._made
+        if stepper is None:
+            empty = dict.fromkeys(("running", "waiting", "page_size", "steps", "preemptions", "weight_version"), 0)
+            return {**empty, "pages": {"free": 0, "cached": 0, "held": 0}, "busy": False, "progress_age": 0.0}
+        scheduler = stepper.scheduler
         return {
             "running": len(scheduler.running),
             "waiting": len(scheduler.waiting),
@@ -174,8 +201,24 @@ class Engine:
             "steps": stepper.steps,
             "preemptions": scheduler.preemptions,
             "weight_version": stepper.weight_version,
-            "progress_age": monotonic() - stepper.progress,
+            "busy": self._busy,
+            "progress_age": self._age,
         }
+
+    def stuck(self, seconds: float) -> bool:
+        """Whether there is something to do and for so long no step has ended. Never waits for the engine."""
+        # Without a thread steps are made by who wants them, and nobody must: only one that runs can hang.
+        busy = self._busy if self._thread is not None else self._turn.locked()
+        return busy and self._age >= seconds
+
+    @property
+    def _busy(self) -> bool:
+        stepper = self._made
+        return self._turn.locked() or not self._inbox.empty() or (stepper is not None and stepper.scheduler.busy)
+
+    @property
+    def _age(self) -> float:
+        return monotonic() - max(self._made.progress if self._made else self._began, self._began)
 
     # -- the way of a request ----------------------------------------------------------------------------------------
 
@@ -192,6 +235,15 @@ class Engine:
                 self._made = Stepper(scheduler, runner, self.token_bytes)
             return self._made
 
+    @property
+    def _grammars(self) -> Grammars:
+        """Made when a grammar is first asked for."""
+        assert self.tokenizer is not None
+        with self._preparing:
+            if self._prepared is None:
+                self._prepared = Grammars(self.tokenizer, self.end_ids)
+            return self._prepared
+
     def _request(
         self,
         prompt: Sequence[int],
@@ -200,50 +252,27 @@ class Engine:
         deliver: Callable[[Step | Exception | None], None] | None = None,
     ) -> Request:
         """A request that was found to be answerable. Raises PunaError when it is not."""
-        config = self.model.config
+        config, pool = self.model.config, self._stepper.scheduler.pool
         # A token that is never said has no probability.
         known = self.vocabulary if params.prompt_logprobs is not None else config.vocab_size
-        if not prompt:
-            raise PunaError("The prompt is empty.", "Give at least the begin-of-text token.")
-        if len(prompt) >= config.max_position_embeddings:
-            raise PunaError(
-                f"The prompt has {len(prompt):,} tokens, but the model's context holds "
-                f"{config.max_position_embeddings:,}.",
-                "Shorten it.",
-            )
-        wrong = next((token for token in prompt if not 0 <= token < known), None)
-        if wrong is not None:
-            raise PunaError(
-                f"The prompt has token id {wrong}, but the model knows 0 to {known - 1}.",
-                "Was it encoded with another tokenizer?",
-            )
-        wrong = next((token for token in params.logit_bias if not 0 <= token < self.vocabulary), None)
-        if wrong is not None:
-            raise PunaError(
-                f"logit_bias names token id {wrong}, but there are 0 to {self.vocabulary - 1}.", "Leave it out."
-            )
-        if params.stop and self.tokenizer is None:
-            raise PunaError("Stop strings need a tokenizer, and this model has none.", "Use stop_ids.")
+        check_prompt(prompt, config, known=known, room=min(params.max_tokens, 1))
+        check_params(params, self.vocabulary, self.tokenizer)
         limit = min(params.max_tokens, config.max_position_embeddings - len(prompt))
-        pool = self._stepper.scheduler.pool
-        if pool.pages_for(len(prompt) + limit) > pool.pages:
-            raise PunaError(
-                f"The prompt's {len(prompt):,} tokens and max_tokens = {limit:,} are {len(prompt) + limit:,}, but the "
-                f"key-value cache holds {pool.pages * pool.page_size:,}.",
-                "Shorten one of them, or give the engine more kv_tokens.",
-            )
-        ends = self.end_ids | set(params.stop_ids)
+        check_room(len(prompt), limit, pool)
+        ends = set(params.stop_ids) | (set() if params.ignore_end else self.end_ids)
         return Request(
             prompt,
             params,
             limit=limit,
             end_ids=ends,
             tokenizer=self.tokenizer,
+            matcher=self._grammars.matcher(params.grammar) if params.grammar is not None else None,
             deadline=deadline,
             deliver=deliver,
         )
 
     def _enqueue(self, request: Request) -> None:
+        self._wake()
         self._inbox.put(lambda: self._stepper.scheduler.add(request))
         if self._closed:
             self._end_all()
@@ -252,6 +281,7 @@ class Engine:
         """The request's steps; as long as the engine has no thread they are made here."""
         while True:
             while self._thread is None and request.steps.empty():
+                self._wake()
                 with self._turn:
                     if request.steps.empty():  # or somebody else's turn brought one
                         self._drain()
@@ -269,6 +299,8 @@ class Engine:
         for request in open_ones:
             request.cancel()
         # A collector may close a stream in the middle of a step on this very thread: then the next step does it.
+        if open_ones:
+            self._wake()
         if open_ones and self._turn.acquire(blocking=False):
             try:
                 self._drain()
@@ -286,11 +318,17 @@ class Engine:
             except BaseException as error:
                 future.set_exception(error)
 
+        self._wake()
         self._inbox.put(run)
         if self._thread is None:
             with self._turn:
                 self._drain()
         return future.result()
+
+    def _wake(self) -> None:
+        """A rest ends: the time it took is not one without progress."""
+        if not (self._busy if self._thread is not None else self._turn.locked()):
+            self._began = monotonic()
 
     def _drain(self) -> None:
         """Run what lies in the inbox. Only with the turn."""

@@ -14,6 +14,7 @@ from queue import SimpleQueue
 from typing import Literal, NamedTuple
 
 from puna.core.errors import PunaError
+from puna.engine.grammar import Matcher
 from puna.engine.sampling import SamplingParams
 from puna.text.stream import TextStream
 from puna.text.tokenizer import Tokenizer
@@ -66,7 +67,8 @@ class Completion:
     logprobs: list[float]
     """Log probability of each id under the model's own distribution (temperature 1, no filter), in nats."""
     finish_reason: FinishReason
-    """stop: an end token or a stop string; length: max_tokens or the end of the context; cancelled: by its consumer."""
+    """stop: an end token, a stop string or the end of the grammar; length: max_tokens or the end of the context;
+    cancelled: by its consumer."""
     weight_versions: list[int] = field(default_factory=list)
     """Per id, the version of the weights that chose it."""
     top_logprobs: list[tuple[TokenLogprob, ...]] = field(default_factory=list)
@@ -89,25 +91,31 @@ class Request:
         limit: int,
         end_ids: set[int],
         tokenizer: Tokenizer | None,
+        matcher: Matcher | None = None,
         deadline: float | None = None,
         deliver: Callable[["Step | Exception | None"], None] | None = None,
     ) -> None:
-        """limit: tokens at most per continuation; deadline: on time.monotonic's clock; deliver: see Engine.submit."""
+        """limit: tokens at most per continuation; matcher: at the beginning of its grammar; deadline: on
+        time.monotonic's clock; deliver: see Engine.submit."""
         self.prompt, self.params, self.deadline = list(prompt), params, deadline
         self.arrival = next(_arrivals)
         self.steps: SimpleQueue[Step | Exception | None] = SimpleQueue()
-        self.put = deliver or self.steps.put
-        """Takes each step, at the end None or the error that ended it; called by whoever makes the steps."""
+        self._deliver = deliver or self.steps.put
         self.prompt_logprobs: list[tuple[TokenLogprob, ...] | None] = [()]
         if params.prompt_logprobs is not None:
             self.prompt_logprobs += [None] * (len(prompt) - 1)
-        self.continuations = [Continuation(self, i, limit, end_ids, tokenizer) for i in range(params.n)]
+        self.continuations = [
+            Continuation(self, i, limit, end_ids, tokenizer, matcher.copy() if matcher and i else matcher)
+            for i in range(params.n)
+        ]
         self.forked = params.n == 1
         self.cached_tokens = 0
         """Tokens of the prompt that were found in the prefix cache."""
         self.cancelled = False
         self.done = False
         """Nothing more will be put into `steps`."""
+        self.undelivered: Exception | None = None
+        """What its consumer's `deliver` raised; it was then cancelled."""
 
     def __iter__(self) -> Iterator[Step]:
         """Yield steps as they are made, to the end. Raises PunaError when the request failed on its way."""
@@ -115,6 +123,19 @@ class Request:
             if isinstance(step, Exception):
                 raise step
             yield step
+
+    def put(self, step: Step | Exception | None) -> None:
+        """Hand over a step, at the end None or the error that ended it; called by whoever makes the steps.
+
+        A consumer that raises hears no more: it ends its own request and nobody else's.
+        """
+        if self.undelivered is not None:
+            return
+        try:
+            self._deliver(step)
+        except Exception as error:
+            self.undelivered = error
+            self.cancel()
 
     def cancel(self) -> None:
         """Ask the engine to stop. Its pages are free before the next step; iterating then ends."""
@@ -131,12 +152,12 @@ class Request:
                 ids=[step.id for step in row],
                 text="".join(step.text for step in row),
                 logprobs=[step.logprob for step in row],
-                finish_reason=(row[-1].finish_reason if row else None) or "cancelled",
+                finish_reason=(row[-1].finish_reason if row else continuation.finish_reason) or "cancelled",
                 weight_versions=[step.weight_version for step in row],
                 top_logprobs=[step.top for step in row],
                 prompt_logprobs=[tops or () for tops in self.prompt_logprobs] if asked else [],
             )
-            for row in rows
+            for continuation, row in zip(self.continuations, rows, strict=True)
         ]
 
     @property
@@ -155,7 +176,13 @@ class Continuation:
     """One of a request's texts: its tokens, its pages, and what of it is certain."""
 
     def __init__(
-        self, request: Request, index: int, limit: int, end_ids: set[int], tokenizer: Tokenizer | None
+        self,
+        request: Request,
+        index: int,
+        limit: int,
+        end_ids: set[int],
+        tokenizer: Tokenizer | None,
+        matcher: Matcher | None,
     ) -> None:
         self.request, self.index, self.params, self.limit = request, index, request.params, limit
         self.end_ids = end_ids
@@ -163,8 +190,10 @@ class Continuation:
         self.computed = 0  # tokens whose keys and values are in the pages
         self.block_table: list[int] = []
         self.digests: list[bytes] = []  # of the block table's whole pages, as far as they were entered
-        self.uniforms = self.params.uniforms(index)
+        self._uniforms = self.params.uniforms(index)
+        self._drawn: float | None = None
         self.finish_reason: FinishReason | None = None
+        self._matcher, self._free = matcher, self.params.grammar_after is not None
         self._held = ""  # text that may be the beginning of a stop string
         self._text: TextStream | None = None
         if tokenizer is not None:
@@ -187,20 +216,37 @@ class Continuation:
         """The tokens that were generated."""
         return self.ids[len(self.request.prompt) :]
 
+    @property
+    def matcher(self) -> Matcher | None:
+        """What the next token must obey."""
+        return None if self._free else self._matcher
+
+    def draw(self) -> float:
+        """The uniform number that chooses the next token: the same until one is accepted."""
+        if self._drawn is None:
+            self._drawn = self._uniforms.random()
+        return self._drawn
+
     def accept(self, token: int) -> str:
         """Take the next id; return the text that is now certain. Sets `finish_reason` when the text ends."""
+        self._drawn = None
         self.ids.append(token)
         ended = token in self.end_ids
+        if self.matcher is not None and not ended:
+            ended_by_grammar = self.matcher.accept(token)
+        else:
+            ended_by_grammar, self._free = False, self._free and token != self.params.grammar_after
         full = len(self.ids) - len(self.request.prompt) >= self.limit
+        last = ended or ended_by_grammar or full
         if self._text is not None:
             self._held += "" if ended else self._text.push(token)
-            self._held += self._text.close() if ended or full else ""
+            self._held += self._text.close() if last else ""
         cut = min((at for at in (self._held.find(stop) for stop in self.params.stop) if at >= 0), default=-1)
         if cut >= 0:
             self.finish_reason = "stop"
             return self._held[:cut]
-        self.finish_reason = "stop" if ended else "length" if full else None
-        keep = 0 if ended or full else _open_suffix(self._held, self.params.stop)
+        self.finish_reason = "stop" if ended or ended_by_grammar else "length" if full else None
+        keep = 0 if last else _open_suffix(self._held, self.params.stop)
         text, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
         return text
 

@@ -2,7 +2,7 @@
 
 Each request draws one uniform number per token from a generator of its own and takes the token at that point of the
 cumulative distribution. So what a seed gives depends neither on the other requests of the batch nor on the device's
-random generator. Penalties come first, then the bias, which has the last word about a token; filters follow in
+random generator. Penalties come first, then the bias, then the grammar, which has the last word; filters follow in
 transformers' order: temperature, top-k, top-p (arXiv 1904.09751), min-p (arXiv 2407.01082).
 """
 
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from puna.core.errors import PunaError
+from puna.engine.grammar import Grammar
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class SamplingParams:
     """How one request is continued. Raises PunaError for values that mean nothing."""
 
     max_tokens: int = 256
+    """Tokens at most; 0, together with prompt_logprobs, scores the prompt and generates nothing."""
     temperature: float = 1.0
     """0 is greedy: always the likeliest token."""
     top_k: int = 0
@@ -38,6 +40,8 @@ class SamplingParams:
     """Strings that end the text; they are not part of it."""
     stop_ids: tuple[int, ...] = ()
     """Token ids that end the text, besides the model's own end tokens."""
+    ignore_end: bool = False
+    """The model's own end tokens do not end the text; they are not forbidden either."""
     n: int = 1
     """How many continuations; the i-th uses seed + i. They share the computing of the prompt."""
     repetition_penalty: float = 1.0
@@ -48,13 +52,19 @@ class SamplingParams:
     """Subtracted from a token's logit once for each time that the text has it."""
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     """Added to the logits of these token ids."""
+    grammar: Grammar | None = None
+    """What the text must obey; it ends where the grammar does."""
+    grammar_after: int | None = None
+    """The grammar begins after the first token of this id (such as that of </think>); None: at once."""
     top_logprobs: int = 0
     """With each token, the log probabilities of this many likeliest ones."""
     prompt_logprobs: int | None = None
     """The same for the prompt's tokens; 0: only those of the tokens themselves, None: nothing."""
 
     def __post_init__(self) -> None:
-        _require(self.max_tokens >= 1, f"max_tokens = {self.max_tokens} is below 1.", "Ask for at least one token.")
+        scored = self.prompt_logprobs is not None
+        _require(self.max_tokens >= (0 if scored else 1), f"max_tokens = {self.max_tokens} is below {int(not scored)}.",
+                 "Ask for at least one token; 0 goes with prompt_logprobs.")  # fmt: skip
         _require(0 <= self.temperature < float("inf"), f"temperature = {self.temperature} is not a number from 0 up.",
                  "0 is greedy, 1 is the model's own distribution.")  # fmt: skip
         _require(self.top_k >= 0, f"top_k = {self.top_k} is negative.", "0 keeps all tokens.")
@@ -91,19 +101,31 @@ class History(NamedTuple):
     text: Sequence[int]
 
 
+class Constraint(NamedTuple):
+    """The tokens that some rows may take."""
+
+    rows: Sequence[int]
+    allowed: Tensor
+    """bool (rows, vocab), at least one in each row."""
+
+
 def sample(
     logits: Tensor,
     params: Sequence[SamplingParams],
     uniforms: Sequence[float],
     histories: Sequence[History] | None = None,
+    constraint: Constraint | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Choose the next token of each row. logits: (rows, vocab); uniforms: one number in [0, 1) per row.
 
-    histories: one per row, where any row's parameters adjust logits. Returns (ids, logprobs), both (rows,); a logprob
-    is that of the model's own distribution, before penalties, bias and filters.
+    histories: one per row, where any row's parameters adjust logits; constraint: what grammars allow. Returns (ids,
+    logprobs), both (rows,); a logprob is that of the model's own distribution, before penalties, bias, grammar and
+    filters.
     """
     logits = logits.float()
     wanted = adjusted(logits, params, histories) if histories and any(p.adjusts for p in params) else logits
+    if constraint is not None:
+        wanted = _constrained(wanted, constraint)
     ids = wanted.argmax(-1)
     if any(p.temperature > 0 for p in params):
         # In float64, as a float32 sum over 128k tokens loses the tail.
@@ -129,6 +151,12 @@ def adjusted(logits: Tensor, params: Sequence[SamplingParams], histories: Sequen
             row[seen] -= p.presence_penalty + p.frequency_penalty * count
         if p.logit_bias:  # ids are below the vocabulary's end: the engine refused others
             row[_ids(p.logit_bias, row)] += torch.tensor(list(p.logit_bias.values()), device=row.device)
+    return logits
+
+
+def _constrained(logits: Tensor, constraint: Constraint) -> Tensor:
+    logits, rows = logits.clone(), torch.tensor(constraint.rows, device=logits.device)
+    logits[rows] = logits[rows].masked_fill(~constraint.allowed.to(logits.device), float("-inf"))
     return logits
 
 

@@ -55,6 +55,7 @@ class Scheduler:
         self.running: list[Continuation] = []
         self.waiting: list[Continuation] = []
         self.preemptions = 0
+        self._requests: dict[Request, None] = {}
 
     @property
     def busy(self) -> bool:
@@ -62,17 +63,31 @@ class Scheduler:
 
     def add(self, request: Request) -> None:
         """Let a request wait for its turn. It must fit into the pool alone."""
+        self._requests[request] = None
         insort(self.waiting, request.continuations[0], key=_order)
 
     def requests(self) -> list[Request]:
         """All that are on their way."""
-        return list({c.request: None for c in (*self.running, *self.waiting)})
+        return list(self._requests)
 
     def restart(self, version: int) -> None:
         """Forget all keys and values, which weights before this version made; texts on their way begin anew."""
         for continuation in list(self.running):
             self.preempt(continuation)
         self.pool.drop_cache(version)
+
+    def recover(self) -> None:
+        """Begin all texts anew after a step was interrupted, at whatever point; nothing that pages hold is trusted."""
+        self.pool.reset()
+        self.running, self.waiting = [], []
+        for request in self.requests():
+            unfinished = [c for c in request.continuations if c.finish_reason is None]
+            if not unfinished:
+                self._finish(request)
+            for continuation in unfinished:
+                continuation.block_table, continuation.digests, continuation.computed = [], [], 0
+            self.waiting += unfinished if request.forked else unfinished[:1]
+        self.waiting.sort(key=_order)
 
     # -- before a step -----------------------------------------------------------------------------------------------
 
@@ -197,12 +212,16 @@ class Scheduler:
         """A text is finished: its pages stay findable, the last one as far as it goes."""
         self._remove(continuation)
         if all(c.finish_reason for c in continuation.request.continuations):
-            continuation.request.finish()
+            self._finish(continuation.request)
 
     def drop(self, request: Request, error: Exception | None = None) -> None:
         """End all of a request. After an error nothing that its pages hold is trusted."""
         for continuation in request.continuations:
             self._remove(continuation, forget=error is not None)
+        self._finish(request, error)
+
+    def _finish(self, request: Request, error: Exception | None = None) -> None:
+        self._requests.pop(request, None)
         request.finish(error)
 
     def _remove(self, continuation: Continuation, *, forget: bool = False) -> None:
