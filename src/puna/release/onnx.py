@@ -1,0 +1,55 @@
+"""ONNX, by the builder of onnxruntime-genai (extra "onnx"): it reads the Hugging Face layout, which is ours.
+
+The builder runs in a process of its own, told to stay off the network. Its tokenizer leaves out the begin token
+(onnxruntime-genai 0.18, November 2026): who generates with it puts that id in front.
+"""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from puna.core.errors import PunaError
+from puna.core.files import new_directory, require_space
+from puna.model.store import load_config, tensor_files
+
+NEEDED = ("onnxruntime_genai", "onnxruntime", "onnx", "onnx_ir", "transformers")
+
+
+def missing_packages() -> list[str]:
+    """Which of the packages that the builder needs are not installed."""
+    return [name.replace("_", "-") for name in NEEDED if importlib.util.find_spec(name) is None]
+
+
+def export_onnx(directory: Path, out: Path) -> None:
+    """Write the model in `directory` as the new folder `out`, float32 for CPUs.
+
+    Raises PunaError when a package is missing, `out` exists, the disk is too small or the builder fails.
+    """
+    missing = missing_packages()
+    if missing:
+        raise PunaError(
+            f"Writing ONNX needs {', '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not installed.",
+            "Install with pip install 'puna[onnx]' transformers.",
+        )
+    config = load_config(directory)
+    tensor_files(directory, config)
+    require_space(out.parent, config.num_parameters() * 4 + (64 << 20), f"The ONNX model {out.name}")
+    with new_directory(out) as place:
+        place.rmdir()  # the builder wants to make it
+        scratch = place.with_name(f"{place.name}.cache")
+        command = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-i", str(directory.resolve())]
+        command += ["-o", str(place), "-p", "fp32", "-e", "cpu", "-c", str(scratch)]
+        offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **offline}, check=False)
+        finally:
+            if scratch.is_dir() and not any(scratch.iterdir()):
+                scratch.rmdir()
+        if done.returncode or not (place / "model.onnx").is_file():
+            lines = (done.stderr or done.stdout).strip().splitlines() or ["no message"]
+            raise PunaError(
+                f"The ONNX builder failed on {directory}: {lines[-1]}.",
+                "Its version may not know this model; update it.",
+            )
