@@ -25,8 +25,10 @@ COMMANDS = {
     "eval": "measure a model",
     "sample": "continue a prompt",
     "chat": "talk to a model in the terminal",
+    "serve": "answer over HTTP: the OpenAI API and a page to talk in",
     "model": "look into a model directory",
     "import": "bring in a model in Hugging Face layout",
+    "export": "write a model as GGUF, for Ollama or as ONNX",
     "recipe": "show every field of a recipe, its value and its origin",
 }
 

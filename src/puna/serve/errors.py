@@ -1,0 +1,72 @@
+"""What can go wrong in a request, as OpenAI's clients expect to read it.
+
+Every failure leaves the server as {"error": {"message", "type", "param", "code"}} with the status that makes the
+openai-python client raise the exception of the right type: 400 for what is wrong with a request, 401, 404, 413, 429
+with Retry-After when there is no room, 503 when the server leaves or its engine is dead, 504 when a request took too
+long.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from puna.core.errors import PunaError
+
+_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    405: "invalid_request_error",
+    408: "timeout_error",
+    413: "invalid_request_error",
+    415: "invalid_request_error",
+    422: "invalid_request_error",
+    429: "rate_limit_error",
+    503: "service_unavailable_error",
+    504: "timeout_error",
+}
+
+
+class ApiError(Exception):
+    """One failure with its HTTP status. type follows from the status unless given; headers go with the answer."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        type: str | None = None,
+        param: str | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.message, self.param, self.code = status, message, param, code
+        self.type = type or _TYPES.get(status) or ("server_error" if status >= 500 else "invalid_request_error")
+        self.headers = dict(headers or {})
+
+    def body(self) -> dict[str, Any]:
+        """The JSON object of the answer, or of an event in the middle of a stream."""
+        return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+
+
+def bad_request(error: PunaError, *, param: str | None = None) -> ApiError:
+    """What a lower floor found wrong with a request."""
+    return ApiError(400, str(error), param=param)
+
+
+def invalid(error: ValidationError) -> ApiError:
+    """The first thing that a body's types found wrong, named by its path in the body."""
+    found = error.errors(include_url=False, include_context=False, include_input=False)
+    # Of the alternatives of a union the one that came furthest is the one that was meant.
+    worst = max(found, key=lambda item: len(item["loc"]))
+    path = ".".join(str(part) for part in worst["loc"] if isinstance(part, int) or _is_field(part))
+    message = worst["msg"].removeprefix("Value error, ")
+    return ApiError(400, f"{path}: {message}" if path else message, param=path or None)
+
+
+def _is_field(part: str) -> bool:
+    """Whether a part of a location is a key of the body, not the name of a union's alternative."""
+    return part.islower() and part.replace("_", "").isalnum() and part not in ("str", "int", "float", "bool", "dict")

@@ -1,0 +1,101 @@
+"""Run the application under uvicorn, from the first sentence to the last answer.
+
+SIGTERM or Ctrl-C: new requests are refused with 503 and those on their way finish (settings.drain_seconds), then the
+process ends with 0. A second one ends it at once.
+"""
+
+import asyncio
+import errno
+import signal
+import socket
+from collections.abc import Callable
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+
+from puna.core.errors import PunaError
+from puna.serve.server import Server
+from puna.serve.settings import Settings
+
+
+def listen(settings: Settings) -> socket.socket:
+    """The socket to serve on, bound before a model is loaded in vain. Raises PunaError when it cannot be had."""
+    place = f"{settings.host}:{settings.port}"
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(
+            settings.host or None, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+    except (OSError, OverflowError):
+        raise PunaError(f"There is no address {place}.", "Check --host and --port.") from None
+    made = socket.socket(family, kind)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        made.bind(address)
+        made.listen(2048)
+    except OSError as error:
+        made.close()
+        if error.errno == errno.EADDRINUSE:
+            raise PunaError(
+                f"Port {settings.port} is in use.", "Stop what uses it, or choose another --port."
+            ) from None
+        raise PunaError(f"{place} cannot be listened on ({error.strerror}).", "Check --host and --port.") from None
+    return made
+
+
+def serve(app: FastAPI, listening: socket.socket, *, started: Callable[[], None] = lambda: None) -> None:
+    """Answer until a signal ends it. started: called when requests are answered."""
+    server: Server = app.state.puna
+    config = uvicorn.Config(
+        app,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        # A model's own thread and its answers are what time is spent on; connections that do nothing cost nothing.
+        timeout_keep_alive=30,
+        # The slowest request may still be on its way when waiting for it ends.
+        timeout_graceful_shutdown=2,
+        lifespan="off",
+    )
+    asyncio.run(_Uvicorn(config, server, started).run(listening))
+
+
+class _Uvicorn(uvicorn.Server):
+    """uvicorn, with our way of leaving."""
+
+    def __init__(self, config: uvicorn.Config, server: Server, started: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._server, self._say_started = server, started
+        self._leaving: asyncio.Task[None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def run(self, listening: socket.socket) -> None:  # type: ignore[override]
+        """Serve, drain, close."""
+        self._loop = asyncio.get_running_loop()
+        try:
+            await self.serve([listening])
+        finally:
+            await self._server.close()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._say_started()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """The first signal drains, a second leaves."""
+        assert self._loop is not None
+        if self._leaving is None and not self._server.draining:
+            self._server.draining = True
+            self._loop.call_soon_threadsafe(self._begin_to_leave)
+        else:
+            self.should_exit = self.force_exit = True
+
+    def _begin_to_leave(self) -> None:
+        self._leaving = asyncio.get_running_loop().create_task(self._leave())
+
+    async def _leave(self) -> None:
+        await self._server.drain()
+        self.should_exit = True
+
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)

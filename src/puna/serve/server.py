@@ -1,0 +1,142 @@
+"""What stands between the routes and the models: who may come in now, and what is counted.
+
+Every request for text goes through `Server.chat` or `Server.complete`, the page's as well as the API's: they find the
+model, refuse when there is no room or the server is leaving, keep the time limit and count.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from contextlib import aclosing, contextmanager
+from time import monotonic
+from typing import TypeVar
+
+from puna.serve.auth import Keys
+from puna.serve.backend import Backend, Health, Models
+from puna.serve.errors import ApiError
+from puna.serve.metrics import Metrics
+from puna.serve.protocol import (
+    ChatChunk,
+    ChatRequest,
+    CompletionChunk,
+    CompletionRequest,
+    EmbeddingRequest,
+    EmbeddingResponse,
+    GenerationRequest,
+)
+from puna.serve.settings import Settings
+from puna.serve.telemetry import Tracer
+
+C = TypeVar("C", ChatChunk, CompletionChunk)
+
+
+class Server:
+    """The state of a running server."""
+
+    def __init__(self, settings: Settings, models: Models) -> None:
+        self.settings, self.models = settings, models
+        self.keys = Keys(settings.keys)
+        self.metrics = Metrics(models)
+        self.tracer = Tracer()
+        self.draining = False
+        self._in_flight: dict[str, int] = {}
+        self._closing: list[Callable[[], Awaitable[None]]] = []
+
+    def chat(self, request: ChatRequest) -> AsyncGenerator[ChatChunk]:
+        """The chunks of an answer; the last has usage and no choices. Close it to stop. Raises ApiError."""
+        backend = self.models.get(request.model)
+        return self._run(backend, request, backend.chat)
+
+    def complete(self, request: CompletionRequest) -> AsyncGenerator[CompletionChunk]:
+        """The same for completions."""
+        backend = self.models.get(request.model)
+        return self._run(backend, request, backend.complete)
+
+    async def embed(self, backend: Backend, request: EmbeddingRequest) -> EmbeddingResponse:
+        """Vectors of texts; they count in the queue as one."""
+        with self._admitted(backend, 1):
+            return await backend.embed(request)
+
+    def in_flight(self) -> int:
+        """Texts that are being written or wait for it."""
+        return sum(self._in_flight.values())
+
+    def health(self) -> Health:
+        """Of all models together: the worst of each."""
+        states = [backend.health() for backend in self.models]
+        reason = next((state.reason for state in states if state.reason), "")
+        if self.draining:
+            reason = "The server is leaving."
+        return Health(
+            all(state.live for state in states),
+            all(state.ready for state in states) and not self.draining,
+            all(state.progressing for state in states),
+            reason,
+        )
+
+    async def drain(self) -> None:
+        """Take no new requests and wait for those on their way, settings.drain_seconds at most."""
+        self.draining = True
+        end = monotonic() + self.settings.drain_seconds
+        while self.in_flight() and monotonic() < end:
+            await asyncio.sleep(0.02)
+
+    async def close(self) -> None:
+        """Close all models."""
+        self.draining = True
+        for close in self._closing:
+            await close()
+        for backend in self.models:
+            await backend.close()
+
+    def before_close(self, close: Callable[[], Awaitable[None]]) -> None:
+        """Have something closed before the models are."""
+        self._closing.append(close)
+
+    async def _run(
+        self, backend: Backend, request: GenerationRequest, make: Callable[..., AsyncGenerator[C]]
+    ) -> AsyncGenerator[C]:
+        name, texts = backend.card.id, request.texts
+        with self._admitted(backend, texts):
+            watch = self.metrics.watch(name, texts)
+            span = self.tracer.start(name, request)
+            try:
+                async with aclosing(make(request, deadline_seconds=self.settings.request_seconds)) as chunks:
+                    async for chunk in chunks:
+                        watch.chunk(chunk)
+                        yield chunk
+            except ApiError as error:
+                watch.outcome = "error"
+                span.failed(error)
+                raise
+            finally:
+                watch.end()
+                span.end(watch)
+
+    @contextmanager
+    def _admitted(self, backend: Backend, texts: int) -> Iterator[None]:
+        """A place for so many texts, for as long as this lasts. Raises ApiError when there is none."""
+        name = backend.card.id
+        self._admit(backend, name, texts)
+        self._in_flight[name] = self._in_flight.get(name, 0) + texts
+        try:
+            yield
+        finally:
+            self._in_flight[name] -= texts
+
+    def _admit(self, backend: Backend, name: str, texts: int) -> None:
+        if self.draining:
+            raise ApiError(503, "The server is leaving and takes no new requests.", code="draining")
+        health = backend.health()
+        if not health.live:
+            raise ApiError(503, health.reason or f"The model '{name}' is gone.", code="engine_dead")
+        most = backend.capacity + self.settings.max_queue
+        if texts > most:
+            raise ApiError(400, f"The request asks for {texts} texts, but there is room for {most} at most.", param="n")
+        if self._in_flight.get(name, 0) + texts > most:
+            self.metrics.refused(name)
+            raise ApiError(
+                429,
+                f"{backend.capacity} texts are being written and {self.settings.max_queue} wait already. Try again.",
+                code="queue_full",
+                headers={"retry-after": str(self.metrics.retry_after(name))},
+            )
