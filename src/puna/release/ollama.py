@@ -17,26 +17,31 @@ from puna.text.chat import CHAT_TEMPLATE
 from puna.text.tokenizer import Tokenizer
 
 # Ollama takes a template without the begin token, which llama.cpp puts in front by itself.
-GO_TEMPLATE = """\
-{{- define "tools" }}You can call these functions, each described by a JSON object:
-{{ range $i, $tool := .Tools }}{{ if $i }}
-{{ end }}{{ $tool }}{{ end }}
+# The list of tools, as in `text.chat`; newlines within a loop are actions, so that no tag is taken for one.
+_TOOLS = """\
+You can call these functions, each described by a JSON object:
+{{ range $n, $tool := $.Tools }}{{ if $n }}{{ "\\n" }}{{ end }}{{ $tool }}{{ end }}
 
 Call a function like this, once for each call:
 <tool_call>
 {"name": "the function", "arguments": {"parameter": "value"}}
-</tool_call>
-{{- end }}
-{{- if .Tools }}{{ if ne (index .Messages 0).Role "system" }}<|start_header_id|>system<|end_header_id|>
-
-{{ template "tools" . }}<|eot_id|>
-{{- end }}{{ end }}
+</tool_call>"""
+GO_TEMPLATE = (
+    """\
 {{- range $i, $message := .Messages }}
+{{- $last := eq (len (slice $.Messages $i)) 1 }}
+{{- if and $.Tools (eq $i 0) (ne .Role "system") }}<|start_header_id|>system<|end_header_id|>
+
+"""
+    + _TOOLS
+    + """<|eot_id|>
+{{- end }}
 {{- if eq .Role "system" }}<|start_header_id|>system<|end_header_id|>
 
-{{ .Content }}{{ if and $.Tools (eq $i 0) }}{{ if .Content }}
-
-{{ end }}{{ template "tools" $ }}{{ end }}<|eot_id|>
+{{ .Content }}
+{{- if and $.Tools (eq $i 0) }}{{ if .Content }}{{ "\\n\\n" }}{{ end }}"""
+    + _TOOLS
+    + """{{ end }}<|eot_id|>
 {{- else if eq .Role "user" }}<|start_header_id|>user<|end_header_id|>
 
 {{ .Content }}<|eot_id|>
@@ -50,16 +55,19 @@ Call a function like this, once for each call:
 </think>
 
 {{ end }}{{ .Content }}
-{{- range $j, $call := .ToolCalls }}{{ if or $message.Content $j }}
-{{ end }}<tool_call>
+{{- if .ToolCalls }}
+{{- range $j, $call := .ToolCalls }}{{ if or $message.Content $j }}{{ "\\n" }}{{ end }}<tool_call>
 {"name": "{{ .Function.Name }}", "arguments": {{ .Function.Arguments }}}
 </tool_call>
-{{- end }}{{ if lt (len (slice $.Messages $i)) 2 }}{{ else }}<|eot_id|>{{ end }}
 {{- end }}
-{{- if and (lt (len (slice $.Messages $i)) 2) (ne .Role "assistant") }}<|start_header_id|>assistant<|end_header_id|>
+{{- end }}
+{{- if not $last }}<|eot_id|>{{ end }}
+{{- end }}
+{{- if and $last (ne .Role "assistant") }}<|start_header_id|>assistant<|end_header_id|>
 
 {{ end }}
 {{- end }}"""
+)
 
 
 def export_ollama(

@@ -8,6 +8,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 from puna.core.errors import PunaError
@@ -36,17 +37,12 @@ def export_onnx(directory: Path, out: Path) -> None:
     config = load_config(directory)
     tensor_files(directory, config)
     require_space(out.parent, config.num_parameters() * 4 + (64 << 20), f"The ONNX model {out.name}")
-    with new_directory(out) as place:
+    offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+    with new_directory(out) as place, tempfile.TemporaryDirectory() as scratch:
         place.rmdir()  # the builder wants to make it
-        scratch = place.with_name(f"{place.name}.cache")
         command = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-i", str(directory.resolve())]
-        command += ["-o", str(place), "-p", "fp32", "-e", "cpu", "-c", str(scratch)]
-        offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **offline}, check=False)
-        finally:
-            if scratch.is_dir() and not any(scratch.iterdir()):
-                scratch.rmdir()
+        command += ["-o", str(place), "-p", "fp32", "-e", "cpu", "-c", scratch]
+        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **offline}, check=False)
         if done.returncode or not (place / "model.onnx").is_file():
             lines = (done.stderr or done.stdout).strip().splitlines() or ["no message"]
             raise PunaError(
