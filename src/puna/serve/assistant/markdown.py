@@ -1,8 +1,8 @@
 """A model's text as HTML that can do nothing: what the page shows is made here, never by the page.
 
 Three gates, each of which would do: markdown-it-py takes HTML for text, our rules write no address where a browser
-would follow or load it, and nh3 lets only a short list of elements and attributes pass. A link is a `span` and a picture is a
-`button` that carry their address as data; the page shows it when they are clicked, and a person decides.
+would follow or load it, and nh3 lets only a short list of elements and attributes pass. A link is a `span` and a
+picture is a `button` that carry their address as data; the page shows it when they are clicked: a person decides.
 
 Models loop, and they are made to by others: where a paragraph would take a parser's bad paths it is shown as it stands.
 """

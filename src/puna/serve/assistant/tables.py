@@ -48,8 +48,8 @@ class Conversation(Base):
 class Message(Base):
     """What was said. finish_reason is null while it is being written, and for what a person said.
 
-    finish_reason: stop, length, stopped (by the person), error, or interrupted (the server went away). tokens: an entry a
-    token, [id or null, bytes in hex, logprob, [[bytes in hex, logprob], …]], the last being the alternatives.
+    finish_reason: stop, length, stopped (by the person), error, or interrupted (the server went away). tokens: an entry
+    a token, [id or null, bytes in hex, logprob, [[bytes in hex, logprob], …]], the last being the alternatives.
     """
 
     __tablename__ = "messages"
