@@ -8,12 +8,10 @@ does not depend on which others run beside it.
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
-from queue import Empty, SimpleQueue
 from time import monotonic
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,9 +19,11 @@ from torch import Tensor
 from puna.core.errors import PunaError, nearest
 from puna.core.files import read_json
 from puna.engine.checks import check_params, check_prompt, check_room
+from puna.engine.describe import describe
 from puna.engine.embed import embed
 from puna.engine.grammar import Grammar, Grammars
-from puna.engine.request import Completion, EngineError, Request, Step
+from puna.engine.loop import Loop
+from puna.engine.request import Completion, Request, Step
 from puna.engine.runner import Runner, make_pool
 from puna.engine.sampling import SamplingParams
 from puna.engine.scheduler import Scheduler
@@ -33,8 +33,6 @@ from puna.model.store import check_vocabulary, load_model
 from puna.text.tokenizer import Tokenizer
 
 __all__ = ["Completion", "Engine", "Grammar", "SamplingParams", "load_engine"]
-
-T = TypeVar("T")
 
 
 class Engine:
@@ -66,17 +64,13 @@ class Engine:
         # Embeddings are often padded; what the tokenizer cannot read back is never said.
         self.vocabulary = tokenizer.vocab_size if tokenizer else model.config.vocab_size
         self.deterministic = deterministic
+        self.precision = "as the model came"
+        """Why the weights have the precision they have."""
         self._pool_size: dict[str, Any] = {"kv_tokens": kv_tokens, "page_size": page_size}
         self._scheduling: dict[str, Any] = {"step_tokens": step_tokens, "prefix_cache": prefix_cache}
-        self._made: Stepper | None = None
-        self._making = threading.Lock()
         self._prepared: Grammars | None = None
         self._preparing = threading.Lock()
-        self._turn = threading.Lock()  # held by whoever makes a step or looks into the inbox
-        self._inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
-        self._thread: threading.Thread | None = None
-        self._closed = False
-        self._began = monotonic()  # when there last was something to do after a rest
+        self._loop = Loop(self._make)
 
     # -- asking ------------------------------------------------------------------------------------------------------
 
@@ -94,10 +88,10 @@ class Engine:
         requests = [self._request(prompt, p) for prompt, p in zip(prompts, each, strict=True)]
         try:
             for request in requests:
-                self._enqueue(request)
-            return [done for request in requests for done in request.completions(list(self._follow(request)))]
+                self._loop.enqueue(request)
+            return [done for request in requests for done in request.completions(list(self._loop.follow(request)))]
         finally:
-            self._abandon(requests)
+            self._loop.abandon(requests)
 
     def stream(self, prompt_ids: Sequence[int], params: SamplingParams | None = None) -> Iterator[tuple[int, str]]:
         """Yield (id, text piece) as they are made; a piece is empty while its characters or a stop string are open.
@@ -112,11 +106,11 @@ class Engine:
 
         def pieces() -> Iterator[tuple[int, str]]:
             try:
-                self._enqueue(request)
-                for step in self._follow(request):
+                self._loop.enqueue(request)
+                for step in self._loop.follow(request):
                     yield step.id, step.text
             finally:
-                self._abandon([request])
+                self._loop.abandon([request])
 
         return pieces()
 
@@ -137,8 +131,8 @@ class Engine:
         """
         deadline = None if deadline_seconds is None else monotonic() + deadline_seconds
         request = self._request(prompt_ids, params or SamplingParams(), deadline, deliver)
-        self._start()
-        self._enqueue(request)
+        self._loop.start()
+        self._loop.enqueue(request)
         return request
 
     def update_weights(self, weights: Iterable[tuple[str, Tensor]]) -> int:
@@ -148,7 +142,7 @@ class Engine:
         Tokens say which version chose them. Raises PunaError for an unknown name or another shape; what was copied
         before is then in place, and it has a version of its own.
         """
-        return self._between_steps(lambda: self._update(weights))
+        return self._loop.between_steps(lambda: self._update(weights))
 
     def embed(self, prompts: Sequence[Sequence[int]]) -> Tensor:
         """One vector per prompt, (prompts, hidden_size), float32, on the CPU: the mean of its tokens' hidden states
@@ -160,17 +154,12 @@ class Engine:
         config = self.model.config
         for prompt in prompts:
             check_prompt(prompt, config, known=config.vocab_size)
-        rows = [self._between_steps(partial(embed, self.model, prompt)) for prompt in prompts]
+        rows = [self._loop.between_steps(partial(embed, self.model, prompt)) for prompt in prompts]
         return torch.stack(rows) if rows else torch.empty(0, config.hidden_size)
 
     def close(self) -> None:
         """Stop the engine's thread, if there is one. Requests on their way fail."""
-        self._closed = True
-        thread, self._thread = self._thread, None
-        if thread is not None:
-            self._inbox.put(lambda: None)  # it may be waiting for something to do
-            thread.join()
-        self._end_all()
+        self._loop.close()
 
     # -- looking -----------------------------------------------------------------------------------------------------
 
@@ -181,14 +170,15 @@ class Engine:
     @property
     def weight_version(self) -> int:
         """How often `update_weights` was called."""
-        return self._made.weight_version if self._made else 0
+        stepper = self._loop.made
+        return stepper.weight_version if stepper else 0
 
     def stats(self) -> dict[str, Any]:
         """Numbers for monitoring: requests, pages, steps. Never waits for the engine.
 
         progress_age: seconds since a step ended, or since there was something to do again after a rest.
         """
-        stepper = self._made
+        stepper = self._loop.made
         if stepper is None:
             empty = dict.fromkeys(("running", "waiting", "page_size", "steps", "preemptions", "weight_version"), 0)
             return {**empty, "pages": {"free": 0, "cached": 0, "held": 0}, "busy": False, "progress_age": 0.0}
@@ -201,39 +191,31 @@ class Engine:
             "steps": stepper.steps,
             "preemptions": scheduler.preemptions,
             "weight_version": stepper.weight_version,
-            "busy": self._busy,
-            "progress_age": self._age,
+            "busy": self._loop.busy,
+            "progress_age": self._loop.age,
         }
+
+    def describe(self) -> list[str]:
+        """What was chosen when the engine was made, a sentence each."""
+        stepper = self._stepper
+        return describe(self.model, stepper.scheduler, why=self.precision, deterministic=self.deterministic)
 
     def stuck(self, seconds: float) -> bool:
         """Whether there is something to do and for so long no step has ended. Never waits for the engine."""
-        # Without a thread steps are made by who wants them, and nobody must: only one that runs can hang.
-        busy = self._busy if self._thread is not None else self._turn.locked()
-        return busy and self._age >= seconds
-
-    @property
-    def _busy(self) -> bool:
-        stepper = self._made
-        return self._turn.locked() or not self._inbox.empty() or (stepper is not None and stepper.scheduler.busy)
-
-    @property
-    def _age(self) -> float:
-        return monotonic() - max(self._made.progress if self._made else self._began, self._began)
+        return self._loop.stuck(seconds)
 
     # -- the way of a request ----------------------------------------------------------------------------------------
 
     @property
     def _stepper(self) -> Stepper:
-        """Made when it is first wanted: so is the memory."""
-        if self._made is not None:
-            return self._made
-        with self._making:
-            if self._made is None:
-                pool = make_pool(self.model, max_batch=self.max_batch, **self._pool_size)
-                scheduler = Scheduler(pool, max_batch=self.max_batch, **self._scheduling)
-                runner = Runner(self.model, pool, self.vocabulary, deterministic=self.deterministic)
-                self._made = Stepper(scheduler, runner, self.token_bytes)
-            return self._made
+        return self._loop.stepper
+
+    def _make(self) -> Stepper:
+        """Wanted with the first request: so is the memory."""
+        pool = make_pool(self.model, max_batch=self.max_batch, **self._pool_size)
+        scheduler = Scheduler(pool, max_batch=self.max_batch, **self._scheduling)
+        runner = Runner(self.model, pool, self.vocabulary, deterministic=self.deterministic)
+        return Stepper(scheduler, runner, self.token_bytes)
 
     @property
     def _grammars(self) -> Grammars:
@@ -271,74 +253,6 @@ class Engine:
             deliver=deliver,
         )
 
-    def _enqueue(self, request: Request) -> None:
-        self._wake()
-        self._inbox.put(lambda: self._stepper.scheduler.add(request))
-        if self._closed:
-            self._end_all()
-
-    def _follow(self, request: Request) -> Iterator[Step]:
-        """The request's steps; as long as the engine has no thread they are made here."""
-        while True:
-            while self._thread is None and request.steps.empty():
-                self._wake()
-                with self._turn:
-                    if request.steps.empty():  # or somebody else's turn brought one
-                        self._drain()
-                        self._stepper.step()
-            step = request.steps.get()
-            if step is None:
-                return
-            if isinstance(step, Exception):
-                raise step
-            yield step
-
-    def _abandon(self, requests: Iterable[Request]) -> None:
-        """Nobody waits for these any more: free what they hold."""
-        open_ones = [request for request in requests if not request.done]
-        for request in open_ones:
-            request.cancel()
-        # A collector may close a stream in the middle of a step on this very thread: then the next step does it.
-        if open_ones:
-            self._wake()
-        if open_ones and self._turn.acquire(blocking=False):
-            try:
-                self._drain()
-                self._stepper.scheduler.reap(monotonic())
-            finally:
-                self._turn.release()
-
-    def _between_steps(self, task: Callable[[], T]) -> T:
-        """Run a task while no step runs; returns what it returns."""
-        future: Future[T] = Future()
-
-        def run() -> None:
-            try:
-                future.set_result(task())
-            except BaseException as error:
-                future.set_exception(error)
-
-        self._wake()
-        self._inbox.put(run)
-        if self._thread is None:
-            with self._turn:
-                self._drain()
-        return future.result()
-
-    def _wake(self) -> None:
-        """A rest ends: the time it took is not one without progress."""
-        if not (self._busy if self._thread is not None else self._turn.locked()):
-            self._began = monotonic()
-
-    def _drain(self) -> None:
-        """Run what lies in the inbox. Only with the turn."""
-        while True:
-            try:
-                task = self._inbox.get_nowait()
-            except Empty:
-                return
-            task()
-
     def _update(self, weights: Iterable[tuple[str, Tensor]]) -> int:
         stepper, parameters = self._stepper, dict(self.model.named_parameters())
         try:
@@ -358,37 +272,6 @@ class Engine:
             stepper.scheduler.restart(stepper.weight_version)
         return stepper.weight_version
 
-    # -- the engine's own thread -------------------------------------------------------------------------------------
-
-    def _start(self) -> None:
-        with self._making:
-            if self._thread is None and not self._closed:
-                self._thread = threading.Thread(target=self._work, name="puna-engine", daemon=True)
-                self._thread.start()
-
-    def _work(self) -> None:
-        scheduler = self._stepper.scheduler
-        while not self._closed:
-            if not scheduler.busy:
-                task = self._inbox.get()
-                with self._turn:
-                    task()
-            with self._turn:
-                self._drain()
-                try:
-                    self._stepper.step()
-                except Exception as error:  # a defect of ours: nobody may wait for ever because of it
-                    self._drop_all(EngineError(f"The engine failed ({type(error).__name__}: {error}).", "Report it."))
-
-    def _end_all(self) -> None:
-        with self._turn:
-            self._drain()
-            self._drop_all(EngineError("The engine is closed.", "Make another one."))
-
-    def _drop_all(self, error: EngineError) -> None:
-        for request in self._stepper.scheduler.requests():
-            self._stepper.scheduler.drop(request, error)
-
 
 def load_engine(
     directory: Path, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None, **options: Any
@@ -406,4 +289,6 @@ def load_engine(
     path = directory / "generation_config.json"
     ends = (read_json(path) if path.is_file() else read_json(directory / "config.json")).get("eos_token_id")
     end_ids = [] if ends is None else ends if isinstance(ends, list) else [ends]
-    return Engine(model, tokenizer, end_ids=end_ids, **options)
+    engine = Engine(model, tokenizer, end_ids=end_ids, **options)
+    engine.precision = "as the files have it" if dtype is None else "as asked for"
+    return engine

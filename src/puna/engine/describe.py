@@ -1,0 +1,45 @@
+"""What an engine chose when it was made, in sentences: precision, attention, cache, batch, threads."""
+
+import torch
+
+from puna.core.units import format_bytes
+from puna.engine.attention import reads_pages
+from puna.engine.scheduler import Scheduler
+from puna.model.llama import LlamaForCausalLM
+
+
+def describe(model: LlamaForCausalLM, scheduler: Scheduler, *, why: str, deterministic: bool) -> list[str]:
+    """One sentence per choice. why: where the precision comes from."""
+    pool, device = scheduler.pool, scheduler.pool.store.device
+    size = sum(parameter.numel() * parameter.itemsize for parameter in model.parameters())
+    said = [f"Weights: {_name(model.head_weight.dtype)} on {device}, {format_bytes(size)}, {why}."]
+    kinds = sorted({kind for module in model.modules() for value in vars(module).values() if (kind := _kind(value))})
+    if kinds:
+        said.append(f"Matrices of the layers: {', '.join(kinds)}.")
+    if reads_pages(device, pool.store.dtype):
+        said.append("Attention: flash attention that reads pages where they lie.")
+    else:
+        said.append("Attention: over gathered pages.")
+    said.append(
+        f"Cache: {pool.pages * pool.page_size:,} tokens in pages of {pool.page_size}, {_name(pool.store.dtype)}, "
+        f"{format_bytes(pool.store.numel() * pool.store.itemsize)}."
+    )
+    said.append(
+        f"At most {scheduler.max_batch} texts at once and {scheduler.step_tokens:,} tokens a step; known beginnings "
+        f"{'are kept' if scheduler.prefix_cache else 'are computed again'}."
+    )
+    if device.type == "cpu":
+        said.append(f"Threads: {torch.get_num_threads()}.")
+    if deterministic:
+        said.append("Deterministic: the same logits to the bit in any company, for more arithmetic a token.")
+    return said
+
+
+def _kind(value: object) -> str | None:
+    """What form a packed matrix has."""
+    kind = getattr(value, "kind", None)
+    return kind if callable(value) and isinstance(kind, str) else None
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
