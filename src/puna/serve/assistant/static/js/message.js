@@ -17,7 +17,7 @@ export function messageNode(message) {
 }
 
 function mine(message) {
-  const said = el("div", { class: "said", text: message.text ?? message.content });
+  const said = el("div", { class: "said", text: message.content });
   const node = el("article", { class: "message user" }, el("h2", { class: "hidden", text: t("message.you") }), said);
   node.append(
     tools(

@@ -4,7 +4,7 @@ import { t } from "./i18n.js";
 import { emptyState } from "./empty.js";
 import { messageNode } from "./message.js";
 import { state } from "./state.js";
-import { dress, sync } from "./text.js";
+import { sync } from "./text.js";
 import { writingNote } from "./usage.js";
 
 let list = null;
@@ -96,4 +96,3 @@ export function calm() {
 export const textOf = (id) => nodes.get(id)?.node.querySelector("[data-area=content]").innerText ?? "";
 
 export const nodeOf = (id) => nodes.get(id)?.node;
-export { dress };

@@ -1,0 +1,92 @@
+// The page from its first line: language, models, the two views, and addresses.
+import { get } from "./api.js";
+import * as chat from "./chat.js";
+import { compareView } from "./compare.js";
+import { composerView } from "./composer.js";
+import { el, workerAddress } from "./dom.js";
+import { headerView } from "./header.js";
+import { loadLanguage, sentence, t } from "./i18n.js";
+import { watchKeys } from "./keys.js";
+import { askForKey } from "./login.js";
+import { closeDrawer, load, sidebarView } from "./sidebar.js";
+import { emit, on, state } from "./state.js";
+import { watchAddresses } from "./text.js";
+import { fail, threadView } from "./thread.js";
+
+const app = document.getElementById("app");
+let main = null;
+let comparing = null;
+
+async function knowModels() {
+  const known = await get("/app/models");
+  Object.assign(state, { models: known.models, user: known.user, signedIn: known.signed_in });
+  state.draft.model = known.models[0]?.id ?? null;
+}
+
+function build() {
+  const skip = document.getElementById("skip");
+  skip.textContent = t("skip");
+  skip.addEventListener("click", (event) => (event.preventDefault(), emit("focus")));
+  const side = sidebarView();
+  const chatPlace = el("div", { class: "chat" }, threadView(), composerView());
+  comparing = el("div", { class: "compare-place scroller", hidden: true });
+  main = el("main", { class: "main" }, headerView(), chatPlace, comparing);
+  app.replaceChildren(side, el("div", { class: "shade", onclick: closeDrawer }), main);
+  on("view", view);
+}
+
+function view(name) {
+  const compare = name === "compare";
+  main.querySelector(".chat").hidden = compare;
+  comparing.hidden = !compare;
+  if (compare) {
+    if (!comparing.children.length) comparing.append(compareView());
+    main.querySelector("h1").textContent = t("compare.title");
+  }
+  main.classList.toggle("comparing", compare);
+}
+
+async function follow() {
+  const found = /^#\/c\/([\w-]+)$/.exec(location.hash);
+  closeDrawer();
+  if (location.hash === "#/compare") {
+    view("compare");
+    return;
+  }
+  view("chat");
+  if (!found) chat.begin();
+  else if (found[1] !== state.conversation?.id) {
+    try {
+      await chat.open(found[1]);
+    } catch (error) {
+      if (error.name === "AbortError") return;
+      chat.begin();
+      fail(sentence(error), null);
+    }
+  } else emit("conversation");
+}
+
+async function start() {
+  await loadLanguage();
+  for (;;) {
+    try {
+      await knowModels();
+      break;
+    } catch (error) {
+      if (error.status === 401) await askForKey();
+      else {
+        app.replaceChildren(el("main", { class: "login" }, el("p", { role: "alert", text: sentence(error) })));
+        return;
+      }
+    }
+  }
+  build();
+  watchKeys();
+  watchAddresses(document.body);
+  window.addEventListener("hashchange", follow);
+  window.addEventListener("puna:signin", () => location.reload(), { once: true });
+  await Promise.all([load(), follow()]);
+  if ("serviceWorker" in navigator) navigator.serviceWorker.register(workerAddress()).catch(() => {});
+}
+
+start();
