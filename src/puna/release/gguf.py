@@ -104,7 +104,9 @@ def export_gguf(directory: Path, out: Path, scheme: str, *, name: str = "", veri
             _write(writer, temporary, config, files, plan)
             errors = _verify(temporary, config, files, plan, words) if verify else {}
             size = temporary.stat().st_size
-            os.link(temporary, out)  # fails where a rename would overwrite what appeared in the meantime
+            if out.exists():
+                raise PunaError(f"{out} exists already; another process made it.", "Choose another name.")
+            os.rename(temporary, out)
         finally:
             writer.close()
             temporary.unlink(missing_ok=True)

@@ -101,7 +101,8 @@ def modelfile(file: str, config: ModelConfig, tokenizer: Tokenizer, kind: str, d
         lines.append('TEMPLATE "{{ .Prompt }}"')
     elif tokenizer.chat_template in (None, CHAT_TEMPLATE):
         lines.append(f'TEMPLATE """{GO_TEMPLATE}"""')
-    lines.append(f"PARAMETER num_ctx {config.max_position_embeddings}")
+    # Ollama reserves memory for all of num_ctx: a context of 131,072 would be gigabytes before the first word.
+    lines.append(f"PARAMETER num_ctx {min(config.max_position_embeddings, 8192)}")
     # Without these two Ollama's own defaults count, and a penalty for repeating is none of the model's.
     sampling = {"temperature": 1.0, **sampling_defaults(directory), "repeat_penalty": 1.0}
     lines += [f"PARAMETER {key} {value:g}" for key, value in sampling.items()]

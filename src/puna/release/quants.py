@@ -38,8 +38,17 @@ ERROR_BOUND = {
     Type.Q5_K: 0.10,
     Type.Q6_K: 0.06,
 }
-# Blocks this small have scales below the smallest numbers of half precision: their values may vanish.
-_TINIEST = 127 * 2.0**-24
+# Scales are half precision, whose smallest step is 2**-24: as many of them as there are steps to the largest value are
+# what a block of tiny values may be off, or vanish by.
+_STEPS = {
+    Type.Q8_0: 127,
+    Type.Q5_0: 16,
+    Type.Q5_1: 32,
+    Type.Q4_0: 8,
+    Type.Q4_K: 2 * 15 * 63,
+    Type.Q5_K: 2 * 31 * 63,
+    Type.Q6_K: 32 * 128,
+}
 
 _SUPER = 256
 _CHUNK = 1 << 16  # values a thread works on at once: its temporaries stay in the cache
@@ -87,7 +96,7 @@ def relative_errors(values: Floats, stored: Bytes, kind: Type) -> tuple[float, f
     block = GGML_QUANT_SIZES[kind][0]
     difference = np.abs(values - restored).reshape(-1, block)
     largest = np.abs(values).reshape(-1, block).max(-1, keepdims=True)
-    allowed = ERROR_BOUND[kind] * largest + _TINIEST
+    allowed = ERROR_BOUND[kind] * largest + _STEPS[kind] * 2.0**-24
     worst = float((difference / allowed).max(initial=0.0))
     return float(np.square(difference, dtype=np.float64).sum()), worst if np.isfinite(worst) else np.inf
 
