@@ -5,6 +5,10 @@ The folder that training wrote is Hugging Face's layout already: transformers, v
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from puna.release.gguf import Written
 
 _TARGETS = ("gguf", "ollama", "onnx")
 
@@ -89,14 +93,12 @@ def _onnx(args: argparse.Namespace, directory: Path, home: Path) -> None:
         print(out)
 
 
-def _say(args: argparse.Namespace, written: "object") -> None:
+def _say(args: argparse.Namespace, written: "Written") -> None:
     from dataclasses import asdict
 
     from puna.core.console import print_json, say
     from puna.core.units import format_bytes
-    from puna.release.gguf import Written
 
-    assert isinstance(written, Written)
     if args.json:
         print_json(asdict(written))
         return
