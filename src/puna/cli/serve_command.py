@@ -76,6 +76,8 @@ def run(args: argparse.Namespace) -> None:
         shown = "localhost" if settings.host in ("127.0.0.1", "0.0.0.0", "::", "::1") else settings.host
         say(f"http://{shown}:{listening.getsockname()[1]} answers; the API is at /v1.")
         for backend in backends:
+            for choice in backend.choices:
+                say(escape(f"  {choice}"))
             say(escape(f"  {backend.card.id}: {backend.card.max_model_len:,} tokens of context, {backend.card.stage}"))
         if settings.host not in ("127.0.0.1", "::1", "localhost") and not settings.keys:
             say("Whoever reaches this address can use it: --api-key-file asks for keys.")

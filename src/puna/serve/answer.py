@@ -83,14 +83,15 @@ class _Work(Response):
 
 
 class Whole(_Work):
-    """An answer in one piece. make: computes it."""
+    """An answer in one piece. make: computes it, or its JSON."""
 
-    def __init__(self, make: Callable[[], Awaitable[BaseModel]], *, write_seconds: float) -> None:
+    def __init__(self, make: Callable[[], Awaitable[BaseModel | bytes]], *, write_seconds: float) -> None:
         super().__init__(write_seconds)
         self._make = make
 
     async def work(self, send: Send) -> None:
-        body = wire_json(await self._make())
+        made = await self._make()
+        body = made if isinstance(made, bytes) else wire_json(made)
         headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": body})

@@ -6,13 +6,14 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 
 from puna import __version__
-from puna.serve import routes
+from puna.serve import responses, routes
 from puna.serve.answer import error_response, unexpected
 from puna.serve.backend import Models
 from puna.serve.errors import ApiError
@@ -24,10 +25,18 @@ from puna.serve.protocol import (
     EmbeddingRequest,
     TokenizeRequest,
 )
+from puna.serve.responses_protocol import ResponsesRequest
 from puna.serve.server import Server
 from puna.serve.settings import Settings
 
-REQUESTS = [ChatRequest, CompletionRequest, EmbeddingRequest, TokenizeRequest, DetokenizeRequest]
+REQUESTS: list[type[BaseModel]] = [
+    ChatRequest,
+    CompletionRequest,
+    ResponsesRequest,
+    EmbeddingRequest,
+    TokenizeRequest,
+    DetokenizeRequest,
+]
 
 
 def create_app(settings: Settings, models: Models) -> FastAPI:
@@ -36,7 +45,9 @@ def create_app(settings: Settings, models: Models) -> FastAPI:
     app = FastAPI(title="Puna", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False)
     server = Server(settings, models)
     app.state.puna = server
+    app.state.responses = responses.Stored(settings.max_stored_responses)
     app.include_router(routes.api)
+    app.include_router(responses.router)
     app.include_router(routes.health)
     if settings.page and importlib.util.find_spec("puna.serve.assistant") is not None:
         from puna.serve.assistant import mount

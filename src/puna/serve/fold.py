@@ -15,6 +15,7 @@ from puna.serve.protocol import (
     CompletionResponse,
     FunctionCall,
     ToolCall,
+    Usage,
 )
 
 
@@ -33,7 +34,7 @@ async def fold_chat(chunks: AsyncIterator[ChatChunk]) -> ChatResponse:
         created=last.created,
         model=last.model,
         choices=[_chat_choice(index, rows[index]) for index in sorted(rows)],
-        usage=last.usage,
+        usage=last.usage or Usage(prompt_tokens=0, completion_tokens=0, total_tokens=0),
     )
     if last.system_fingerprint is not None:
         answer.system_fingerprint = last.system_fingerprint

@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from time import monotonic
 from typing import Any, Literal
@@ -46,7 +47,8 @@ class NativeBackend:
         self.engine, self.settings = engine, settings
         self.capacity = engine.max_batch
         self.context = engine.model.config.max_position_embeddings
-        engine.stats()  # the pool of pages is made now, so that too little memory shows at the start
+        self.choices = engine.describe()  # this makes the pool of pages, so that too little memory shows at the start
+        """What was chosen at loading, a sentence each."""
         self._card = ModelCard(
             id=name,
             max_model_len=self.context,
@@ -232,8 +234,6 @@ class NativeBackend:
         """Whoever named no limit gets what the pages hold, where that is less than the context."""
         if one.params.max_tokens != FREE:
             return one
-        from dataclasses import replace
-
         stats = self.engine.stats()
         pages = stats["pages"]
         room = sum(pages[name] for name in ("free", "cached", "held")) * stats["page_size"] - len(one.ids)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from puna.core.errors import PunaError
 from puna.engine.generate import SamplingParams
+from puna.engine.grammar import Grammar
 from puna.serve.errors import ApiError
 from puna.serve.protocol import (
     ChatRequest,
@@ -126,16 +127,11 @@ def sampling(
     *,
     max_tokens: int | None,
     stop: tuple[str, ...],
-    grammar: Any,
+    grammar: Grammar | None,
     top_logprobs: int,
     prompt_logprobs: int | None = None,
 ) -> SamplingParams:
     """What a request says about choosing tokens; what it leaves out is as OpenAI has it."""
-    more: dict[str, Any] = {}
-    if grammar is not None:
-        more["grammar"] = grammar
-    if request.ignore_eos:
-        more["ignore_end"] = True
     return SamplingParams(
         max_tokens=FREE if max_tokens is None else max_tokens,
         temperature=1.0 if request.temperature is None else request.temperature,
@@ -151,26 +147,25 @@ def sampling(
         logit_bias={int(key): bias for key, bias in (request.logit_bias or {}).items()},
         top_logprobs=top_logprobs,
         prompt_logprobs=prompt_logprobs,
-        **more,
+        grammar=grammar,
+        ignore_end=request.ignore_eos,
     )
 
 
 # -- grammars --------------------------------------------------------------------------------------------------------
 
 
-def wanted_grammar(request: GenerationRequest) -> Any:
+def wanted_grammar(request: GenerationRequest) -> Grammar | None:
     """The grammar that response_format or structured_outputs ask for; None for free text."""
     form, structured = request.response_format, request.structured_outputs
     if form is not None and form.type == "json_object":
-        return json_grammar(None)
+        return json_grammar({"type": "object"}, param="response_format")
     if form is not None and form.json_schema is not None:
         if form.json_schema.schema_ is None:
             raise ApiError(400, "response_format.json_schema has no schema.", param="response_format")
         return json_grammar(form.json_schema.schema_, param="response_format")
     if structured is None:
         return None
-    from puna.engine.grammar import Grammar
-
     try:
         if structured.regex is not None:
             return Grammar.regex(structured.regex)
@@ -191,12 +186,10 @@ def wanted_grammar(request: GenerationRequest) -> Any:
     return json_grammar(schema, param="structured_outputs")
 
 
-def json_grammar(schema: Mapping[str, Any] | None, *, param: str = "tools") -> Any:
-    """A grammar of the JSON that a schema describes; None: of any JSON object."""
-    from puna.engine.grammar import Grammar
-
+def json_grammar(schema: Mapping[str, Any], *, param: str = "tools") -> Grammar:
+    """A grammar of the JSON that a schema describes."""
     try:
-        return Grammar.json_schema(None if schema is None else dict(schema))
+        return Grammar.json_schema(schema)
     except PunaError as error:
         raise ApiError(400, str(error), param=param) from None
 

@@ -211,6 +211,15 @@ class GenerationRequest(Wire):
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
 
 
+def _refuse(given: Any, names: tuple[str, ...]) -> Any:
+    """Raises ValueError when one of these fields of OpenAI's is used."""
+    if isinstance(given, dict):
+        for name in names:
+            if given.get(name):
+                raise ValueError(f"{name} is not supported.")
+    return given
+
+
 class ChatRequest(GenerationRequest):
     messages: list[Message] = Field(min_length=1)
     max_completion_tokens: int | None = Field(default=None, ge=1)
@@ -223,6 +232,13 @@ class ChatRequest(GenerationRequest):
     continue_final_message: bool = False
     """The last message is an assistant's, and the answer goes on where it stops."""
     add_generation_prompt: bool = True
+
+    @model_validator(mode="before")
+    @classmethod
+    def _possible(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("modalities") not in (None, ["text"]):
+            raise ValueError("modalities: only text is supported.")
+        return _refuse(given, ("functions", "function_call", "audio", "prediction", "web_search_options"))
 
     @model_validator(mode="after")
     def _belong_together(self) -> "ChatRequest":
@@ -245,11 +261,16 @@ class CompletionRequest(GenerationRequest):
     max_tokens: int | None = Field(default=16, ge=0)
     logprobs: int | None = Field(default=None, ge=0, le=20)
     echo: bool | None = None
-    best_of: int | None = None
-    suffix: str | None = None
     # Extensions.
     add_special_tokens: bool = True
     """Put the begin-of-text token in front of a prompt that is text."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _possible(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("best_of") == 1:
+            given = {key: value for key, value in given.items() if key != "best_of"}
+        return _refuse(given, ("suffix", "best_of"))
 
     @field_validator("prompt")
     @classmethod
@@ -270,7 +291,7 @@ class CompletionRequest(GenerationRequest):
         if isinstance(self.prompt, str):
             return [self.prompt]
         if self.prompt and isinstance(self.prompt[0], int):
-            return [self.prompt]  # type: ignore[list-item]
+            return [self.prompt]
         return self.prompt  # type: ignore[return-value]
 
     @property

@@ -1,0 +1,117 @@
+"""A small random chat model with a tokenizer of its own, and servers that answer on real sockets."""
+
+import asyncio
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import httpx
+import pytest
+import uvicorn
+
+from puna.engine.generate import Engine, load_engine
+from puna.model.config import ModelConfig
+from puna.model.store import save_model
+from puna.serve.app import create_app
+from puna.serve.backend import Models
+from puna.serve.native import NativeBackend
+from puna.serve.server import Server
+from puna.serve.settings import Settings
+from puna.text.tokenizer import train_tokenizer
+
+TEXTS = [
+    'The harbour was quiet. "Call the pilot," said the master, "and give the time."',
+    '{"name": "get_time", "arguments": {"city": "Oslo", "hour": 12, "list": [1, 2.5, true, null]}}',
+    "Grüße aus 東京! Ça va? Ships ran in and out of the harbour, and the ships of the harbour ran out.",
+] * 4
+
+
+@pytest.fixture(scope="session")
+def chat_model(tmp_path_factory: pytest.TempPathFactory, random_model: Callable) -> Path:
+    """A directory with a model of 40 thousand parameters that says anything at all."""
+    tokenizer = train_tokenizer(TEXTS, 512)
+    config = ModelConfig(
+        vocab_size=tokenizer.vocab_size,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+    )
+    directory = tmp_path_factory.mktemp("models") / "tiny"
+    model = random_model(config)
+    save_model(directory, config, model.state_dict(), tokenizer, lineage={"stage": "chat"})
+    return directory
+
+
+@dataclass
+class Live:
+    """A running server. url has no slash at its end."""
+
+    url: str
+    server: Server
+    engine: Engine
+    api: httpx.Client
+
+    def post(self, path: str, body: object, **options: object) -> httpx.Response:
+        return self.api.post(path, json=body, **options)  # type: ignore[arg-type]
+
+    def complete(self, **body: object) -> dict:
+        answer = self.post("/v1/completions", {"prompt": "The harbour", "max_tokens": 8, "temperature": 0, **body})
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    def settled(self) -> bool:
+        """Whether, within a while, no page is held and nothing is on its way."""
+        return eventually(
+            lambda: (
+                self.engine.stats()["pages"]["held"] == 0
+                and self.engine.stats()["running"] == 0
+                and self.server.in_flight() == 0
+            )
+        )
+
+
+def eventually(true: Callable[[], bool], seconds: float = 20.0) -> bool:
+    end = time.monotonic() + seconds
+    while not true():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.01)
+    return True
+
+
+@contextlib.contextmanager
+def running(directory: Path, settings: Settings | None = None, **engine_options: object) -> Iterator[Live]:
+    """Serve a model on a free port until the block ends."""
+    settings = replace(settings or Settings(), page=False)
+    engine = load_engine(directory, **{"max_batch": 8, **engine_options})
+    app = create_app(settings, Models([NativeBackend(engine, "tiny", settings)]))
+    listening = socket.socket()
+    listening.bind(("127.0.0.1", 0))
+    port = listening.getsockname()[1]
+    config = uvicorn.Config(app, log_level="error", lifespan="off", timeout_graceful_shutdown=1)
+    web = uvicorn.Server(config)
+    thread = threading.Thread(target=lambda: asyncio.run(web.serve([listening])), daemon=True)
+    thread.start()
+    url = f"http://127.0.0.1:{port}"
+    try:
+        assert eventually(lambda: web.started)
+        with httpx.Client(base_url=url, timeout=60, trust_env=False) as api:
+            yield Live(url, app.state.puna, engine, api)
+    finally:
+        web.should_exit = True
+        thread.join(20)
+        engine.close()
+
+
+@pytest.fixture(scope="module")
+def live(chat_model: Path) -> Iterator[Live]:
+    """A server that the tests of a module share."""
+    with running(chat_model) as server:
+        yield server
