@@ -15,7 +15,7 @@ from puna.plan.fleet import FleetFile
 from puna.train.recipe import Recipe
 
 ROOT = Path(__file__).parent.parent
-PAGES = ("README.md", "docs/getting-started.md", "docs/plan.md", "docs/fleet.md")
+PAGES = ("README.md", "docs/getting-started.md", "docs/plan.md", "docs/fleet.md", "docs/serving.md")
 
 
 def shown_commands() -> list[str]:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+import torch
 import uvicorn
 
 from puna.engine.generate import Engine, load_engine
@@ -45,7 +46,7 @@ def chat_model(tmp_path_factory: pytest.TempPathFactory, random_model: Callable)
     )
     directory = tmp_path_factory.mktemp("models") / "tiny"
     model = random_model(config)
-    save_model(directory, config, model.state_dict(), tokenizer, lineage={"stage": "chat"})
+    save_model(directory, config, model.state_dict(), tokenizer, dtype=torch.float32, lineage={"stage": "chat"})
     return directory
 
 
@@ -115,3 +116,13 @@ def live(chat_model: Path) -> Iterator[Live]:
     """A server that the tests of a module share."""
     with running(chat_model) as server:
         yield server
+
+
+@pytest.fixture(name="running", scope="session")
+def running_fixture() -> Callable:
+    return running
+
+
+@pytest.fixture(name="eventually", scope="session")
+def eventually_fixture() -> Callable[..., bool]:
+    return eventually

@@ -60,10 +60,8 @@ def test_a_call_begun_by_the_prompt() -> None:
     assert parsed(['{"name": "f", "argu'], in_call=True) == [("content", "", '{"name": "f", "argu')]
 
 
-PARTS = st.sampled_from(
-    "<think> </think> <tool_call> </tool_call> <tool call> < word \" \\ { } é []".split()
-    + ["\n", " ", '{"name": "f", "arguments": {"a": "b"}}', '{"name": "g"}']  # noqa: RUF005
-)
+TAGS = ["<think>", "</think>", "<tool_call>", "</tool_call>", "<tool", "call>", "<"]
+PARTS = st.sampled_from([*TAGS, *'\n "\\{}é', "word", "[]", '{"name": "f", "arguments": {"a": "b"}}', '{"name": "g"}'])
 
 
 @given(st.lists(PARTS, max_size=12), st.randoms(use_true_random=False), st.booleans(), st.booleans())
