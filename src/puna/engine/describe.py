@@ -4,6 +4,7 @@ import torch
 
 from puna.core.units import format_bytes
 from puna.engine.attention import reads_pages
+from puna.engine.fused import packs
 from puna.engine.scheduler import Scheduler
 from puna.model.llama import LlamaForCausalLM
 
@@ -11,11 +12,11 @@ from puna.model.llama import LlamaForCausalLM
 def describe(model: LlamaForCausalLM, scheduler: Scheduler, *, why: str, deterministic: bool) -> list[str]:
     """One sentence per choice. why: where the precision comes from."""
     pool, device = scheduler.pool, scheduler.pool.store.device
-    size = sum(parameter.numel() * parameter.itemsize for parameter in model.parameters())
+    matrices = packs(model)
+    size = sum(parameter.nbytes for parameter in model.parameters()) + sum(matrix.nbytes for matrix in matrices)
     said = [f"Weights: {_name(model.head_weight.dtype)} on {device}, {format_bytes(size)}, {why}."]
-    kinds = sorted({kind for module in model.modules() for value in vars(module).values() if (kind := _kind(value))})
-    if kinds:
-        said.append(f"Matrices of the layers: {', '.join(kinds)}.")
+    if matrices:
+        said.append(f"Matrices: {', '.join(sorted({matrix.kind for matrix in matrices}))}, laid out for this CPU.")
     if reads_pages(device, pool.store.dtype):
         said.append("Attention: flash attention that reads pages where they lie.")
     else:
@@ -33,12 +34,6 @@ def describe(model: LlamaForCausalLM, scheduler: Scheduler, *, why: str, determi
     if deterministic:
         said.append("Deterministic: the same logits to the bit in any company, for more arithmetic a token.")
     return said
-
-
-def _kind(value: object) -> str | None:
-    """What form a packed matrix has."""
-    kind = getattr(value, "kind", None)
-    return kind if callable(value) and isinstance(kind, str) else None
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -21,6 +21,7 @@ from puna.core.files import read_json
 from puna.engine.checks import check_params, check_prompt, check_room
 from puna.engine.describe import describe
 from puna.engine.embed import embed
+from puna.engine.fused import assign, fuse, weight_shapes
 from puna.engine.grammar import Grammar, Grammars
 from puna.engine.loop import Loop
 from puna.engine.request import Completion, Request, Step
@@ -28,7 +29,8 @@ from puna.engine.runner import Runner, make_pool
 from puna.engine.sampling import SamplingParams
 from puna.engine.scheduler import Scheduler
 from puna.engine.step import Stepper
-from puna.model.llama import LlamaForCausalLM, copy_whole
+from puna.model.features import multiplies_bfloat16
+from puna.model.llama import LlamaForCausalLM
 from puna.model.store import check_vocabulary, load_model
 from puna.text.tokenizer import Tokenizer
 
@@ -254,19 +256,18 @@ class Engine:
         )
 
     def _update(self, weights: Iterable[tuple[str, Tensor]]) -> int:
-        stepper, parameters = self._stepper, dict(self.model.named_parameters())
+        stepper, shapes = self._stepper, weight_shapes(self.model)
         try:
             for name, tensor in weights:
-                parameter = parameters.get(name)
-                if parameter is None:
-                    raise PunaError(f"The model has no weight {name}.", nearest(name, parameters))
-                if parameter.shape != tensor.shape:
+                shape = shapes.get(name)
+                if shape is None:
+                    raise PunaError(f"The model has no weight {name}.", nearest(name, shapes))
+                if shape != tuple(tensor.shape):
                     raise PunaError(
-                        f"{name} is {tuple(tensor.shape)}, but the model's is {tuple(parameter.shape)}.",
+                        f"{name} is {tuple(tensor.shape)}, but the model's is {shape}.",
                         "The weights are those of another shape of model.",
                     )
-                with torch.no_grad():
-                    copy_whole(tensor, parameter)
+                assign(self.model, name, tensor)
         finally:
             stepper.weight_version += 1
             stepper.scheduler.restart(stepper.weight_version)
@@ -274,14 +275,34 @@ class Engine:
 
 
 def load_engine(
-    directory: Path, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None, **options: Any
+    directory: Path,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    fast: bool = False,
+    quantize: str | None = None,
+    **options: Any,
 ) -> Engine:
     """Load a model directory with its tokenizer (when it has one) and its end tokens.
 
-    options: those of Engine. Raises PunaError as both do.
+    fast: on a CPU, matrices are laid out for generation (see `engine.fused`), in bfloat16 where the CPU multiplies it
+    and no dtype was asked for. quantize: "int8" or "int4", fast too. options: those of Engine. Raises PunaError as both
+    do, and for a quantization that there is not.
     """
     directory = Path(directory)
+    on_cpu = torch.device(device).type == "cpu"
+    if quantize not in (None, "int8", "int4") or (quantize and not on_cpu):
+        raise PunaError(
+            f"Weights cannot be {quantize} on {device}.", "int8 and int4 are for the CPU; a GPU takes them as they are."
+        )
+    why = "as the files have it" if dtype is None else "as asked for"
+    if on_cpu and quantize:
+        dtype, why = torch.bfloat16, f"as {quantize}'s kernels want activations"
+    elif on_cpu and fast and dtype is None and multiplies_bfloat16():
+        dtype, why = torch.bfloat16, "as this CPU multiplies it fastest"
     model = load_model(directory, device=device, dtype=dtype)
+    if on_cpu and (fast or quantize):
+        fuse(model, quantize)
     tokenizer = None
     if any((directory / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
         tokenizer = Tokenizer.load(directory)
@@ -290,5 +311,5 @@ def load_engine(
     ends = (read_json(path) if path.is_file() else read_json(directory / "config.json")).get("eos_token_id")
     end_ids = [] if ends is None else ends if isinstance(ends, list) else [ends]
     engine = Engine(model, tokenizer, end_ids=end_ids, **options)
-    engine.precision = "as the files have it" if dtype is None else "as asked for"
+    engine.precision = why
     return engine

@@ -15,6 +15,7 @@ from array import array
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from heapq import heappop, heappush
 from itertools import islice
 
 import torch
@@ -55,7 +56,7 @@ class PagePool:
         # Not filled here: a system gives memory to what is written, so an idle pool costs nothing. See `take`.
         self.store = torch.empty(config.num_hidden_layers, 2, *shape, device=device, dtype=dtype)
         self.references = [0] * pages
-        self._free = list(range(pages - 1, -1, -1))  # a stack: neighbours come out one after the other
+        self._free = list(range(pages))  # a heap: the first come out first, so a sequence's pages mostly lie in a row
         self._cached: OrderedDict[int, None] = OrderedDict()  # known, held by nobody, least recently used first
         self._known: dict[int, CachedPage] = {}
         self._by_digest: dict[bytes, int] = {}
@@ -95,8 +96,8 @@ class PagePool:
             if not self._free:
                 page, _ = self._cached.popitem(last=False)
                 self._forget(page)
-                self._free.append(page)
-            taken.append(self._free.pop())
+                heappush(self._free, page)
+            taken.append(heappop(self._free))
             self.references[taken[-1]] = 1
         if taken:
             self.store[:, :, :, taken] = 0
@@ -122,7 +123,7 @@ class PagePool:
             if page in self._known:
                 self._cached[page] = None
             else:
-                self._free.append(page)
+                heappush(self._free, page)
 
     def copy(self, page: int) -> int | None:
         """A held copy of a page's keys and values in all layers; None if there is no room for one."""
@@ -172,7 +173,8 @@ class PagePool:
         """Forget what all pages hold; from now on digests belong to weights of this version."""
         for page in list(self._known):
             self._forget(page)
-        self._free += reversed(self._cached)
+        for page in self._cached:
+            heappush(self._free, page)
         self._cached.clear()
         self.root = _digest(b"weights", [version])
 

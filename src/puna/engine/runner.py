@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from itertools import accumulate
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from puna.engine.attention import CPU_PAGE, CUDA_PAGE, PagedAttention, Span, reads_pages
+from puna.engine.fused import head
 from puna.engine.pages import PagePool
 from puna.engine.scheduler import Chunk
 from puna.model.llama import LlamaForCausalLM
@@ -28,6 +28,7 @@ class Runner:
 
     def __init__(self, model: LlamaForCausalLM, pool: PagePool, vocabulary: int, *, deterministic: bool) -> None:
         self.model, self.pool, self.vocabulary, self.deterministic = model, pool, vocabulary, deterministic
+        self.head = head(model)
 
     @torch.inference_mode()
     def forward(self, chunks: Sequence[Chunk]) -> Tensor:
@@ -39,7 +40,7 @@ class Runner:
         begins = accumulate((chunk.count for chunk in chunks), initial=0)
         rows = [begin + row - chunk.start for begin, chunk in zip(begins, chunks, strict=False) for row in chunk.rows]
         index = torch.tensor(rows, dtype=torch.long, device=self.pool.store.device)
-        return self._call(ids, spans, lambda hidden, weight: F.linear(hidden[0, index], weight[: self.vocabulary]))
+        return self._call(ids, spans, lambda hidden, _: self.head(hidden[0, index])[:, : self.vocabulary])
 
     def _tiles(self, chunk: Chunk) -> list[Tensor]:
         """The logits of a chunk's rows, page by page. What lies before the chunk in its first page is the same again;
@@ -52,19 +53,19 @@ class Runner:
             logits = self._call(
                 ids + [0] * (size - len(ids)),
                 [Span(table, first, size)],
-                lambda hidden, weight: F.linear(hidden[0], weight[: self.vocabulary]),
+                lambda hidden, _: self.head(hidden[0])[:, : self.vocabulary],
             )
             tiles.append(logits[wanted])
         return tiles
 
-    def _call(self, ids: Sequence[int], spans: Sequence[Span], head: object) -> Tensor:
+    def _call(self, ids: Sequence[int], spans: Sequence[Span], logits: object) -> Tensor:
         device = self.pool.store.device
         positions = [position for span in spans for position in range(span.start, span.end)]
         return self.model(
             torch.tensor([ids], device=device),
             positions=torch.tensor([positions], device=device),
             cache=PagedAttention(self.pool, spans),
-            head=head,
+            head=logits,
         )
 
 

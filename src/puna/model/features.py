@@ -22,6 +22,13 @@ def has_paged_attention() -> bool:
 
 
 @lru_cache(maxsize=1)
+def multiplies_bfloat16() -> bool:
+    """Whether this CPU has instructions for products of bfloat16, which then beat those of float32."""
+    asked = (getattr(torch.cpu, f"_is_{name}_supported", None) for name in ("avx512_bf16", "amx_tile"))
+    return any(supported() for supported in asked if supported is not None)
+
+
+@lru_cache(maxsize=1)
 def _varlen_parameters() -> frozenset[str]:
     if not torch.cuda.is_available():
         return frozenset()

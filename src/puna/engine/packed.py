@@ -1,0 +1,188 @@
+"""Matrices of a linear layer as a CPU kernel wants them: plain, bfloat16 in oneDNN's layout, int8 or int4.
+
+int8 has one scale a row (symmetric); int4 has a scale and a zero for each 32 weights of a row. Activations keep their
+precision: only weights are quantized. The kernels for few rows read the packed weights directly, which is what decoding
+waits for; for many rows int8 is widened first, as the products then weigh more than reading.
+"""
+
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+GROUP = 32
+"""Weights that share an int4 scale."""
+_FEW = 8
+"""Rows up to which reading int8 weights as they are is faster than widening them (AVX-512, torch 2.13, 2026-11)."""
+_BLOCK = 64
+"""Rows that int4's kernels pack together, at most: 64 with AVX-512, fewer elsewhere."""
+_SHRINKS = (1.0, 0.96, 0.92, 0.88, 0.84, 0.8)
+
+
+class Pack(Protocol):
+    """A matrix (out, in) that multiplies: x (..., in) -> (..., out)."""
+
+    kind: str
+
+    @property
+    def nbytes(self) -> int: ...
+
+    def __call__(self, x: Tensor) -> Tensor: ...
+
+    def dense(self) -> Tensor:
+        """(out, in) of the values it multiplies with."""
+        ...
+
+    def assign(self, row: int, weight: Tensor) -> None:
+        """Replace the rows from `row` on."""
+        ...
+
+
+def packed(weight: Tensor, quantize: str | None) -> Pack:
+    """The best form for a matrix (out, in) on its device; what int4's kernel cannot hold becomes int8."""
+    rows, columns = weight.shape
+    if quantize == "int4" and rows % _BLOCK == 0 and columns % GROUP == 0:
+        return Int4(weight)
+    if quantize is not None:
+        return Int8(weight)
+    if weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and torch.backends.mkldnn.is_available():
+        return OneDnn(weight)
+    return Plain(weight)
+
+
+class Plain:
+    """As it is."""
+
+    def __init__(self, weight: Tensor) -> None:
+        self.weight = weight
+        self.kind = str(weight.dtype).removeprefix("torch.")
+
+    @property
+    def nbytes(self) -> int:
+        return self.weight.nbytes
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight)
+
+    def dense(self) -> Tensor:
+        return self.weight
+
+    def assign(self, row: int, weight: Tensor) -> None:
+        self.weight[row : row + len(weight)] = weight
+
+
+class OneDnn:
+    """bfloat16 in blocks that oneDNN's kernels load without reordering them at each call."""
+
+    kind = "bfloat16"
+
+    def __init__(self, weight: Tensor) -> None:
+        self._pack(weight)
+
+    def _pack(self, weight: Tensor) -> None:
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), None)
+
+    @property
+    def nbytes(self) -> int:
+        return 2 * self.weight.numel()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return torch.ops.mkldnn._linear_pointwise.default(x, self.weight, None, "none", [], "")
+
+    def dense(self) -> Tensor:
+        return self.weight.to_dense()
+
+    def assign(self, row: int, weight: Tensor) -> None:
+        dense = self.dense()
+        dense[row : row + len(weight)] = weight
+        self._pack(dense)
+
+
+class Int8:
+    """w = q * scale, q in -127..127, one scale a row."""
+
+    kind = "int8"
+
+    def __init__(self, weight: Tensor) -> None:
+        self.dtype = weight.dtype
+        self.weight, self.scale = _int8(weight)
+
+    @property
+    def nbytes(self) -> int:
+        return self.weight.nbytes + self.scale.nbytes
+
+    def __call__(self, x: Tensor) -> Tensor:
+        rows = x.reshape(-1, x.shape[-1])
+        if len(rows) <= _FEW:
+            out = torch._weight_int8pack_mm(rows, self.weight, self.scale)
+        else:
+            out = F.linear(rows, self.weight.to(x.dtype)) * self.scale
+        return out.view(*x.shape[:-1], -1)
+
+    def dense(self) -> Tensor:
+        return (self.weight.float() * self.scale.float()[:, None]).to(self.dtype)
+
+    def assign(self, row: int, weight: Tensor) -> None:
+        here = slice(row, row + len(weight))
+        self.weight[here], self.scale[here] = _int8(weight.to(self.dtype))
+
+
+def _int8(weight: Tensor) -> tuple[Tensor, Tensor]:
+    wide = weight.float()
+    scale = (wide.abs().amax(1).clamp_min(1e-12) / 127).to(weight.dtype)
+    return (wide / scale.float()[:, None]).round_().clamp_(-127, 127).to(torch.int8), scale
+
+
+class Int4:
+    """w = (q - 8) * scale + zero, q in 0..15, for each 32 weights of a row; the range that errs least is taken."""
+
+    kind = "int4"
+
+    def __init__(self, weight: Tensor) -> None:
+        self.dtype = weight.dtype
+        self.weight, self.affine = self._pack(weight)
+
+    def _pack(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """(out, in / 2) uint8 in blocks of rows as the kernel reads them, (groups, out, 2) scale and zero."""
+        codes, affine = _int4(weight)
+        return torch._convert_weight_to_int4pack_for_cpu(codes.int(), 1), affine.transpose(0, 1).contiguous()
+
+    @property
+    def nbytes(self) -> int:
+        return self.weight.nbytes + self.affine.nbytes
+
+    def __call__(self, x: Tensor) -> Tensor:
+        rows = x.reshape(-1, x.shape[-1])
+        out = torch._weight_int4pack_mm_for_cpu(rows, self.weight, GROUP, self.affine)
+        return out.view(*x.shape[:-1], -1)
+
+    def dense(self) -> Tensor:
+        return self(torch.eye(self.weight.shape[1] * 2, dtype=self.dtype)).t()
+
+    def assign(self, row: int, weight: Tensor) -> None:
+        if row % _BLOCK or len(weight) % _BLOCK:
+            dense = self.dense()
+            dense[row : row + len(weight)] = weight
+            row, weight = 0, dense
+        here = slice(row, row + len(weight))
+        self.weight[here], self.affine[:, here] = self._pack(weight.to(self.dtype))
+
+
+def _int4(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Codes (out, in) uint8 and (out, groups, 2) scale and zero in the weight's precision."""
+    groups = weight.float().unflatten(1, (-1, GROUP))
+    low, high = groups.amin(-1), groups.amax(-1)
+    middle = (low + high) / 2
+    best = torch.full_like(low, torch.inf)
+    codes, affine = torch.zeros_like(groups, dtype=torch.uint8), torch.zeros(*low.shape, 2, dtype=weight.dtype)
+    for shrink in _SHRINKS:
+        scale = ((high - low) * shrink / 15).clamp_min(1e-8).to(weight.dtype)
+        zero = (middle + scale.float() / 2).to(weight.dtype)  # of code 8; 7.5 is the middle
+        q = ((groups - zero.float()[..., None]) / scale.float()[..., None] + 8).round_().clamp_(0, 15)
+        error = ((q - 8) * scale.float()[..., None] + zero.float()[..., None] - groups).square_().sum(-1)
+        better = error < best
+        best = torch.where(better, error, best)
+        codes[better] = q[better].to(torch.uint8)
+        affine[better] = torch.stack((scale, zero), -1)[better]
+    return codes.flatten(1), affine

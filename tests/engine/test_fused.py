@@ -1,0 +1,114 @@
+"""A model laid out for generation on a CPU: the same numbers up to rounding, and what quantizing costs."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from puna.core.errors import PunaError
+from puna.engine.fused import fuse, packs, weight_shapes
+from puna.engine.generate import Engine, SamplingParams, load_engine
+from puna.engine.packed import packed
+from puna.model.config import ModelConfig
+from puna.model.features import multiplies_bfloat16
+from puna.model.llama import LlamaForCausalLM
+from puna.model.store import save_model
+
+Maker = Callable[..., LlamaForCausalLM]
+CONFIG = ModelConfig(
+    hidden_size=128,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    intermediate_size=320,
+    vocab_size=320,
+    max_position_embeddings=128,
+)
+TIED = CONFIG.model_copy(update={"tie_word_embeddings": True})
+PROMPTS = [[5, 6, 7], [9] * 20, list(range(40))]
+SCORE = SamplingParams(max_tokens=8, temperature=0, prompt_logprobs=0)
+
+
+def logprobs(engine: Engine) -> torch.Tensor:
+    done = engine.generate(PROMPTS, SCORE)
+    return torch.tensor([row[0].logprob for one in done for row in one.prompt_logprobs[1:]])
+
+
+@pytest.mark.parametrize("config", [CONFIG, TIED], ids=["untied", "tied"])
+@pytest.mark.parametrize(
+    ("dtype", "quantize", "bound"),
+    [
+        (torch.float32, None, 1e-4),
+        (torch.bfloat16, None, 0.05),
+        (torch.bfloat16, "int8", 0.15),
+        (torch.bfloat16, "int4", 1.0),
+    ],
+)
+def test_a_fused_model_is_the_model(
+    random_model: Maker, config: ModelConfig, dtype: torch.dtype, quantize: str | None, bound: float
+) -> None:
+    plain = Engine(random_model(config), None)
+    fused = Engine(fuse(random_model(config).to(dtype), quantize), None)
+    assert (logprobs(fused) - logprobs(plain)).abs().max() < bound
+    if dtype == torch.float32:
+        greedy = SamplingParams(max_tokens=30, temperature=0)
+        assert [d.ids for d in fused.generate(PROMPTS, greedy)] == [d.ids for d in plain.generate(PROMPTS, greedy)]
+        assert torch.allclose(fused.embed(PROMPTS), plain.embed(PROMPTS), atol=1e-4)
+
+
+@pytest.mark.parametrize("quantize", [None, "int8", "int4"])
+def test_new_weights_reach_a_fused_model(random_model: Maker, quantize: str | None) -> None:
+    torch.manual_seed(1)
+    other = random_model(TIED)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.mul_(1.25).add_(0.01 * torch.randn_like(parameter))
+    wanted = Engine(fuse(random_model(TIED).to(torch.bfloat16), quantize), None)
+    assert weight_shapes(wanted.model) == {name: tuple(p.shape) for name, p in other.named_parameters()}
+    wanted.update_weights((name, parameter.detach()) for name, parameter in other.named_parameters())
+    made_so = Engine(fuse(other.to(torch.bfloat16), quantize), None)
+    assert torch.equal(logprobs(wanted), logprobs(made_so))
+    with pytest.raises(PunaError, match=r"layers\.0\.mlp\.up_proj\.weight is \(3, 3\)"):
+        wanted.update_weights([("model.layers.0.mlp.up_proj.weight", torch.zeros(3, 3))])
+    with pytest.raises(PunaError, match="no weight"):
+        wanted.update_weights([("model.layers.0.mlp.up_prj.weight", torch.zeros(3, 3))])
+
+
+@pytest.mark.parametrize(("kind", "bound"), [(None, 0.0), ("int8", 0.01), ("int4", 0.09)])
+def test_what_a_matrix_multiplies_with(kind: str | None, bound: float) -> None:
+    torch.manual_seed(0)
+    weight = (torch.randn(192, 256) * 0.02).to(torch.bfloat16)
+    matrix = packed(weight, kind)
+    dense = matrix.dense().float()
+    assert (dense - weight.float()).norm() <= bound * weight.float().norm()
+    x = torch.randn(40, 256).to(torch.bfloat16)
+    expected = x.float() @ dense.t()
+    for rows in (1, 3, 40):
+        assert (matrix(x[:rows]).float() - expected[:rows]).abs().max() < 0.02, "with few rows and with many"
+    before = dense.clone()
+    new = (torch.randn(64, 256) * 0.03).to(torch.bfloat16)
+    for row in (64, 100):  # in whole blocks of the packing, and across them
+        matrix.assign(row, new)
+        assert (matrix.dense()[row : row + 64].float() - new.float()).norm() <= max(bound, 1e-6) * new.float().norm()
+    assert torch.equal(matrix.dense()[:64].float(), before[:64]) or kind == "int4", "others stay"
+
+
+def test_what_int4_cannot_hold_becomes_int8(random_model: Maker) -> None:
+    odd = CONFIG.model_copy(update={"vocab_size": 333})
+    kinds = [matrix.kind for matrix in packs(fuse(random_model(odd).to(torch.bfloat16), "int4"))]
+    assert kinds[-1] == "int8"
+    assert kinds.count("int4") == 12
+
+
+def test_load_engine_says_what_it_chose(random_model: Maker, tmp_path: Path) -> None:
+    save_model(tmp_path / "m", CONFIG, random_model(CONFIG).state_dict(), None, dtype=torch.float32, lineage={})
+    plain, fast, small = (load_engine(tmp_path / "m", **o) for o in ({}, {"fast": True}, {"quantize": "int4"}))
+    assert "as the files have it" in plain.describe()[0]
+    assert ("bfloat16" in fast.describe()[0]) == multiplies_bfloat16()
+    assert "int4" in small.describe()[1]
+    assert (logprobs(fast) - logprobs(plain)).abs().max() < 0.05
+    assert load_engine(tmp_path / "m", fast=True, dtype=torch.float32).model.head_weight.dtype == torch.float32
+    for wrong in ("int5", "int8"):
+        with pytest.raises(PunaError, match="cannot be int"):
+            load_engine(tmp_path / "m", quantize=wrong, device="cpu" if wrong == "int5" else "cuda")
