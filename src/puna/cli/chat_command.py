@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> None:
 
     params = generation_options.sampling_params(args)
     chat = stage(model_directory(args.model)) == "chat"
-    conversation = Conversation(generation_options.load(args), chat=chat, system=args.system)
+    conversation = Conversation(generation_options.load(args, fast=True), chat=chat, system=args.system)
     if not chat:
         say("This is a base model: it was not trained to chat and continues what you type.")
     if sys.stdin.isatty():

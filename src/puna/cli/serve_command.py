@@ -50,7 +50,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--kv-tokens", type=int, metavar="N", help="tokens the key-value cache holds (default: what fits)"
     )
     engine.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 … (default: cuda where there is one)")
-    engine.add_argument("--dtype", choices=("float32", "bfloat16"), help="precision (default: the model's own)")
+    engine.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), help="precision (default: what this device is fast in)"
+    )
+    engine.add_argument(
+        "--quantize", choices=("int8", "int4"), help="store weights so (CPU): less memory, faster answers"
+    )
     engine.add_argument("--deterministic", action="store_true", help="the same text whoever else asks; slower")
 
 
@@ -128,6 +133,8 @@ def _load(given: str, args: argparse.Namespace, settings: "Settings") -> "Backen
             directory,
             device=_device(args.device),
             dtype=dtype,
+            fast=not args.deterministic,
+            quantize=args.quantize,
             max_batch=args.max_batch,
             kv_tokens=args.kv_tokens,
             deterministic=args.deterministic,
