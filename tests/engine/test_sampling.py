@@ -14,7 +14,7 @@ from transformers import (
 )
 
 from puna.core.errors import PunaError
-from puna.engine.sampling import History, SamplingParams, adjusted, likeliest, probabilities, sample
+from puna.engine.sampling import Constraint, History, SamplingParams, adjusted, likeliest, probabilities, sample
 
 
 @settings(max_examples=100, deadline=None)
@@ -73,6 +73,34 @@ def test_a_filtered_token_is_never_drawn(edge: float, seed: int) -> None:
     assert probabilities(logits, params)[0, ids[0]] > 0
     ids, _ = sample(logits, [SamplingParams()], [edge])
     assert ids[0] not in (0, 63)
+
+
+SETTINGS = st.builds(
+    SamplingParams,
+    temperature=st.sampled_from([0.0, 0.5, 1.0, 2.0]),
+    top_k=st.sampled_from([0, 3, 40]),
+    top_p=st.sampled_from([0.5, 0.9, 1.0]),
+    min_p=st.sampled_from([0.0, 0.1]),
+    repetition_penalty=st.sampled_from([1.0, 1.3]),
+    seed=st.integers(0, 9),
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(params=st.lists(SETTINGS, min_size=2, max_size=6), seed=st.integers(0, 99), bound=st.booleans())
+def test_a_seed_gives_the_same_token_in_any_company(params: list[SamplingParams], seed: int, bound: bool) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(len(params), 60, generator=generator) * 3
+    allowed = (torch.rand(1, 60, generator=generator) < 0.3).index_fill(1, torch.tensor([7]), True)
+    constraint = Constraint([len(params) - 1], allowed) if bound else None
+    draws = [p.uniforms().random() for p in params]
+    histories = [History([1, 2], [3])] * len(params)
+    ids, logprobs = sample(logits, params, draws, histories, constraint)
+    for i, p in enumerate(params):
+        last = constraint is not None and i == len(params) - 1
+        own = sample(logits[i : i + 1], [p], [draws[i]], histories[:1], Constraint([0], allowed) if last else None)
+        assert (ids[i], logprobs[i]) == (own[0][0], own[1][0])
+        assert not last or allowed[0, ids[i]]
 
 
 @settings(max_examples=50, deadline=None)
