@@ -189,9 +189,11 @@ def _best_scale_and_shift(sub: Floats, top: int) -> tuple[Floats, Floats]:
         determinant = total * two - one * one
         scale = _divide(total * cross - one * first, determinant)
         shift = _divide(one * cross - two * first, determinant)
-        # A sub-block of positive values cannot be shifted up: the scale alone is fitted there.
-        scale = np.where(shift < 0, _divide(cross, two), scale)
-        shift = np.maximum(shift, 0)
+        # Where all levels are one, scale and shift cannot be told apart: the equations give noise. Level 0 needs the
+        # shift, any other the scale alone; so does a sub-block of positive values, which cannot be shifted up.
+        same = determinant <= np.float32(1e-5) * total * two
+        scale = np.where(same | (shift < 0), _divide(cross, two), scale)
+        shift = np.maximum(np.where(same, np.where(two > 0, 0, _divide(-first, total)), shift), 0)
         gain = scale * cross - shift * first  # by how much the fit lowers the error of all zeros
         better = (gain > best_gain) & (scale >= 0)
         best_gain = np.where(better, gain, best_gain)
