@@ -10,31 +10,10 @@ from xss_vectors import VECTORS
 
 from puna.serve.assistant.markdown import Live, blocks, render
 
-TAGS = set(
-    [
-        "p",
-        "h3",
-        "h4",
-        "h5",
-        "h6",
-        "blockquote",
-        "ul",
-        "ol",
-        "li",
-        "hr",
-        "table",
-        "thead",
-        "tbody",
-        "tr",
-        "th",
-        "td",
-        "div",
-        "figure",
-        "figcaption",
-        "pre",
-        "code",
-    ]
-)
+TAGS = {
+    *("p", "h3", "h4", "h5", "h6", "blockquote", "ul", "ol", "li", "hr", "div", "figure", "figcaption", "pre", "code"),
+    *("table", "thead", "tbody", "tr", "th", "td", "strong", "em", "s", "br", "span", "button"),
+}
 CLASSES = {"link", "alt", "address", "image", "table", "code", "plain", "left", "right", "center"}
 CLASSES |= set(STANDARD_TYPES.values())
 VALUES = {"role": {"link"}, "tabindex": {"0"}, "type": {"button"}}

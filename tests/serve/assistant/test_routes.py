@@ -234,7 +234,7 @@ def test_feedback_and_files(here: Site) -> None:
         assert here.api.post("/app/feedback", json=wrong).status_code in (400, 404)
 
 
-# -- who may see what ----------------------------------------------------------------------------------------------------
+# -- who may see what ------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

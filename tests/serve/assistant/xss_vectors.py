@@ -23,7 +23,7 @@ VECTORS = [
     "<iframe src='javascript:alert(1)'></iframe>",
     "<iframe srcdoc='&lt;script&gt;alert(1)&lt;/script&gt;'></iframe>",
     f"<object data='{HOME}/x.swf'></object><embed src='{HOME}/x'>",
-    f"<form action='{HOME}'><input autofocus onfocus=alert(1)><button formaction='javascript:alert(1)'>x</button></form>",
+    f"<form action='{HOME}'><input autofocus onfocus=alert(1)><button formaction='javascript:alert(1)'>x</button>",
     "<body onload=alert(1)>",
     f"<link rel=stylesheet href='{HOME}/x.css'><style>@import '{HOME}/y.css';</style>",
     f"<base href='{HOME}/'>",
