@@ -9,7 +9,12 @@ import pytest
 TOOL = {
     "type": "function",
     "name": "get_time",
-    "parameters": {"type": "object", "properties": {"city": {"enum": ["Oslo"]}}, "required": ["city"]},
+    "parameters": {
+        "type": "object",
+        "properties": {"city": {"enum": ["Oslo"]}},
+        "required": ["city"],
+        "additionalProperties": False,
+    },
     "strict": True,
 }
 # Those that servers are known to leave out or to make null.
@@ -82,11 +87,11 @@ def test_events_of_a_stream(client) -> None:
 
 
 def test_a_function_that_must_be_called(client) -> None:
-    answer = ask(client, tools=[TOOL], tool_choice="required", max_output_tokens=80)
+    answer = ask(client, tools=[TOOL], tool_choice="required", max_output_tokens=150)
     call = answer.output[0]
     assert (call.type, call.name, call.status) == ("function_call", "get_time", "completed")
     assert json.loads(call.arguments) == {"city": "Oslo"}
-    events = list(ask(client, tools=[TOOL], tool_choice="required", max_output_tokens=80, stream=True))
+    events = list(ask(client, tools=[TOOL], tool_choice="required", max_output_tokens=150, stream=True))
     pieces = [event.delta for event in events if event.type == "response.function_call_arguments.delta"]
     assert json.loads("".join(pieces)) == {"city": "Oslo"}
     following = ask(
@@ -102,7 +107,7 @@ def test_a_function_that_must_be_called(client) -> None:
 def test_text_by_schema(client) -> None:
     schema = {"type": "object", "properties": {"a": {"type": "boolean"}}, "required": ["a"]}
     form = {"type": "json_schema", "name": "x", "schema": {**schema, "additionalProperties": False}}
-    answer = ask(client, text={"format": form}, max_output_tokens=80)
+    answer = ask(client, text={"format": form}, max_output_tokens=150)
     assert isinstance(json.loads(answer.output_text)["a"], bool)
     assert answer.text.format.name == "x"
 

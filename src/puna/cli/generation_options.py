@@ -44,7 +44,7 @@ def load(args: argparse.Namespace, *, fast: bool = False) -> "Engine":
     from puna.model.hub import model_directory
 
     directory = model_directory(args.model)
-    engine = load_engine(directory, device=_device(args.device), fast=fast)
+    engine = load_engine(directory, device=device_of(args.device), fast=fast)
     if engine.tokenizer is None:
         raise PunaError(
             f"{directory} has no tokenizer (tokenizer.json or tokenizer.model).", "Put the model's own beside it."
@@ -52,7 +52,7 @@ def load(args: argparse.Namespace, *, fast: bool = False) -> "Engine":
     return engine
 
 
-def _device(name: str) -> str:
+def device_of(name: str) -> str:
     import torch
 
     from puna.core.errors import PunaError

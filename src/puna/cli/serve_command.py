@@ -56,6 +56,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     engine.add_argument(
         "--quantize", choices=("int8", "int4"), help="store weights so (CPU): less memory, faster answers"
     )
+    engine.add_argument("--quantize", choices=("int8", "int4"), help="smaller and faster weights, on a CPU")
     engine.add_argument("--deterministic", action="store_true", help="the same text whoever else asks; slower")
 
 
@@ -117,7 +118,7 @@ def _load(given: str, args: argparse.Namespace, settings: "Settings") -> "Backen
     """The backend of one model. Raises PunaError when the model cannot be loaded, or there is too little memory."""
     import torch
 
-    from puna.cli.generation_options import _device
+    from puna.cli.generation_options import device_of
     from puna.core.errors import PunaError
     from puna.engine.generate import load_engine
     from puna.engine.importer import stage
@@ -131,7 +132,7 @@ def _load(given: str, args: argparse.Namespace, settings: "Settings") -> "Backen
     try:
         engine = load_engine(
             directory,
-            device=_device(args.device),
+            device=device_of(args.device),
             dtype=dtype,
             fast=not args.deterministic,
             quantize=args.quantize,

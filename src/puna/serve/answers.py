@@ -6,7 +6,8 @@ find even when it is null (finish_reason, content) must therefore be set.
 
 import time
 import uuid
-from typing import Literal
+from functools import cache
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -23,10 +24,32 @@ def now() -> int:
     return int(time.time())
 
 
+W = TypeVar("W", bound="Wire")
+
+
 class Wire(BaseModel):
     """What travels: JSON's types are taken as they are, a number that is not finite is none."""
 
     model_config = ConfigDict(extra="ignore", strict=True, allow_inf_nan=False, protected_namespaces=())
+
+
+def made(kind: type[W], /, **given: Any) -> W:
+    """An object of parts that are known to be right, unchecked: `model_construct` in a quarter of its time.
+
+    Chunks are made for every token, 32 streams at once and more, on the thread that also sends them.
+    """
+    value = kind.__new__(kind)
+    put = object.__setattr__
+    put(value, "__dict__", {**_defaults(kind), **given})
+    put(value, "__pydantic_fields_set__", set(given))
+    put(value, "__pydantic_extra__", None)
+    put(value, "__pydantic_private__", None)
+    return value
+
+
+@cache
+def _defaults(kind: type[Wire]) -> dict[str, Any]:
+    return {name: field.default for name, field in kind.model_fields.items() if not field.is_required()}
 
 
 class FunctionCall(Wire):

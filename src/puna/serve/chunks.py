@@ -10,6 +10,7 @@ from typing import Any
 from puna.engine.generate import Engine
 from puna.engine.request import Step
 from puna.engine.request import TokenLogprob as EngineLogprob
+from puna.serve.answers import made
 from puna.serve.parsing import AnswerParser, Piece
 from puna.serve.protocol import (
     ChatChunkChoice,
@@ -56,7 +57,7 @@ class ChatWriter:
         choices = []
         if not self._begun:
             self._begun = True
-            choices.append(self._choice(Delta.model_construct(role="assistant", content="")))
+            choices.append(self._choice(made(Delta, role="assistant", content="")))
         pieces: list[Piece] = []
         for step in steps:
             self.tokens += 1
@@ -68,18 +69,18 @@ class ChatWriter:
             pieces += self._parser.close()
         deltas = self._deltas(pieces)
         if not deltas and (reason is not None or self._logprobs or self._token_ids):
-            deltas = [Delta.model_construct()]
-        made = [self._choice(delta) for delta in deltas]
-        if made and self._logprobs:
-            made[0].logprobs = ChatLogprobs.model_construct(content=self._named(steps), refusal=None)
-        if made and self._token_ids:
-            made[0].token_ids = [step.id for step in steps]
+            deltas = [made(Delta)]
+        new = [self._choice(delta) for delta in deltas]
+        if new and self._logprobs:
+            new[0].logprobs = made(ChatLogprobs, content=self._named(steps), refusal=None)
+        if new and self._token_ids:
+            new[0].token_ids = [step.id for step in steps]
         if reason is not None:
-            made[-1].finish_reason = "tool_calls" if self._parser.calls else "length" if reason == "length" else "stop"
-        return choices + made
+            new[-1].finish_reason = "tool_calls" if self._parser.calls else "length" if reason == "length" else "stop"
+        return choices + new
 
     def _choice(self, delta: Delta) -> ChatChunkChoice:
-        return ChatChunkChoice.model_construct(index=self._index, delta=delta, logprobs=None, finish_reason=None)
+        return made(ChatChunkChoice, index=self._index, delta=delta, logprobs=None, finish_reason=None)
 
     def _deltas(self, pieces: Sequence[Piece]) -> list[Delta]:
         deltas: list[Delta] = []
@@ -89,22 +90,18 @@ class ChatWriter:
             if self._one_call and (number > 0):
                 break
             if piece.kind == "call":
-                function = FunctionCallDelta.model_construct(name=piece.name, arguments="")
-                first = ToolCallDelta.model_construct(
-                    index=number, id=new_id("call"), type="function", function=function
-                )
-                rest = ToolCallDelta.model_construct(
-                    index=number, function=FunctionCallDelta.model_construct(arguments=piece.text)
-                )
-                deltas += [Delta.model_construct(tool_calls=[first]), Delta.model_construct(tool_calls=[rest])]
+                function = made(FunctionCallDelta, name=piece.name, arguments="")
+                first = made(ToolCallDelta, index=number, id=new_id("call"), type="function", function=function)
+                rest = made(ToolCallDelta, index=number, function=made(FunctionCallDelta, arguments=piece.text))
+                deltas += [made(Delta, tool_calls=[first]), made(Delta, tool_calls=[rest])]
                 number += 1
             elif piece.kind == last:
                 field = "content" if last == "content" else "reasoning_content"
                 setattr(deltas[-1], field, getattr(deltas[-1], field) + piece.text)
             elif piece.kind == "content":
-                deltas.append(Delta.model_construct(content=piece.text))
+                deltas.append(made(Delta, content=piece.text))
             else:
-                deltas.append(Delta.model_construct(reasoning_content=piece.text))
+                deltas.append(made(Delta, reasoning_content=piece.text))
             last = piece.kind
         return deltas
 
@@ -116,7 +113,8 @@ class ChatWriter:
             data = self._engine.token_bytes(step.id)
             tops = [_top(top.bytes, top.logprob) for top in step.top]
             entries.append(
-                TokenLogprob.model_construct(
+                made(
+                    TokenLogprob,
                     token=data.decode("utf-8", "replace"),
                     logprob=step.logprob,
                     bytes=list(data),
@@ -163,9 +161,7 @@ class CompletionWriter:
                     rows.append((id, row[0].logprob, row[1:]) if row else (id, None, ()))
         rows += [(step.id, step.logprob, step.top) for step in steps]
         reason = steps[-1].finish_reason if steps else "length"
-        choice = CompletionChunkChoice.model_construct(
-            index=self._index, text=text, logprobs=None, finish_reason=_reason(reason)
-        )
+        choice = made(CompletionChunkChoice, index=self._index, text=text, logprobs=None, finish_reason=_reason(reason))
         if self._logprobs is not None:
             choice.logprobs = self._named(rows, echoed=begins and self._echo)
         if self._token_ids:
@@ -201,9 +197,7 @@ class CompletionWriter:
             tops.append(best if logprob is not None else None)
             offsets.append(self._offset)
             self._offset += len(self._text.push(id)) if self._text else 0
-        return CompletionLogprobs.model_construct(
-            tokens=tokens, token_logprobs=logprobs, top_logprobs=tops, text_offset=offsets
-        )
+        return made(CompletionLogprobs, tokens=tokens, token_logprobs=logprobs, top_logprobs=tops, text_offset=offsets)
 
 
 def usage(prompt: int, cached: int, completion: int, reasoning: int = 0) -> Usage:
@@ -222,4 +216,4 @@ def _reason(reason: Any) -> FinishReason | None:
 
 
 def _top(data: bytes, logprob: float) -> TopLogprob:
-    return TopLogprob.model_construct(token=data.decode("utf-8", "replace"), logprob=logprob, bytes=list(data))
+    return made(TopLogprob, token=data.decode("utf-8", "replace"), logprob=logprob, bytes=list(data))

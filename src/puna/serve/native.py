@@ -12,6 +12,7 @@ from typing import Any, Literal
 from puna import __version__
 from puna.engine.generate import Engine
 from puna.engine.request import Step
+from puna.serve.answers import made
 from puna.serve.backend import Health
 from puna.serve.bridge import Bridge
 from puna.serve.chunks import ChatWriter, CompletionWriter, usage
@@ -93,11 +94,11 @@ class NativeBackend:
             async for steps in generation.batches():
                 for index, group in _by_text(steps, request.texts):
                     for choice in writers[index].write(group):
-                        made = chunk([choice])
+                        piece = chunk([choice])
                         if first and request.return_token_ids:
-                            made.prompt_token_ids = prompt.ids
+                            piece.prompt_token_ids = prompt.ids
                         first = False
-                        yield made
+                        yield piece
             end = chunk([])
             end.usage = usage(
                 len(prompt.ids),
@@ -142,16 +143,16 @@ class NativeBackend:
                 for index, group in _by_text(steps, n):
                     scored = generation.requests[index // n].prompt_logprobs
                     for choice in writers[index].write(group, scored):
-                        yield CompletionChunk.model_construct(**head, choices=[choice])
+                        yield made(CompletionChunk, **head, choices=[choice])
             if request.max_tokens == 0:
                 for writer, scored_by in zip(writers, (r for r in generation.requests for _ in range(n)), strict=True):
-                    yield CompletionChunk.model_construct(**head, choices=writer.write([], scored_by.prompt_logprobs))
+                    yield made(CompletionChunk, **head, choices=writer.write([], scored_by.prompt_logprobs))
             count = usage(
                 sum(len(one.ids) for one in prepared),
                 sum(asked.cached_tokens for asked in generation.requests),
                 sum(writer.tokens for writer in writers),
             )
-            yield CompletionChunk.model_construct(**head, choices=[], usage=count)
+            yield made(CompletionChunk, **head, choices=[], usage=count)
         finally:
             generation.close()
 
@@ -256,7 +257,8 @@ def _chat_chunks(id: str, model: str, fingerprint: str) -> Callable[[list[ChatCh
 
 
 def _chat_chunk(id: str, created: int, model: str, fingerprint: str, choices: list[ChatChunkChoice]) -> ChatChunk:
-    return ChatChunk.model_construct(
+    return made(
+        ChatChunk,
         id=id,
         object="chat.completion.chunk",
         created=created,

@@ -6,7 +6,6 @@ process ends with 0. A second one ends it at once.
 
 import asyncio
 import errno
-import signal
 import socket
 from collections.abc import Callable
 from types import FrameType
@@ -22,11 +21,13 @@ from puna.serve.settings import Settings
 def listen(settings: Settings) -> socket.socket:
     """The socket to serve on, bound before a model is loaded in vain. Raises PunaError when it cannot be had."""
     place = f"{settings.host}:{settings.port}"
+    if not 0 <= settings.port < 65536:
+        raise PunaError(f"There is no port {settings.port}.", "Choose a --port from 1 to 65535.")
     try:
         family, kind, _, _, address = socket.getaddrinfo(
             settings.host or None, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
-    except (OSError, OverflowError):
+    except OSError:
         raise PunaError(f"There is no address {place}.", "Check --host and --port.") from None
     made = socket.socket(family, kind)
     made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -96,6 +97,3 @@ class _Uvicorn(uvicorn.Server):
     async def _leave(self) -> None:
         await self._server.drain()
         self.should_exit = True
-
-
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
