@@ -56,7 +56,6 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     engine.add_argument(
         "--quantize", choices=("int8", "int4"), help="store weights so (CPU): less memory, faster answers"
     )
-    engine.add_argument("--quantize", choices=("int8", "int4"), help="smaller and faster weights, on a CPU")
     engine.add_argument("--deterministic", action="store_true", help="the same text whoever else asks; slower")
 
 
