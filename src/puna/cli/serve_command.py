@@ -126,7 +126,8 @@ def _load(given: str, args: argparse.Namespace, settings: "Settings") -> "Backen
 
     name, equals, place = given.partition("=")
     directory = model_directory(place if equals else given)
-    name = name if equals else directory.resolve().name
+    # A run keeps its model in a directory of its own: the run's name says more.
+    name = name if equals else (Path(given) if Path(given).exists() else directory).resolve().name
     dtype = getattr(torch, args.dtype) if args.dtype else None
     try:
         engine = load_engine(

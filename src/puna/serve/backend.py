@@ -46,6 +46,8 @@ class Backend(Protocol):
 
     capacity: int
     """Texts it writes at once; more have to wait."""
+    choices: list[str]
+    """What was chosen when it was made, a sentence each."""
 
     @property
     def card(self) -> ModelCard: ...

@@ -320,7 +320,7 @@ class EmbeddingRequest(Wire):
         """One entry an input."""
         if isinstance(self.input, str):
             return [self.input]
-        return [self.input] if isinstance(self.input[0], int) else self.input  # type: ignore[return-value,list-item]
+        return [self.input] if isinstance(self.input[0], int) else self.input
 
 
 class TokenizeRequest(Wire):

@@ -12,6 +12,7 @@ from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from puna.core.errors import PunaError
 from puna.serve.server import Server
@@ -57,8 +58,23 @@ def serve(app: FastAPI, listening: socket.socket, *, started: Callable[[], None]
         # The slowest request may still be on its way when waiting for it ends.
         timeout_graceful_shutdown=2,
         lifespan="off",
+        http=_Prompt,
     )
     asyncio.run(_Uvicorn(config, server, started).run(listening))
+
+
+class _Prompt(H11Protocol):
+    """uvicorn's protocol, for clients that ask within `header_seconds` of connecting; others only take a place."""
+
+    header_seconds = 30.0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.loop.call_later(self.header_seconds, self._close_unasked)
+
+    def _close_unasked(self) -> None:
+        if self.cycle is None and not self.transport.is_closing():
+            self.transport.close()
 
 
 class _Uvicorn(uvicorn.Server):
