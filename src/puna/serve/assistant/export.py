@@ -59,8 +59,9 @@ def preferences(store: Store, user: str) -> Iterator[str]:
         if given["rating"] is not None:
             rated.setdefault(parent, {1: [], -1: []})[given["rating"]].append(message["content"])
     for parent, answers in rated.items():
-        for liked in answers[1] or [None]:
-            for disliked in answers[-1] or [None]:
+        nobody: list[str | None] = [None]
+        for liked in answers[1] or nobody:
+            for disliked in answers[-1] or nobody:
                 yield _line(prompts[parent], liked, disliked, "thumbs")
     for row in store.comparisons(user):
         if row["better"] in ("a", "b"):

@@ -191,7 +191,7 @@ def _text_to_continue(backend: Backend, messages: Sequence[dict[str, Any]], pref
 def _chat_tokens(choice: ChatChunkChoice) -> list[Token]:
     """The end of a turn has an id but no entry among the logprobs: it is no part of the answer."""
     entries = choice.logprobs.content if choice.logprobs else []
-    ids: list[int | None] = list(choice.token_ids or [None] * len(entries))
+    ids: Sequence[int | None] = choice.token_ids or [None for _ in entries]
     return [
         [
             id,
@@ -207,16 +207,16 @@ def _completion_tokens(choice: CompletionChunkChoice, tokenizer: Tokenizer | Non
     if choice.logprobs is None:
         return []
     named = choice.logprobs
-    ids: list[int | None] = list(choice.token_ids or [None] * len(named.tokens))
+    ids: Sequence[int | None] = choice.token_ids or [None for _ in named.tokens]
     rows = zip(ids, named.tokens, named.token_logprobs, named.top_logprobs or [None] * len(ids), strict=False)
     made: list[Token] = []
     for id, text, logprob, tops in rows:
         if tokenizer is not None and id in tokenizer.eos_ids:
             continue
         data = tokenizer.token_bytes(id) if tokenizer and id is not None else text.encode()
-        others = [[data.hex() if t == text else t.encode().hex(), round(p, 4)] for t, p in (tops or {}).items()]
-        others.sort(key=lambda pair: -float(pair[1]))
-        made.append([id, data.hex(), round(logprob or 0.0, 4), others[:ALTERNATIVES]])
+        best = sorted((tops or {}).items(), key=lambda pair: -pair[1])[:ALTERNATIVES]
+        others = [[data.hex() if t == text else t.encode().hex(), round(p, 4)] for t, p in best]
+        made.append([id, data.hex(), round(logprob or 0.0, 4), others])
     return made
 
 

@@ -313,7 +313,7 @@ def _own_comparison(session: Session, user: str, id: str) -> Comparison:
 def _holds(column: Any, text: str) -> ColumnElement[bool]:
     """Whether a column holds a text somewhere, in any case; nothing in it is a wildcard."""
     escaped = text.lower().replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
-    return func.lower(column).like(f"%{escaped}%", escape="\\")  # type: ignore[no-any-return]
+    return func.lower(column).like(f"%{escaped}%", escape="\\")
 
 
 def _plain(row: Any, *names: str) -> dict[str, Any]:
