@@ -49,7 +49,8 @@ def made(kind: type[W], /, **given: Any) -> W:
 
 @cache
 def _defaults(kind: type[Wire]) -> dict[str, Any]:
-    return {name: field.default for name, field in kind.model_fields.items() if not field.is_required()}
+    """Of all fields, in their order, which is that of the JSON; None where there is no default."""
+    return {name: None if field.is_required() else field.default for name, field in kind.model_fields.items()}
 
 
 class FunctionCall(Wire):
