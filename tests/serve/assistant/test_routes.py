@@ -171,9 +171,10 @@ def test_an_answer_goes_on_when_nobody_looks_and_is_taken_up_again(here: Site) -
 def test_a_deleted_conversation_is_written_no_more(here: Site) -> None:
     id = new(here, SLOW)
     with here.api.stream("POST", f"/app/conversations/{id}/messages", json={"content": "x", "parent": None}) as answer:
-        next(answer.iter_text())
+        pieces = answer.iter_text()
+        next(pieces)
         assert here.api.request("DELETE", f"/app/conversations/{id}", json={}).status_code == 200
-        assert "deleted" in "".join(answer.iter_text())
+        assert "deleted" in "".join(pieces)
     assert eventually(lambda: here.page.server.in_flight() == 0)
     assert here.api.get(f"/app/conversations/{id}").status_code == 404
 

@@ -145,11 +145,11 @@ def test_export(store: Store) -> None:
     text = export.conversation_markdown(store, "ana", id)
     assert text.startswith("# Ice\n\nm, ")
     assert text.endswith("## System\n\nBe brief.\n\n## You\n\nWhat is ice?\n\n## m\n\nFrozen water.\n")
-    for _ in range(120):
+    for _ in range(4):
         talk(store, text="more")
     store.rate("ana", said, rating=-1, correction=None)
-    whole = json.loads(json.dumps(export.everything(store, "ana")))
-    assert len(whole["conversations"]) == 121
+    whole = json.loads(json.dumps(export.everything(store, "ana", page=2)))
+    assert len(whole["conversations"]) == 5
     assert [m["content"] for m in whole["conversations"][-1]["messages"]] == ["What is ice?", "Frozen water."]
     assert whole["feedback"] == [{"message": said, "rating": -1, "correction": None}]
 

@@ -15,12 +15,12 @@ def conversation_json(store: Store, user: str, id: str) -> dict[str, Any]:
     return {**store.conversation(user, id), "messages": store.tree(user, id)}
 
 
-def everything(store: Store, user: str) -> dict[str, Any]:
-    """All conversations, comparisons and feedback of a user."""
+def everything(store: Store, user: str, *, page: int = 100) -> dict[str, Any]:
+    """All conversations, comparisons and feedback of a user. page: how many conversations are read at once."""
     found, before = [], None
-    while page := store.conversations(user, before=before):
-        found += [conversation_json(store, user, row["id"]) for row in page]
-        before = page[-1]["updated"]
+    while rows := store.conversations(user, before=before, limit=page):
+        found += [conversation_json(store, user, row["id"]) for row in rows]
+        before = rows[-1]["updated"]
     feedback = [{"message": message["id"], **given} for message, given in store.feedback(user)]
     return {
         "format": FORMAT,

@@ -38,6 +38,7 @@ export function sidebarView() {
   );
   on("list", () => later(0));
   on("conversation", mark);
+  on("view", mark);
   return side;
 }
 
@@ -98,7 +99,7 @@ function item(row) {
 
 function mark() {
   for (const node of list.querySelectorAll("li")) {
-    const current = node.dataset.id === state.conversation?.id;
+    const current = node.dataset.id === state.conversation?.id && location.hash !== "#/compare";
     node.classList.toggle("current", current);
     if (current) node.firstChild.setAttribute("aria-current", "page");
     else node.firstChild.removeAttribute("aria-current");
