@@ -1,6 +1,7 @@
-"""Raise a small model on this machine, from its own files to a prompt."""
+"""Raise a small model on this machine, from its own files to a page to talk in."""
 
 import argparse
+import socket
 import sys
 from pathlib import Path
 
@@ -12,12 +13,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--folder", type=Path, default=Path(), help="where corpora/, runs/ and models/ go (default: here)"
     )
     parser.add_argument("--bodies", type=int, default=96, help="function bodies sampled for each measurement of code")
-    parser.add_argument("--no-chat", action="store_true", help="do not open the prompt at the end")
+    parser.add_argument("--no-chat", action="store_true", help="do not serve the page to talk in at the end")
     parser.add_argument("--json", action="store_true", help="print what was measured as JSON on stdout")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Run the demo, print what it measured, open the prompt when a person sits there."""
+    """Run the demo, print what it measured, serve the model's page when a person sits there."""
     from puna.core.console import console, print_json, show_table
     from puna.demo import run_demo
     from puna.train.live import LiveView
@@ -40,10 +41,20 @@ def run(args: argparse.Namespace) -> None:
     )
     out = console(stderr=False)
     out.print(f"\nreport  {result['report']}\nmodel   {result['model']}", markup=False)
-    out.print(f"talk    puna chat {result['model']}", markup=False)
+    out.print(f"talk    puna serve {result['model']}   (or, in the terminal: puna chat)\n", markup=False)
     if not args.no_chat and sys.stdin.isatty() and sys.stdout.isatty():
-        from puna.cli import chat_command
+        from puna.cli import serve_command
 
         parser = argparse.ArgumentParser()
-        chat_command.arguments(parser)
-        chat_command.run(parser.parse_args([result["model"]]))
+        serve_command.arguments(parser)
+        serve_command.run(parser.parse_args([result["model"], "--port", str(_free_port(8000))]))
+
+
+def _free_port(wanted: int) -> int:
+    """The wanted port, or 0, which lets the system choose, where something listens on it already."""
+    with socket.socket() as probe:
+        try:
+            probe.bind(("127.0.0.1", wanted))
+        except OSError:
+            return 0
+    return wanted
