@@ -170,6 +170,7 @@ class Loop:
             self._drop_all(EngineError("The engine is closed.", "Make another one."))
 
     def _drop_all(self, error: EngineError) -> None:
-        scheduler = self.made.scheduler if self.made else None
-        for request in scheduler.requests() if scheduler else ():
-            scheduler.drop(request, error)
+        if self.made is None:
+            return
+        for request in self.made.scheduler.requests():
+            self.made.scheduler.drop(request, error)

@@ -227,7 +227,7 @@ def _write(
         task = bar.add_task("Writing", total=len(plan))
         for name, kind in plan.items():
             data = _stored(name, _source(name, config, files), kind)
-            file.write(memoryview(data).cast("B"))
+            file.write(data.data.cast("B"))
             writer.write_padding(file, data.nbytes)
             bar.advance(task)
     file.flush()

@@ -241,10 +241,10 @@ def _divide(a: Any, b: Any) -> Any:
     return np.where(np.isfinite(quotient), quotient, np.float32(0))
 
 
-def _nibbles(levels: Bytes) -> Bytes:
+def _nibbles(levels: Any) -> Bytes:
     """(n, 8, 32) values below 16 to (n, 128): two sub-blocks share 32 bytes, the first in the lower halves."""
     pairs = levels.reshape(len(levels), 4, 2, 32)
-    return (pairs[:, :, 0] | pairs[:, :, 1] << 4).reshape(len(levels), 128)
+    return (pairs[:, :, 0] | pairs[:, :, 1] << 4).reshape(len(levels), 128).astype(np.uint8)
 
 
 def _half(values: Floats) -> Floats:
