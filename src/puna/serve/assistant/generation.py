@@ -5,6 +5,7 @@ the last thing that was written, and continues it.
 """
 
 import time
+from codecs import getincrementaldecoder
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -95,7 +96,8 @@ class Draft:
 
 def continued(tokens: Sequence[Token]) -> Draft:
     """An answer that so far consists of these tokens. Half a character at the end is not text yet."""
-    text = b"".join(bytes.fromhex(token[1]) for token in tokens).decode("utf-8", "ignore")
+    data = b"".join(bytes.fromhex(token[1]) for token in tokens)
+    text = getincrementaldecoder("utf-8")("replace").decode(data)
     reasoning, content = "", text
     if text.lstrip().startswith("<think>"):
         reasoning, _, content = text.lstrip().removeprefix("<think>").partition("</think>")
