@@ -24,6 +24,7 @@ class Pack(Protocol):
     """A matrix (out, in) that multiplies: x (..., in) -> (..., out)."""
 
     kind: str
+    columns: int
 
     @property
     def nbytes(self) -> int: ...
@@ -55,7 +56,7 @@ class Plain:
     """As it is."""
 
     def __init__(self, weight: Tensor) -> None:
-        self.weight = weight
+        self.weight, self.columns = weight, weight.shape[1]
         self.kind = str(weight.dtype).removeprefix("torch.")
 
     @property
@@ -78,6 +79,7 @@ class OneDnn:
     kind = "bfloat16"
 
     def __init__(self, weight: Tensor) -> None:
+        self.columns = weight.shape[1]
         self._pack(weight)
 
     def _pack(self, weight: Tensor) -> None:
@@ -105,7 +107,7 @@ class Int8:
     kind = "int8"
 
     def __init__(self, weight: Tensor) -> None:
-        self.dtype = weight.dtype
+        self.dtype, self.columns = weight.dtype, weight.shape[1]
         self.weight, self.scale = _int8(weight)
 
     @property
@@ -140,7 +142,7 @@ class Int4:
     kind = "int4"
 
     def __init__(self, weight: Tensor) -> None:
-        self.dtype = weight.dtype
+        self.dtype, self.columns = weight.dtype, weight.shape[1]
         self.weight, self.affine = self._pack(weight)
 
     def _pack(self, weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -158,7 +160,7 @@ class Int4:
         return out.view(*x.shape[:-1], -1)
 
     def dense(self) -> Tensor:
-        return self(torch.eye(self.weight.shape[1] * 2, dtype=self.dtype)).t()
+        return self(torch.eye(self.columns, dtype=self.dtype)).t()
 
     def assign(self, row: int, weight: Tensor) -> None:
         if row % _BLOCK or len(weight) % _BLOCK:

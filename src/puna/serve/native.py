@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import math
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -9,7 +10,10 @@ from functools import partial
 from time import monotonic
 from typing import Any, Literal
 
+import torch
+
 from puna import __version__
+from puna.engine.fused import packs, weight_shapes
 from puna.engine.generate import Engine
 from puna.engine.request import Step
 from puna.serve.answers import made
@@ -54,7 +58,7 @@ class NativeBackend:
             id=name,
             max_model_len=self.context,
             stage=stage,
-            parameters=sum(parameter.numel() for parameter in engine.model.parameters()),
+            parameters=sum(math.prod(shape) for shape in weight_shapes(engine.model).values()),
             root=root or None,
         )
         self._fingerprint = _fingerprint(engine, name)
@@ -269,10 +273,13 @@ def _chat_chunk(id: str, created: int, model: str, fingerprint: str, choices: li
 
 
 def _fingerprint(engine: Engine, name: str) -> str:
-    """From a few numbers of every weight, which is quick and tells models apart."""
+    """From a few numbers of every weight, or of its product with ones: that is quick and tells models apart."""
     digest = hashlib.sha256(f"{name} {__version__}".encode())
     for key, parameter in engine.model.named_parameters():
         flat = parameter.detach().reshape(-1)
         few = flat[:: max(len(flat) // 16, 1)][:16].double().cpu()
         digest.update(f"{key} {tuple(parameter.shape)} {parameter.dtype} {few.tolist()}".encode())
+    for matrix in packs(engine.model):
+        row = torch.ones(1, matrix.columns, dtype=engine.model.head_weight.dtype)
+        digest.update(f"{matrix.kind} {matrix(row)[0, :16].tolist()}".encode())
     return f"puna-{__version__}-{digest.hexdigest()[:10]}"
