@@ -30,7 +30,8 @@ def test_tokens_of_a_real_model(chat_model: Path, tmp_path: Path, stage: str) ->
         assert first["usage"]["prompt_tokens"] > 0
         # Taking the token that was taken, greedily, gives the rest that was given.
         tokens = here.api.get(f"{path}/{first['id']}/tokens").json()["tokens"]
-        assert all(len(token["alternatives"]) >= 5 for token in tokens)
+        # Completions name alternatives by their text, and bytes that are no text have one name.
+        assert all(len(token["alternatives"]) >= (5 if stage == "chat" else 1) for token in tokens)
         at = len(ids) // 2
         body = {"position": at, "alternative": tokens[at]["chosen"]}
         done(here.api.post(f"{path}/{first['id']}/continue", json={**body}).text)
@@ -41,7 +42,7 @@ def test_tokens_of_a_real_model(chat_model: Path, tmp_path: Path, stage: str) ->
         other = next(
             n
             for n, alternative in enumerate(tokens[at]["alternatives"])
-            if n != tokens[at]["chosen"] and not alternative["ends"]
+            if n != tokens[at]["chosen"] and not alternative["ends"] and "\ufffd" not in alternative["text"]
         )
         changed = done(
             here.api.post(f"{path}/{first['id']}/continue", json={"position": at, "alternative": other}).text
