@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    parser.add_argument("models", metavar="MODEL", nargs="+", help="model or run directories; NAME=DIR names one")
+    parser.add_argument("models", metavar="MODEL", nargs="*", help="model or run directories; NAME=DIR names one")
     where = parser.add_argument_group("where")
     where.add_argument(
         "--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1: this machine only)"
@@ -57,6 +57,16 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--quantize", choices=("int8", "int4"), help="store weights so (CPU): less memory, faster answers"
     )
     engine.add_argument("--deterministic", action="store_true", help="the same text whoever else asks; slower")
+    other = parser.add_argument_group("another engine behind this server")
+    other.add_argument(
+        "--backend",
+        choices=("native", "vllm", "llama.cpp", "openai"),
+        default="native",
+        help="what computes (default: Puna's own engine). MODEL is then a model of that server, by default its first",
+    )
+    other.add_argument(
+        "--upstream", metavar="URL", help="where it runs; without it vllm and llama.cpp are started for MODEL"
+    )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -69,9 +79,11 @@ def run(args: argparse.Namespace) -> None:
     from puna.serve.run import listen, serve
 
     settings = settings_of(args)
+    load = _load if args.backend == "native" else _connect
+    _check_backend(args)
     listening = listen(settings)
     try:
-        backends = [_load(name, args, settings) for name in args.models]
+        backends = [load(name, args, settings) for name in args.models or [""]]
         app = create_app(settings, Models(backends))
     except BaseException:
         listening.close()
@@ -83,7 +95,9 @@ def run(args: argparse.Namespace) -> None:
         for backend in backends:
             for choice in backend.choices:
                 say(escape(f"  {choice}"))
-            say(escape(f"  {backend.card.id}: {backend.card.max_model_len:,} tokens of context, {backend.card.stage}"))
+            if backend.card.max_model_len is not None:
+                context = f"{backend.card.max_model_len:,} tokens of context"
+                say(escape(f"  {backend.card.id}: {context}, {backend.card.stage}"))
         if settings.host not in ("127.0.0.1", "::1", "localhost") and not settings.keys:
             say("Whoever reaches this address can use it: --api-key-file asks for keys.")
 
@@ -149,3 +163,56 @@ def _load(given: str, args: argparse.Namespace, settings: "Settings") -> "Backen
         raise PunaError(
             f"There is not enough memory for {directory}.", "Give fewer --kv-tokens or --max-batch, or a smaller model."
         ) from None
+
+
+def _check_backend(args: argparse.Namespace) -> None:
+    """Raises PunaError for options that the chosen backend has no use for."""
+    from puna.core.errors import PunaError
+
+    if args.backend == "native":
+        if args.upstream:
+            raise PunaError(
+                "--upstream is the address of another engine.", "Say which: --backend vllm|llama.cpp|openai."
+            )
+        if not args.models:
+            raise PunaError("There is no model to serve.", "Give a model directory: puna serve models/demo")
+        return
+    if args.backend == "openai" and not args.upstream:
+        raise PunaError("--backend openai needs an address.", "Give it: --upstream URL")
+    if not args.upstream and not args.models:
+        raise PunaError(f"There is no model to start {args.backend} with.", "Give one, or the --upstream URL.")
+    started_vllm = args.backend == "vllm" and not args.upstream
+    for name, given in (
+        ("--device", args.device != "auto"),
+        ("--dtype", bool(args.dtype) and not started_vllm),
+        ("--quantize", bool(args.quantize)),
+        ("--kv-tokens", args.kv_tokens is not None),
+        ("--deterministic", args.deterministic),
+    ):
+        if given:
+            raise PunaError(f"{name} is for Puna's own engine.", f"Leave it out with --backend {args.backend}.")
+
+
+def _connect(given: str, args: argparse.Namespace, settings: "Settings") -> "Backend":
+    """The backend of a model that another engine computes; without an address that engine is started."""
+    from puna.serve.upstream import UpstreamBackend
+    from puna.serve.upstream_start import start_llama, start_vllm
+
+    name, equals, theirs = given.partition("=")
+    if not equals:
+        theirs = given
+        name = Path(given).resolve().name.removesuffix(".gguf") if given and Path(given).exists() else given
+    child = None
+    if not args.upstream:
+        vllm = args.backend == "vllm"
+        child = (
+            start_vllm(theirs, name, max_batch=args.max_batch, dtype=args.dtype) if vllm else start_llama(theirs, name)
+        )
+        theirs = name
+    url = child.url if child else args.upstream
+    try:
+        return UpstreamBackend(args.backend, url, name, settings, theirs=theirs, capacity=args.max_batch, child=child)
+    except BaseException:
+        if child is not None:
+            child.close()
+        raise

@@ -41,7 +41,7 @@ def server_of(request: Request) -> Server:
 
 Here = Annotated[Server, Depends(server_of)]
 FAILURES: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorResponse} for status in (400, 401, 404, 405, 408, 413, 415, 429, 500, 503, 504)
+    status: {"model": ErrorResponse} for status in (400, 401, 404, 405, 408, 413, 415, 429, 500, 501, 502, 503, 504)
 }
 api = APIRouter(dependencies=[Depends(user)], responses=FAILURES)
 
