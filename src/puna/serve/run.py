@@ -12,7 +12,7 @@ from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from puna.core.errors import PunaError
 from puna.serve.server import Server
@@ -60,10 +60,11 @@ def serve(app: FastAPI, listening: socket.socket, *, started: Callable[[], None]
         lifespan="off",
         http=_Prompt,
     )
-    asyncio.run(_Uvicorn(config, server, started).run(listening))
+    with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
+        runner.run(_Uvicorn(config, server, started).run(listening))
 
 
-class _Prompt(H11Protocol):
+class _Prompt(HttpToolsProtocol):
     """uvicorn's protocol, for clients that ask within `header_seconds` of connecting; others only take a place."""
 
     header_seconds = 30.0
