@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import plan_tables
+import serving_tables
 from pydantic import BaseModel
 
 from puna.core.recipe import load
@@ -145,6 +146,8 @@ def result(record: dict[str, Any]) -> str:
         "learning-cpu": _learning,
         "plan-accuracy": plan_tables.accuracy,
         "plan-speed": plan_tables.speed,
+        "engine-speed-cpu": serving_tables.engine_speed,
+        "serve-overhead-cpu": serving_tables.serve_overhead,
     }
     return head + tables[record["benchmark"]](results)
 

@@ -1,0 +1,48 @@
+"""Tables of what was measured of the engine, the server and the exports, for the benchmarks page."""
+
+from typing import Any
+
+import plan_tables
+
+
+def engine_speed(results: dict[str, Any]) -> str:
+    """Tokens a second of each contender and kind of work, and ratios."""
+    measured = results["measured"]
+    kinds = [kind for kind in measured if kind.endswith("tokens/s")]
+    names = list(measured[kinds[0]])
+    speeds = [[name, *(_median(measured[kind].get(name)) for kind in kinds)] for name in names]
+    pairs = list(next(iter(results["ratios"].values())))
+    ratios = [[pair, *(f"{results['ratios'][kind].get(pair, 0):.2f}" for kind in kinds)] for pair in pairs]
+    heads = [kind.removesuffix(" tokens/s") for kind in kinds]
+    prefix = {kind: next(iter(of.values()))["median"] for kind, of in measured.items() if kind.startswith("prefix")}
+    told = (
+        f"First token of prompts with 1,000 tokens in common: {prefix['prefix first token ms with cache']:.0f} ms with the "
+        f"prefix cache, {prefix['prefix first token ms without cache']:.0f} ms without, "
+        f"{prefix['prefix ratio']:.0f} times as long."
+        if prefix
+        else ""
+    )
+    return "\n\n".join(
+        (
+            plan_tables.markdown(["tokens/s, median", *heads], speeds),
+            plan_tables.markdown(["ratio, median of the rounds", *heads], ratios),
+            told,
+        )
+    )
+
+
+def serve_overhead(results: dict[str, Any]) -> str:
+    """What comes through the server, beside the engine alone."""
+    rows = [
+        [name, f"{v['median']:,.0f}", f"{v['min']:,.0f} to {v['max']:,.0f}"]
+        for name, v in results["tokens_per_second"].items()
+    ]
+    ratio = results["server / engine"]
+    return (
+        plan_tables.markdown(["", "tokens/s, median", "range"], rows)
+        + f"\n\nThrough the server comes {ratio['median']:.1%} ({ratio['min']:.1%} to {ratio['max']:.1%})."
+    )
+
+
+def _median(spread: dict[str, float] | None) -> str:
+    return "–" if spread is None else f"{spread['median']:,.0f}"
