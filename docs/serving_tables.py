@@ -16,8 +16,8 @@ def engine_speed(results: dict[str, Any]) -> str:
     heads = [kind.removesuffix(" tokens/s") for kind in kinds]
     prefix = {kind: next(iter(of.values()))["median"] for kind, of in measured.items() if kind.startswith("prefix")}
     told = (
-        f"First token of prompts with 1,000 tokens in common: {prefix['prefix first token ms with cache']:.0f} ms with the "
-        f"prefix cache, {prefix['prefix first token ms without cache']:.0f} ms without, "
+        f"First token of prompts with 1,000 tokens in common: {prefix['prefix first token ms with cache']:.0f} ms with "
+        f"the prefix cache, {prefix['prefix first token ms without cache']:.0f} ms without, "
         f"{prefix['prefix ratio']:.0f} times as long."
         if prefix
         else ""

@@ -52,8 +52,8 @@ class Watch:
         self.here = here
         context = {"viewport": {"width": 1200, "height": 800}, "locale": "en-US", "service_workers": "block"}
         self.context = browser.new_context(**{**context, **options})
-        self.context.set_default_timeout(30_000)
-        expect.set_options(timeout=30_000)
+        self.context.set_default_timeout(20_000)
+        expect.set_options(timeout=20_000)
         self.page = self.context.new_page()
         self.bad: list[str] = []
         self.page.on("dialog", lambda dialog: (self.bad.append(dialog.message), dialog.dismiss()))
