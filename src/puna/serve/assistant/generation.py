@@ -20,7 +20,7 @@ from puna.serve.server import Server
 from puna.text.tokenizer import Tokenizer
 
 ALTERNATIVES = 8  # kept with each token
-DEFAULT_TOKENS = 1024  # the longest answer unless the person chose another limit
+DEFAULT_TOKENS = {"chat": 1024, "base": 256}  # the longest answer unless the person chose another limit
 
 Token = list[Any]
 """[id or None, bytes in hex, logprob, [[bytes in hex, logprob], …]]: how a token is kept (tables.Message.tokens)."""
@@ -117,7 +117,7 @@ async def answer(
     Raises ApiError, before the first piece, for what is wrong with the request.
     """
     options = {key: value for key, value in sampling.model_dump().items() if value is not None}
-    options.setdefault("max_tokens", DEFAULT_TOKENS)
+    options.setdefault("max_tokens", DEFAULT_TOKENS[backend.card.stage])
     options |= {"model": backend.card.id, "stream": True, "stream_options": {"include_usage": True}}
     options["return_token_ids"] = backend.tokenizer is not None
     stream: AsyncGenerator[Any]
