@@ -35,6 +35,8 @@ MAX_CELLS = 20_000  # columns times lines: short rows are filled up
 
 _ADDRESS = re.compile(r"(?:https?://|mailto:)[^\s\x00-\x20]+\Z", re.IGNORECASE)
 _LANGUAGE = re.compile(r"[A-Za-z0-9+#.-]{1,24}")
+# Deeper than this the parser leaves out what it finds.
+_DEEP = re.compile(r"^[ ]*(?:(?:>[ ]*)|(?:(?:[-*+]|\d+[.)])[ ]+)){15}", re.MULTILINE)
 # Characters that reorder others, and control characters: shown by name, so that nothing looks like what it is not.
 _HIDDEN = re.compile("[\u202a-\u202e\u2066-\u2069\u200e\u200f\u061c]")
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ufff9-\ufffb\U000e0000-\U000e007f]")
@@ -128,7 +130,7 @@ class Live:
 def _blocks(text: str) -> Iterator[tuple[int, str]]:
     """(first line, HTML) of each block at the top of a text."""
     lines = text.split("\n")
-    if len(text) > MAX_TEXT or len(lines) > MAX_LINES:
+    if len(text) > MAX_TEXT or len(lines) > MAX_LINES or _DEEP.search(text):
         yield 0, _plain(text)
         return
     cells = max(line.count("|") for line in lines) * len(lines)

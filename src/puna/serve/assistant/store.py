@@ -11,6 +11,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, func, or_, select, update
 from sqlalchemy.orm import Session
+from sqlalchemy.orm.exc import StaleDataError
 
 from puna.serve.assistant.tables import Comparison, Conversation, Feedback, Message, open_database
 from puna.serve.assistant.words import clean, snippet, title_of
@@ -131,10 +132,13 @@ class Store:
 
     def write(self, user: str, id: str, **changes: Any) -> None:
         """Set content, reasoning, tokens, usage, finish_reason … of a message. Raises MissingError."""
-        with Session(self.engine) as session, session.begin():
-            row = _own_message(session, user, id)
-            for key, value in changes.items():
-                setattr(row, key, clean(value) if isinstance(value, str) else value)
+        try:
+            with Session(self.engine) as session, session.begin():
+                row = _own_message(session, user, id)
+                for key, value in changes.items():
+                    setattr(row, key, clean(value) if isinstance(value, str) else value)
+        except StaleDataError:  # it was deleted between the look and the write
+            raise MissingError from None
 
     def message(self, user: str, conversation: str, id: str) -> dict[str, Any]:
         """One message of a conversation. Raises MissingError."""
