@@ -163,10 +163,13 @@ async def _answer(
 
     sampling = Sampling.model_validate(conversation["settings"])
     source = answer(page.server, backend, dialogue, sampling, prefix=prefix)
-    run = page.runs.start(message, user, source, draft, save=save, finish=finish)
+    # Before it begins: a refusal comes at once, and takes the answer away again.
     path = await page.ask(store.path, user, id, to=message)
     title = (await page.ask(store.conversation, user, id))["title"]
-    start = {"messages": [page.view(row) for row in path[-2:]], "title": title}
+    views = [page.view(row) for row in path[-2:]]
+    views[-1]["writing"] = True
+    start = {"messages": views, "title": title}
+    run = page.runs.start(message, user, source, draft, save=save, finish=finish)
     return stream(_started(run, start))
 
 
