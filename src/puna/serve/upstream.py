@@ -333,6 +333,6 @@ def root_of(url: str) -> str:
         parts = httpx.URL(url)
     except httpx.InvalidURL:
         parts = httpx.URL("")
-    if parts.scheme not in ("http", "https") or not parts.host:
+    if parts.scheme not in ("http", "https") or not parts.host or "%" in parts.host:
         raise PunaError(f"--upstream {url} is no address.", "Give one such as http://localhost:8001.")
     return str(parts).rstrip("/").removesuffix("/v1").rstrip("/")

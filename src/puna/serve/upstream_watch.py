@@ -19,7 +19,9 @@ def main(command: Sequence[str]) -> int:
     child = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
 
     def end_with_input() -> None:
-        sys.stdin.buffer.read()
+        # Not through sys.stdin, whose lock a thread that waits would hold while the interpreter ends.
+        while os.read(0, 4096):
+            pass
         _signal(child.pid, signal.SIGTERM)
         try:
             child.wait(GRACE_SECONDS)

@@ -1,0 +1,619 @@
+"""The rows of the conformance table: each asks a server one thing and says what came and whether that is right.
+
+Right is what OpenAI documents, or where it is silent what the better of the reference servers do. A row is a function
+of a `Target`; it returns what came, in a few words, and whether that is right. One that raises has failed.
+"""
+
+import contextlib
+import json
+import re
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+import openai
+
+MESSAGES = [{"role": "user", "content": "Which city is it?"}]
+SCHEMA = {
+    "type": "object",
+    "properties": {"city": {"enum": ["Oslo", "Rome"]}, "far": {"type": "boolean"}},
+    "required": ["city", "far"],
+    "additionalProperties": False,
+}
+TOOLS = [{"type": "function", "function": {"name": "get_time", "parameters": {"type": "object", "properties": {}}}}]
+CHAT, COMPLETE = "/v1/chat/completions", "/v1/completions"
+Row = Callable[["Target"], tuple[str, bool]]
+ROWS: list[tuple[str, Row]] = []
+
+
+@dataclass
+class Target:
+    """A server to ask. process: when it was started here. context and vocabulary: of its model.
+
+    half: id of a token that is the first byte of a longer character.
+    """
+
+    name: str
+    url: str
+    context: int
+    vocabulary: int
+    half: int | None = None
+    process: subprocess.Popen[bytes] | None = None
+    model: str = ""
+    api: httpx.Client = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.api = httpx.Client(base_url=self.url, timeout=120, trust_env=False)
+        self.model = self.model or self.api.get("/v1/models").json()["data"][0]["id"]
+
+    def chat(self, **more: Any) -> httpx.Response:
+        body = {"model": self.model, "messages": MESSAGES, "max_tokens": 8, "temperature": 0, **more}
+        return self.api.post(CHAT, json=body)
+
+    def complete(self, **more: Any) -> httpx.Response:
+        body = {"model": self.model, "prompt": "import os", "max_tokens": 8, "temperature": 0, **more}
+        return self.api.post(COMPLETE, json=body)
+
+    def raw(self, body: bytes, path: str = CHAT) -> httpx.Response:
+        return self.api.post(path, content=body, headers={"content-type": "application/json"})
+
+    def events(self, answer: httpx.Response) -> list[dict[str, Any]]:
+        return [json.loads(frame[6:]) for frame in answer.text.split("\n\n") if frame.startswith("data: {")]
+
+
+def row(name: str) -> Callable[[Row], Row]:
+    def put(check: Row) -> Row:
+        ROWS.append((name, check))
+        return check
+
+    return put
+
+
+def refused(answer: httpx.Response, *statuses: int) -> tuple[str, bool]:
+    """Whether it was refused with one of these and in OpenAI's form."""
+    form = error_form(answer)
+    came = str(answer.status_code)
+    if answer.status_code != 200:
+        came += f" {form}"
+    elif answer.headers.get("content-type", "").startswith("application/json"):
+        used = answer.json().get("usage") or {}
+        came += f", {used.get('completion_tokens', '?')} tokens"
+    return came, answer.status_code in statuses and form == "error object"
+
+
+def error_form(answer: httpx.Response) -> str:
+    try:
+        body = answer.json()
+    except ValueError:
+        return "no JSON"
+    error = body.get("error") if isinstance(body, dict) else None
+    if isinstance(error, dict) and isinstance(error.get("message"), str) and isinstance(error.get("type"), str):
+        return "error object"
+    return "{" + ", ".join(body) + "}" if isinstance(body, dict) else "JSON"
+
+
+# -- what is wrong with a request ------------------------------------------------------------------------------------
+
+
+@row("bad JSON")
+def _(t: Target) -> tuple[str, bool]:
+    return refused(t.raw(b'{"messages": ['), 400)
+
+
+@row("a body that is no object")
+def _(t: Target) -> tuple[str, bool]:
+    return refused(t.raw(b"[1]"), 400)
+
+
+@row("invalid UTF-8")
+def _(t: Target) -> tuple[str, bool]:
+    return refused(t.raw(b'{"messages": [{"role": "user", "content": "\xff\xfe"}]}'), 400)
+
+
+@row("a lone surrogate")
+def _(t: Target) -> tuple[str, bool]:
+    body = json.dumps({"model": t.model, "max_tokens": 3, "messages": [{"role": "user", "content": "a \ud800 b"}]})
+    came, right = refused(answer := t.raw(body.encode()), 400)
+    return came, right or answer.status_code == 200
+
+
+@row("temperature −1")
+def _(t: Target) -> tuple[str, bool]:
+    return refused(t.chat(temperature=-1), 400)
+
+
+@row("temperature NaN")
+def _(t: Target) -> tuple[str, bool]:
+    body = json.dumps({"model": t.model, "max_tokens": 3, "messages": MESSAGES, "temperature": float("nan")})
+    return refused(t.raw(body.encode()), 400)
+
+
+@row("wrong type of a field")
+def _(t: Target) -> tuple[str, bool]:
+    return refused(t.chat(messages="hello"), 400)
+
+
+@row("unknown model")
+def _(t: Target) -> tuple[str, bool]:
+    return refused(t.chat(model="nobody"), 404)
+
+
+@row("empty messages")
+def _(t: Target) -> tuple[str, bool]:
+    return refused(t.chat(messages=[]), 400)
+
+
+@row("empty list of prompts")
+def _(t: Target) -> tuple[str, bool]:
+    return refused(t.complete(prompt=[]), 400)
+
+
+@row("unknown field")
+def _(t: Target) -> tuple[str, bool]:
+    answer = t.chat(a_field_of_tomorrow=1)
+    return str(answer.status_code), answer.status_code == 200
+
+
+@row("top_logprobs without logprobs")
+def _(t: Target) -> tuple[str, bool]:
+    return refused(t.chat(top_logprobs=3), 400)
+
+
+@row("prompt too long")
+def _(t: Target) -> tuple[str, bool]:
+    answer = t.complete(prompt=[5] * (t.context + 50))
+    came, right = refused(answer, 400)
+    names = str(t.context) in answer.text
+    return f"{came}{', names the limit' if names else ''}", right and names
+
+
+@row("prompt too long, its code")
+def _(t: Target) -> tuple[str, bool]:
+    answer = t.complete(prompt=[5] * (t.context + 50))
+    error = answer.json().get("error")
+    code = error.get("code") if isinstance(error, dict) else None
+    return str(code), code == "context_length_exceeded"
+
+
+@row("max_tokens 0")
+def _(t: Target) -> tuple[str, bool]:
+    return refused(t.complete(max_tokens=0), 400)
+
+
+@row("logit_bias out of vocabulary")
+def _(t: Target) -> tuple[str, bool]:
+    return refused(t.chat(logit_bias={str(t.vocabulary + 7): 1}), 400)
+
+
+@row("unknown response_format")
+def _(t: Target) -> tuple[str, bool]:
+    return refused(t.chat(response_format={"type": "haiku"}), 400)
+
+
+@row("a schema that is none")
+def _(t: Target) -> tuple[str, bool]:
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "no such type"}}}
+    return refused(t.chat(response_format=form), 400)
+
+
+@row("a refusal of a stream has its status")
+def _(t: Target) -> tuple[str, bool]:
+    return refused(t.chat(stream=True, temperature=-1), 400)
+
+
+@row("404 body")
+def _(t: Target) -> tuple[str, bool]:
+    return refused(t.api.get("/v1/nothing-here"), 404)
+
+
+@row("405 body")
+def _(t: Target) -> tuple[str, bool]:
+    return refused(t.api.get(CHAT), 405)
+
+
+@row("11 MB of body")
+def _(t: Target) -> tuple[str, bool]:
+    try:
+        return refused(t.chat(messages=[{"role": "user", "content": "a" * 11 * 2**20}]), 413)
+    except httpx.TransportError as error:
+        return f"{type(error).__name__}", False
+
+
+# -- answers ---------------------------------------------------------------------------------------------------------
+
+
+@row("max_tokens 0 with echo")
+def _(t: Target) -> tuple[str, bool]:
+    answer = t.complete(max_tokens=0, echo=True)
+    if answer.status_code != 200:
+        return f"{answer.status_code}", False
+    used, text = answer.json()["usage"]["completion_tokens"], answer.json()["choices"][0]["text"]
+    return (
+        f"200, counts {used}, {'the prompt' if text == 'import os' else repr(text[:12])}",
+        used == 0 and text == "import os",
+    )
+
+
+@row("echo")
+def _(t: Target) -> tuple[str, bool]:
+    answer = t.complete(echo=True)
+    if answer.status_code != 200:
+        return f"{answer.status_code}", False
+    text = answer.json()["choices"][0]["text"]
+    return ("the prompt first" if text.startswith("import os") else "ignored"), text.startswith("import os")
+
+
+@row("token ids, two prompts, echo, logprobs")
+def _(t: Target) -> tuple[str, bool]:
+    answer = t.complete(prompt=[[5, 6, 7], [8, 9]], echo=True, logprobs=1, max_tokens=1)
+    if answer.status_code != 200:
+        return f"{answer.status_code}", False
+    rows = [choice["logprobs"] for choice in sorted(answer.json()["choices"], key=lambda choice: choice["index"])]
+    if not all(isinstance(found, dict) and "token_logprobs" in found for found in rows):
+        return f"{len(rows)} choices, another shape", False
+    sizes = [len(found["token_logprobs"]) for found in rows]
+    first = all(found["token_logprobs"][0] is None for found in rows)
+    return f"{sizes} logprobs, first {'null' if first else 'not null'}", sizes == [4, 3] and first
+
+
+@row("legacy logprobs' shape")
+def _(t: Target) -> tuple[str, bool]:
+    found = t.complete(logprobs=2).json()["choices"][0]["logprobs"]
+    keys = {"tokens", "token_logprobs", "top_logprobs", "text_offset"}
+    if found is None or not keys <= found.keys():
+        return ("null" if found is None else "{" + ", ".join(found) + "}"), False
+    lengths = {len(found[key]) for key in keys}
+    return "lists side by side" if lengths == {8} else f"lengths {lengths}", lengths == {8}
+
+
+@row("chat logprobs with bytes")
+def _(t: Target) -> tuple[str, bool]:
+    answer = t.chat(logprobs=True, top_logprobs=2).json()["choices"][0]
+    found = answer["logprobs"]["content"]
+    joined = b"".join(bytes(entry["bytes"] or ()) for entry in found).decode("utf-8", "replace")
+    tops = {len(entry["top_logprobs"]) for entry in found}
+    same = joined.startswith(answer["message"]["content"].rstrip("\ufffd"))
+    return f"{'bytes make the text' if same else 'bytes are another text'}, {tops} tops", same and tops == {2}
+
+
+@row("prompt of token ids")
+def _(t: Target) -> tuple[str, bool]:
+    answer = t.complete(prompt=[5, 6, 7])
+    count = answer.json()["usage"]["prompt_tokens"] if answer.status_code == 200 else answer.status_code
+    return f"counts {count}", count == 3
+
+
+@row("n = 2")
+def _(t: Target) -> tuple[str, bool]:
+    answer = t.chat(n=2, temperature=1, seed=5, ignore_eos=True)
+    if answer.status_code != 200:
+        return f"{answer.status_code}", False
+    body = answer.json()
+    texts = [choice["message"]["content"] for choice in body["choices"]]
+    used = body["usage"]["completion_tokens"]
+    return f"{len(texts)} choices, usage {used}", len(texts) == 2 and used == 16
+
+
+@row("n = 2: texts differ, and do again")
+def _(t: Target) -> tuple[str, bool]:
+    asked = {"n": 2, "temperature": 1, "seed": 5}
+    first, again = (
+        {choice["index"]: choice["message"]["content"] for choice in t.chat(**asked).json()["choices"]} for _ in "ab"
+    )
+    differ, same = len(set(first.values())) == 2, first == again
+    return f"{'differ' if differ else 'equal'}, {'repeated' if same else 'not repeated'}", differ and same
+
+
+@row("a seed does not depend on who else asks")
+def _(t: Target) -> tuple[str, bool]:
+    def ask(seed: int | None, tokens: int) -> str:
+        more = {} if seed is None else {"seed": seed}
+        return t.complete(temperature=1, max_tokens=tokens, ignore_eos=True, **more).json()["choices"][0]["text"]
+
+    alone = ask(7, 24)
+    mates = [threading.Thread(target=ask, args=(None, 40)) for _ in range(3)]
+    for mate in mates:
+        mate.start()
+    time.sleep(0.05)
+    among = ask(7, 24)
+    for mate in mates:
+        mate.join()
+    return ("the same text" if among == alone else "another text"), among == alone
+
+
+@row("json_schema")
+def _(t: Target) -> tuple[str, bool]:
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA, "strict": True}}
+    answer = t.chat(response_format=form, max_tokens=120)
+    if answer.status_code != 200:
+        return f"{answer.status_code}", False
+    return _valid(answer.json()["choices"][0]["message"]["content"])
+
+
+def _valid(text: str) -> tuple[str, bool]:
+    with contextlib.suppress(ValueError):
+        value = json.loads(text)
+        right = value.keys() == {"city", "far"} and value["city"] in ("Oslo", "Rome") and isinstance(value["far"], bool)
+        return ("enforced" if right else "JSON of another kind"), right
+    return "no JSON", False
+
+
+@row("max_completion_tokens over max_tokens")
+def _(t: Target) -> tuple[str, bool]:
+    used = t.chat(max_completion_tokens=3, max_tokens=9, ignore_eos=True).json()["usage"]["completion_tokens"]
+    return f"{used} tokens", used == 3
+
+
+@row("stop strings across tokens, not in the text")
+def _(t: Target) -> tuple[str, bool]:
+    whole = t.complete(max_tokens=30, ignore_eos=True).json()["choices"][0]["text"]
+    # From the middle of the text, three characters, none of them cut: they lie across two tokens somewhere.
+    for at in range(4, len(whole) - 3):
+        stop = whole[at : at + 3]
+        if "\ufffd" in stop or not stop.strip():
+            continue
+        answer = t.complete(max_tokens=30, ignore_eos=True, stop=[stop]).json()["choices"][0]
+        right = answer["text"] == whole[: whole.index(stop)] and answer["finish_reason"] == "stop"
+        if not right:
+            return f"{answer['text'][-8:]!r} {answer['finish_reason']}", False
+        if at > 9:
+            break
+    return "cut before it", True
+
+
+@row("stop strings in a stream")
+def _(t: Target) -> tuple[str, bool]:
+    whole = t.complete(max_tokens=30, ignore_eos=True).json()["choices"][0]["text"]
+    stop = next(whole[at : at + 3] for at in range(5, 99) if "\ufffd" not in whole[at : at + 3])
+    chunks = t.events(t.complete(max_tokens=30, ignore_eos=True, stop=stop, stream=True))
+    text = "".join(choice["text"] for chunk in chunks for choice in chunk["choices"])
+    return ("cut before it" if text == whole[: whole.index(stop)] else repr(text[-8:])), text == whole[
+        : whole.index(stop)
+    ]
+
+
+@row("characters of several tokens in a stream")
+def _(t: Target) -> tuple[str, bool]:
+    wanted = "東京🎉é"
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"enum": [wanted]}}}
+    chunks = t.events(t.chat(response_format=form, max_tokens=60, stream=True))
+    pieces = [choice["delta"].get("content") or "" for chunk in chunks for choice in chunk["choices"]]
+    whole, broken = "".join(pieces), any("\ufffd" in piece for piece in pieces)
+    return ("whole" if not broken else "U+FFFD") + f", {json.loads(whole) == wanted}", not broken and json.loads(
+        whole
+    ) == wanted
+
+
+@row("half a character at the end")
+def _(t: Target) -> tuple[str, bool]:
+    if t.half is None:
+        return "no such token", False
+    asked = {"logit_bias": {str(t.half): 100}, "max_tokens": 2}
+    whole = t.complete(**asked).json()["choices"][0]["text"]
+    chunks = t.events(t.complete(**asked, stream=True))
+    text = "".join(choice["text"] for chunk in chunks for choice in chunk["choices"])
+    right = text == whole and "\ufffd" in whole
+    return (f"U+FFFD, {'as' if text == whole else 'not as'} in a stream" if "\ufffd" in whole else repr(whole)), right
+
+
+@row("tool_choice none")
+def _(t: Target) -> tuple[str, bool]:
+    answer = t.chat(tools=TOOLS, tool_choice="none")
+    if answer.status_code != 200:
+        return f"{answer.status_code}", False
+    calls = answer.json()["choices"][0]["message"].get("tool_calls")
+    return f"200, {'no call' if not calls else 'a call'}", not calls
+
+
+@row("null content beside tool calls")
+def _(t: Target) -> tuple[str, bool]:
+    call = {"id": "call-1", "type": "function", "function": {"name": "get_time", "arguments": "{}"}}
+    said = [
+        *MESSAGES,
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "call-1", "content": "noon"},
+    ]
+    status = t.chat(messages=said, tools=TOOLS, tool_choice="none").status_code
+    return str(status), status == 200
+
+
+@row("null content of a user")
+def _(t: Target) -> tuple[str, bool]:
+    return refused(t.chat(messages=[{"role": "user", "content": None}]), 400)
+
+
+@row("content in parts, role developer")
+def _(t: Target) -> tuple[str, bool]:
+    said = [{"role": "developer", "content": [{"type": "text", "text": "Be "}, {"type": "text", "text": "brief."}]}]
+    status = t.chat(messages=[*said, *MESSAGES]).status_code
+    return str(status), status == 200
+
+
+@row("cached tokens in usage")
+def _(t: Target) -> tuple[str, bool]:
+    said = [{"role": "user", "content": "Which of all the cities in the world is it? " * 12}]
+    t.chat(messages=said)
+    details = t.chat(messages=said).json()["usage"].get("prompt_tokens_details") or {}
+    return f"{details.get('cached_tokens')}", bool(details.get("cached_tokens"))
+
+
+# -- streams ---------------------------------------------------------------------------------------------------------
+
+
+@row("stream: the role first, with empty content")
+def _(t: Target) -> tuple[str, bool]:
+    delta = t.events(t.chat(stream=True))[0]["choices"][0]["delta"]
+    return json.dumps(delta)[:44], delta.get("role") == "assistant" and delta.get("content") == ""
+
+
+@row("stream: finish_reason null until the last")
+def _(t: Target) -> tuple[str, bool]:
+    reasons = [
+        choice.get("finish_reason", "left out") for e in t.events(t.chat(stream=True)) for choice in e["choices"]
+    ]
+    return f"{set(map(str, reasons[:-1]))}, then {reasons[-1]}", not any(reasons[:-1]) and reasons[-1] in (
+        "stop",
+        "length",
+    )
+
+
+@row("stream: usage unasked")
+def _(t: Target) -> tuple[str, bool]:
+    sent = [e for e in t.events(t.chat(stream=True)) if e.get("usage") or not e["choices"]]
+    return ("sent" if sent else "not sent"), not sent
+
+
+@row("stream: usage when asked, with choices []")
+def _(t: Target) -> tuple[str, bool]:
+    last = t.events(t.chat(stream=True, ignore_eos=True, stream_options={"include_usage": True}))[-1]
+    used = (last.get("usage") or {}).get("completion_tokens")
+    return f"choices {'[]' if last['choices'] == [] else 'not empty'}, {used} tokens", last[
+        "choices"
+    ] == [] and used == 8
+
+
+@row("stream: [DONE], frames, content type")
+def _(t: Target) -> tuple[str, bool]:
+    answer = t.chat(stream=True)
+    done = answer.text.endswith("data: [DONE]\n\n")
+    kind = answer.headers.get("content-type", "")
+    return f"{'[DONE]' if done else 'none'}, {kind}", done and kind.startswith("text/event-stream")
+
+
+@row("stream: n = 2")
+def _(t: Target) -> tuple[str, bool]:
+    events = t.events(t.chat(stream=True, n=2, ignore_eos=True, stream_options={"include_usage": True}))
+    ends = {choice["index"] for e in events for choice in e["choices"] if choice.get("finish_reason")}
+    used = (events[-1].get("usage") or {}).get("completion_tokens")
+    return f"ends of {sorted(ends)}, usage {used}", ends == {0, 1} and used == 16
+
+
+@row("stream: the text of who does not stream")
+def _(t: Target) -> tuple[str, bool]:
+    whole = t.chat(max_tokens=24).json()["choices"][0]["message"]["content"]
+    streamed = "".join(
+        c["delta"].get("content") or "" for e in t.events(t.chat(stream=True, max_tokens=24)) for c in e["choices"]
+    )
+    return ("equal" if streamed == whole else "another"), streamed == whole
+
+
+@row("openai-python: types of every field")
+def _(t: Target) -> tuple[str, bool]:
+    with openai.OpenAI(base_url=f"{t.url}/v1", api_key="none", max_retries=0) as client:
+        asked: dict[str, Any] = {"model": t.model, "messages": MESSAGES, "max_tokens": 6}
+        whole = client.chat.completions.create(**asked, logprobs=True, top_logprobs=1)
+        list(client.chat.completions.create(**asked, stream=True))
+        legacy = client.completions.create(model=t.model, prompt="import", max_tokens=3, logprobs=1)
+        try:
+            type(whole).model_validate(whole.model_dump(warnings="none"), strict=True)
+            type(legacy).model_validate(legacy.model_dump(warnings="none"), strict=True)
+        except ValueError as error:
+            return f"{str(error).splitlines()[1]}", False
+    return "right", True
+
+
+@row("GET /v1/models")
+def _(t: Target) -> tuple[str, bool]:
+    listed = t.api.get("/v1/models")
+    right = (
+        listed.status_code == 200
+        and listed.json()["object"] == "list"
+        and listed.json()["data"][0]["object"] == "model"
+    )
+    return str(listed.status_code), right
+
+
+@row("GET /v1/models/NAME, and of nobody")
+def _(t: Target) -> tuple[str, bool]:
+    one, none = t.api.get(f"/v1/models/{t.model}"), t.api.get("/v1/models/nobody")
+    return f"{one.status_code}, {none.status_code} {error_form(none)}", one.status_code == 200 and refused(none, 404)[1]
+
+
+# -- under load, and the end -----------------------------------------------------------------------------------------
+
+
+@row("who leaves stops the work")
+def _(t: Target) -> tuple[str, bool]:
+    body = {"model": t.model, "prompt": "a", "max_tokens": t.context - 20, "ignore_eos": True, "stream": True, "n": 2}
+    with t.api.stream("POST", COMPLETE, json=body) as answer:
+        next(answer.iter_lines())
+    left = time.monotonic()
+    while (busy := _busy(t)) and time.monotonic() - left < 3:
+        time.sleep(0.05)
+    return ("still at work after 3 s" if busy else "stopped"), not busy
+
+
+def _busy(t: Target) -> bool:
+    """Whether the server says that it is writing."""
+    slots = t.api.get("/slots")
+    if slots.status_code == 200:
+        return any(slot["is_processing"] for slot in slots.json())
+    text = t.api.get("/metrics").text
+    found = re.findall(r"^(?:puna_running_texts|vllm:num_requests_running)(?:\{.*\})? (\S+)$", text, re.MULTILINE)
+    return not found or any(float(number) for number in found)
+
+
+@row("200 requests at once: 429 with Retry-After")
+def _(t: Target) -> tuple[str, bool]:
+    body = {"model": t.model, "prompt": "a", "max_tokens": 64, "ignore_eos": True}
+    answers: list[httpx.Response] = []
+
+    def ask() -> None:
+        with contextlib.suppress(httpx.HTTPError):
+            answers.append(httpx.post(t.url + COMPLETE, json=body, timeout=120, trust_env=False))
+
+    threads = [threading.Thread(target=ask) for _ in range(200)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    many = [answer for answer in answers if answer.status_code == 429]
+    later = all(answer.headers.get("retry-after") for answer in many)
+    counts = {
+        status: sum(a.status_code == status for a in answers) for status in sorted({a.status_code for a in answers})
+    }
+    return f"{counts}{', Retry-After' if many and later else ''}", bool(many) and later and set(counts) == {200, 429}
+
+
+@row("SIGTERM with a stream on its way")
+def _(t: Target) -> tuple[str, bool]:
+    if t.process is None:
+        return "not ours to end", True
+    text: list[str] = []
+    begun = threading.Event()
+    body = {"model": t.model, "prompt": "a", "max_tokens": t.context - 20, "ignore_eos": True, "stream": True}
+
+    def read() -> None:
+        with contextlib.suppress(httpx.HTTPError), t.api.stream("POST", COMPLETE, json=body) as answer:
+            for line in answer.iter_lines():
+                text.append(line)
+                begun.set()
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    begun.wait(30)
+    started = time.monotonic()
+    t.process.send_signal(signal.SIGTERM)
+    try:
+        code = t.process.wait(60)
+    except subprocess.TimeoutExpired:
+        return "still there after 60 s", False
+    seconds = time.monotonic() - started
+    reader.join(10)
+    whole = "data: [DONE]" in text
+    return f"{seconds:.1f} s, code {code}, stream {'whole' if whole else 'cut'}", whole and code == 0 and seconds < 30
+
+
+def ask_all(target: Target) -> Iterator[tuple[str, str, bool]]:
+    """Ask everything, in order: the name of a row, what came, and whether that is right."""
+    for name, check in ROWS:
+        try:
+            came, right = check(target)
+        except Exception as error:
+            came, right = f"{type(error).__name__}: {error}"[:60], False
+        yield name, came, right
