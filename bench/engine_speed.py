@@ -57,6 +57,7 @@ DECODE: Work = [(32, 64)]
 BATCH: Work = [(32, 64)] * 32
 _draw = random.Random(0)
 MIXED: Work = [(_draw.randint(16, 256), _draw.randint(16, 128)) for _ in range(32)]
+LONG: Work = [(32, 160)] * 32  # serve_overhead.py asks for it
 PREFILL: Work = [(1024, 1)]
 
 
@@ -181,7 +182,7 @@ def work(name: str) -> None:
             return {"decode tokens/s": worker.decode(turn)}
         if kind == "prefill":
             return {"prefill tokens/s": worker.prefill(turn)}
-        sizes = {"batch": BATCH, "mixed": MIXED}[kind]
+        sizes = {"batch": BATCH, "mixed": MIXED, "long": LONG}[kind]
         seconds = worker.seconds(prompts(sizes, turn), [new for _, new in sizes])
         return {f"{kind} tokens/s": sum(new for _, new in sizes) / seconds}
 

@@ -1,8 +1,8 @@
 """What the server costs: tokens per second of 32 streams through HTTP against the bare engine, in turns.
 
-The model of `engine_speed.py` in bfloat16: 32 prompts of 32 tokens, 64 new ones each. The bare engine writes the texts
-in its own process; the server streams them, token by token, to one client process that only counts bytes and events. Both
-share the machine's cores with that client, so what it takes is counted against the server.
+The model of `engine_speed.py` in bfloat16: 32 prompts of 32 tokens, 160 new ones each. The bare engine writes the texts
+in its own process; the server streams them, token by token, to one client process that only counts bytes and events.
+That client takes its share of the machine's cores too, which is counted against the server.
 
     python bench/serve_overhead.py [--rounds 7]
 """
@@ -21,7 +21,7 @@ from typing import Any
 import common
 import engine_speed
 
-TEXTS, NEW = 32, 64
+TEXTS, NEW = 32, 160
 
 
 def main() -> None:
@@ -42,7 +42,7 @@ def main() -> None:
         bare: list[float] = []
         through: list[float] = []
         for turn in range(args.rounds):
-            bare.append(engine.ask(kind="batch", turn=turn)["batch tokens/s"])
+            bare.append(engine.ask(kind="long", turn=turn)["long tokens/s"])
             through.append(asyncio.run(streams(port, turn)))
             print(f"round {turn + 1}: engine {bare[-1]:.0f}, server {through[-1]:.0f}", file=sys.stderr)
     finally:
