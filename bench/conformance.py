@@ -11,6 +11,7 @@ row depends on what it says. Our server is also asked before each of the others 
 
 import argparse
 import contextlib
+import json
 import os
 import socket
 import subprocess
@@ -45,11 +46,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", type=Path, help="model directory (default: a small random one is made)")
     parser.add_argument("--url", action="append", default=[], metavar="NAME=URL", help="ask a server that runs, too")
-    parser.add_argument("--only", action="append", default=[], help="names of the columns to measure")
+    parser.add_argument("--only", action="append", default=[], help="a column to measure; the others stay as they were")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         model = args.model or make_model(Path(folder) / "tiny")
         table, versions, left_out = measure(model, Path(folder), args.url, args.only)
+    if args.only:
+        table = with_kept(table, versions)
     report(table, left_out)
     settings = {
         "context": CONTEXT,
@@ -162,6 +165,21 @@ def measure(
     return table, versions, left_out
 
 
+def with_kept(table: Table, versions: dict[str, str]) -> Table:
+    """The table with the columns of the last result that were not measured now, in the usual order."""
+    try:
+        last = json.loads((common.RESULTS / "conformance.json").read_text(encoding="utf-8"))["results"]
+    except FileNotFoundError:
+        return table
+    versions |= {name: version for name, version in last["versions"].items() if name not in versions}
+    kept = {entry["row"]: entry for entry in last["rows"]}
+    merged = [{**kept.get(entry["row"], {}), **entry} for entry in table]
+    names = sorted(
+        {name for entry in merged for name in entry} - {"row"}, key=lambda name: (name.count(" "), name != "puna", name)
+    )
+    return [{key: entry[key] for key in ("row", *names) if key in entry} for entry in merged]
+
+
 @contextlib.contextmanager
 def running(command: Sequence[str], **environ: str) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     """A server on a free port, until the block ends. command ends with the option for the port."""
@@ -206,13 +224,13 @@ def report(table: Table, left_out: dict[str, str]) -> None:
     print("| row | " + " | ".join(names) + " |\n|---|" + "---|" * len(names))
     worse = []
     for entry in table:
-        cells = [entry[name] for name in names]
+        cells = [entry.get(name, {"came": "", "right": False}) for name in names]
         shown = [f"{'' if cell['right'] else '✗ '}{cell['came']}".replace("|", "\\|") for cell in cells]  # type: ignore[index]
         print(f"| {entry['row']} | " + " | ".join(shown) + " |")
         if "puna" in entry and not entry["puna"]["right"]:  # type: ignore[index]
             worse.append(str(entry["row"]))
     for name in names:
-        right = sum(bool(entry[name]["right"]) for entry in table)  # type: ignore[index]
+        right = sum(bool(entry[name]["right"]) for entry in table if name in entry)  # type: ignore[index]
         print(f"\n{name}: {right} of {len(table)} right")
     print("\nOurs is wrong in: " + (", ".join(worse) or "no row"))
     for name, why in left_out.items():

@@ -315,15 +315,18 @@ def _(t: Target) -> tuple[str, bool]:
         more = {} if seed is None else {"seed": seed}
         return t.complete(temperature=1, max_tokens=tokens, ignore_eos=True, **more).json()["choices"][0]["text"]
 
-    alone = ask(7, 24)
-    mates = [threading.Thread(target=ask, args=(None, 40)) for _ in range(3)]
+    # In bfloat16 another batch is another rounding, which after some tokens takes another way: hence few tokens, and
+    # one seed of six may differ. Who ignores the seed differs in all of them.
+    alone = [ask(seed, 4) for seed in range(6)]
+    mates = [threading.Thread(target=ask, args=(None, 120)) for _ in range(3)]
     for mate in mates:
         mate.start()
     time.sleep(0.05)
-    among = ask(7, 24)
+    among = [ask(seed, 4) for seed in range(6)]
     for mate in mates:
         mate.join()
-    return ("the same text" if among == alone else "another text"), among == alone
+    same = sum(one == other for one, other in zip(alone, among, strict=True))
+    return f"{same} of 6 the same", same >= 5
 
 
 @row("json_schema")
@@ -560,7 +563,7 @@ def _busy(t: Target) -> bool:
 
 @row("200 requests at once: 429 with Retry-After")
 def _(t: Target) -> tuple[str, bool]:
-    body = {"model": t.model, "prompt": "a", "max_tokens": 64, "ignore_eos": True}
+    body = {"model": t.model, "prompt": "a", "max_tokens": 16, "ignore_eos": True}
     answers: list[httpx.Response] = []
 
     def ask() -> None:
@@ -573,10 +576,13 @@ def _(t: Target) -> tuple[str, bool]:
     for thread in threads:
         thread.join()
     many = [answer for answer in answers if answer.status_code == 429]
+    lost = 200 - len(answers)
     later = all(answer.headers.get("retry-after") for answer in many)
     counts = {
         status: sum(a.status_code == status for a in answers) for status in sorted({a.status_code for a in answers})
     }
+    if lost:
+        return f"{counts}, {lost} without an answer in 120 s", False
     return f"{counts}{', Retry-After' if many and later else ''}", bool(many) and later and set(counts) == {200, 429}
 
 

@@ -23,11 +23,12 @@ from hypothesis import strategies as st
 
 from puna.cli.main import main
 from puna.core.errors import PunaError
+from puna.serve import upstream_answers as answers
 from puna.serve import upstream_wire as wire
 from puna.serve.app import create_app
 from puna.serve.backend import Models
 from puna.serve.errors import ApiError
-from puna.serve.protocol import ChatRequest, CompletionRequest
+from puna.serve.protocol import ChatRequest, CompletionRequest, Usage
 from puna.serve.server import Server
 from puna.serve.settings import Settings
 from puna.serve.upstream import UpstreamBackend, root_of
@@ -499,13 +500,24 @@ def test_llama_servers_logprobs_become_the_older_form() -> None:
     offsets: dict[int, int] = {}
     for at in (0, 2):
         event = {"choices": [{"index": 0, "text": "ab", "logprobs": {"content": [entry]}, "finish_reason": None}]}
-        named = wire.completion_event(event, "m", offsets, request)["choices"][0]["logprobs"]
+        named = answers.completion_event(event, "m", offsets, request)["choices"][0]["logprobs"]
         assert named == {
             "tokens": ["ab"],
             "token_logprobs": [-1],
             "top_logprobs": [{"c": -0.5, "ab": -1}],
             "text_offset": [at],
         }
+
+
+def test_llama_servers_usage_is_that_of_one_text_each() -> None:
+    one = Usage(prompt_tokens=7, completion_tokens=3, total_tokens=10)
+    whole = answers.whole_usage([one] * 4, "llama.cpp", 2)  # two prompts, two texts each
+    assert (whole.prompt_tokens, whole.completion_tokens, whole.total_tokens) == (14, 12, 26)
+    assert answers.whole_usage([one], "llama.cpp", 1) == one
+    request = CompletionRequest.model_validate({"prompt": "x", "logit_bias": {"9": 1}})
+    with pytest.raises(ApiError, match="end at 8"):
+        wire.check_bias(request, [{"id": "m", "meta": {"n_vocab": 9}}])
+    wire.check_bias(request, [{"id": "m"}])
 
 
 @given(

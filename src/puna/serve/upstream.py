@@ -18,6 +18,7 @@ import httpx
 from pydantic import ValidationError
 
 from puna.core.errors import PunaError
+from puna.serve import upstream_answers as told
 from puna.serve import upstream_wire as wire
 from puna.serve.answers import made
 from puna.serve.backend import Health
@@ -76,7 +77,7 @@ class UpstreamBackend:
         self._tls = ssl.create_default_context()
         self._probe = Probe(kind, self.url, self._headers, self._tls)
         try:
-            self._theirs = wire.their_name(self._probe.models, theirs or name, kind, self.url)
+            self._theirs = told.their_name(self._probe.models, theirs or name, kind, self.url)
         except PunaError:
             self._probe.close()
             raise
@@ -91,16 +92,17 @@ class UpstreamBackend:
 
     @property
     def card(self) -> ModelCard:
-        told = wire.context_of(self._probe.models, self._theirs)
-        return self._card.model_copy(update={"max_model_len": told}) if told else self._card
+        context = told.context_of(self._probe.models, self._theirs)
+        return self._card.model_copy(update={"max_model_len": context}) if context else self._card
 
     async def chat(self, request: ChatRequest, *, deadline_seconds: float | None = None) -> AsyncGenerator[ChatChunk]:
         """See Backend."""
+        wire.check_bias(request, self._probe.models)
         body = wire.chat_body(request, self.kind, self._theirs)
         begun: set[int] = set()
 
         def read(event: dict[str, Any]) -> ChatChunk:
-            return ChatChunk.model_validate(wire.chat_event(event, self._card.id, begun, request))
+            return ChatChunk.model_validate(told.chat_event(event, self._card.id, begun, request))
 
         stream = self._stream("/v1/chat/completions", body, read, request, deadline_seconds)
         async with aclosing(stream) as chunks:
@@ -111,11 +113,12 @@ class UpstreamBackend:
         self, request: CompletionRequest, *, deadline_seconds: float | None = None
     ) -> AsyncGenerator[CompletionChunk]:
         """See Backend."""
+        wire.check_bias(request, self._probe.models)
         body = wire.completion_body(request, self.kind, self._theirs)
         offsets: dict[int, int] = {}
 
         def read(event: dict[str, Any]) -> CompletionChunk:
-            return CompletionChunk.model_validate(wire.completion_event(event, self._card.id, offsets, request))
+            return CompletionChunk.model_validate(told.completion_event(event, self._card.id, offsets, request))
 
         stream = self._stream("/v1/completions", body, read, request, deadline_seconds)
         async with aclosing(stream) as chunks:
@@ -144,7 +147,7 @@ class UpstreamBackend:
             text = self._checked(lambda: str(rendered["prompt"]))
         body = {"content": text, "add_special": request.add_special_tokens, "with_pieces": request.return_token_strs}
         answer = await self._ask("/tokenize", body)
-        return self._checked(lambda: wire.llama_tokens(answer, self.card.max_model_len or 0))
+        return self._checked(lambda: told.llama_tokens(answer, self.card.max_model_len or 0))
 
     async def detokenize(self, request: DetokenizeRequest) -> DetokenizeResponse:
         """See Backend."""
@@ -188,7 +191,7 @@ class UpstreamBackend:
         self._running += request.texts
         open_texts = set(range(request.texts))
         last: C | None = None
-        usage: Usage | None = None
+        used: list[Usage] = []
         response: httpx.Response | None = None
         try:
             response = await self._within(end, self._send(path, body, stream=True))
@@ -201,7 +204,7 @@ class UpstreamBackend:
                 while (event := await self._within(end, anext(found, None))) is not None:
                     chunk = self._chunk(event, read)
                     last = chunk
-                    usage = chunk.usage or usage
+                    used += [chunk.usage] if chunk.usage else []
                     open_texts -= {choice.index for choice in chunk.choices if choice.finish_reason}
                     if chunk.choices:
                         # Usage is told once, at the end, and there to those who asked.
@@ -212,8 +215,8 @@ class UpstreamBackend:
                 raise self._broken("broke its answer off")
             kind = type(last)
             head = {"id": last.id, "object": last.object, "created": last.created, "model": last.model}
-            none = Usage(prompt_tokens=0, completion_tokens=0, total_tokens=0)
-            yield made(kind, **head, system_fingerprint=last.system_fingerprint, choices=[], usage=usage or none)
+            usage = told.whole_usage(used, self.kind, request.n or 1)
+            yield made(kind, **head, system_fingerprint=last.system_fingerprint, choices=[], usage=usage)
         finally:
             self._running -= request.texts
             if response is not None:
@@ -225,7 +228,7 @@ class UpstreamBackend:
         except ValueError:
             raise self._broken("sent what is no JSON") from None
         if isinstance(value, dict) and value.get("error"):
-            found = wire.error_of(value)
+            found = told.error_of(value)
             status = found.status if 400 <= found.status < 600 else 500
             raise ApiError(status, found.message, type=found.type, param=found.param, code=found.code)
         return self._checked(lambda: read(value))
@@ -285,17 +288,17 @@ class UpstreamBackend:
             message = f"The upstream server ({self.kind}) does not accept our key: check PUNA_UPSTREAM_KEY."
             return ApiError(502, message, code="upstream_key", headers=NO_RETRY)
         try:
-            found = wire.error_of(response.json())
+            found = told.error_of(response.json())
         except (ValueError, TypeError):
             if status == 429:
-                found = wire.TheirError(429, "The upstream server has no room now. Try again.", None, None, None)
+                found = told.TheirError(429, "The upstream server has no room now. Try again.", None, None, None)
             elif status == 503:
-                found = wire.TheirError(503, "The upstream server cannot answer now.", None, None, None)
+                found = told.TheirError(503, "The upstream server cannot answer now.", None, None, None)
             else:
                 return self._broken(f"answered {status} without saying why")
-        kept = {name: response.headers[name] for name in wire.KEPT_HEADERS if name in response.headers}
+        kept = {name: response.headers[name] for name in told.KEPT_HEADERS if name in response.headers}
         return ApiError(
-            wire.status_of(status), found.message, type=found.type, param=found.param, code=found.code, headers=kept
+            told.status_of(status), found.message, type=found.type, param=found.param, code=found.code, headers=kept
         )
 
     def _broken(self, what: str) -> ApiError:
