@@ -65,21 +65,20 @@ def _serve(line: socket.socket, plan: str, ceiling: str, uid: int) -> None:
             return
         if message == b"cancel":
             continue  # came when its evaluation had just ended
+        reading, writing = os.pipe()
         watcher = os.fork()
         if watcher == 0:
-            code = 1
             try:
-                line.send(json.dumps(_watch(line, json.loads(message), files, plan, walls, uid_inside)).encode())
-                code = 0
+                said: dict[str, Any] = _watch(line, json.loads(message), files, plan, walls, uid_inside)
             except BaseException as error:
-                line.send(json.dumps({"error": f"{type(error).__name__}: {error}"}).encode())
-            finally:
-                os._exit(code)
-        for file in files:
+                said = {"error": f"{type(error).__name__}: {error}"[:500]}
+            os.write(writing, json.dumps(said).encode())
+            os._exit(0)
+        for file in (*files, writing):
             os.close(file)
-        _, status = os.waitpid(watcher, 0)
-        if os.WIFSIGNALED(status):
-            line.send(json.dumps({"error": f"the watcher died of signal {os.WTERMSIG(status)}"}).encode())
+        os.waitpid(watcher, 0)  # told only when the watcher is gone too: then nothing of the evaluation is left
+        line.send(os.read(reading, 65536) or b'{"error": "the watcher died"}')
+        os.close(reading)
 
 
 def _walls(plan: str, ceiling: str, uid: int, uid_inside: int) -> dict[str, str]:
@@ -129,7 +128,7 @@ def _watch(
     """Run one evaluation below this process; returns its report once nothing of it is left."""
     if plan == "plain":
         kernel.prctl(kernel.PR_SET_CHILD_SUBREAPER, 1)  # who escapes from its parent becomes our child
-        place = tempfile.mkdtemp(prefix="puna-sandbox-")
+        place = tempfile.mkdtemp(prefix=f"puna-sandbox-{os.getppid()}-")
         if uid:
             os.chown(place, uid, uid)
     else:

@@ -11,6 +11,7 @@ import select
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -109,6 +110,26 @@ class Sandbox:
     def alive(self) -> bool:
         """Whether the warm process still runs."""
         return self._process.poll() is None
+
+    def processes(self) -> int:
+        """How many processes live below the warm one now, itself included: the same before and after an evaluation."""
+        parents: dict[int, list[int]] = {}
+        for entry in os.listdir("/proc"):
+            try:
+                if entry.isdigit():
+                    stat = Path(f"/proc/{entry}/stat").read_bytes().rpartition(b")")[2].split()
+                    parents.setdefault(int(stat[1]), []).append(int(entry))
+            except OSError:
+                continue  # ended meanwhile
+        found = [self._process.pid]
+        for pid in found:
+            found += parents.get(pid, [])
+        return len(found)
+
+    def folders(self) -> list[str]:
+        """Working folders that exist now, where evaluations get one instead of a file system of their own."""
+        pattern = f"puna-sandbox-{self._process.pid}-*"
+        return sorted(str(path) for path in Path(tempfile.gettempdir()).glob(pattern))
 
     def _start(self, plan: str) -> dict[str, Any]:
         """Start a fresh interpreter that enters the room by `plan`; returns its first words."""

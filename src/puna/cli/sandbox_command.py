@@ -1,0 +1,84 @@
+"""Run untrusted code apart, and attack the walls.
+
+puna sandbox check              the level that this machine reaches, wall by wall, and every attack run against it
+puna sandbox check --no-attacks the walls alone
+puna sandbox check --json       the same as one JSON value
+"""
+
+import argparse
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from puna.core.errors import PunaError
+
+if TYPE_CHECKING:
+    from puna.sandbox.check import Outcome
+
+LEVELS = ("limits", "confined", "isolated")
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.description = (__doc__ or "").strip()
+    parser.add_argument("action", choices=["check"], help="what to do")
+    parser.add_argument("--floor", choices=LEVELS, help="fail below this level")
+    parser.add_argument("--ceiling", choices=LEVELS, default="isolated", help="raise no more walls than this level has")
+    parser.add_argument("--kind", choices=["resource", "escape", "reward"], help="attacks of this kind only")
+    parser.add_argument("--no-attacks", action="store_true", help="look at the walls, attack nothing")
+    parser.add_argument("--json", action="store_true", help="plain values, for machines")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Grade this machine, attack it, print both; PunaError when an attack got through or the floor is not reached."""
+    from puna.core.console import print_json, progress, show_table
+    from puna.sandbox import check
+    from puna.sandbox.attacks import ATTACKS
+    from puna.sandbox.result import LEVELS as ORDER
+    from puna.sandbox.warm import Sandbox
+
+    sandbox = Sandbox(args.ceiling)
+    try:
+        chosen = [attack for attack in ATTACKS if args.kind in (None, attack.kind) and not args.no_attacks]
+        with progress(transient=True) as shown:
+            task = shown.add_task("attacks", total=len(chosen) or None)
+            outcomes = check.run_attacks(sandbox, chosen, tell=lambda outcome: shown.advance(task)) if chosen else []
+    finally:
+        sandbox.close()
+    bad = [outcome for outcome in outcomes if not outcome.good]
+    if args.json:
+        rows = [asdict(outcome) | {"good": outcome.good} for outcome in outcomes]
+        print_json({"level": sandbox.level, "walls": sandbox.walls, "machine": check.machine(), "attacks": rows})
+    else:
+        facts = check.machine()
+        print(f"level: {sandbox.level}   ({facts['user']}, Python {facts['python']}, {facts['system']})\n")
+        show_table(["wall", "stands"], [[name, f"no: {why}" if why else "yes"] for name, why in sandbox.walls.items()])
+        if outcomes:
+            print()
+            show_table(
+                ["attack", "on", "contained", "what stopped it", "left behind"],
+                [
+                    [one.name, one.kind, _verdict(one), one.stopped_by.replace("\n", " ")[:90], one.left]
+                    for one in outcomes
+                ],
+            )
+            contained = sum(one.contained for one in outcomes)
+            print(
+                f"\n{contained} of {len(outcomes)} attacks contained; {len(outcomes) - len(bad)} as this level promises."
+            )
+    if bad:
+        raise PunaError(
+            f"{len(bad)} of {len(outcomes)} attacks were not contained: {', '.join(one.name for one in bad)}.",
+            "Run no untrusted code here.",
+        )
+    if args.floor and ORDER.index(sandbox.level) < ORDER.index(args.floor):
+        raise PunaError(
+            f"This machine's sandbox reaches level '{sandbox.level}', below the floor '{args.floor}'.",
+            "The walls above say what is missing.",
+        )
+
+
+def _verdict(outcome: "Outcome") -> str:
+    if outcome.contained:
+        return "yes"
+    return "NO" if outcome.expected else "not at this level"
