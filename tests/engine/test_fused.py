@@ -86,6 +86,7 @@ def test_what_a_matrix_multiplies_with(kind: str | None, bound: float) -> None:
     expected = x.float() @ dense.t()
     for rows in (1, 3, 40):
         assert (matrix(x[:rows]).float() - expected[:rows]).abs().max() < 0.02, "with few rows and with many"
+    assert matrix(x[:0]).shape == (0, 192), "a step that ends no prompt wants no logits"
     before = dense.clone()
     new = (torch.randn(64, 256) * 0.03).to(torch.bfloat16)
     for row in (64, 100):  # in whole blocks of the packing, and across them

@@ -120,7 +120,7 @@ class Int8:
             out = torch._weight_int8pack_mm(rows, self.weight, self.scale)
         else:
             out = F.linear(rows, self.weight.to(x.dtype)) * self.scale
-        return out.view(*x.shape[:-1], -1)
+        return out.view(*x.shape[:-1], out.shape[-1])
 
     def dense(self) -> Tensor:
         return (self.weight.float() * self.scale.float()[:, None]).to(self.dtype)
@@ -157,7 +157,7 @@ class Int4:
     def __call__(self, x: Tensor) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
         out = torch._weight_int4pack_mm_for_cpu(rows, self.weight, GROUP, self.affine)
-        return out.view(*x.shape[:-1], -1)
+        return out.view(*x.shape[:-1], out.shape[-1])
 
     def dense(self) -> Tensor:
         return self(torch.eye(self.columns, dtype=self.dtype)).t()
