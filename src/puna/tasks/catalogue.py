@@ -1,0 +1,84 @@
+"""All tasks by name, and the score of the best constant answer to each."""
+
+from collections import Counter
+from functools import lru_cache, partial
+from typing import NamedTuple
+
+from puna.core.errors import PunaError, nearest
+from puna.tasks import (
+    arithmetic,
+    blocks,
+    grid,
+    hanoi,
+    pipelines,
+    programs,
+    rewriting,
+    routes,
+    schedules,
+    tools,
+    tracing,
+)
+from puna.tasks.task import Data, Grade, Problem, Task
+
+_ROOMS = (arithmetic, rewriting, tracing, programs, grid, routes, blocks, hanoi, schedules, tools)
+TASKS: dict[str, Task] = {task.name: task for room in _ROOMS for task in room.TASKS}
+"""Every task by its name, easiest families first."""
+
+BASELINE_SEED = 10**9
+"""Seeds from here make the problems that constant answers are tried on, away from those that people sample."""
+
+
+def find(name: str) -> Task:
+    """The task of this name. Raises PunaError naming the nearest."""
+    if name not in TASKS:
+        raise PunaError(f"There is no task '{name}'.", nearest(str(name), TASKS))
+    return TASKS[name]
+
+
+class Baseline(NamedTuple):
+    """The best constant answer to a task at a level, its mean score over so many problems, and the answer."""
+
+    score: float
+    answer: str
+    problems: int
+
+
+@lru_cache(maxsize=256)
+def baseline(name: str, level: int, problems: int = 200) -> Baseline:
+    """The best that a model could score by giving one answer to every problem.
+
+    Tried are the task's own `constants`, the empty answer, and the reference answers to other problems that occur most
+    often (32 of them). The best of many tries on few problems flatters itself, so this errs upwards. Programs are
+    scored by our own interpreter, without a sandbox: those that are not ours to interpret are not tried.
+    """
+    task = find(name)
+    seen = Counter(task.solution(task.sample(BASELINE_SEED + number, level)) for number in range(2 * problems))
+    tried = [*task.constants, "", *(answer for answer, _ in seen.most_common(32))]
+    asked = [task.sample(BASELINE_SEED + 2 * problems + number, level) for number in range(problems)]
+    grade: Grade = task.grade
+    if task.code:
+        known = {programs.solve({"stages": stages}): stages for stages in _programs(task, level, problems)}
+        tried = ["", *known]
+        grade = partial(_grade_known, known)
+    scores = [
+        (sum(task.check(problem, answer, grade).score for problem in asked) / problems, answer) for answer in tried
+    ]
+    score, answer = max(scores, key=lambda entry: entry[0])
+    return Baseline(score, answer, problems)
+
+
+def _programs(task: Task, level: int, problems: int) -> list[list[pipelines.Stage]]:
+    """The most frequent programs among the references, and the shortest constant ones."""
+    samples: list[Problem] = [task.sample(BASELINE_SEED + number, level) for number in range(2 * problems)]
+    seen = Counter(repr(problem.data["stages"]) for problem in samples)
+    by_text = {repr(problem.data["stages"]): problem.data["stages"] for problem in samples}
+    return [by_text[text] for text, _ in seen.most_common(32)]
+
+
+def _grade_known(known: dict[str, list[pipelines.Stage]], data: Data, answer: str) -> programs.Verdict:
+    """Grade one of our own programs by its stages instead of running its source."""
+
+    def evaluate(_source: str, _function: str, inputs: list) -> list[programs.Outcome]:
+        return [programs.Outcome(pipelines.apply(known[answer], given)) for (given,) in inputs]
+
+    return programs.grade(data, answer, evaluate)  # type: ignore[arg-type]
