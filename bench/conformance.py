@@ -140,7 +140,8 @@ def measure(
             "tiny",
         ]
         server += ["--dtype", "bfloat16", "--enforce-eager", "--max-model-len", str(CONTEXT)]
-        server += ["--enable-auto-tool-choice", "--tool-call-parser", "hermes", "--host", "127.0.0.1", "--port"]
+        server += ["--enable-auto-tool-choice", "--tool-call-parser", "hermes", "--enable-prompt-tokens-details"]
+        server += ["--host", "127.0.0.1", "--port"]
         versions["vLLM"] = subprocess.run(
             [python, "-c", VERSION], capture_output=True, text=True, check=True
         ).stdout.strip()

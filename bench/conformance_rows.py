@@ -48,7 +48,9 @@ class Target:
     api: httpx.Client = field(init=False)
 
     def __post_init__(self) -> None:
-        self.api = httpx.Client(base_url=self.url, timeout=120, trust_env=False)
+        # A connection each: some servers close kept ones just when they are used again, which is not what is asked.
+        limits = httpx.Limits(max_keepalive_connections=0)
+        self.api = httpx.Client(base_url=self.url, timeout=120, limits=limits, trust_env=False)
         self.model = self.model or self.api.get("/v1/models").json()["data"][0]["id"]
 
     def chat(self, **more: Any) -> httpx.Response:
@@ -343,7 +345,11 @@ def _valid(text: str) -> tuple[str, bool]:
         value = json.loads(text)
         right = value.keys() == {"city", "far"} and value["city"] in ("Oslo", "Rome") and isinstance(value["far"], bool)
         return ("enforced" if right else "JSON of another kind"), right
-    return "no JSON", False
+    # A random model may go on with white space, which JSON allows, until its tokens are used up.
+    said = "".join(text.split())
+    whole = [f'{{"city":"{city}","far":{far}}}' for city in ("Oslo", "Rome") for far in ("true", "false")]
+    right = any(one.startswith(said) for one in whole)
+    return ("enforced, with much white space" if right else "no JSON"), right
 
 
 @row("max_completion_tokens over max_tokens")
@@ -490,7 +496,7 @@ def _(t: Target) -> tuple[str, bool]:
 
 @row("stream: n = 2")
 def _(t: Target) -> tuple[str, bool]:
-    events = t.events(t.chat(stream=True, n=2, ignore_eos=True, stream_options={"include_usage": True}))
+    events = t.events(t.chat(stream=True, n=2, temperature=1, ignore_eos=True, stream_options={"include_usage": True}))
     ends = {choice["index"] for e in events for choice in e["choices"] if choice.get("finish_reason")}
     used = (events[-1].get("usage") or {}).get("completion_tokens")
     return f"ends of {sorted(ends)}, usage {used}", ends == {0, 1} and used == 16
@@ -563,7 +569,7 @@ def _busy(t: Target) -> bool:
 
 @row("200 requests at once: 429 with Retry-After")
 def _(t: Target) -> tuple[str, bool]:
-    body = {"model": t.model, "prompt": "a", "max_tokens": 16, "ignore_eos": True}
+    body = {"model": t.model, "prompt": "a", "max_tokens": 128, "ignore_eos": True}
     answers: list[httpx.Response] = []
 
     def ask() -> None:

@@ -272,7 +272,7 @@ class Liar:
         self.bodies: list[dict] = []
         self.headers: list[str] = []
         self.left = threading.Event()
-        self.release = threading.Event()
+        self.hang_ups = 0
         threading.Thread(target=self._accept, daemon=True).start()
 
     def says(
@@ -300,6 +300,9 @@ class Liar:
             if request.startswith("GET"):
                 answer = b'{"data": [{"id": "m", "max_model_len": 99}]}'
                 made.sendall(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\nconnection: close\r\n\r\n" + answer)
+                return
+            if self.hang_ups:
+                self.hang_ups -= 1
                 return
             self.bodies.append(json.loads(body))
             self.headers = headers
@@ -455,6 +458,15 @@ def test_one_who_is_not_there(eventually, live) -> None:
         UpstreamBackend("openai", live.url, "other", Settings())
 
 
+def test_a_kept_connection_that_was_closed_is_no_failure(liar) -> None:
+    with before(liar.url) as front:
+        liar.hang_ups = 1  # the next request is heard and not answered
+        liar.says(chunk("a", "stop"))
+        assert front.post("/v1/chat/completions", CHAT).status_code == 200
+        liar.hang_ups = 2
+        failed(front.post("/v1/chat/completions", CHAT), 502)
+
+
 def test_the_key_is_the_environments(liar, monkeypatch) -> None:
     monkeypatch.setenv("PUNA_UPSTREAM_KEY", "secret-of-theirs")
     with before(liar.url) as front:
@@ -511,9 +523,12 @@ def test_llama_servers_logprobs_become_the_older_form() -> None:
 
 def test_llama_servers_usage_is_that_of_one_text_each() -> None:
     one = Usage(prompt_tokens=7, completion_tokens=3, total_tokens=10)
-    whole = answers.whole_usage([one] * 4, "llama.cpp", 2)  # two prompts, two texts each
+    two = CompletionRequest.model_validate({"prompt": ["a", "b"], "n": 2})
+    whole = answers.whole_usage([one] * 4, "llama.cpp", two)
     assert (whole.prompt_tokens, whole.completion_tokens, whole.total_tokens) == (14, 12, 26)
-    assert answers.whole_usage([one], "llama.cpp", 1) == one
+    assert answers.whole_usage([one], "llama.cpp", two) == one
+    none = CompletionRequest.model_validate({"prompt": "a", "max_tokens": 0, "echo": True})
+    assert answers.whole_usage([one], "vllm", none).completion_tokens == 0
     request = CompletionRequest.model_validate({"prompt": "x", "logit_bias": {"9": 1}})
     with pytest.raises(ApiError, match="end at 8"):
         wire.check_bias(request, [{"id": "m", "meta": {"n_vocab": 9}}])

@@ -32,7 +32,6 @@ from puna.serve.protocol import (
     DetokenizeResponse,
     EmbeddingRequest,
     EmbeddingResponse,
-    GenerationRequest,
     ModelCard,
     TokenizeRequest,
     TokenizeResponse,
@@ -183,7 +182,7 @@ class UpstreamBackend:
         path: str,
         body: dict[str, Any],
         read: Callable[[dict[str, Any]], C],
-        request: GenerationRequest,
+        request: ChatRequest | CompletionRequest,
         deadline_seconds: float | None,
     ) -> AsyncGenerator[C]:
         """The chunks of an answer, the last with usage and no choices, whether or not it came so."""
@@ -215,7 +214,7 @@ class UpstreamBackend:
                 raise self._broken("broke its answer off")
             kind = type(last)
             head = {"id": last.id, "object": last.object, "created": last.created, "model": last.model}
-            usage = told.whole_usage(used, self.kind, request.n or 1)
+            usage = told.whole_usage(used, self.kind, request)
             yield made(kind, **head, system_fingerprint=last.system_fingerprint, choices=[], usage=usage)
         finally:
             self._running -= request.texts
@@ -251,7 +250,15 @@ class UpstreamBackend:
         client = self._connected()
         content = json.dumps(body, allow_nan=False).encode()
         headers = {"content-type": "application/json", **self._headers}
-        return await client.send(client.build_request("POST", path, content=content, headers=headers), stream=stream)
+
+        def asked() -> httpx.Request:
+            return client.build_request("POST", path, content=content, headers=headers)
+
+        try:
+            return await client.send(asked(), stream=stream)
+        except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError):
+            # A kept connection may be closed over there in the moment in which we use it again. No answer has begun.
+            return await client.send(asked(), stream=stream)
 
     async def _within(self, end: float | None, work: Awaitable[T]) -> T:
         """Wait for the other server, until `end` at most. Raises ApiError for what goes wrong on the way."""

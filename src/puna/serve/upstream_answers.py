@@ -152,13 +152,19 @@ def _offsets(tokens: list[str], offset: int) -> list[int]:
     return offsets
 
 
-def whole_usage(told: list[Usage], kind: Kind, n: int) -> Usage:
+def whole_usage(told: list[Usage], kind: Kind, request: ChatRequest | CompletionRequest) -> Usage:
     """The usage of a request from what came in its stream: llama-server tells it for each text, prompt and all."""
     if not told:
         return Usage(prompt_tokens=0, completion_tokens=0, total_tokens=0)
     if kind != "llama.cpp" or len(told) == 1:
-        return told[-1]
-    prompt, completion = sum(one.prompt_tokens for one in told) // n, sum(one.completion_tokens for one in told)
+        last = told[-1]
+        if request.max_tokens == 0:  # vLLM computes one that it does not show
+            last.completion_tokens, last.total_tokens = 0, last.prompt_tokens
+        return last
+    prompt, completion = (
+        sum(one.prompt_tokens for one in told) // (request.n or 1),
+        sum(one.completion_tokens for one in told),
+    )
     cached = [one.prompt_tokens_details.cached_tokens for one in told if one.prompt_tokens_details]
     usage = Usage(prompt_tokens=prompt, completion_tokens=completion, total_tokens=prompt + completion)
     if cached:

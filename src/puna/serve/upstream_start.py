@@ -93,7 +93,7 @@ def start_vllm(directory: str, name: str, *, max_batch: int, dtype: str | None =
     command = [python, "-m", "vllm.entrypoints.openai.api_server", "--model", directory, "--served-model-name", name]
     command += ["--host", "127.0.0.1", "--port", str(port), "--max-num-seqs", str(max_batch)]
     # Our models call tools as Hermes does.
-    command += ["--enable-auto-tool-choice", "--tool-call-parser", "hermes"]
+    command += ["--enable-auto-tool-choice", "--tool-call-parser", "hermes", "--enable-prompt-tokens-details"]
     if dtype:
         command += ["--dtype", dtype]
     return _started("vLLM", command, port, "VLLM_API_KEY")
