@@ -75,8 +75,10 @@ def test_the_calculator_means_what_python_means() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["9**9**9**9", "2**99999", "1//0", "1%0", "(1", "1)", "", "1+", "a", "1.5", "٣", "__import__('os')", "2**-1"]
-    + ["(" * 400, "-" * 400, "9" * 501, "1 2"],
+    [
+        *("9**9**9**9", "2**99999", "1//0", "1%0", "(1", "1)", "", "1+", "a", "1.5", "٣", "__import__('os')", "2**-1"),
+        *("(" * 400, "-" * 400, "9" * 501, "1 2"),
+    ],
 )
 def test_the_calculator_refuses(text: str) -> None:
     with pytest.raises(calculator.Refused):
@@ -86,9 +88,10 @@ def test_the_calculator_refuses(text: str) -> None:
 @given(st.text(alphabet="0123456789+-*/%() ", max_size=60))
 def test_the_calculator_returns_or_refuses(text: str) -> None:
     try:
-        assert isinstance(calculator.calculate(text), int)
-    except calculator.Refused as refusal:
-        assert str(refusal)
+        result = calculator.calculate(text)
+    except calculator.Refused:
+        return
+    assert isinstance(result, int)
 
 
 def test_working_is_checked() -> None:

@@ -16,7 +16,6 @@ def run(capsys, *words: str) -> tuple[int, str, str]:
 
 
 def test_list_names_every_task(capsys, monkeypatch) -> None:
-    monkeypatch.setenv("COLUMNS", "250")
     monkeypatch.setattr("puna.cli.tasks_command.LISTED", 5)
     code, out, _ = run(capsys, "list")
     assert code == 0

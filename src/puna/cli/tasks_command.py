@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _list(args: argparse.Namespace) -> None:
-    from puna.core.console import print_json, show_table
+    from puna.core.console import print_json
     from puna.tasks.catalogue import TASKS, baseline
 
     if args.json:
@@ -60,20 +60,15 @@ def _list(args: argparse.Namespace) -> None:
             )
         print_json(entries)
         return
-    rows = []
+    width = max(map(len, TASKS))
     for task in TASKS.values():
         first, last = (baseline(task.name, level, LISTED).score for level in (1, len(task.levels)))
-        rows.append(
-            (
-                task.name,
-                len(task.levels),
-                f"{task.levels[0]} … {task.levels[-1]}",
-                task.scored,
-                f"{first:.0%} … {last:.0%}",
-            )
-        )
-    show_table(("task", "levels", "from … to", "scored", "constant"), rows)
-    print(f"constant: mean score of the best constant answer at the first and the last level, {LISTED} problems each.")
+        print(f"{task.name:<{width}}  {len(task.levels)} levels   constant {first:.0%} … {last:.0%}")
+        print(f"{'':<{width}}  {task.levels[0]} … {task.levels[-1]}")
+        print(f"{'':<{width}}  scored: {task.scored}")
+    print(
+        f"\nconstant: mean score of the best constant answer at the first and the last level, {LISTED} problems each."
+    )
 
 
 def _sample(args: argparse.Namespace) -> None:
