@@ -63,9 +63,7 @@ def run(args: argparse.Namespace) -> None:
                 ],
             )
             contained = sum(one.contained for one in outcomes)
-            print(
-                f"\n{contained} of {len(outcomes)} attacks contained; {len(outcomes) - len(bad)} as this level promises."
-            )
+            print(f"\n{contained} of {len(outcomes)} attacks contained, {len(bad)} against what this level promises.")
     if bad:
         raise PunaError(
             f"{len(bad)} of {len(outcomes)} attacks were not contained: {', '.join(one.name for one in bad)}.",

@@ -65,7 +65,9 @@ RESOURCE = _all(
         "memory files": "fd = os.memfd_create('x')\nreturn os.write(fd, b'x' * (1 << 20))",
         "huge integer": "return str(9 ** 9 ** 9)",
         "huge integer as text": "return str(10 ** 5000)",
-        "zip bomb": "import zlib\nreturn len(zlib.decompress(zlib.compress(bytes(1 << 26)))) > 1 << 25",
+        "zip bomb": "import zlib\npacker = zlib.compressobj()\n"
+        "parts = [packer.compress(bytes(1 << 20)) for _ in range(300)]\n"
+        "return len(zlib.decompress(b''.join(parts) + packer.flush()))",
         "deep recursion": "f = lambda n: f(n + 1)\nreturn f(0)",
         "deeper recursion": "sys.setrecursionlimit(1 << 30)\nclass A:\n    def __repr__(self): return repr(self)\n"
         "return repr(A())",

@@ -29,7 +29,7 @@ BROKEN = ("SyntaxError", "NameError", "AttributeError", "KeyError")
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one attack came to. left: what it left behind, "" if nothing. expected: whether the level promises to hold."""
+    """What one attack came to. left: what stayed behind, "" if nothing. expected: whether the level promises it."""
 
     name: str
     kind: str
@@ -66,7 +66,7 @@ def targets() -> Iterator[dict[str, Any]]:
                 opened.listen()
             return opened
 
-        abstract = f"puna-check-{os.getpid()}"
+        abstract = folder.name
         sockets = {
             "tcp": listen(socket.AF_INET, socket.SOCK_STREAM, ("127.0.0.1", 0)),
             "udp": listen(socket.AF_INET, socket.SOCK_DGRAM, ("127.0.0.1", 0)),
