@@ -45,7 +45,8 @@ from puna.text.tokenizer import Tokenizer
 
 C = TypeVar("C", ChatChunk, CompletionChunk)
 T = TypeVar("T")
-CONNECT_SECONDS = 5.0
+CONNECT_SECONDS = 20.0
+"""A busy server on a busy machine may leave a connection waiting for some seconds (vLLM, 200 at once)."""
 NO_RETRY = {"x-should-retry": "false"}
 
 
