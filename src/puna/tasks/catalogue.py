@@ -9,6 +9,7 @@ from puna.tasks import (
     arithmetic,
     blocks,
     grid,
+    gym,
     hanoi,
     pipelines,
     programs,
@@ -30,6 +31,8 @@ BASELINE_SEED = 10**9
 
 def find(name: str) -> Task:
     """The task of this name. Raises PunaError naming the nearest."""
+    if name.startswith("gym."):
+        return gym.find(name)
     if name not in TASKS:
         raise PunaError(f"There is no task '{name}'.", nearest(str(name), TASKS))
     return TASKS[name]
