@@ -53,6 +53,7 @@ def main() -> None:
         table, versions, left_out = measure(model, Path(folder), args.url, args.only)
     if args.only:
         table = with_kept(table, versions)
+        left_out = {name: why for name, why in left_out.items() if name not in table[0]}
     report(table, left_out)
     settings = {
         "context": CONTEXT,
