@@ -9,6 +9,7 @@ import torch
 from puna.core.errors import PunaError
 from puna.engine.fused import fuse, packs, weight_shapes
 from puna.engine.generate import Engine, SamplingParams, load_engine
+from puna.engine.kernels import kernels
 from puna.engine.packed import packed
 from puna.model.config import ModelConfig
 from puna.model.features import multiplies_bfloat16
@@ -113,3 +114,34 @@ def test_load_engine_says_what_it_chose(random_model: Maker, tmp_path: Path) -> 
     for wrong in ("int5", "int8"):
         with pytest.raises(PunaError, match="cannot be int"):
             load_engine(tmp_path / "m", quantize=wrong, device="cpu" if wrong == "int5" else "cuda")
+
+
+@pytest.mark.skipif(kernels() is None, reason="no C compiler made the kernels here")
+@pytest.mark.parametrize("quantize", [None, "int8"])
+def test_kernels_compute_what_torch_does(random_model: Maker, quantize: str | None, monkeypatch) -> None:
+    with_kernels = Engine(fuse(random_model(CONFIG).to(torch.bfloat16), quantize), None)
+    score = SamplingParams(max_tokens=40, temperature=0.7, seed=4)
+    done = with_kernels.generate(PROMPTS * 4, score)  # decode with 12 rows, then fewer; prompts beside it
+    monkeypatch.setattr("puna.engine.attention.kernels", lambda: None)
+    monkeypatch.setattr("puna.engine.packed.kernels", lambda: None)
+    without = Engine(fuse(random_model(CONFIG).to(torch.bfloat16), quantize), None)
+    for prompt, one in zip(PROMPTS * 4, done, strict=True):
+        [scored] = without.generate([prompt + one.ids], SamplingParams(max_tokens=0, prompt_logprobs=0))
+        again = torch.tensor([row[0].logprob for row in scored.prompt_logprobs[len(prompt) :]])
+        assert (again - torch.tensor(one.logprobs)).abs().max() < 0.1
+
+
+@pytest.mark.skipif(kernels() is None, reason="no C compiler made the kernels here")
+@pytest.mark.parametrize("columns", [128, 200, 33])
+def test_a_kernel_s_product_for_any_width(columns: int) -> None:
+    torch.manual_seed(0)
+    made = kernels()
+    assert made is not None
+    weight, x = torch.randn(70, columns).bfloat16(), torch.randn(3, columns).bfloat16()
+    assert (made.product(weight, None, x).float() - x.float() @ weight.float().t()).abs().max() < 0.3
+    codes, scales = torch.randint(-127, 128, (70, columns), dtype=torch.int8), torch.rand(70) / 100
+    expected = x.float() @ (codes.float() * scales[:, None]).t()
+    assert (made.product(codes, scales, x).float() - expected).abs().max() < 0.01 * expected.abs().max()
+    both = torch.randn(5, 2 * columns).bfloat16() * 4
+    gate, up = both.float().chunk(2, -1)
+    torch.testing.assert_close(made.swiglu(both).float(), torch.nn.functional.silu(gate) * up, rtol=0.01, atol=1e-3)

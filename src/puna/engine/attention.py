@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from puna.engine.kernels import Kernels, kernels
 from puna.engine.pages import PagePool
 from puna.model.features import has_paged_attention
 from puna.model.llama import attend
@@ -52,17 +53,27 @@ class PagedAttention:
         slots = [span.block_table[p // size] * size + p % size for span in spans for p in range(span.start, span.end)]
         self._slots = torch.tensor(slots, device=device)  # where each new token goes
         self._paged: _Paged | None = None
-        self._groups: list[_Group] = []
+        self._groups: list[_Group | _Rows] = []
+        self.kernels = kernels() if device.type == "cpu" and pool.store.dtype == torch.bfloat16 else None
         if reads_pages(device, pool.store.dtype):
             self._paged = _Paged.build(spans, size, device)
         else:
-            self._groups = _groups(spans, size, device)
+            self._groups = _groups(spans, size, device, self.kernels)
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Store key and value (1, tokens, kv_heads, head_dim) and attend query (1, tokens, heads, head_dim)."""
         keys, values = self.pool.keys(layer), self.pool.values(layer)
         for pages, new in ((keys, key), (values, value)):
             pages.flatten(1, 2).index_copy_(1, self._slots, new[0].to(pages.dtype).transpose(0, 1))
+        return self._see(query, keys, values)
+
+    def turn_and_attend(self, layer: int, qkv: Tensor, angles: Tensor, heads: int) -> Tensor:
+        """The same for queries, keys and values in one, not yet rotated, by the kernels: see Kernels.turn."""
+        assert self.kernels is not None
+        keys, values = self.pool.keys(layer), self.pool.values(layer)
+        return self._see(self.kernels.turn(qkv[0], angles, self._slots, keys, values, heads)[None], keys, values)
+
+    def _see(self, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         if self._paged is not None:
             return self._paged.attend(query, keys, values)
         if len(self._groups) == 1:  # the whole step: nothing to put together
@@ -71,6 +82,21 @@ class PagedAttention:
         for group in self._groups:
             out[0, group.tokens] = group.attend(query[0, group.tokens], keys, values)
         return out
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Sequences that bring one token each, for the kernel that reads pages where they lie."""
+
+    kernels: Kernels
+    tokens: Tensor  # which of the step's tokens
+    tables: Tensor  # int64 (sequences, pages of the longest)
+    lengths: Tensor  # int64 (sequences,)
+    longest: int
+
+    def attend(self, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """(tokens, heads, head_dim) of query (tokens, heads, head_dim) over its pages."""
+        return self.kernels.attend(query.contiguous(), keys, values, self.tables, self.lengths, self.longest)
 
 
 @dataclass(frozen=True)
@@ -122,13 +148,15 @@ def _decode(query: Tensor, keys: Tensor, values: Tensor, visible: Tensor | None)
     return out.view(kv_heads, sequences, -1, size).transpose(0, 1).flatten(1, 2)
 
 
-def _groups(spans: Sequence[Span], page_size: int, device: torch.device) -> list[_Group]:
-    groups = []
+def _groups(
+    spans: Sequence[Span], page_size: int, device: torch.device, kernels: Kernels | None
+) -> list[_Group | _Rows]:
+    groups: list[_Group | _Rows] = []
     decode: dict[int, list[tuple[int, Span]]] = defaultdict(list)
     for at, span in zip(accumulate((s.count for s in spans), initial=0), spans, strict=False):
         pages = -(-span.end // page_size)
         if span.count == 1:
-            decode[_bucket(pages)].append((at, span))
+            decode[_bucket(pages) if kernels is None else 0].append((at, span))
             continue
         visible = None
         if span.start:
@@ -141,6 +169,11 @@ def _groups(spans: Sequence[Span], page_size: int, device: torch.device) -> list
         lengths = [span.end for _, span in rows]
         longest = max(lengths)
         pages = -(-longest // page_size)
+        tokens = torch.tensor([at for at, _ in rows], device=device)
+        if kernels is not None:
+            tables = torch.tensor([_padded(span.block_table, pages) for _, span in rows])
+            groups.append(_Rows(kernels, tokens, tables, torch.tensor(lengths), longest))
+            continue
         # Many read whole pages: cutting what was gathered to length would copy it once more.
         looked_at = pages * page_size if len(rows) >= _MANY else longest
         visible = None
@@ -150,7 +183,6 @@ def _groups(spans: Sequence[Span], page_size: int, device: torch.device) -> list
         padded = [_padded(span.block_table, pages) for _, span in rows]
         first = _in_a_row(padded[0]) if len(rows) == 1 else None
         tables = torch.tensor(padded, device=device)
-        tokens = torch.tensor([at for at, _ in rows], device=device)
         groups.append(_Group(tokens, tables, first, looked_at, visible, decodes=True))
     return groups
 

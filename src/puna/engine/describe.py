@@ -5,6 +5,7 @@ import torch
 from puna.core.units import format_bytes
 from puna.engine.attention import reads_pages
 from puna.engine.fused import packs
+from puna.engine.kernels import kernels
 from puna.engine.scheduler import Scheduler
 from puna.model.llama import LlamaForCausalLM
 
@@ -20,7 +21,7 @@ def describe(model: LlamaForCausalLM, scheduler: Scheduler, *, why: str, determi
     if reads_pages(device, pool.store.dtype):
         said.append("Attention: flash attention that reads pages where they lie.")
     else:
-        said.append("Attention: over gathered pages.")
+        said.append(f"Attention: {_pages_read(pool.store.dtype) if device.type == 'cpu' else 'over gathered pages'}.")
     said.append(
         f"Cache: {pool.pages * pool.page_size:,} tokens in pages of {pool.page_size}, {_name(pool.store.dtype)}, "
         f"{format_bytes(pool.store.numel() * pool.store.itemsize)}."
@@ -34,6 +35,12 @@ def describe(model: LlamaForCausalLM, scheduler: Scheduler, *, why: str, determi
     if deterministic:
         said.append("Deterministic: the same logits to the bit in any company, for more arithmetic a token.")
     return said
+
+
+def _pages_read(dtype: torch.dtype) -> str:
+    if dtype == torch.bfloat16 and kernels() is not None:
+        return "decoding reads pages where they lie (kernels compiled for this CPU), prompts gather them"
+    return "over gathered pages"
 
 
 def _name(dtype: torch.dtype) -> str:
