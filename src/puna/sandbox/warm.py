@@ -105,6 +105,8 @@ class Sandbox:
         self._line.close()
         self._process.kill()
         self._process.wait()
+        if self._process.stderr:
+            self._process.stderr.close()
 
     @property
     def alive(self) -> bool:
