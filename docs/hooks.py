@@ -148,6 +148,8 @@ def result(record: dict[str, Any]) -> str:
         "plan-speed": plan_tables.speed,
         "engine-speed-cpu": serving_tables.engine_speed,
         "serve-overhead-cpu": serving_tables.serve_overhead,
+        "conformance": serving_tables.conformance,
+        "lm-eval-served": serving_tables.lm_eval,
     }
     return head + tables[record["benchmark"]](results)
 

@@ -46,3 +46,40 @@ def serve_overhead(results: dict[str, Any]) -> str:
 
 def _median(spread: dict[str, float] | None) -> str:
     return "–" if spread is None else f"{spread['median']:,.0f}"
+
+
+def conformance(results: dict[str, Any]) -> str:
+    """What each server answered to each case; a dagger marks what falls behind the best."""
+    rows = results["rows"]
+    names = [name for name in rows[0] if name != "row"]
+    right = [f"{sum(bool(row.get(name, {}).get('right')) for row in rows)} of {len(rows)}" for name in names]
+    told = [[row["row"], *(_came(row.get(name)) for name in names)] for row in rows]
+    versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
+    table = plan_tables.markdown(["case", *names], [["**right**", *right], *told])
+    return f"{table}\n\n† not as good as the best column, or no OpenAI error object. {versions}."
+
+
+def lm_eval(results: dict[str, Any]) -> str:
+    """Scores through the server beside scores of the same engine in-process."""
+    rows = [
+        [
+            name,
+            f"{task['rows']}",
+            _scores(task["served"]),
+            _scores(task["in_process"]),
+            f"{task['largest_difference']:.1e}",
+        ]
+        for name, task in results["tasks"].items()
+    ]
+    return plan_tables.markdown(["task", "rows", "served", "in-process", "largest difference of a loglikelihood"], rows)
+
+
+def _came(cell: dict[str, Any] | None) -> str:
+    if cell is None:
+        return "–"
+    text = str(cell["came"]).replace("|", "\\|")
+    return (text if len(text) <= 60 else f"{text[:57]}…") + ("" if cell["right"] else " †")
+
+
+def _scores(scores: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.2f}" for name, value in scores.items())
