@@ -23,16 +23,15 @@ from hypothesis import strategies as st
 
 from puna.cli.main import main
 from puna.core.errors import PunaError
-from puna.serve import upstream_answers as answers
-from puna.serve import upstream_wire as wire
 from puna.serve.app import create_app
 from puna.serve.backend import Models
 from puna.serve.errors import ApiError
 from puna.serve.protocol import ChatRequest, CompletionRequest, Usage
 from puna.serve.server import Server
 from puna.serve.settings import Settings
-from puna.serve.upstream import UpstreamBackend, root_of
-from puna.serve.upstream_events import events
+from puna.serve.upstream import answers, wire
+from puna.serve.upstream.backend import UpstreamBackend, root_of
+from puna.serve.upstream.events import events
 
 MESSAGES = [{"role": "user", "content": "What is the time in the harbour?"}]
 TOOLS = [

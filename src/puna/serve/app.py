@@ -13,7 +13,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 
 from puna import __version__
-from puna.serve import responses, routes
+from puna.serve import routes
 from puna.serve.answer import error_response, unexpected
 from puna.serve.backend import Models
 from puna.serve.errors import ApiError
@@ -25,7 +25,8 @@ from puna.serve.protocol import (
     EmbeddingRequest,
     TokenizeRequest,
 )
-from puna.serve.responses_protocol import ResponsesRequest
+from puna.serve.responses import routes as responses
+from puna.serve.responses.protocol import ResponsesRequest
 from puna.serve.server import Server
 from puna.serve.settings import Settings
 

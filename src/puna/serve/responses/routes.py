@@ -18,8 +18,8 @@ from puna.serve.auth import user
 from puna.serve.body import read_body
 from puna.serve.errors import ApiError
 from puna.serve.protocol import ChatChunk
-from puna.serve.responses_events import Assembler
-from puna.serve.responses_protocol import ResponsesRequest, chat_request, messages_of
+from puna.serve.responses.events import Assembler
+from puna.serve.responses.protocol import ResponsesRequest, chat_request, messages_of
 from puna.serve.routes import FAILURES, Here, body_of
 from puna.serve.server import Server
 

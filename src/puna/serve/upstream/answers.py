@@ -1,7 +1,7 @@
 """What other servers answer, in our protocol's words: chunks, usage, failures and lists of models.
 
 Plain functions over JSON objects. What is missing is filled in and what is extra is left out; what is neither raises
-KeyError, TypeError or the like, which `upstream` reports as the other server's fault.
+KeyError, TypeError or the like, which `backend` reports as the other server's fault.
 """
 
 import json
@@ -17,7 +17,7 @@ from puna.serve.protocol import (
     Usage,
     now,
 )
-from puna.serve.upstream_wire import Kind
+from puna.serve.upstream.wire import Kind
 
 KEPT_HEADERS = ("retry-after", "retry-after-ms", "x-should-retry")
 _REASONS = {"": None, "function_call": "tool_calls"}

@@ -1,4 +1,4 @@
-"""Run a command until it ends or standard input does: `python upstream_watch.py COMMAND …`.
+"""Run a command until it ends or standard input does: `python watch.py COMMAND …`.
 
 Run as a file, so that it imports nothing of Puna's and costs next to no memory.
 """

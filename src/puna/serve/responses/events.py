@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from puna.serve.errors import ApiError
 from puna.serve.protocol import ChatChunk, ChatChunkChoice, ToolCallDelta, new_id, now
-from puna.serve.responses_protocol import NamedResponseTool, ResponsesRequest, TextFormat
+from puna.serve.responses.protocol import NamedResponseTool, ResponsesRequest, TextFormat
 
 Event = dict[str, Any]
 

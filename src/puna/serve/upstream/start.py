@@ -32,7 +32,7 @@ class Child:
         handle, self.log = tempfile.mkstemp(prefix="puna-upstream-", suffix=".log")
         with os.fdopen(handle, "w") as log:
             self._process = subprocess.Popen(
-                [sys.executable, str(Path(__file__).with_name("upstream_watch.py")), *command],
+                [sys.executable, str(Path(__file__).with_name("watch.py")), *command],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,

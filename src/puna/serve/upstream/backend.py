@@ -1,6 +1,6 @@
 """Another server as a backend: vLLM, llama.cpp's llama-server, or whatever speaks OpenAI's API.
 
-What is asked is translated to what that server knows (`upstream_wire`) and always asked for as a stream; its events are
+What is asked is translated to what that server knows (`wire`) and always asked for as a stream; its events are
 read byte by byte, checked as our own chunks are, and handed on. So the limits, the errors, the metrics and the page are
 ours, whoever computes. The key for it is read from the environment, PUNA_UPSTREAM_KEY, and from nowhere else.
 """
@@ -18,8 +18,6 @@ import httpx
 from pydantic import ValidationError
 
 from puna.core.errors import PunaError
-from puna.serve import upstream_answers as told
-from puna.serve import upstream_wire as wire
 from puna.serve.answers import made
 from puna.serve.backend import Health
 from puna.serve.errors import ApiError
@@ -38,9 +36,11 @@ from puna.serve.protocol import (
     Usage,
 )
 from puna.serve.settings import Settings
-from puna.serve.upstream_events import events
-from puna.serve.upstream_probe import Probe
-from puna.serve.upstream_start import Child
+from puna.serve.upstream import answers as told
+from puna.serve.upstream import wire
+from puna.serve.upstream.events import events
+from puna.serve.upstream.probe import Probe
+from puna.serve.upstream.start import Child
 from puna.text.tokenizer import Tokenizer
 
 C = TypeVar("C", ChatChunk, CompletionChunk)

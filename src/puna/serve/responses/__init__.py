@@ -1,0 +1,1 @@
+"""/v1/responses: OpenAI's newer form of chat, made of the older one's chunks."""
