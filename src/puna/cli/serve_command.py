@@ -199,8 +199,8 @@ def _check_backend(args: argparse.Namespace) -> None:
 
 def _connect(given: str, args: argparse.Namespace, settings: "Settings") -> "Backend":
     """The backend of a model that another engine computes; without an address that engine is started."""
-    from puna.serve.upstream import UpstreamBackend
-    from puna.serve.upstream_start import start_llama, start_vllm
+    from puna.serve.upstream.backend import UpstreamBackend
+    from puna.serve.upstream.start import start_llama, start_vllm
 
     name, equals, theirs = given.partition("=")
     if not equals:
