@@ -53,7 +53,9 @@ DIALOGUES: list[list[dict[str, Any]]] = [
         {"role": "user", "content": "c\n\nd"},
     ],
 ]
-TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}}}]
+# With a description: llama-server writes an empty one into tools that have none.
+WEATHER = {"name": "weather", "description": "Now.", "parameters": {"type": "object", "properties": {}}}
+TOOLS = [{"type": "function", "function": WEATHER}]
 
 
 def main() -> None:
