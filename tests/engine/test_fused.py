@@ -145,3 +145,9 @@ def test_a_kernel_s_product_for_any_width(columns: int) -> None:
     both = torch.randn(5, 2 * columns).bfloat16() * 4
     gate, up = both.float().chunk(2, -1)
     torch.testing.assert_close(made.swiglu(both).float(), torch.nn.functional.silu(gate) * up, rtol=0.01, atol=1e-3)
+
+
+def test_kernels_leave_small_numbers_alone() -> None:
+    kernels()
+    assert 5e-324 > 0
+    assert torch.tensor(1e-310, dtype=torch.float64).mul(1) > 0

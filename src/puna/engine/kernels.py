@@ -22,7 +22,9 @@ from puna.core.files import write_bytes
 FEW = 8
 """Rows up to which reading the matrix once takes longer than multiplying."""
 _SOURCE = Path(__file__).with_name("kernels.c")
-_FLAGS = ("-O3", "-march=native", "-ffast-math", "-fno-finite-math-only", "-fopenmp", "-shared", "-fPIC")
+# Sums may be reordered. Not -ffast-math: linked with it, a library makes the whole process round subnormals to zero.
+_MATH = ("-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-fassociative-math", "-freciprocal-math")
+_FLAGS = ("-O3", "-march=native", *_MATH, "-fopenmp", "-shared", "-fPIC")
 
 
 class Kernels:

@@ -59,7 +59,7 @@ class Plain:
     """As it is."""
 
     def __init__(self, weight: Tensor) -> None:
-        self.weight, self.columns = weight, weight.shape[1]
+        self.weight, self.columns = weight, weight.shape[-1]
         self.kind = str(weight.dtype).removeprefix("torch.")
 
     @property
