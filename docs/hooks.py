@@ -149,6 +149,7 @@ def result(record: dict[str, Any]) -> str:
         "engine-speed-cpu": serving_tables.engine_speed,
         "serve-overhead-cpu": serving_tables.serve_overhead,
         "conformance": serving_tables.conformance,
+        "gguf-parity": serving_tables.gguf,
         "lm-eval-served": serving_tables.lm_eval,
     }
     return head + tables[record["benchmark"]](results)

@@ -83,3 +83,29 @@ def _came(cell: dict[str, Any] | None) -> str:
 
 def _scores(scores: dict[str, float]) -> str:
     return ", ".join(f"{name} {value:.2f}" for name, value in scores.items())
+
+
+def gguf(results: dict[str, Any]) -> str:
+    """What llama.cpp makes of an exported model."""
+    rows = [
+        [
+            name.removeprefix("greedy "),
+            ", ".join(map(str, run["equal_prefix"])),
+            f"{run['logprob_difference_mean']:.2g}",
+        ]
+        for name, run in results.items()
+        if name.startswith("greedy ")
+    ]
+    tokens, dialogues = results["tokenizer"], results["dialogues"]
+    of = next(run["of"] for name, run in results.items() if name.startswith("greedy "))
+    heads = ["GGUF", f"greedy tokens as Puna's in float32, of {of}, by prompt", "mean difference of log probabilities"]
+    told = (
+        f"Its tokenizer gives other ids than ours for {tokens['different']} of {tokens['strings']:,} strings, and its Jinja "
+        f"renders {dialogues['equal']} of {dialogues['dialogues']} dialogues as we do. "
+    )
+    same = [
+        f"{name} {run['same_bytes']} of {run['tensors']}"
+        for name, run in results.get("llama-quantize", {}).items()
+        if isinstance(run, dict)
+    ]
+    return f"{plan_tables.markdown(heads, rows)}\n\n{told}Tensors with the bytes of llama-quantize: {', '.join(same)}."
