@@ -100,8 +100,8 @@ def gguf(results: dict[str, Any]) -> str:
     of = next(run["of"] for name, run in results.items() if name.startswith("greedy "))
     heads = ["GGUF", f"greedy tokens as Puna's in float32, of {of}, by prompt", "mean difference of log probabilities"]
     told = (
-        f"Its tokenizer gives other ids than ours for {tokens['different']} of {tokens['strings']:,} strings, and its Jinja "
-        f"renders {dialogues['equal']} of {dialogues['dialogues']} dialogues as we do. "
+        f"Its tokenizer gives other ids than ours for {tokens['different']} of {tokens['strings']:,} strings, and its "
+        f"Jinja renders {dialogues['equal']} of {dialogues['dialogues']} dialogues as we do. "
     )
     same = [
         f"{name} {run['same_bytes']} of {run['tensors']}"
