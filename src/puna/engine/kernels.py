@@ -9,6 +9,7 @@ import ctypes
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 from functools import lru_cache
@@ -16,8 +17,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-
-from puna.core.files import write_bytes
 
 FEW = 8
 """Rows up to which reading the matrix once takes longer than multiplying."""
@@ -157,9 +156,9 @@ def _library(compiler: str) -> Path:
         cache.mkdir(parents=True, exist_ok=True)
         made = cache / f".kernels-{name}.{os.getpid()}.so"
         try:
-            command = [compiler, *_FLAGS, "-o", str(made), str(_SOURCE), "-lm"]
+            command = [*shlex.split(compiler), *_FLAGS, "-o", str(made), str(_SOURCE), "-lm"]
             subprocess.run(command, check=True, capture_output=True, timeout=120)
-            write_bytes(path, made.read_bytes())
+            os.replace(made, path)
         finally:
             made.unlink(missing_ok=True)
     return path

@@ -181,7 +181,7 @@ class PagePool:
     def reset(self) -> None:
         """Take all pages from whoever holds them and forget what they hold, in whatever state they are."""
         self.references = [0] * self.pages
-        self._free = list(range(self.pages - 1, -1, -1))
+        self._free = list(range(self.pages))
         for known in (self._cached, self._known, self._by_digest, self._children):
             known.clear()
 

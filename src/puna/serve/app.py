@@ -1,6 +1,5 @@
 """The application: all routes, and what is the same for every one of them."""
 
-import importlib.util
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -50,7 +49,7 @@ def create_app(settings: Settings, models: Models) -> FastAPI:
     app.include_router(routes.api)
     app.include_router(responses.router)
     app.include_router(routes.health)
-    if settings.page and importlib.util.find_spec("puna.serve.assistant") is not None:
+    if settings.page:
         from puna.serve.assistant import mount
 
         mount(app, server)
