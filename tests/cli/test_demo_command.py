@@ -3,24 +3,28 @@
 import argparse
 import socket
 import sys
+from collections.abc import Iterator
 
 import pytest
 
 from puna.cli import demo_command, serve_command
 from puna.cli.main import main
+from puna.core.console import console
 
 RESULT = {"bits_per_byte": [], "completions": [], "report": "runs/demo/report.html", "model": "models/demo"}
 
 
 @pytest.fixture
-def served(monkeypatch: pytest.MonkeyPatch) -> list[argparse.Namespace]:
+def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[argparse.Namespace]]:
     """What would have been served, by a demo that took no time, in a terminal."""
     asked: list[argparse.Namespace] = []
+    console.cache_clear()  # or the console for a terminal would serve other tests too
     monkeypatch.setattr("puna.demo.run_demo", lambda **_: RESULT)
     monkeypatch.setattr(serve_command, "run", asked.append)
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
-    return asked
+    yield asked
+    console.cache_clear()
 
 
 def test_a_demo_ends_in_the_page_of_its_model(served: list[argparse.Namespace]) -> None:
