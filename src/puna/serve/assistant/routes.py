@@ -103,10 +103,11 @@ async def change(id: str, request: Request, page: Here, user: User) -> dict[str,
 @router.delete("/conversations/{id}")
 async def delete(id: str, page: Here, user: User) -> dict[str, Any]:
     """Forget it. What is being written in it stops."""
-    for message in await page.ask(page.store.tree, user, id):
+    messages = await page.ask(page.store.tree, user, id)
+    await page.ask(page.store.delete, user, id)
+    for message in messages:  # only now: what stops sooner may be kept, and its reader told that it is done
         if run := page.runs.get(user, message["id"]):
             run.stop()
-    await page.ask(page.store.delete, user, id)
     return {"deleted": id}
 
 
