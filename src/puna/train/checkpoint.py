@@ -51,6 +51,8 @@ class Checkpointer:
         self.folder = run_dir / "checkpoints"
         self.config = config
         self.fingerprint: dict[str, Any] = json.loads(json.dumps(fingerprint))
+        self.protected: set[int] = set()
+        """Steps whose checkpoints stay beside the newest, such as the best one."""
         # A process group of its own: the background thread's messages must not mix with those of training.
         self._group = dist.new_group(backend="gloo", timeout=timedelta(hours=2)) if dist.is_initialized() else None
         # On a GPU the staged copy is kept and pinned: the same memory serves every save, and copies run at full rate.
@@ -165,12 +167,12 @@ class Checkpointer:
         shutil.rmtree(old, ignore_errors=True)
 
     def _prune(self, saved: int) -> None:
-        """Remove what neither `keep` nor `keep_every` wants, and everything later than the step just saved."""
+        """Remove what neither `keep`, `keep_every` nor `protected` wants, and what is later than the one just saved."""
         steps = self.steps()
         wanted = {step for step in steps if step <= saved}
         newest = set(sorted(wanted)[-self.config.keep :])
         every = self.config.keep_every
-        kept = newest | {step for step in wanted if every and step % every == 0}
+        kept = newest | (wanted & self.protected) | {step for step in wanted if every and step % every == 0}
         for step in set(steps) - kept:
             shutil.rmtree(self.folder / f"step-{step}", ignore_errors=True)
 

@@ -108,20 +108,22 @@ class LiveView:
         if not train:
             return ["  the first steps are being made …"]
         line = sparkline(self._losses, max(8, min(36, width - 44)))
-        bits = f"{_number(train['bits_per_byte'], '.3f')} training"
-        if self._eval:
-            bits += f" · {_number(self._eval['bits_per_byte'], '.3f')} held-out at step {self._eval['step']:,}"
+        unit = " nats per token" if "bits_per_byte" in train else ""
+        shown = [f"  {'loss':<12}{_number(train['loss'], '.4f')}{unit}  {line}"]
+        if "bits_per_byte" in train:
+            bits = f"{_number(train['bits_per_byte'], '.3f')} training"
+            if self._eval:
+                bits += f" · {_number(self._eval['bits_per_byte'], '.3f')} held-out at step {self._eval['step']:,}"
+            shown.append(f"  {'bits/byte':<12}{bits}")
+        else:
+            shown.append(f"  {'training':<12}{measures(train)}")
+            shown += [f"  {'held-out':<12}{measures(self._eval)} at step {self._eval['step']:,}"] if self._eval else []
         speed = f"{train['tokens_per_second']:,.0f} tokens/s"
         if train["mfu"]:
             speed += f" · {train['mfu']['full']:.0%} of measured peak (full attention)"
         expected = (start.get("predicted") or {}).get("memory_bytes")
         memory = format_bytes(train["memory_bytes"]) + (f" · {format_bytes(expected)} predicted" if expected else "")
-        return [
-            f"  {'loss':<12}{_number(train['loss'], '.4f')} nats per token  {line}",
-            f"  {'bits/byte':<12}{bits}",
-            f"  {'speed':<12}{speed}",
-            f"  {'memory':<12}{memory}",
-        ]
+        return [*shown, f"  {'speed':<12}{speed}", f"  {'memory':<12}{memory}"]
 
     def _latest_sample(self) -> list[str]:
         if not self._sample:
@@ -132,7 +134,12 @@ class LiveView:
         return ["", f"  {'sample':<12}step {self._sample['step']:,}", *(f"  │ {line}" for line in lines), ""]
 
 
-_LABELS = ("loss", "bits/byte", "speed", "memory", "sample")
+_LABELS = ("loss", "bits/byte", "training", "held-out", "speed", "memory", "sample")
+
+
+def measures(event: Event) -> str:
+    """The measures of a stage of tuning, of its steps or held-out, by their own names."""
+    return "  ".join(f"{name} {_number(value, '.4g')}" for name, value in event.get("metrics", {}).items())
 
 
 def expectation(event: Event) -> str:
@@ -166,6 +173,8 @@ def _expected(event: Event) -> str:
 
 def plain_line(event: Event, start: Event) -> str:
     """One line for a train, eval or sample event."""
+    if event["kind"] == "eval" and "bits_per_byte" not in event:
+        return f"held-out at step {event['step']:,}: {measures(event)}"
     if event["kind"] == "eval":
         return f"held-out: {_number(event['bits_per_byte'], '.4f')} bits/byte at step {event['step']:,}"
     if event["kind"] == "sample":
@@ -176,7 +185,7 @@ def plain_line(event: Event, start: Event) -> str:
     parts = [
         f"step {event['step']:>{len(str(total))}}/{total}",
         f"loss {_number(event['loss'], '.4f')}",
-        f"{_number(event['bits_per_byte'], '.3f')} bits/byte",
+        f"{_number(event['bits_per_byte'], '.3f')} bits/byte" if "bits_per_byte" in event else measures(event),
         f"norm {_number(event['grad_norm'], '.3g')}",
         f"{format_count(event['tokens_per_second'])} tokens/s",
     ]

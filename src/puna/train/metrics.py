@@ -18,7 +18,7 @@ from typing import Any
 from puna.core.console import say
 from puna.core.errors import PunaError
 from puna.core.files import disk_errors, read_json, write_bytes, write_json
-from puna.train.recipe import LogConfig
+from puna.train.recipe import TrackConfig
 
 Event = dict[str, Any]
 
@@ -39,7 +39,7 @@ class MetricsLog:
     def __init__(
         self,
         run_dir: Path,
-        log: LogConfig,
+        log: TrackConfig,
         *,
         resume_step: int | None = None,
         observers: Sequence[Callable[[Event], None]] = (),
@@ -170,7 +170,7 @@ def _truncate(path: Path, resume_step: int) -> None:
 # -- trackers ----------------------------------------------------------------------------------------------------------
 
 
-def _trackers(run_dir: Path, log: LogConfig, resume_step: int | None) -> list[Any]:
+def _trackers(run_dir: Path, log: TrackConfig, resume_step: int | None) -> list[Any]:
     trackers: list[Any] = []
     if log.tensorboard:
         trackers.append(_TensorBoard(run_dir, resume_step))

@@ -114,6 +114,15 @@ class Optimizer:
         for parameter in self.parameters():
             parameter.grad = None
 
+    def clip(self, limit: float) -> Tensor:
+        """The global gradient norm, a scalar on the device; gradients are scaled down to `limit` (0: left alone)."""
+        norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters() if p.grad is not None], foreach=True)
+        if isinstance(norm, DTensor):
+            norm = norm.full_tensor()
+        if limit:
+            torch.nn.utils.clip_grads_with_norm_(self.parameters(), limit, norm, foreach=True)
+        return norm
+
     @torch.no_grad()
     def step(self, factor: float, found_inf: Tensor | None = None) -> None:
         """One update with every rate times `factor`; nothing changes where `found_inf` (a float scalar) is 1."""

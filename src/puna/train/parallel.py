@@ -25,7 +25,7 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 from puna.core.errors import PunaError
 from puna.model.layout import Layout
 from puna.model.llama import LlamaForCausalLM
-from puna.train.recipe import TrainConfig
+from puna.train.recipe import ComputeConfig
 
 # Processes that a launcher has just started again sometimes miss each other (gloo, seen after a SIGKILL on a busy
 # machine): they shall fail soon, so that it starts them once more. A step or a checkpoint may take longer.
@@ -77,7 +77,7 @@ def data_mesh(layout: Layout, world: World) -> DeviceMesh | None:
     )
 
 
-def resolve_precision(config: TrainConfig, device: torch.device) -> str:
+def resolve_precision(config: ComputeConfig, device: torch.device) -> str:
     """What `precision = "auto"` means on this device: "mixed" where bf16 products are fast, else "fp32"."""
     if config.precision != "auto":
         return config.precision
@@ -87,7 +87,7 @@ def resolve_precision(config: TrainConfig, device: torch.device) -> str:
     return "mixed" if flags & {"avx512_bf16", "amx_bf16"} else "fp32"
 
 
-def resolve_compile(config: TrainConfig, device: torch.device) -> bool:
+def resolve_compile(config: ComputeConfig, device: torch.device) -> bool:
     """Whether blocks are compiled: "auto" needs a C++ compiler on CPU; on CUDA torch brings Triton along."""
     if config.compile != "auto":
         return config.compile == "on"

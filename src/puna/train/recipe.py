@@ -14,22 +14,19 @@ from puna.model.config import ModelConfig
 from puna.model.layout import Layout
 
 
-class TrainConfig(Config):
-    """How long, how large a batch, in which precision."""
+class ComputeConfig(Config):
+    """What every run that moves weights is asked: how long, how large a batch, in which precision."""
 
-    steps: int = Field(0, ge=0, description="optimizer steps; 0 means as many as `tokens` asks for")
-    tokens: int = Field(0, ge=0, description="training tokens, e.g. '2M' or '15.6T'; 0 means steps * batch * seq_len")
+    steps: int = Field(0, ge=0, description="optimizer steps")
     seq_len: int = Field(256, gt=0, description="tokens in a row")
     batch: int = Field(16, gt=0, description="rows in one optimizer step, over all processes")
     micro_batch: int = Field(0, ge=0, description="rows a process computes at once; 0 means all its rows of a step")
-    document_mask: bool = Field(False, description="tokens attend only within their own document")
     seed: int = Field(0, ge=0, description="order of the data and initial weights")
     precision: Literal["auto", "fp32", "mixed", "bf16"] = Field(
         "auto",
         description="mixed: fp32 weights, bf16 products; bf16: weights and optimizer states too; "
         "auto: mixed where the device has fast bf16, else fp32",
     )
-    fp8: bool = Field(False, description="tensorwise fp8 products in the blocks' linears (CUDA with fp8 only)")
     compile: Literal["auto", "on", "off"] = Field(
         "auto", description="torch.compile of each block; auto: where a compiler is found"
     )
@@ -39,6 +36,15 @@ class TrainConfig(Config):
     )
     loss_chunk: int = Field(1024, ge=0, description="tokens whose logits exist at once; 0 means all")
     grad_clip: float = Field(1.0, ge=0, description="largest global gradient norm; 0 switches clipping off")
+
+
+class TrainConfig(ComputeConfig):
+    """Pretraining's own: a length in tokens, rows cut from a stream, first weights."""
+
+    steps: int = Field(0, ge=0, description="optimizer steps; 0 means as many as `tokens` asks for")
+    tokens: int = Field(0, ge=0, description="training tokens, e.g. '2M' or '15.6T'; 0 means steps * batch * seq_len")
+    document_mask: bool = Field(False, description="tokens attend only within their own document")
+    fp8: bool = Field(False, description="tensorwise fp8 products in the blocks' linears (CUDA with fp8 only)")
     z_loss: float = Field(0.0, ge=0, description="weight of log(Z)^2, which keeps logits from drifting")
     init: Literal["normal", "bigram", "induction"] = Field(
         "normal",
@@ -99,19 +105,24 @@ class GuardConfig(Config):
     max_rollbacks: int = Field(2, ge=0, description="roll-backs before the run stops")
 
 
-class LogConfig(Config):
-    """What is written and shown while training."""
+class TrackConfig(Config):
+    """What any run writes, and to whom."""
 
     every: int = Field(10, gt=0, description="steps between lines in metrics.jsonl")
+    tensorboard: bool = Field(False, description="write TensorBoard events into the run directory")
+    wandb: str = Field("", description="Weights & Biases project; empty: off (extra 'wandb')")
+    trackio: str = Field("", description="trackio project; empty: off (extra 'trackio')")
+
+
+class LogConfig(TrackConfig):
+    """What is written and shown while training."""
+
     eval_every: int = Field(
         0, ge=0, description="steps between evaluations on held-out documents; 0 means only at the end"
     )
     eval_bytes: int = Field(200_000, gt=0, description="bytes of held-out text in one evaluation during the run")
     sample_every: int = Field(0, ge=0, description="steps between samples; 0: none")
     sample_prompt: str = Field("def ", description="text the samples continue")
-    tensorboard: bool = Field(False, description="write TensorBoard events into the run directory")
-    wandb: str = Field("", description="Weights & Biases project; empty: off (extra 'wandb')")
-    trackio: str = Field("", description="trackio project; empty: off (extra 'trackio')")
     profile: bool = Field(False, description="write a torch profiler trace of steps 10 to 12 into the run directory")
 
 

@@ -83,9 +83,9 @@ def _counted_weights(recipe: Recipe, corpus: Corpus) -> dict[str, Tensor]:
     return weights
 
 
-def default_layout(recipe: Recipe, device: torch.device) -> Layout:
+def default_layout(layout: Layout, device: torch.device) -> Layout:
     """On CPUs whole copies are the rule (nothing to save there by sharding); on GPUs shards."""
-    if device.type == "cpu" and recipe.layout.dp_shard == 0 and recipe.layout.dp_replicate == 1:
+    if device.type == "cpu" and layout.dp_shard == 0 and layout.dp_replicate == 1:
         size = int(os.environ.get("WORLD_SIZE", 1))
-        return recipe.layout.model_copy(update={"dp_replicate": size, "dp_shard": 1})
-    return recipe.layout
+        return layout.model_copy(update={"dp_replicate": size, "dp_shard": 1})
+    return layout

@@ -36,6 +36,19 @@ def forget_peak_memory(device: torch.device) -> None:
         forget_peak_process_memory()
 
 
+@contextlib.contextmanager
+def quiet_gc() -> Iterator[None]:
+    """Collect garbage at log intervals, not in the middle of a step on one rank while the others wait."""
+    was = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
+
+
 class StepLog:
     """Losses and norms of the steps since the last line, on the device until `flush` reads them at once."""
 

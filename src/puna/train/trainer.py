@@ -8,7 +8,6 @@ are read once per log interval. Before the first step the run says what it expec
 """
 
 import contextlib
-import gc
 import platform
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -20,7 +19,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from puna.core import files
@@ -43,7 +41,7 @@ from puna.train.recipe import Recipe
 from puna.train.schedule import lr_factor
 from puna.train.setup import build_model, default_layout, fill_weights, open_corpus
 from puna.train.speed import expected_step
-from puna.train.steplog import Clock, StepLog, forget_peak_memory, peak_memory
+from puna.train.steplog import Clock, StepLog, forget_peak_memory, peak_memory, quiet_gc
 from puna.train.stopping import StopRequest
 
 Hook = Callable[["Trainer"], None]
@@ -109,7 +107,7 @@ class Trainer:
         self.run_dir, self.world, self.observers = run_dir, world, observers
         device = world.device
         forget_peak_memory(device)
-        layout = default_layout(recipe, device).resolve(world.size)
+        layout = default_layout(recipe.layout, device).resolve(world.size)
         precision = parallel.resolve_precision(recipe.train, device)
         compiled = parallel.resolve_compile(recipe.train, device)
         settled = recipe.train.model_copy(update={"precision": precision, "compile": "on" if compiled else "off"})
@@ -160,7 +158,7 @@ class Trainer:
         self.emit(self._start_event(resumed_from))
         self.clock.start(self.step)
         log = StepLog(self)
-        with self.stop.listening(), _quiet_gc(), _profiler(recipe.log.profile, self.run_dir) as profile:
+        with self.stop.listening(), quiet_gc(), _profiler(recipe.log.profile, self.run_dir) as profile:
             batches = self.batches()
             try:
                 while self.step < total and not self.stop.agreed():
@@ -219,7 +217,7 @@ class Trainer:
                 (objective * factor).backward()
             total += loss.detach()
         total = parallel.sum_over_ranks(total)
-        norm = self._clip(config.grad_clip)
+        norm = self.optimizer.clip(config.grad_clip)
         self.optimizer.step(self.lr_factor(), self.guard.check(total, norm))
         return total, norm
 
@@ -284,15 +282,6 @@ class Trainer:
         stop = self.first_row + self.micro_rows * self.micro_batches
         config, device = self.recipe.train, self.world.device
         return feed(self.corpus, config, data_step=self.data_step, start=self.first_row, stop=stop, device=device)
-
-    def _clip(self, limit: float) -> Tensor:
-        grads = [p.grad for p in self.optimizer.parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(grads, foreach=True)
-        if isinstance(norm, DTensor):
-            norm = norm.full_tensor()
-        if limit:
-            torch.nn.utils.clip_grads_with_norm_(self.optimizer.parameters(), limit, norm, foreach=True)
-        return norm
 
     def _periodic(self, total: int) -> None:
         log = self.recipe.log
@@ -465,19 +454,6 @@ class Trainer:
         event["signal"] = self.stop.name
         self.emit(event)
         return event
-
-
-@contextlib.contextmanager
-def _quiet_gc() -> Iterator[None]:
-    """Collect garbage at log intervals, not in the middle of a step on one rank while the others wait."""
-    was = gc.isenabled()
-    gc.collect()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was:
-            gc.enable()
 
 
 @contextlib.contextmanager

@@ -1,0 +1,1 @@
+"""After pretraining: supervised fine-tuning, reward models, preferences, reinforcement, averaging."""

@@ -1,0 +1,591 @@
+"""The loop that every stage of tuning runs in: pretraining's parts around a stage's own objective.
+
+    objective.batch(data step) -> objective.loss -> backward -> guard -> optimizer -> metrics, checkpoint
+
+A stage brings an `Objective`: what a batch is and which scalar of it is minimised. The rest is as in pretraining and
+made of the same parts: skipped steps and roll-backs, checkpoints that resume, Ctrl-C that saves, lines in metrics.jsonl
+that `puna report` draws, several processes under torchrun. Two things are new. A stage may measure itself held-out and
+the best of its weights are kept; and an objective that sees its run go wrong can raise `RollBack` to go back to them.
+"""
+
+import contextlib
+import math
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from puna.core import files
+from puna.core.errors import PunaError
+from puna.core.recipe import dump
+from puna.model.store import load_config, load_lineage
+from puna.text.tokenizer import Tokenizer
+from puna.train import parallel
+from puna.train.checkpoint import Checkpointer
+from puna.train.guard import Guard, decide
+from puna.train.machine import Machine, measure
+from puna.train.memory import check_fits, predict_memory
+from puna.train.metrics import MetricsLog
+from puna.train.optimizer import Optimizer
+from puna.train.schedule import lr_factor
+from puna.train.setup import default_layout
+from puna.train.speed import expected_step
+from puna.train.steplog import Clock, forget_peak_memory, peak_memory, quiet_gc
+from puna.train.stopping import StopRequest
+from puna.tune.network import CausalLM, Kind, trainable
+from puna.tune.recipe import StageRecipe
+
+SCORE = "score"
+"""The measure of a held-out evaluation that says which weights are best (higher is better)."""
+
+Metrics = Mapping[str, Tensor | float]
+
+
+class Objective(Protocol):
+    """What a stage brings to the loop.
+
+    It may also have `evaluate(step) -> dict[str, float]`, called before the first step, every `log.eval_every` steps
+    and at the end; the largest value under "score" marks the best weights. And `steps`, the length of the stage where
+    the recipe's train.steps is 0.
+    """
+
+    def batch(self, data_step: int) -> Sequence[Any]:
+        """This process' micro-batches of a step; none on any process means that there is nothing to learn this time.
+
+        What is random is a function of (seed, data step) and of `state`. The data step grows by one with each step and
+        does not go back when the weights are rolled back.
+        """
+        ...
+
+    def loss(self, network: nn.Module, batch: Any) -> tuple[Tensor, Metrics]:
+        """The scalar whose gradient is taken for one micro-batch, and measures to log.
+
+        Both are parts of a sum over the step's micro-batches and processes: divide by what counts globally. A measure
+        named "..._max" is the maximum instead. "tokens" among them counts what was learned from.
+        """
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """What `batch` goes by besides the data step, plain JSON."""
+        ...
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take back what `state` gave."""
+        ...
+
+
+class RollBack(Exception):
+    """Raised by an objective whose run goes wrong: back to earlier weights, and on from there.
+
+    to: "best" (of the held-out evaluations so far) or a step, whose checkpoint or the newest before it is taken.
+    lr_scale: factor on all learning rates from now on.
+    """
+
+    def __init__(self, reason: str, *, to: int | str = "best", lr_scale: float = 1.0) -> None:
+        super().__init__(reason)
+        self.reason, self.to, self.lr_scale = reason, to, lr_scale
+
+
+class Share(NamedTuple):
+    """The rows of a batch that this process computes: `micro_batches` times `rows`, from row `first` on."""
+
+    first: int
+    rows: int
+    micro_batches: int
+
+
+def run_stage(
+    recipe: StageRecipe,
+    run_dir: Path,
+    make_objective: Callable[["Stage"], Objective],
+    *,
+    resume: bool = False,
+    observers: Sequence[Callable[[dict[str, Any]], None]] = (),
+    kind: Kind | None = None,
+    machine: Machine | None = None,
+) -> dict[str, Any]:
+    """Run a stage to its end, or until it is interrupted; returns the last event ("end" or "interrupted").
+
+    make_objective: called once with the stage, whose network then has its first weights. kind: the kind of network.
+    The rest as in `train.trainer.train`. The end is the model directory run_dir/model.
+    Raises PunaError for anything in recipe, model, checkpoint or machine that does not fit, before the first step.
+    """
+    with parallel.join_world() as world, contextlib.ExitStack() as stack:
+        if world.first:
+            stack.enter_context(files.lock_directory(run_dir))
+        stage = Stage(recipe, run_dir, world, machine=machine, observers=observers, kind=kind)
+        return stage.run(make_objective, resume=resume)
+
+
+class Stage:
+    """One stage on one process: network, tokenizer, optimizer, guard, position and clock."""
+
+    def __init__(
+        self,
+        recipe: StageRecipe,
+        run_dir: Path,
+        world: parallel.World,
+        *,
+        machine: Machine | None = None,
+        observers: Sequence[Callable[[dict[str, Any]], None]] = (),
+        kind: Kind | None = None,
+    ) -> None:
+        self.run_dir, self.world, self.observers, self.kind = run_dir, world, observers, kind or CausalLM()
+        if not recipe.model:
+            raise PunaError("The recipe names no model to start from.", 'Set model = "models/...".')
+        self.parent = Path(recipe.model)
+        self.config = load_config(self.parent)
+        self.tokenizer = Tokenizer.load(self.parent)
+        if recipe.train.seq_len > self.config.max_position_embeddings:
+            raise PunaError(
+                f"train.seq_len = {recipe.train.seq_len} is longer than the context of {self.parent}, "
+                f"{self.config.max_position_embeddings} tokens.",
+                "Lower it, or extend the model's context first (stage 'extend').",
+            )
+        device = world.device
+        forget_peak_memory(device)
+        layout = default_layout(recipe.layout, device).resolve(world.size)
+        precision = parallel.resolve_precision(recipe.train, device)
+        compiled = parallel.resolve_compile(recipe.train, device)
+        settled = recipe.train.model_copy(update={"precision": precision, "compile": "on" if compiled else "off"})
+        # What the run directory keeps: with the layout as asked for, so that another number of processes may resume.
+        self.kept_recipe = recipe.model_copy(update={"train": settled})
+        self.recipe = recipe = recipe.model_copy(update={"train": settled, "layout": layout})
+        self.machine = machine or measure(device.type)
+        training = recipe.as_training(self.config)
+        self.memory = predict_memory(training, device_type=device.type, world_size=world.size)
+        check_fits(training, self.memory, self.machine)
+        self.expected = expected_step(training, self.machine, world.size)
+        rows, count = parallel.check_batch(recipe.train.batch, recipe.train.micro_batch, layout.data_parallel)
+        self.share = Share(world.rank * rows * count, rows, count)
+        self.sharded = layout.dp_shard > 1
+        self.clock = Clock()
+        mesh = parallel.data_mesh(layout, world)
+        with self.clock.part("setup"):
+            self._build(layout, mesh, precision, compiled)
+        parameters = trainable(self.model)
+        self.optimizer = Optimizer(parameters.items(), recipe.optimizer, mesh if world.size > 1 else None)
+        self.guard = Guard(recipe.guard, device)
+        self.checkpoints = Checkpointer(run_dir, recipe.checkpoint, self._fingerprint())
+        self.step, self.data_step, self.rollbacks, self.tokens = 0, 0, 0, 0.0
+        self.total = recipe.train.steps
+        self.skipped: list[int] = []
+        self.lr_scale = 1.0
+        """Factor on all learning rates, lowered by roll-backs."""
+        self.best: dict[str, float] | None = None
+        """{"step": ..., "score": ...} of the best held-out evaluation so far."""
+        self.finished = ""
+        """Why the stage ends before its last step; an objective sets it."""
+        self._peak = 0
+        self.stop = StopRequest(first=world.first)
+
+    def _build(self, layout: Any, mesh: Any, precision: str, compiled: bool) -> None:
+        recipe, device = self.recipe, self.world.device
+        with torch.device("meta"):
+            self.model = self.kind.make(self.config)
+        if precision == "bf16":
+            self.model = self.model.to(torch.bfloat16)
+        parallel.apply_to_blocks(self.model, recompute=recipe.train.checkpointing, compiled=compiled)
+        if self.sharded:
+            parallel.shard(self.model, layout, mesh, precision)
+        self.model.to_empty(device=device)
+        with torch.no_grad():
+            self.kind.fill(self.model, self.parent, recipe.train.seed)
+        self.network = self.model if self.sharded else parallel.replicate(self.model, mesh)
+
+    # -- for objectives ----------------------------------------------------------------------------------------------
+
+    @property
+    def device(self) -> torch.device:
+        """Where this process computes."""
+        return self.world.device
+
+    def emit(self, event: dict[str, Any]) -> None:
+        """Write an event to metrics.jsonl and to whoever listens (first process only)."""
+        if self.world.first:
+            self.metrics.write(event)
+
+    def note(self, name: str, detail: str) -> None:
+        """Write down something that happened at this step."""
+        self.emit({"kind": "event", "step": self.step, "event": name, "detail": detail})
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """The precision of forward passes; the loop calls `loss` in it."""
+        return parallel.autocast(self.recipe.train.precision, self.device, sharded=self.sharded)
+
+    def uncompiled(self) -> contextlib.AbstractContextManager[Any]:
+        """Around generation: its shapes change with every token, and each would compile the blocks anew."""
+        if self.recipe.train.compile == "on":
+            return torch.compiler.set_stance("force_eager")
+        return contextlib.nullcontext()
+
+    def lr_factor(self) -> float:
+        """Factor of the learning rates for the coming step."""
+        return self.lr_scale * lr_factor(self.recipe.schedule, self.step, self.total)
+
+    # -- the run -----------------------------------------------------------------------------------------------------
+
+    def run(self, make_objective: Callable[["Stage"], Objective], *, resume: bool) -> dict[str, Any]:
+        """Run from the start, or from the newest good checkpoint, to the last step."""
+        recipe = self.recipe
+        self.objective = make_objective(self)
+        self.total = recipe.train.steps or int(getattr(self.objective, "steps", 0))
+        if not self.total:
+            raise PunaError("train.steps is 0.", "Say how many steps the stage has.")
+        resumed_from = self._restore() if resume else None
+        if self.world.first:
+            files.write_text(self.run_dir / "recipe.toml", dump(self.kept_recipe))
+            at = self.step if resume else None
+            self.metrics = MetricsLog(self.run_dir, recipe.log, resume_step=at, observers=self.observers)
+        self.emit(self._start_event(resumed_from))
+        self.clock.start(self.step)
+        log = _Log(self)
+        with self.stop.listening(), quiet_gc():
+            if not self.step:
+                self._evaluate()
+            while self.step < self.total and not self.finished and not self.stop.agreed():
+                try:
+                    with self.clock.part("data"):
+                        batch = self.objective.batch(self.data_step)
+                    if self.finished:
+                        break
+                    if batch:
+                        log.add(*self.train_step(batch))
+                except RollBack as request:
+                    log.flush()
+                    self._roll_back(request)
+                    log.clear()
+                    continue
+                self.step += 1
+                self.data_step += 1
+                every = recipe.checkpoint.every
+                saving = bool(every) and self.step % every == 0 and self.step < self.total
+                # Lines end where checkpoints do, so a resumed run writes the same ones.
+                due = self.step % recipe.log.every == 0 or self.step == self.total
+                measuring = bool(recipe.log.eval_every) and self.step % recipe.log.eval_every == 0
+                if (saving or due or measuring) and log.flush():
+                    self._skipped_too_often()
+                    log.clear()
+                    continue
+                if measuring and self.step < self.total:
+                    saving = not self._evaluate() and saving
+                if saving:
+                    self._save(wait=not recipe.checkpoint.asynchronous)
+            log.flush()
+        event = self._finish() if self.step >= self.total or self.finished else self._interrupted()
+        if self.world.first:
+            self.metrics.close()
+        return event
+
+    def train_step(self, batch: Sequence[Any]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """One optimizer step on this process' micro-batches. Returns (loss, gradient norm, measures), on the device."""
+        self.optimizer.zero_grad()
+        total = torch.zeros((), device=self.device)
+        gathered: dict[str, Tensor] = {}
+        # DDP divides by the number of ranks what is already a share of the whole.
+        factor = self.world.size if isinstance(self.network, DistributedDataParallel) else 1
+        for index, part in enumerate(batch):
+            with parallel.accumulating(self.network, last=index == len(batch) - 1):
+                with self.autocast():
+                    loss, measures = self.objective.loss(self.network, part)
+                (loss * factor).backward()
+            total += loss.detach()
+            for name, value in measures.items():
+                value = torch.as_tensor(value, dtype=torch.float32, device=self.device).detach()
+                before = gathered.get(name)
+                merged = torch.maximum if name.endswith("_max") else torch.add
+                gathered[name] = value if before is None else merged(before, value)
+        total, gathered = self._over_ranks(total, gathered)
+        norm = self.optimizer.clip(self.recipe.train.grad_clip)
+        self.optimizer.step(self.lr_factor(), self.guard.check(total, norm))
+        return total, norm, gathered
+
+    def _over_ranks(self, total: Tensor, measures: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        if self.world.size == 1:
+            return total, measures
+        sums = {name: value for name, value in measures.items() if not name.endswith("_max")}
+        summed = parallel.sum_over_ranks(torch.stack((total, *sums.values())))
+        reduced = dict(zip(sums, summed[1:], strict=True))
+        for name in sorted(measures.keys() - sums.keys()):
+            dist.all_reduce(measures[name], op=dist.ReduceOp.MAX)
+            reduced[name] = measures[name]
+        return summed[0], reduced
+
+    # -- measuring ---------------------------------------------------------------------------------------------------
+
+    def _evaluate(self) -> bool:
+        """Measure held-out, where the objective can; keep the weights when they are the best. Whether they were."""
+        evaluate = getattr(self.objective, "evaluate", None)
+        if evaluate is None:
+            return False
+        self._peak = self.peak_memory()
+        with self.clock.part("eval"):
+            measures: dict[str, float] = evaluate(self.step)
+        forget_peak_memory(self.device)  # what evaluation took does not count as the stage's
+        self.emit({"kind": "eval", "step": self.step, "metrics": measures, "elapsed": self.clock.training})
+        score = measures.get(SCORE)
+        if score is None or (self.best is not None and score <= self.best[SCORE]):
+            return False
+        self.best = {"step": self.step, SCORE: score}
+        self.checkpoints.protected = {self.step}
+        self._save(wait=False)
+        return True
+
+    def peak_memory(self) -> int:
+        """Largest memory of the stage so far, bytes: what evaluations took beside it is not counted."""
+        return max(self._peak, peak_memory(self.device))
+
+    # -- state -------------------------------------------------------------------------------------------------------
+
+    def _state(self) -> dict[str, Any]:
+        moved = trainable(self.model)
+        return {
+            "model": {name: tensor for name, tensor in self.model.state_dict().items() if name in moved},
+            "optimizer": self.optimizer.state_dict(),
+            "guard": self.guard.state_dict(),
+        }
+
+    def _save(self, *, wait: bool) -> None:
+        with self.clock.part("checkpoint"):
+            meta = {
+                "step": self.step,
+                "data_step": self.data_step,
+                "rollbacks": self.rollbacks,
+                "tokens": self.tokens,
+                "skipped": self.skipped,
+                "lr_scale": self.lr_scale,
+                "best": self.best,
+                "finished": self.finished,
+                "training_seconds": self.clock.training,
+                "objective": self.objective.state(),
+            }
+            self.checkpoints.save(self.step, self._state(), meta, wait=wait)
+        self.note("checkpoint", f"saved step {self.step}")
+
+    def _restore(self, before: int | None = None) -> int | None:
+        """Load the newest good checkpoint (of a step below `before`). Weights and position alone when rolling back."""
+        state = self._state()
+        meta = self.checkpoints.load(state, before=before)
+        if meta is None:
+            return None
+        self.model.load_state_dict(state["model"], strict=False)
+        self.guard.load_state_dict(state["guard"])
+        self.step = meta["step"]
+        if before is None:
+            self.data_step, self.rollbacks, self.tokens = meta["data_step"], meta["rollbacks"], meta["tokens"]
+            self.skipped, self.lr_scale, self.best = meta["skipped"], meta["lr_scale"], meta["best"]
+            self.finished = meta["finished"]
+            self.clock.training_before = meta["training_seconds"]
+            self.checkpoints.protected = {int(self.best["step"])} if self.best else set()
+            self.objective.restore(meta["objective"])
+        return self.step
+
+    def _roll_back(self, request: RollBack) -> None:
+        """Go back as an objective asked; when that was done too often, end with the best weights."""
+        bad_step = self.step
+        to = request.to if isinstance(request.to, int) else int(self.best["step"]) if self.best else self.step
+        if self._restore(before=to + 1) is None:
+            raise PunaError(f"{request.reason.rstrip('.')}, and there is no checkpoint to go back to.")
+        self.rollbacks += 1
+        self.data_step += 1
+        self.lr_scale *= request.lr_scale
+        event = {"kind": "event", "step": self.step, "event": "rollback", "from_step": bad_step}
+        self.emit({**event, "detail": f"{request.reason} Back at step {self.step}."})
+        if self.rollbacks > self.recipe.guard.max_rollbacks:
+            self.finished = f"{self.rollbacks} roll-backs did not help: {request.reason}"
+
+    def _skipped_too_often(self) -> None:
+        """The guard left out too many steps: go back to before them, or stop."""
+        decision = decide(self.recipe.guard, self.skipped, step=self.step, rollbacks=self.rollbacks)
+        if decision.action == "stop":
+            self.note("stopped", decision.reason)
+            raise PunaError(decision.reason)
+        first, self.skipped = min(self.skipped), []
+        self._roll_back(RollBack(decision.reason, to=first))
+
+    def _fingerprint(self) -> dict[str, Any]:
+        """What must be the same when a checkpoint is resumed."""
+        recipe = self.recipe
+        return {
+            "stage": recipe.stage,
+            "model": self.config.model_dump(mode="json", exclude={"preset"}),
+            "parent": str(recipe.model),
+            "lora": recipe.lora.model_dump(mode="json"),
+            "train.batch": recipe.train.batch,
+            "train.seq_len": recipe.train.seq_len,
+            "train.seed": recipe.train.seed,
+            "optimizer.kind": recipe.optimizer.kind,
+        }
+
+    # -- events ------------------------------------------------------------------------------------------------------
+
+    def _start_event(self, resumed_from: int | None) -> dict[str, Any]:
+        train, step, left = self.recipe.train, self.expected, self.total - self.step
+        training = self.recipe.as_training(self.config)
+        self.tokens_per_step = training.tokens_per_step
+        return {
+            "kind": "start",
+            "stage": self.recipe.stage,
+            "step": self.step,
+            "time": datetime.now(UTC).isoformat(timespec="seconds"),
+            "device": self.machine.name,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+            "world_size": self.world.size,
+            "precision": train.precision,
+            "compiled": train.compile == "on",
+            "parameters": self.config.num_parameters(),
+            "trained_parameters": sum(parameter.numel() for parameter in trainable(self.model).values()),
+            "tokens_per_step": self.tokens_per_step,
+            "total_steps": self.total,
+            "predicted": {
+                "memory_bytes": self.memory.total,
+                "step_seconds": {"low": step.low, "value": step.step_seconds, "high": step.high} if step else None,
+                "tokens_per_second": step.tokens_per_second if step else None,
+                "seconds": left * step.step_seconds if step else None,
+            },
+            "resumed_from": resumed_from,
+        }
+
+    def _finish(self) -> dict[str, Any]:
+        memory = self.peak_memory()
+        if self.finished:
+            self.note("finished", self.finished)
+        if self._evaluate():
+            self.checkpoints.wait()
+        else:
+            self._save(wait=True)
+        last = self.step
+        best = self.best if self.recipe.train.final == "best" else None
+        if best and best["step"] != self.step:
+            self._restore(before=int(best["step"]) + 1)
+            self.note("best", f"the weights of step {self.step} are kept")
+        self.save_model(self.run_dir / "model")
+        usual, expected = self.clock.step_seconds, self.expected
+        error = expected.step_seconds / usual - 1 if expected and usual else None
+        event = {
+            "kind": "end",
+            "stage": self.recipe.stage,
+            "step": last,
+            "final_step": self.step,
+            "tokens": round(self.tokens),
+            "seconds": self.clock.training,
+            "tokens_per_second": self.tokens / max(1e-9, self.clock.training),
+            "step_seconds": usual,
+            "peak_memory_bytes": memory,
+            "best": self.best,
+            "finished": self.finished,
+            "error": {"memory": self.memory.total / memory - 1, "step_seconds": error},
+            "goodput": self.clock.parts(),
+        }
+        self.emit(event)
+        return event
+
+    def save_model(self, directory: Path) -> None:
+        """Write the weights of now as a model directory (every process takes part; the first one writes)."""
+        state = parallel.full_state(self.model)
+        if self.world.first:
+            lineage = {
+                "stage": self.recipe.stage,
+                "recipe": self.recipe.model_dump(mode="json"),
+                "parent": {"path": str(self.parent), **_known(load_lineage(self.parent))},
+                "step": self.step,
+                "tokens": round(self.tokens),
+            }
+            dtype = torch.bfloat16 if self.recipe.train.precision == "bf16" else torch.float32
+            self.kind.save(directory, self.config, state, self.tokenizer, dtype=dtype, lineage=lineage)
+        if dist.is_initialized():
+            dist.barrier()
+
+    def _interrupted(self) -> dict[str, Any]:
+        self._save(wait=True)
+        stage = self.recipe.stage
+        detail = f"stopped at step {self.step} of {self.total}; resume with: puna tune {stage} --resume {self.run_dir}"
+        event = {"kind": "event", "step": self.step, "event": "interrupted", "detail": detail}
+        event["signal"] = self.stop.name
+        self.emit(event)
+        return event
+
+
+class _Log:
+    """Losses, norms and measures of the steps since the last line, on the device until `flush` reads them at once."""
+
+    def __init__(self, stage: Stage) -> None:
+        self.stage = stage
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget what was not written."""
+        self.steps: list[int] = []
+        self.values: list[Tensor] = []
+        self.measures: list[dict[str, Tensor]] = []
+        self.mark, self.waited = self.stage.clock.training_here, self.stage.clock.seconds["data"]
+        self.apart = 0
+
+    def add(self, loss: Tensor, norm: Tensor, measures: dict[str, Tensor]) -> None:
+        """Note one step (device scalars)."""
+        self.steps.append(self.stage.step)
+        self.values.append(torch.stack((loss, norm.float())))
+        self.measures.append(measures)
+        clock = self.stage.clock
+        if not clock.first_seconds:
+            if loss.is_cuda:
+                torch.cuda.synchronize(loss.device)
+            clock.first_seconds = clock.training_here
+            self.apart = 1
+
+    def flush(self) -> bool:
+        """Read the interval's values and write a line; whether the guard skipped too many steps."""
+        if not self.values:
+            return False
+        stage, clock = self.stage, self.stage.clock
+        rows = torch.stack(self.values).tolist()  # the one place where the host waits for the device
+        count, skipped = len(rows), stage.guard.drain()
+        good = [row for index, row in enumerate(rows) if index not in skipped] or rows
+        counted = [step.pop("tokens", None) for step in self.measures]
+        learned = sum(stage.tokens_per_step if tokens is None else float(tokens) for tokens in counted)
+        stage.tokens += learned
+        measures = {name: self._merged(name) for name in dict.fromkeys(n for step in self.measures for n in step)}
+        seconds, waited = clock.training_here - self.mark, clock.seconds["data"] - self.waited
+        clock.note(count - self.apart, seconds - self.apart * clock.first_seconds)
+        stage.emit(
+            {
+                "kind": "train",
+                "step": stage.step,
+                "tokens": round(stage.tokens),
+                "loss": math.fsum(row[0] for row in good) / len(good),
+                "grad_norm": rows[-1][1],
+                "lr_factor": stage.lr_factor(),
+                "tokens_per_second": learned / max(1e-9, seconds),
+                "step_seconds": seconds / count,
+                "mfu": None,
+                "memory_bytes": stage.peak_memory(),
+                "data_wait_share": waited / max(1e-9, seconds),
+                "elapsed": clock.training,
+                "metrics": measures,
+            }
+        )
+        for index in skipped:
+            loss, norm = rows[index]
+            detail = f"loss {loss:.4g}, gradient norm {norm:.4g}: the update was left out"
+            stage.emit({"kind": "event", "step": self.steps[index], "event": "skip", "detail": detail})
+        oldest = stage.step - stage.recipe.guard.window
+        stage.skipped = [s for s in (*stage.skipped, *(self.steps[index] for index in skipped)) if s > oldest]
+        self.clear()
+        return decide(stage.recipe.guard, stage.skipped, step=stage.step, rollbacks=stage.rollbacks).action != "none"
+
+    def _merged(self, name: str) -> float:
+        """A measure over the interval: the mean of the steps that have it, or the maximum."""
+        values = torch.stack([step[name] for step in self.measures if name in step])
+        return float((values.max() if name.endswith("_max") else values.mean()).item())
+
+
+def _known(lineage: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a parent's lineage is worth repeating."""
+    return {key: lineage[key] for key in ("stage", "step", "tokens", "corpus") if lineage.get(key) is not None}
