@@ -26,6 +26,7 @@ from puna.core.plots import (
 )
 from puna.core.statistics import wilson
 from puna.core.units import format_bytes, format_count, format_seconds
+from puna.train.abilities import abilities
 from puna.train.metrics import Event
 from puna.train.numbers import count_or_share, format_flops, number, or_dash
 from puna.train.record import Points, Run, load_run, points, status, summary
@@ -60,6 +61,7 @@ def render(run: Run) -> str:
     css = resources.files("puna.train").joinpath("report.css").read_text(encoding="utf-8")
     sections = [
         _header(run, facts),
+        abilities(run.evaluation.get("abilities", [])),
         _comparison(run),
         _learning(run),
         _completions(run),
