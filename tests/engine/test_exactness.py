@@ -243,3 +243,17 @@ def test_logprobs_of_prompt_and_text_are_the_models(random_model: Maker) -> None
         assert [token.id for token in best] == expected.indices.tolist()
         assert [token.logprob for token in best] == pytest.approx(expected.values.tolist(), abs=1e-4)
     assert engine.generate([[3]], params)[0].prompt_logprobs == [()]
+
+
+@pytest.mark.parametrize("first", [1, 2, 16, 17, 33, 49, 50, 80])
+def test_a_part_of_the_prompt_is_scored_as_in_the_whole_and_the_rest_may_come_from_the_cache(
+    random_model: Maker, first: int
+) -> None:
+    engine = Engine(random_model(CONFIG), None, step_tokens=7, deterministic=True)
+    prompt = list(range(100, 150))
+    whole = engine.generate([prompt], SamplingParams(max_tokens=1, prompt_logprobs=1))[0].prompt_logprobs
+    part = engine.submit(prompt, SamplingParams(max_tokens=0, prompt_logprobs=1, prompt_logprobs_from=first))
+    assert list(part) == []
+    assert part.prompt_logprobs == [*[()] * min(first, 50), *whole[first:]]
+    assert part.cached_tokens == min(first - 1, 49)
+    engine.close()

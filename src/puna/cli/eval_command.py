@@ -1,12 +1,18 @@
 """measure a model
 
-puna eval bpb MODEL CORPUS: bits per byte of the corpus' held-out documents.
+puna eval MODEL --suite code,planning [--limit N]   benchmarks with intervals and baselines, a report and a model card
+puna eval bpb MODEL CORPUS                          bits per byte of the corpus' held-out documents
+puna eval list                                      every suite and benchmark, and whether its files are here
 """
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from puna.core.errors import PunaError
+
+if TYPE_CHECKING:
+    from puna.evals.benchmark import Benchmark
 
 MAX_WINDOW = 4096
 """Default window of models that do not say on how long rows they were trained."""
@@ -14,27 +20,159 @@ MAX_WINDOW = 4096
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """What the command takes."""
-    commands = parser.add_subparsers(dest="measure", required=True, metavar="MEASURE")
-    bpb = commands.add_parser("bpb", help="bits per byte of held-out documents", description=run.__doc__)
-    bpb.add_argument("model", type=Path, metavar="MODEL", help="model directory")
-    bpb.add_argument("corpus", type=Path, metavar="CORPUS", help="corpus directory")
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.description = (__doc__ or "").strip()
+    parser.add_argument(
+        "what", nargs="+", metavar="MODEL", help="model or run directory; or: bpb MODEL CORPUS; or: list"
+    )
+    parser.add_argument("--device", help="cpu, cuda or mps (default: the best there is)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    suite = parser.add_argument_group("benchmarks")
+    suite.add_argument("--suite", metavar="NAMES", help="suites or single benchmarks, separated by commas; all: all")
+    suite.add_argument("--limit", type=int, metavar="N", help="at most N items of each, always the same ones")
+    suite.add_argument("--data", type=Path, metavar="DIR", help="benchmark files (default: PUNA_EVAL_DATA)")
+    suite.add_argument("--hub", action="store_true", help="fetch from the Hugging Face Hub what DIR does not have")
+    suite.add_argument("-o", "--out", type=Path, metavar="DIR", help="results (default: evals/NAME); taken up if begun")
+    suite.add_argument("--samples", type=int, default=4, metavar="K", help="drawn answers besides the greedy one (4)")
+    suite.add_argument("--temperature", type=float, default=0.8, help="of drawn answers (0.8)")
+    suite.add_argument("--seed", type=int, default=0, help="of drawn answers (0)")
+    suite.add_argument("--form", choices=("auto", "chat", "text"), default="auto", help="ask in chat turns or as text")
+    suite.add_argument("--max-batch", type=int, default=32, metavar="N", help="texts at once; changes no score (32)")
+    suite.add_argument(
+        "--fast", action="store_true", help="several times faster; ties may fall otherwise with the batch"
+    )
+    bpb = parser.add_argument_group("bpb")
     bpb.add_argument("--window", type=int, help="tokens of context (default: the rows the model was trained on)")
     bpb.add_argument("--stride", type=int, help="tokens the window moves on (default: half of it)")
     bpb.add_argument("--max-bytes", metavar="N", help="measure on about this much text, such as 200k (default: all)")
     bpb.add_argument("--split", default="heldout", help="part of the corpus (default: heldout)")
     bpb.add_argument("--batch", type=int, default=8, help="windows computed at once (default: 8)")
-    bpb.add_argument("--device", help="cpu, cuda or mps (default: the best there is)")
-    bpb.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def run(args: argparse.Namespace) -> None:
+    """Do what the words say."""
+    words = args.what
+    if words[0] == "bpb" and len(words) > 1:
+        if len(words) != 3:
+            raise PunaError("bpb takes a model and a corpus.", "Write: puna eval bpb MODEL CORPUS")
+        args.model, args.corpus = map(Path, words[1:])
+        bits_per_byte(args)
+    elif words == ["list"]:
+        _list(args)
+    elif len(words) > 1:
+        raise PunaError(f"'{' '.join(words)}' is more than one model.", "Write: puna eval MODEL --suite NAMES")
+    else:
+        args.model = words[0]
+        benchmarks(args)
+
+
+def benchmarks(args: argparse.Namespace) -> None:
+    """Run benchmarks and show their table."""
+    from puna.core.console import print_json, progress, say, show_table
+    from puna.engine.generate import load_engine
+    from puna.engine.importer import stage
+    from puna.evals.ask import Sampling
+    from puna.evals.catalogue import SUITES, select
+    from puna.evals.evaluate import evaluate, load_items
+    from puna.evals.files import EvalData
+    from puna.model.hub import model_directory
+    from puna.train.machine import best_device
+
+    if args.suite is None:
+        raise PunaError("Nothing to measure was named.", f"Give --suite with one of: {', '.join(SUITES)}.")
+    for name, least in (("limit", 1), ("samples", 0), ("max_batch", 1)):
+        value = getattr(args, name)
+        if value is not None and value < least:
+            raise PunaError(f"--{name.replace('_', '-')} {value} is below {least}.", "Give a larger number.")
+    chosen = select(args.suite)
+    data = EvalData.find(args.data, hub=args.hub)
+    directory = model_directory(args.model)
+    loaded = load_items(chosen, data, args.limit, named=all(n.strip() not in SUITES for n in args.suite.split(",")))
+    device = args.device or best_device()
+    engine = load_engine(directory, device=device, deterministic=not args.fast, max_batch=args.max_batch)
+    chat = stage(directory) == "chat" if args.form == "auto" else args.form == "chat"
+    folder = args.out or Path("evals") / (directory.parent.name if directory.name == "model" else directory.name)
+    sampling = Sampling(args.samples, args.temperature, seed=args.seed)
+    with progress(transient=True) as bar:
+        tasks: dict[str, Any] = {}
+
+        def on_progress(benchmark: "Benchmark", done: int, total: int) -> None:
+            if benchmark.name not in tasks:
+                tasks[benchmark.name] = bar.add_task(benchmark.title, total=total)
+            bar.update(tasks[benchmark.name], completed=done)
+
+        try:
+            results = evaluate(engine, directory, loaded, folder, chat=chat, sampling=sampling, on_progress=on_progress)
+        except KeyboardInterrupt:
+            say(f"What is scored is kept in {folder}; the same command goes on from there.")
+            raise
+    if args.json:
+        print_json(results)
+        return
+    show_table(*table(results))
+    say(f"Everything is in {folder}.")
+
+
+def table(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Columns and rows for a terminal."""
+
+    def percent(value: float | None) -> str:
+        return "–" if value is None else f"{value:.1%}"
+
+    rows = []
+    for one in results["benchmarks"]:
+        sampled, constant = one["sampled"] or {}, one["baselines"].get("constant")
+        best = max((key for key in sampled if key.startswith("pass@")), key=lambda key: int(key[5:]), default="")
+        low, high = one["interval"] or (None, None)
+        rows.append(
+            [
+                one["title"],
+                f"{one['items']:,}" + ("" if one["items"] == one["of"] else f" of {one['of']:,}"),
+                percent(one["value"]),
+                f"{percent(low)} – {percent(high)}",
+                percent(sampled["pass@1"]["value"]) if sampled else "–",
+                f"{percent(sampled[best]['value'])} @{best[5:]}" if best not in ("", "pass@1") else "–",
+                percent(one["baselines"]["chance"]),
+                percent(constant["value"]) if constant else "–",
+            ]
+        )
+    return ["benchmark", "items", "greedy", "95 %", "sampled", "pass@k", "chance", "constant"], rows
+
+
+def _list(args: argparse.Namespace) -> None:
+    from puna.core.console import print_json, show_table
+    from puna.evals.catalogue import BENCHMARKS
+    from puna.evals.files import EvalData, Missing
+
+    data = EvalData.find(args.data)
+    rows: list[dict[str, Any]] = []
+    for one in BENCHMARKS.values():
+        try:
+            held: int | None = len(one.load(data))
+        except Missing:
+            held = None
+        words = {key: getattr(one, key) for key in ("title", "suites", "prompt", "metric", "source")}
+        rows.append({"benchmark": one.name, "items": held, **words})
+    if args.json:
+        print_json(rows)
+        return
+    show_table(
+        ("benchmark", "suites", "items here", "metric"),
+        [
+            (r["benchmark"], ", ".join(r["suites"]), "–" if r["items"] is None else f"{r['items']:,}", r["metric"])
+            for r in rows
+        ],
+    )
+
+
+def bits_per_byte(args: argparse.Namespace) -> None:
     """Bits per byte of a model on the held-out documents of a corpus, with its 95 % interval over documents."""
     from puna.core.console import print_json, progress
     from puna.core.units import parse_count
     from puna.data.corpus import Corpus
     from puna.model.store import load_config, load_lineage, load_model
     from puna.text.tokenizer import Tokenizer
-    from puna.train.evaluate import bits_per_byte
+    from puna.train.evaluate import bits_per_byte as measure
     from puna.train.machine import best_device
 
     config, corpus = load_config(args.model), Corpus.open(args.corpus)
@@ -57,7 +195,7 @@ def run(args: argparse.Namespace) -> None:
     model = load_model(args.model, device=args.device or best_device())
     with progress(transient=True) as bar:
         task = bar.add_task("windows", total=1000)
-        result = bits_per_byte(
+        result = measure(
             model,
             corpus,
             split=args.split,

@@ -1,6 +1,7 @@
-"""Intervals for measured shares. Pure Python."""
+"""Intervals for measured shares and means, and comparisons of two that were measured on the same items. Pure Python."""
 
 import math
+import random
 from collections.abc import Sequence
 
 
@@ -31,3 +32,37 @@ def clustered(shares: Sequence[float]) -> tuple[float, float]:
     between = sum((share - mean) ** 2 for share in shares) / max(1, count - 1) / count
     trials = max(float(count), mean * (1 - mean) / between) if between > 0 else float(count)
     return wilson(mean * trials, trials)
+
+
+def pass_at_k(samples: int, right: int, k: int) -> float:
+    """Unbiased estimate of the chance that one of k samples is right, of `samples` drawn with `right` right ones.
+
+    1 - C(samples - right, k) / C(samples, k), arXiv 2107.03374, section 2.1.
+    """
+    if not 0 <= right <= samples or not 1 <= k <= samples:
+        raise ValueError(f"pass@{k} of {right} right among {samples}")
+    return 1.0 - math.comb(samples - right, k) / math.comb(samples, k)
+
+
+def mcnemar(only_first: int, only_second: int) -> float:
+    """Two-sided exact p-value that two paired shares are equal, from the items that only one of them got right.
+
+    McNemar (1947), by the binomial distribution with p = 1/2.
+    """
+    trials, fewer = only_first + only_second, min(only_first, only_second)
+    if not trials:
+        return 1.0
+    tail = sum(math.comb(trials, count) for count in range(fewer + 1)) / 2**trials
+    return min(1.0, 2 * tail)
+
+
+def paired_interval(differences: Sequence[float], *, resamples: int = 2000, seed: int = 0) -> tuple[float, float]:
+    """95 % interval of the mean difference over items: the percentile bootstrap (Efron 1979), seeded.
+
+    (-1, 1) without items.
+    """
+    if not differences:
+        return -1.0, 1.0
+    draw, count = random.Random(seed), len(differences)
+    means = sorted(math.fsum(draw.choices(differences, k=count)) / count for _ in range(resamples))
+    return means[round(0.025 * (resamples - 1))], means[round(0.975 * (resamples - 1))]

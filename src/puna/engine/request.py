@@ -74,7 +74,8 @@ class Completion:
     top_logprobs: list[tuple[TokenLogprob, ...]] = field(default_factory=list)
     """Per id, the likeliest tokens there, likeliest first; empty tuples unless asked for."""
     prompt_logprobs: list[tuple[TokenLogprob, ...]] = field(default_factory=list)
-    """Per token of the prompt, itself and the likeliest ones there; nothing for the first. Empty unless asked for."""
+    """Per token of the prompt, itself and the likeliest ones there; nothing for the first, and for those before
+    `prompt_logprobs_from`. Empty unless asked for."""
 
 
 _arrivals = itertools.count()
@@ -103,7 +104,8 @@ class Request:
         self._deliver = deliver or self.steps.put
         self.prompt_logprobs: list[tuple[TokenLogprob, ...] | None] = [()]
         if params.prompt_logprobs is not None:
-            self.prompt_logprobs += [None] * (len(prompt) - 1)
+            first = min(params.prompt_logprobs_from, len(prompt))
+            self.prompt_logprobs = [()] * first + [None] * (len(prompt) - first)
         self.continuations = [
             Continuation(self, i, limit, end_ids, tokenizer, matcher.copy() if matcher and i else matcher)
             for i in range(params.n)
@@ -162,8 +164,13 @@ class Request:
 
     @property
     def wants_prompt(self) -> bool:
-        """Whether logits of the prompt are still missing, so that no part of it may be skipped."""
+        """Whether logits of the prompt are still missing, so that not all of it may be skipped."""
         return None in self.prompt_logprobs
+
+    @property
+    def needed_from(self) -> int:
+        """The first position whose logits are wanted: what stands before it may come from the cache."""
+        return self.prompt_logprobs.index(None) - 1 if self.wants_prompt else len(self.prompt) - 1
 
     def finish(self, error: Exception | None = None) -> None:
         """Tell the consumer that this was all."""

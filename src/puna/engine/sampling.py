@@ -60,6 +60,8 @@ class SamplingParams:
     """With each token, the log probabilities of this many likeliest ones."""
     prompt_logprobs: int | None = None
     """The same for the prompt's tokens; 0: only those of the tokens themselves, None: nothing."""
+    prompt_logprobs_from: int = 1
+    """Only for the prompt's tokens from this one on; what stands before them may then come from the cache."""
 
     def __post_init__(self) -> None:
         scored = self.prompt_logprobs is not None
@@ -83,6 +85,8 @@ class SamplingParams:
         _require(self.top_logprobs >= 0, f"top_logprobs = {self.top_logprobs} is negative.", "0 gives none.")
         _require((self.prompt_logprobs or 0) >= 0, f"prompt_logprobs = {self.prompt_logprobs} is negative.",
                  "0 gives those of the prompt's own tokens.")  # fmt: skip
+        _require(self.prompt_logprobs_from >= 1, f"prompt_logprobs_from = {self.prompt_logprobs_from} is below 1.",
+                 "The first token of a prompt has no probability.")  # fmt: skip
 
     @property
     def adjusts(self) -> bool:

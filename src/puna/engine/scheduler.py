@@ -38,7 +38,9 @@ class Chunk:
     def prompt_rows(self) -> range:
         """Positions whose logits say how likely the prompt's next token was, where that was asked for."""
         request = self.continuation.request
-        return range(self.start, min(self.end, len(request.prompt) - 1) if request.wants_prompt else self.start)
+        if not request.wants_prompt:
+            return range(0)
+        return range(max(self.start, request.needed_from), min(self.end, len(request.prompt) - 1))
 
     @property
     def rows(self) -> list[int]:
@@ -133,8 +135,10 @@ class Scheduler:
             return False
         tokens, request = len(continuation.ids), continuation.request
         found = None
-        if self.prefix_cache and not request.wants_prompt:
-            found = self.pool.match(continuation.ids[:-1])  # the last one's logits are wanted, so it is computed
+        if self.prefix_cache:
+            # Positions whose logits are wanted are computed, the last one always.
+            reusable = min(request.needed_from, tokens - 1) if request.wants_prompt else tokens - 1
+            found = self.pool.match(continuation.ids[:reusable])
         pages = found.pages if found else []
         needed = self.pool.pages_for(tokens) - len(pages)
         new = self.pool.take(needed) if needed + headroom <= self.pool.available else None

@@ -151,7 +151,7 @@ class Stepper:
         if not logits.amax(-1).isfinite().all():
             self.scheduler.drop(chunk.continuation.request, _not_finite(chunk.end))
             return
-        request, first = chunk.continuation.request, chunk.start + 1
+        request, first = chunk.continuation.request, chunk.prompt_rows.start + 1
         tokens = request.prompt[first : first + len(logits)]
         for position, row in enumerate(likeliest(logits, tokens, request.params.prompt_logprobs or 0), first):
             request.prompt_logprobs[position] = self._named(row)

@@ -1,0 +1,148 @@
+"""From a benchmark's question to the engine and back: which tokens are scored, how prompts are cut, what is drawn.
+
+Everything that asks a model goes through here, our benchmarks and lm-evaluation-harness alike, so both get the same
+numbers. A context and its continuation are encoded as one text and split where the context alone ends, with a blank at
+the end of the context counted to the continuation: the harness' way. A prompt that is too long for the model loses its
+beginning, and says so.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from puna.core.errors import PunaError
+from puna.engine.generate import Engine, SamplingParams
+from puna.evals.benchmark import Likelihood, Text
+from puna.text.chat import render
+from puna.text.tokenizer import Tokenizer
+
+Pair = tuple[str, str]
+"""A context and its continuation."""
+
+
+class Written(NamedTuple):
+    """What a model wrote: greedily, and drawn at a temperature. cut: tokens of the prompt that did not fit."""
+
+    text: str
+    samples: tuple[str, ...] = ()
+    cut: int = 0
+
+
+class Scored(NamedTuple):
+    """A likelihood, and the tokens of the context that did not fit."""
+
+    likelihood: Likelihood
+    cut: int = 0
+
+
+class Sampling(NamedTuple):
+    """How often and how freely each question is answered besides the greedy answer."""
+
+    samples: int = 0
+    temperature: float = 0.8
+    top_p: float = 0.95
+    seed: int = 0
+
+
+def encode_pair(tokenizer: Tokenizer, context: str, continuation: str) -> tuple[list[int], list[int]]:
+    """Ids of the context, begin-of-text first where the tokenizer has one, and of the continuation.
+
+    An empty context is begin-of-text alone, or the end token of a tokenizer that has none.
+    """
+    blanks = len(context) - len(context.rstrip())
+    if blanks:
+        context, continuation = context[:-blanks], context[-blanks:] + continuation
+    start = [tokenizer.bos_id] if tokenizer.bos_id is not None else []
+    if not context:
+        return start or tokenizer.eos_ids[:1], tokenizer.encode(continuation)
+    whole, first = tokenizer.encode(context + continuation), tokenizer.encode(context)
+    return start + first, whole[len(first) :]
+
+
+def likelihoods(engine: Engine, pairs: Sequence[Pair]) -> list[Scored]:
+    """How likely each continuation is after its context. Raises PunaError for a model without a tokenizer."""
+    tokenizer = _tokenizer(engine)
+    return score_ids(engine, [encode_pair(tokenizer, *pair) for pair in pairs])
+
+
+def score_ids(engine: Engine, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[Scored]:
+    """The same for ids of (context, continuation). Of a continuation longer than the model the last ids are scored."""
+    longest = engine.model.config.max_position_embeddings
+    prompts, params, cuts, counts = [], [], [], []
+    for context, continuation in pairs:
+        ids, cut = _fit([*context, *continuation], longest, keep_first=len(context) > 1)
+        count = min(len(continuation), len(ids) - 1)
+        prompts.append(ids)
+        cuts.append(cut)
+        counts.append(count)
+        params.append(SamplingParams(max_tokens=0, prompt_logprobs=1, prompt_logprobs_from=max(1, len(ids) - count)))
+    done = engine.generate(prompts, params) if prompts else []
+    scored = []
+    for completion, count, cut in zip(done, counts, cuts, strict=True):
+        rows = completion.prompt_logprobs[len(completion.prompt_logprobs) - count :] if count else []
+        total = sum(row[0].logprob for row in rows)
+        greedy = all(row[0].logprob >= row[1].logprob for row in rows)
+        scored.append(Scored(Likelihood(total, count, greedy), cut))
+    return scored
+
+
+def write(
+    engine: Engine, asks: Sequence[Text], keys: Sequence[str], *, chat: bool, sampling: Sampling
+) -> list[Written]:
+    """What the model writes for each question. keys: a name for each, from which its random numbers follow.
+
+    So an answer depends on neither the order of the questions nor on which others are asked. chat: whether the model
+    was trained to chat. Raises PunaError for a model without a tokenizer.
+    """
+    tokenizer = _tokenizer(engine)
+    prompts, params, cuts = [], [], []
+    for ask, key in zip(asks, keys, strict=True):
+        ids, cut = prompt_ids(ask, tokenizer, engine.model.config.max_position_embeddings, chat=chat)
+        stop = () if chat and ask.messages else ask.stop
+        cuts.append(cut)
+        prompts.append(ids)
+        params.append(SamplingParams(max_tokens=ask.max_tokens, temperature=0, stop=stop))
+        if sampling.samples:
+            prompts.append(ids)
+            params.append(
+                SamplingParams(
+                    max_tokens=ask.max_tokens,
+                    temperature=sampling.temperature,
+                    top_p=sampling.top_p,
+                    seed=_seed(sampling.seed, key),
+                    n=sampling.samples,
+                    stop=stop,
+                )
+            )
+    texts = [completion.text for completion in (engine.generate(prompts, params) if prompts else [])]
+    each = 1 + sampling.samples
+    return [
+        Written(texts[at * each], tuple(texts[at * each + 1 : (at + 1) * each]), cut) for at, cut in enumerate(cuts)
+    ]
+
+
+def prompt_ids(ask: Text, tokenizer: Tokenizer, longest: int, *, chat: bool) -> tuple[list[int], int]:
+    """The ids of a question, and how many tokens of its beginning were cut so that an answer has room."""
+    if chat and ask.messages:
+        ids = render(list(ask.messages), tokenizer, tools=list(ask.tools) or None, add_generation_prompt=True).ids
+    else:
+        ids = tokenizer.encode(ask.prompt, bos=True) or tokenizer.eos_ids[:1]
+    return _fit(ids, longest - min(ask.max_tokens, longest // 2), keep_first=tokenizer.bos_id is not None)
+
+
+def _fit(ids: list[int], longest: int, *, keep_first: bool) -> tuple[list[int], int]:
+    """At most `longest` ids: the last ones, behind the first, which begins a text."""
+    cut = len(ids) - longest
+    if cut <= 0:
+        return ids, 0
+    return ([ids[0], *ids[cut + 1 :]] if keep_first else ids[cut:]), cut
+
+
+def _seed(seed: int, key: str) -> int:
+    return int.from_bytes(hashlib.sha256(f"{seed}/{key}".encode()).digest()[:6], "big")
+
+
+def _tokenizer(engine: Engine) -> Tokenizer:
+    if engine.tokenizer is None:
+        raise PunaError("The model has no tokenizer, so it cannot be asked anything.", "Put the model's own beside it.")
+    return engine.tokenizer

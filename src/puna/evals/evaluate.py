@@ -1,0 +1,116 @@
+"""One evaluation from beginning to end: find the items, run them, sum up, write the folder.
+
+folder/settings.json    what everything was measured with
+folder/items.jsonl      every item with the model's answer and its score
+folder/results.json     the figures
+"""
+
+import platform
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from puna import __version__
+from puna.core.console import say
+from puna.core.errors import PunaError
+from puna.core.files import sha256_file, write_json
+from puna.engine.generate import Engine
+from puna.engine.importer import stage
+from puna.evals.ask import Sampling
+from puna.evals.benchmark import Benchmark, Item
+from puna.evals.files import EvalData, Missing
+from puna.evals.results import summarise
+from puna.evals.runner import OnProgress, chosen, run
+from puna.model.store import load_lineage
+
+Loaded = list[tuple[Benchmark, list[Item], int]]
+"""Benchmarks with the items to run and how many each has in all."""
+
+
+def load_items(
+    benchmarks: Sequence[Benchmark], data: EvalData, limit: int | None, *, named: bool, say: Callable[[str], None] = say
+) -> Loaded:
+    """The items of each benchmark. named: the benchmarks were named one by one, so one whose files are missing is an
+    error; of a suite the others run, and what is left out is said."""
+    found: Loaded = []
+    left_out: list[str] = []
+    for benchmark in benchmarks:
+        try:
+            items = benchmark.load(data)
+        except Missing:
+            if named or len(benchmarks) == 1:
+                raise
+            left_out.append(benchmark.name)
+            continue
+        found.append((benchmark, chosen(benchmark, items, limit), len(items)))
+    if left_out and not found:
+        raise PunaError(
+            f"The files of {', '.join(left_out)} are not here.",
+            "Give --data DIR, set PUNA_EVAL_DATA, or fetch with --hub.",
+        )
+    if left_out:
+        say(f"Left out, as their files are not in {data.place}: {', '.join(left_out)}.")
+    return found
+
+
+def describe_model(directory: Path, engine: Engine) -> dict[str, Any]:
+    """Which model it is: its weights by hash, its size, where it comes from."""
+    lineage = load_lineage(directory)
+    weights = sorted(directory.glob("*.safetensors"))
+    return {
+        "path": str(directory),
+        "weights_sha256": {path.name: sha256_file(path) for path in weights},
+        "tokenizer_sha256": engine.tokenizer.hash if engine.tokenizer else None,
+        "parameters": engine.model.config.num_parameters(),
+        "context": engine.model.config.max_position_embeddings,
+        "stage": stage(directory),
+        "lineage": lineage,
+    }
+
+
+def settings_of(model: dict[str, Any], engine: Engine, *, chat: bool, sampling: Sampling) -> dict[str, Any]:
+    """What an item's result depends on besides the item."""
+    weight = next(engine.model.parameters())
+    return {
+        "weights_sha256": model["weights_sha256"],
+        "tokenizer_sha256": model["tokenizer_sha256"],
+        "form": "chat" if chat else "text",
+        "dtype": str(weight.dtype).removeprefix("torch."),
+        "device": weight.device.type,
+        "deterministic": engine.deterministic,
+        "samples": sampling.samples,
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "seed": sampling.seed,
+        "puna": __version__,
+    }
+
+
+def evaluate(
+    engine: Engine,
+    directory: Path,
+    loaded: Loaded,
+    folder: Path,
+    *,
+    chat: bool,
+    sampling: Sampling,
+    on_progress: OnProgress | None = None,
+) -> dict[str, Any]:
+    """Run what was loaded, write folder/results.json and return what it says. Raises PunaError as `runner.run`."""
+    model = describe_model(directory, engine)
+    settings = settings_of(model, engine, chat=chat, sampling=sampling)
+    plan = [(benchmark, items) for benchmark, items, _ in loaded]
+    rows = run(engine, plan, folder, settings=settings, chat=chat, sampling=sampling, on_progress=on_progress)
+    results = {
+        "format": 1,
+        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "model": model,
+        "settings": settings | {"python": platform.python_version()},
+        "benchmarks": [
+            summarise(benchmark, items, rows[benchmark.name], of=of, temperature=sampling.temperature)
+            for benchmark, items, of in loaded
+        ],
+    }
+    write_json(folder / "results.json", results)
+    return results

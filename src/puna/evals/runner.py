@@ -1,0 +1,184 @@
+"""Run benchmarks over one engine, writing every item's result the moment it has one.
+
+An output folder holds `settings.json`, what everything in it was measured with, and `items.jsonl`, one line for each
+item. A run that was stopped goes on where it was; one with other settings is refused. What an item scores depends on
+nothing but the item, the model and the settings: a limit takes a fixed sample (by a hash of the item's name, so a
+larger one contains the smaller), random numbers follow from names, and the engine computes in shapes that are always
+the same.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from puna.core.errors import PunaError
+from puna.core.files import disk_errors, lock_directory, read_json, write_json
+from puna.engine.generate import Engine
+from puna.evals.ask import Sampling, likelihoods, write
+from puna.evals.benchmark import MAX_ANSWER, Benchmark, Choices, Item, Score, Text
+
+Row = dict[str, Any]
+
+CHUNK = 32
+"""Items asked together, and at most lost when a run is stopped."""
+MAX_SHOWN = 4000
+"""Characters of a question or an answer that are kept in an item's line."""
+
+OnProgress = Callable[[Benchmark, int, int], None]
+"""Told of the benchmark, the items done and the items in all."""
+
+
+def chosen(benchmark: Benchmark, items: Sequence[Item], limit: int | None) -> list[Item]:
+    """The items to run, in an order that says nothing about them; `limit` of them at most.
+
+    Raises PunaError when two items have one name.
+    """
+    seen: set[str] = set()
+    for item in items:
+        if item.id in seen:
+            raise PunaError(f"{benchmark.name} has two items named '{item.id}'.", "Fetch its file again.")
+        seen.add(item.id)
+    ordered = sorted(items, key=lambda item: hashlib.sha256(f"{benchmark.name}/{item.id}".encode()).digest())
+    return ordered if limit is None else ordered[:limit]
+
+
+def run(
+    engine: Engine,
+    benchmarks: Sequence[tuple[Benchmark, Sequence[Item]]],
+    folder: Path,
+    *,
+    settings: dict[str, Any],
+    chat: bool = False,
+    sampling: Sampling = Sampling(),  # noqa: B008 (a constant)
+    chunk: int = CHUNK,
+    on_progress: OnProgress | None = None,
+) -> dict[str, list[Row]]:
+    """Ask and score the items of each benchmark; returns their rows by the benchmark's name, in the items' order.
+
+    settings: what the results depend on besides the benchmarks, plain JSON; kept in the folder and compared with what
+    is there. chat: whether the model was trained to chat. Rows of items that the folder has already are not asked
+    again. Raises PunaError for a folder of other settings, a damaged one, or one in use.
+    """
+    with lock_directory(folder):
+        _check_settings(folder, settings)
+        done = _read(folder / "items.jsonl")
+        with disk_errors(folder), open(folder / "items.jsonl", "a", encoding="utf-8") as file:
+            for benchmark, items in benchmarks:
+                open_items = [item for item in items if (benchmark.name, item.id) not in done]
+                for start in range(0, len(open_items), chunk):
+                    if on_progress:
+                        on_progress(benchmark, len(items) - len(open_items) + start, len(items))
+                    part = open_items[start : start + chunk]
+                    for row in _ask(engine, benchmark, part, chat=chat, sampling=sampling):
+                        _append(file, row)
+                        done[benchmark.name, row["id"]] = row
+                if on_progress:
+                    on_progress(benchmark, len(items), len(items))
+    return {benchmark.name: [done[benchmark.name, item.id] for item in items] for benchmark, items in benchmarks}
+
+
+def scored(benchmark: Benchmark, item: Item, response: Any) -> Score:
+    """The score of any response. A scorer that fails on one scores it 0 and says so; it never ends a run.
+
+    Raises PunaError only where programs are to be run and there is no sandbox to run them in.
+    """
+    if isinstance(response, str) and len(response) > MAX_ANSWER:
+        return Score(0.0, "", f"longer than {MAX_ANSWER:,} characters")
+    try:
+        return benchmark.score(item, response)
+    except PunaError:
+        raise
+    except (Exception, RecursionError) as error:
+        return Score(0.0, "", f"the scorer failed ({type(error).__name__})")
+
+
+def _ask(
+    engine: Engine, benchmark: Benchmark, items: Sequence[Item], *, chat: bool, sampling: Sampling
+) -> Iterator[Row]:
+    """A row for each item. All that are asked in one way are asked together."""
+    choices = [item for item in items if isinstance(item.ask, Choices)]
+    pairs = [pair for item in choices for pair in zip(item.ask[0], item.ask[1], strict=True)]
+    likely = iter(likelihoods(engine, pairs))
+    texts = [item for item in items if isinstance(item.ask, Text)]
+    asks = [item.ask for item in texts if isinstance(item.ask, Text)]
+    written = iter(write(engine, asks, [f"{benchmark.name}/{i.id}" for i in texts], chat=chat, sampling=sampling))
+    for item in items:
+        row: Row = {"benchmark": benchmark.name, "id": item.id, "group": item.group}
+        if isinstance(item.ask, Choices):
+            found = [next(likely) for _ in item.ask.continuations]
+            score = scored(benchmark, item, [one.likelihood for one in found])
+            row |= _judged(score) | {
+                "logprobs": [one.likelihood.logprob for one in found],
+                "cut": max(one.cut for one in found),
+            }
+            shown = item.ask.contexts[0]
+        else:
+            answer = next(written)
+            row |= _judged(scored(benchmark, item, answer.text)) | {
+                "response": answer.text[:MAX_SHOWN],
+                "samples": [_judged(scored(benchmark, item, text)) for text in answer.samples],
+                "cut": answer.cut,
+            }
+            shown = item.ask.prompt
+        yield row | {"question": (item.body or shown)[-MAX_SHOWN:], "target": _shown(item)}
+
+
+def _judged(score: Score) -> Row:
+    return {
+        "value": float(score.value),
+        "answer": score.answer[:MAX_SHOWN],
+        "reason": score.reason,
+        "parts": dict(score.parts),
+    }
+
+
+def _shown(item: Item) -> str:
+    """The right answer as a person reads it."""
+    if isinstance(item.ask, Choices) and isinstance(item.target, int) and len(set(item.ask.continuations)) > 1:
+        return item.ask.continuations[item.target].strip()[:MAX_SHOWN]
+    if item.reference or not isinstance(item.target, str):
+        return (item.reference or json.dumps(item.target, ensure_ascii=False))[:MAX_SHOWN]
+    return item.target[:MAX_SHOWN]
+
+
+def _append(file: IO[str], row: Row) -> None:
+    file.write(json.dumps(row, ensure_ascii=True) + "\n")
+    file.flush()
+
+
+def _check_settings(folder: Path, settings: dict[str, Any]) -> None:
+    path = folder / "settings.json"
+    if not path.is_file():
+        write_json(path, settings)
+        return
+    before = read_json(path)
+    other = sorted(key for key in {*before, *settings} if before.get(key) != settings.get(key))
+    if other:
+        raise PunaError(
+            f"{folder} holds results that were measured with another {', '.join(other)}.",
+            "Choose another folder with -o, or remove that one.",
+        )
+
+
+def _read(path: Path) -> dict[tuple[str, str], Row]:
+    """The rows that are there. A last line that was cut off is taken away; any other damage is an error."""
+    if not path.is_file():
+        return {}
+    data = path.read_bytes()
+    whole, _, cut = data.rpartition(b"\n")
+    if cut:
+        with disk_errors(path), open(path, "r+b") as file:
+            file.truncate(len(data) - len(cut))
+    rows = {}
+    for number, line in enumerate(whole.split(b"\n"), 1):
+        try:
+            row = json.loads(line) if line else None
+            if row is not None:
+                rows[row["benchmark"], row["id"]] = row
+        except (ValueError, KeyError, TypeError):
+            raise PunaError(
+                f"{path}, line {number} is damaged.", "Remove the line: its item is then asked again."
+            ) from None
+    return rows
