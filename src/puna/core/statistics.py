@@ -1,4 +1,4 @@
-"""Intervals for measured shares and means, and comparisons of two that were measured on the same items. Pure Python."""
+"""Intervals for measured shares, and comparisons of two models on the same items. Pure Python."""
 
 import math
 import random

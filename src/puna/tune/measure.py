@@ -5,7 +5,6 @@ samples is right. All three are needed: tuning that only makes a model surer of 
 Problems are held out by construction (`tune.problems`), and the same ones for every model.
 """
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -13,7 +12,7 @@ from functools import partial
 from typing import Any
 
 from puna.core.errors import PunaError
-from puna.core.statistics import clustered, wilson
+from puna.core.statistics import clustered, pass_at_k, wilson
 from puna.engine.generate import Engine, SamplingParams
 from puna.tasks.catalogue import find
 from puna.tasks.task import Problem, Task, Verdict, refused
@@ -179,13 +178,6 @@ class _Episode:
         if self.episode:
             self.episode.step(text, ids)
         self.done = self.episode is None or self.episode.done
-
-
-def pass_at_k(samples: int, right: int, k: int) -> float:
-    """Probability that k of the samples, drawn without replacement, hold a right one (arXiv 2107.03374, eq. 1)."""
-    if samples - right < k:
-        return 1.0
-    return 1.0 - math.comb(samples - right, k) / math.comb(samples, k)
 
 
 def _measured(
