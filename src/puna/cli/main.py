@@ -20,6 +20,7 @@ COMMANDS = {
     "data": "build and inspect corpora",
     "tokenizer": "train and compare tokenizers",
     "train": "train a model from a recipe, or resume a run",
+    "tune": "tune a model after pretraining, one stage at a time",
     "verify-resume": "prove on this machine that stopping and resuming changes nothing",
     "report": "draw a run as one self-contained HTML page",
     "tasks": "generate problems that can be checked, and check answers",

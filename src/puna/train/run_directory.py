@@ -40,7 +40,7 @@ def new_run(recipe: Path, overrides: Sequence[str], run_dir: Path | None, *, fir
     value = load(Recipe, recipe, _one_length(overrides)).value
     run_dir = run_dir or Path("runs") / value.name
     if first:
-        _check_free(run_dir)
+        check_free(run_dir)
     if first and ((run_dir / RECIPE).exists() or (run_dir / "checkpoints").exists()):
         raise PunaError(
             f"{run_dir} already holds a run.",
@@ -57,7 +57,7 @@ def resumed_run(run_dir: Path, overrides: Sequence[str], *, first: bool = True) 
     if not (run_dir / RECIPE).is_file():
         raise PunaError(f"{run_dir} holds no run to resume ({RECIPE} is missing).", "Check the path.")
     if first:
-        _check_free(run_dir)
+        check_free(run_dir)
     before = load(Recipe, run_dir / RECIPE).value
     after = load(Recipe, run_dir / RECIPE, _one_length(overrides)).value
     old, new = dict(_leaves(before.model_dump(mode="json"))), dict(_leaves(after.model_dump(mode="json")))
@@ -98,7 +98,7 @@ def settle_corpus(recipe: Recipe, folder: Path = Path("corpora")) -> Recipe:
     return recipe.model_copy(update={"corpus": str(target)})
 
 
-def _check_free(run_dir: Path) -> None:
+def check_free(run_dir: Path) -> None:
     """Raise PunaError when a living process uses the run directory; the run itself takes the lock again."""
     if run_dir.exists():
         if not run_dir.is_dir():

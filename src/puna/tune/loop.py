@@ -14,7 +14,7 @@ import platform
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -44,6 +44,7 @@ from puna.tune.recipe import StageRecipe
 SCORE = "score"
 """The measure of a held-out evaluation that says which weights are best (higher is better)."""
 
+T = TypeVar("T")
 Metrics = Mapping[str, Tensor | float]
 
 
@@ -224,6 +225,15 @@ class Stage:
         if self.recipe.train.compile == "on":
             return torch.compiler.set_stance("force_eager")
         return contextlib.nullcontext()
+
+    def from_first(self, make: Callable[[], T]) -> T:
+        """What `make` gives on the first process, on every process."""
+        if self.world.size == 1:
+            return make()
+        box: list[Any] = [make() if self.world.first else None]
+        dist.broadcast_object_list(box, src=0, device=self.device)
+        value: T = box[0]
+        return value
 
     def lr_factor(self) -> float:
         """Factor of the learning rates for the coming step."""

@@ -28,10 +28,10 @@ from puna.train.recipe import (
 )
 
 STAGES = {
-    # stage: module and class of its recipe
-    "sft": ("puna.tune.sft_recipe", "SFTRecipe"),
-    "rl": ("puna.tune.rl_recipe", "RLRecipe"),
-    "distill": ("puna.tune.rl_recipe", "DistillRecipe"),
+    # stage: module and class of its recipe, and the module whose `run` does it
+    "sft": ("puna.tune.sft_recipe", "SFTRecipe", "puna.tune.sft"),
+    "rl": ("puna.tune.rl_recipe", "RLRecipe", "puna.tune.rl"),
+    "distill": ("puna.tune.rl_recipe", "DistillRecipe", "puna.tune.distill"),
 }
 
 
@@ -89,6 +89,28 @@ class LoRAConfig(Config):
         return (self.alpha or 2.0 * self.rank) / max(1, self.rank)
 
 
+class TaskLevels(Config):
+    """A task and some of its levels."""
+
+    name: str = Field(description="name of a task, see puna tasks list")
+    levels: tuple[int, ...] = Field((1,), min_length=1, description="its levels")
+
+
+class MeasureConfig(Config):
+    """Held-out problems that the stage is measured on."""
+
+    tasks: tuple[TaskLevels, ...] = Field((), description="tasks and levels; none: the stage is not measured on tasks")
+    problems: int = Field(50, gt=0, description="problems of each task and level")
+    samples: int = Field(4, ge=0, description="samples for each problem, besides the greedy answer")
+    max_tokens: int = Field(128, gt=0, description="tokens of an answer, at most")
+    instruct: bool = Field(False, description="give the task's instruction as the system message")
+
+    @property
+    def asked(self) -> list[tuple[str, int]]:
+        """(task, level) of everything that is measured."""
+        return [(entry.name, level) for entry in self.tasks for level in entry.levels]
+
+
 class StageRecipe(Config):
     """What every stage is told. A stage's recipe adds `stage: Literal["its name"]` and sections of its own."""
 
@@ -101,6 +123,7 @@ class StageRecipe(Config):
     lora: LoRAConfig = Field(default_factory=LoRAConfig, description="adapters instead of all weights")
     optimizer: StageOptimizerConfig = Field(default_factory=StageOptimizerConfig, description="update rule")
     schedule: StageScheduleConfig = Field(default_factory=StageScheduleConfig, description="learning rate")
+    measure: MeasureConfig = Field(default_factory=MeasureConfig, description="held-out problems")
     layout: Layout = Field(default_factory=Layout, description="parallel dimensions")
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig, description="state on disk")
     guard: GuardConfig = Field(default_factory=GuardConfig, description="spikes and non-finite values")
@@ -150,7 +173,7 @@ def stage_schema(stage: object, name: str) -> type[StageRecipe]:
     if not isinstance(stage, str) or stage not in STAGES:
         found = f"stage = '{stage}' is no stage of tuning." if stage else "it does not say which `stage` it is."
         raise PunaError(f"{name}: {found}", nearest(str(stage), STAGES))
-    module, kind = STAGES[stage]
+    module, kind, _ = STAGES[stage]
     schema: type[StageRecipe] = getattr(importlib.import_module(module), kind)
     return schema
 

@@ -1,0 +1,72 @@
+"""tune a model after pretraining, one stage at a time
+
+puna tune sft RECIPE [key=value ...]     supervised fine-tuning on dialogues and demonstrations
+puna tune STAGE --resume RUN_DIR         go on with a run that was stopped
+
+The end of a stage is a model directory, RUN_DIR/model. Exit codes are those of puna train: 0 at the end, 2 when
+something given is wrong, 130 when Ctrl-C stopped it (a checkpoint is saved) and 143 when SIGTERM did.
+"""
+
+import argparse
+import os
+import signal
+import sys
+from pathlib import Path
+
+from puna.core.errors import PunaError, nearest
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.description = (__doc__ or "").strip()
+    parser.add_argument("stage", metavar="STAGE", help="sft, ... (see above)")
+    parser.add_argument("words", nargs="*", metavar="RECIPE key=value", help="recipe file, then overrides of its keys")
+    parser.add_argument("--run-dir", type=Path, help="where the run lives (default: runs/<recipe name>)")
+    parser.add_argument("--resume", type=Path, metavar="RUN_DIR", help="go on with this run instead of a recipe")
+    parser.add_argument("--nproc", type=int, default=1, metavar="N", help="processes on this machine (default: 1)")
+    parser.add_argument("--json", action="store_true", help="print the last event as JSON on stdout")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Check everything that needs no torch, then run the stage here or start the processes that do."""
+    from puna.core.console import print_json
+    from puna.tune.recipe import STAGES
+    from puna.tune.stages import new_stage, resumed_stage, runner
+
+    if args.stage not in STAGES:
+        raise PunaError(f"'{args.stage}' is no stage of tuning.", nearest(args.stage, STAGES))
+    if args.nproc < 1:
+        raise PunaError(f"--nproc {args.nproc} is not a number of processes.", "Give 1 or more.")
+    rank = int(os.environ.get("RANK", 0))
+    if args.resume:
+        if args.run_dir:
+            raise PunaError("--resume and --run-dir were both given.", "--resume alone says where the run lives.")
+        run_dir = args.resume
+        recipe = resumed_stage(run_dir, args.words, stage=args.stage, first=rank == 0)
+    else:
+        if not args.words:
+            raise PunaError("No recipe was given.", f"Try: puna tune {args.stage} RECIPE, or --resume RUN_DIR.")
+        path = Path(args.words[0])
+        recipe, run_dir = new_stage(path, args.words[1:], args.run_dir, stage=args.stage, first=rank == 0)
+    if args.nproc > 1 and "RANK" not in os.environ:
+        from puna.train.launch import launch
+
+        where = ["--resume", str(run_dir)] if args.resume else ["--run-dir", str(run_dir)]
+        given = ["--json"] if args.json else []
+        command = [sys.executable, "-m", "puna", "tune", args.stage, *args.words, *where, *given]
+        sys.exit(launch(command, args.nproc))
+
+    from puna.train.live import LiveView
+
+    observers = [LiveView()] if rank == 0 else []
+    try:
+        event = runner(args.stage)(recipe, run_dir, resume=bool(args.resume), observers=observers)
+    except KeyboardInterrupt:
+        # At once: not after the checkpoint that a background thread may be writing. No file is ever half written.
+        print("puna tune: interrupted.", file=sys.stderr, flush=True)
+        os._exit(128 + signal.SIGINT)
+    if args.json and rank == 0:
+        print_json(event)
+    if event["kind"] != "end":
+        sys.exit(128 + signal.Signals[event["signal"]])

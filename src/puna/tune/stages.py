@@ -1,0 +1,55 @@
+"""Running a stage: which recipe and run directory, and which function does it. No torch until that is settled."""
+
+import importlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from puna.core.errors import PunaError
+from puna.core.recipe import check
+from puna.train.run_directory import RECIPE, check_free
+from puna.tune.recipe import STAGES, StageRecipe, load_stage, stage_schema
+
+
+def new_stage(
+    path: Path, overrides: Sequence[str], run_dir: Path | None, *, stage: str, first: bool = True
+) -> tuple[StageRecipe, Path]:
+    """The recipe of a new run of a stage and its directory (default: runs/<name>).
+
+    first: whether this process looks after the directory; of several processes of one run only one may.
+    Raises PunaError when the recipe is wrong, or the directory holds a run or is in use.
+    """
+    recipe = load_stage(path, overrides, stage=stage).value
+    run_dir = run_dir or Path("runs") / recipe.run_name
+    if first:
+        check_free(run_dir)
+        if (run_dir / RECIPE).exists() or (run_dir / "checkpoints").exists():
+            raise PunaError(
+                f"{run_dir} already holds a run.",
+                f"Go on with it (puna tune {stage} --resume {run_dir}), or start another with --run-dir or name=NAME.",
+            )
+    return recipe, run_dir
+
+
+def resumed_stage(run_dir: Path, overrides: Sequence[str], *, stage: str, first: bool = True) -> StageRecipe:
+    """The recipe that a run of a stage goes on with. Raises PunaError when there is no such run, or it is in use.
+
+    What its checkpoints stand on is checked against them when they are read.
+    """
+    path = run_dir / RECIPE
+    if not path.is_file():
+        raise PunaError(f"{run_dir} holds no run to resume ({RECIPE} is missing).", "Check the path.")
+    if first:
+        check_free(run_dir)
+    return load_stage(path, overrides, stage=stage).value
+
+
+def check_stage(tree: dict[str, Any], name: str) -> StageRecipe:
+    """A stage's recipe from plain values. Raises PunaError naming `name`."""
+    return check(stage_schema(tree.get("stage"), name), tree, name)
+
+
+def runner(stage: str) -> Callable[..., dict[str, Any]]:
+    """The function that does a stage: (recipe, run_dir, resume=, observers=) -> last event."""
+    function: Callable[..., dict[str, Any]] = importlib.import_module(STAGES[stage][2]).run
+    return function

@@ -1,0 +1,129 @@
+"""Files of dialogues: every shape that real chat data has comes out the same; what is none is named with its line."""
+
+import json
+import lzma
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from puna.core.errors import PunaError
+from puna.text.chat import render
+from puna.text.tokenizer import Tokenizer
+from puna.tune.dialogues import Row, dialogues_of, read_dialogues
+
+ASKED, SAID = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}
+CALL = '{"name": "look", "arguments": {"at": "sea"}}'
+SHAPES: list[tuple[dict[str, Any], list[str]]] = [
+    ({"messages": [ASKED, SAID]}, ["user", "assistant"]),
+    ({"messages": [ASKED, SAID], "system": "Be brief."}, ["system", "user", "assistant"]),
+    ({"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello."}]}, ["user", "assistant"]),
+    ({"instruction": "Greet.", "input": "Hi", "output": "Hello."}, ["user", "assistant"]),
+    ({"instruction": "Greet.", "context": "", "response": "Hello.", "category": "x"}, ["user", "assistant"]),
+    ({"prompt": "Hi", "completion": "Hello."}, ["user", "assistant"]),
+    ({"prompt": [{"role": "system", "content": "S"}, ASKED], "response": "Hello."}, ["system", "user", "assistant"]),
+    ({"instruction": "A", "history": [["q", "a"]], "output": "B"}, ["user", "assistant", "user", "assistant"]),
+    (
+        {
+            "conversations": [
+                {"from": "human", "value": "Look"},
+                {"from": "function_call", "value": CALL},
+                {"from": "observation", "value": "blue"},
+                {"from": "gpt", "value": "It is blue."},
+            ],
+            "tools": '[{"name": "look"}]',
+        },
+        ["user", "assistant", "tool", "assistant"],
+    ),
+]
+
+
+@pytest.mark.parametrize(("row", "roles"), SHAPES)
+def test_every_shape_becomes_messages(row: dict[str, Any], roles: list[str], tokenizer: Tokenizer) -> None:
+    (dialogue,) = dialogues_of(Row("here", row))
+    assert [message["role"] for message in dialogue.messages] == roles
+    rendered = render(dialogue.messages, tokenizer, tools=dialogue.tools or None)
+    learned = tokenizer.decode([i for i, learn in zip(rendered.ids, rendered.loss_mask, strict=True) if learn])
+    assert learned.endswith("<|eot_id|>")
+
+
+def test_an_instruction_with_instances_is_several_dialogues() -> None:
+    row = {"instruction": "Add.", "instances": [{"input": "1 1", "output": "2"}, {"input": "", "output": "0"}]}
+    first, second = dialogues_of(Row("here", row))
+    assert first.messages[0]["content"] == "Add.\n\n1 1"
+    assert second.messages[0]["content"] == "Add."
+
+
+BAD = [
+    ("{", "line 2: this is not JSON"),
+    ("[1]", "line 2: this is no JSON object"),
+    ('{"text": "Hi"}', "line 2: the row has text, which is no shape"),
+    ('{"messages": []}', "line 2: its messages are not a list"),
+    ('{"messages": [{"role": "gpt", "content": "Hi"}]}', "line 2: message 1 has the role 'gpt'"),
+    ('{"messages": [{"role": "user", "content": "Hi"}]}', "line 2: the dialogue has no message of an assistant"),
+    ('{"messages": [{"role": "user", "content": 5}]}', "line 2: message 1 has no text"),
+    (json.dumps({"messages": [ASKED, {"role": "assistant", "content": " "}]}), "line 2: message 2, the assistant's"),
+    (
+        json.dumps({"messages": [ASKED, {"role": "tool", "content": "x"}, SAID]}),
+        "line 2: message 2 has the role 'tool'",
+    ),
+    ('{"conversations": [{"from": "alien", "value": "Hi"}]}', "line 2: turn 1 is from 'alien'"),
+    ('{"conversations": [{"from": "function_call", "value": "look()"}]}', "line 2: a call or its tools are not JSON"),
+    ('{"instruction": "A"}', "line 2: the row has no answer"),
+    ('{"prompt": "A", "response": "  "}', "line 2: its answer is empty"),
+]
+
+
+@pytest.mark.parametrize(("line", "sentence"), BAD)
+def test_a_bad_row_is_named_with_its_line(line: str, sentence: str, tmp_path: Path) -> None:
+    path = tmp_path / "chat.jsonl"
+    path.write_text(json.dumps({"messages": [ASKED, SAID]}) + "\n" + line + "\n", encoding="utf-8")
+    with pytest.raises(PunaError) as error:
+        read_dialogues(path)
+    assert sentence in str(error.value)
+    assert str(path) in str(error.value)
+
+
+def test_arrays_parquet_and_packed_files_are_read_alike(tmp_path: Path) -> None:
+    import pyarrow as arrow
+    import pyarrow.parquet as parquet
+
+    rows = [{"prompt": f"Q{i}", "response": f"A{i}"} for i in range(5)]
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "a.jsonl").write_text(lines, encoding="utf-8")
+    (tmp_path / "b.json").write_text(json.dumps(rows, indent=1), encoding="utf-8")
+    (tmp_path / "c.jsonl.xz").write_bytes(lzma.compress(lines.encode()))
+    parquet.write_table(arrow.Table.from_pylist(rows), tmp_path / "d.parquet")
+    read = [
+        [d.messages for d in read_dialogues(tmp_path / n)] for n in ("a.jsonl", "b.json", "c.jsonl.xz", "d.parquet")
+    ]
+    assert read[0] == read[1] == read[2] == read[3]
+    (tmp_path / "e.parquet").write_bytes((tmp_path / "d.parquet").read_bytes()[:100])
+    (tmp_path / "f.jsonl").write_text("\n", encoding="utf-8")
+    for name, sentence in (
+        ("e.parquet", "not a whole parquet file"),
+        ("f.jsonl", "has no dialogues"),
+        ("g.jsonl", "does not exist"),
+        ("a.txt", "no file of dialogues"),
+    ):
+        (tmp_path / "a.txt").touch()
+        with pytest.raises(PunaError, match=sentence):
+            read_dialogues(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [
+        ("dolly_fixture.jsonl", 12),
+        ("glaive_toolcall_en_demo.json.xz", 300),
+        ("reason_tool_use_demo_50.jsonl.xz", 50),
+        ("gpteacher_roleplay.json.xz", 1923),
+        ("self_instruct_seed_tasks.jsonl.xz", 175),
+        ("kto_en_demo.json.xz", 300),
+    ],
+)
+def test_real_files_render_whole(name: str, count: int, test_data: Path, tokenizer: Tokenizer) -> None:
+    dialogues = read_dialogues(test_data / "chat" / name)
+    assert len(dialogues) == count
+    for dialogue in dialogues[:100]:
+        assert any(render(dialogue.messages, tokenizer, tools=dialogue.tools or None).loss_mask)
