@@ -13,7 +13,6 @@ from puna.tune.rl_losses import (
     advantages,
     informative,
     k3,
-    keep_finished,
     overlong_penalty,
     policy_loss,
     token_weights,
@@ -124,10 +123,9 @@ def test_the_first_step_follows_the_policy_gradient(seed, kind):
 
 
 def test_what_is_cut_off_counts_neither_above_nor_below():
-    mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
-    kept = keep_finished(mask, torch.tensor([True, False]))
+    mask = torch.tensor([[0, 0, 0, 0], [1, 1, 0, 0]])
     for kind in KINDS:
-        weights = token_weights(kept, kind, max_tokens=4)
+        weights = token_weights(mask, kind, max_tokens=4)
         alone = token_weights(mask[1:], kind, max_tokens=4)
         torch.testing.assert_close(weights[1:], alone)
         assert weights[0].sum() == 0

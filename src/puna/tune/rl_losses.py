@@ -106,20 +106,13 @@ def overlong_penalty(lengths: Tensor, limit: int, cache: int) -> Tensor:
     return -(over / cache).clamp(0, 1) if cache else -(over > 0).float()
 
 
-def keep_finished(mask: Tensor, truncated: Tensor) -> Tensor:
-    """The mask (answers, tokens) without the answers that were cut off at their limit, truncated: bool (answers,).
-
-    Everything that counts tokens or answers is computed from this mask, so numerator and denominator agree.
-    """
-    return mask * ~truncated[:, None]
-
-
 def token_weights(
     mask: Tensor, kind: Kind, *, max_tokens: int, answers: float | None = None, tokens: float | None = None
 ) -> Tensor:
     """What each token counts in the loss, (answers, tokens) float32.
 
-    mask: 1 where a token was chosen by the policy. An answer without any such token does not count as one.
+    mask: 1 where a token was chosen by the policy. An answer without any such token (cut off, and to be left out) does
+    not count as one: numerator and denominator agree.
     max_tokens: the longest answer that was allowed (dr_grpo alone asks). answers, tokens: how many there are in the
     whole batch, where these rows are only a part of it; None: these are all.
     """

@@ -1,0 +1,229 @@
+"""Sets of answers to learn from: problems drawn by a curriculum, answered by the policy, rewarded, gathered.
+
+Every process answers its share of the problems, then all hear of all answers. So each has the same record, the same
+curriculum and the same plan of updates, and the number of processes may change when a stage is resumed. What is random
+is a function of (seed, data step, round, number) and of the curricula, whose state the objective keeps.
+"""
+
+import dataclasses
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from puna.core.errors import PunaError
+from puna.tasks.catalogue import find
+from puna.tasks.curriculum import Curriculum
+from puna.tasks.task import Problem, Task, Verdict, refused
+from puna.tune.loop import Stage
+from puna.tune.measure import Measured, measure_tasks
+from puna.tune.problems import is_heldout
+from puna.tune.rewards import Check, checker, reward
+from puna.tune.rl_recipe import OnPolicyRecipe
+from puna.tune.rl_rows import Answer
+from puna.tune.rollout import Asked, Generator, ask, make_generator, seed_of, send_weights, vllm_generator
+
+_TRIES = 400  # problems drawn in a row that are all held out: the level has no others
+
+
+@dataclass
+class Scored:
+    """One problem with its answers and what they earned: rewards are NaN where a check broke down."""
+
+    problem: Problem
+    prompt: list[int]
+    answers: list[Answer]
+    rewards: list[float]
+    verdicts: list[Verdict | None]
+
+    @property
+    def passed(self) -> list[bool]:
+        """Which answers solve the problem."""
+        return [bool(verdict and verdict.passed) for verdict in self.verdicts]
+
+    @property
+    def teaches(self) -> bool:
+        """Whether the answers' rewards differ."""
+        known = [value for value in self.rewards if value == value]
+        return len(known) > 1 and max(known) > min(known)
+
+
+class Collector:
+    """Makes sets of answers. seconds: where its time went, "generation" and "reward"."""
+
+    def __init__(self, stage: Stage, recipe: OnPolicyRecipe, check: Check | None = None) -> None:
+        self.stage, self.recipe = stage, recipe
+        self.check = check or checker(recipe.reward.sandbox)
+        self.curricula = {
+            entry.name: _curriculum(entry.name, entry.levels, recipe, recipe.train.seed) for entry in recipe.tasks
+        }
+        self.generator = self._generator()
+        self.version = 0
+        self.seconds = {"generation": 0.0, "reward": 0.0}
+
+    def _generator(self) -> Generator:
+        stage, rollout, longest = self.stage, self.recipe.rollout, self.recipe.train.seq_len
+        if rollout.generator == "vllm":
+            generator: Generator = vllm_generator(
+                stage.config, stage.tokenizer, stage.parent, max_batch=rollout.max_batch, seq_len=longest
+            )
+            return generator
+        # In the precision that the trainer multiplies in, so that both find tokens equally likely.
+        dtype = torch.float32 if stage.recipe.train.precision == "fp32" else torch.bfloat16
+        return make_generator(
+            stage.config,
+            stage.tokenizer,
+            stage.parent,
+            device=stage.device,
+            dtype=dtype,
+            max_batch=rollout.max_batch,
+            seq_len=longest,
+        )
+
+    def refresh(self) -> None:
+        """Give the generator the weights of now."""
+        self.version = send_weights(self.stage.model, self.generator)
+
+    def collect(self, count: int, data_step: int, round_: int = 0) -> list[Scored]:
+        """`count` problems (over all processes) answered with the generator's weights, in the order of their draw."""
+        recipe, rollout, world = self.recipe, self.recipe.rollout, self.stage.world
+        drawn = [self._draw(data_step, round_, number) for number in range(count)]
+        mine = range(world.rank, count, world.size)
+        start = time.perf_counter()
+        asked = ask(
+            self.generator,
+            self.stage.tokenizer,
+            [drawn[number] for number in mine],
+            samples=rollout.samples,
+            seeds=[seed_of(recipe.train.seed, data_step, round_, number) for number in mine],
+            max_tokens=rollout.max_tokens,
+            seq_len=min(recipe.train.seq_len, self.stage.config.max_position_embeddings),
+            turns=rollout.turns,
+            instruct=rollout.instruct,
+            sandbox=recipe.reward.sandbox,
+        )
+        written = time.perf_counter()
+        self.seconds["generation"] += written - start
+        scored = self._rewarded(asked)
+        self.seconds["reward"] += time.perf_counter() - written
+        whole = _gather(scored, world.size)
+        result = [whole[number % world.size][number // world.size] for number in range(count)]
+        for one in result:
+            for verdict in one.verdicts:
+                if verdict:
+                    self.curricula[one.problem.task].record(one.problem.level, verdict.score)
+        return result
+
+    def _draw(self, data_step: int, round_: int, number: int) -> tuple[Task, Problem]:
+        names = [entry.name for entry in self.recipe.tasks]
+        shares = [entry.share for entry in self.recipe.tasks]
+        draw = random.Random(f"tasks/{self.recipe.train.seed}/{data_step}/{round_}/{number}")
+        name = draw.choices(names, shares)[0]
+        curriculum = self.curricula[name]
+        for _ in range(_TRIES):
+            problem = curriculum.sample()
+            if not is_heldout(problem):
+                return curriculum.task, problem
+        raise PunaError(f"{name} has no problems to train on at these levels.", "Choose higher levels.")
+
+    def _rewarded(self, asked: Sequence[Asked]) -> list[Scored]:
+        samples = [sample for one in asked for sample in one.samples]
+        done = reward(samples, self.recipe.reward, max_tokens=self.recipe.rollout.max_tokens, check=self.check)
+        if done.broken:
+            self.stage.note("warning", f"{len(done.broken)} checks broke down; the first: {done.broken[0]}")
+        rows, at = [], 0
+        for one in asked:
+            here = slice(at, at := at + len(one.samples))
+            answers = [sample.answer for sample in one.samples]
+            rows.append(Scored(one.problem, one.prompt, answers, done.rewards[here], done.verdicts[here]))
+        return rows
+
+    def measure(self) -> list[Measured]:
+        """Held-out problems of every task and level, with the weights of now; the same on every process."""
+        recipe = self.recipe
+        self.refresh()
+        found: list[Any] = [None]
+        if self.stage.world.first:
+            found[0] = measure_tasks(
+                self.generator,  # type: ignore[arg-type]
+                [(entry.name, level) for entry in recipe.tasks for level in entry.levels],
+                problems=recipe.heldout.problems,
+                samples=recipe.heldout.samples,
+                max_tokens=recipe.rollout.max_tokens,
+                instruct=recipe.rollout.instruct,
+                check=self._check_heldout,
+            )
+        if dist.is_initialized():
+            dist.broadcast_object_list(found)
+        measured: list[Measured] = found[0]
+        return measured
+
+    def _check_heldout(self, task: Task, problem: Problem, text: str) -> Verdict:
+        """What cannot be checked is not solved."""
+        try:
+            return self.check(task, problem, text)
+        except PunaError:
+            raise
+        except Exception as error:
+            return refused(f"The check broke down: {type(error).__name__}.")
+
+    def state(self) -> dict[str, Any]:
+        """Plain JSON."""
+        return {name: curriculum.state() for name, curriculum in self.curricula.items()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take back what `state` gave."""
+        for name, curriculum in self.curricula.items():
+            curriculum.restore(state[name])
+
+
+def _curriculum(name: str, levels: Sequence[int], recipe: OnPolicyRecipe, seed: int) -> Curriculum:
+    """Over the levels from the lowest named to the highest."""
+    task, bounds = find(name), recipe.curriculum
+    reachable = dataclasses.replace(task, levels=task.levels[: max(levels)])
+    return Curriculum(
+        reachable,
+        low=bounds.low,
+        high=bounds.high,
+        window=bounds.window,
+        review=0.15 if min(levels) == 1 else 0.0,
+        seed=seed,
+        first=min(levels),
+    )
+
+
+def _gather(mine: list[Scored], processes: int) -> list[list[Scored]]:
+    """What every process has, by rank."""
+    if processes == 1:
+        return [mine]
+    whole: list[Any] = [None] * processes
+    dist.all_gather_object(whole, mine)
+    return whole
+
+
+def pass_rates(scored: Sequence[Scored]) -> dict[str, tuple[int, int]]:
+    """Per task: problems of which some answer is right, and problems."""
+    rates: dict[str, tuple[int, int]] = {}
+    for one in scored:
+        solved, count = rates.get(one.problem.task, (0, 0))
+        rates[one.problem.task] = (solved + any(one.passed), count + 1)
+    return rates
+
+
+def summary(scored: Sequence[Scored]) -> dict[str, float]:
+    """What a set of answers was like: mean reward, pass rate, length, share that ended, share that teaches."""
+    answers = [answer for one in scored for answer in one.answers]
+    rewards = [value for one in scored for value in one.rewards if value == value]
+    passed = [ok for one in scored for ok in one.passed]
+    return {
+        "reward": sum(rewards) / max(1, len(rewards)),
+        "pass": sum(passed) / max(1, len(passed)),
+        "length": sum(sum(answer.mask) for answer in answers) / max(1, len(answers)),
+        "ended": sum(answer.ended for answer in answers) / max(1, len(answers)),
+        "teaching": sum(one.teaches for one in scored) / max(1, len(scored)),
+        "broken": float(sum(value != value for one in scored for value in one.rewards)),
+    }

@@ -1,0 +1,303 @@
+"""Rollouts: the model's own answers to problems, as the ids it chose and how likely it found them.
+
+The generator is an engine in this process with a copy of the weights, laid out for generation, into which the trainer's
+are copied before each set of answers. So there is no server to start and no network between the two, and the engine's
+log probabilities can be held against the trainer's at every step. Ids are never decoded and encoded again: an episode
+with tools goes on from the ids themselves, and what tools answered is marked as not the model's.
+
+vLLM can write the answers instead (`vllm_generator`), behind the same two methods.
+"""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from puna.core.errors import PunaError
+from puna.core.files import read_json
+from puna.engine.fused import fuse
+from puna.engine.generate import Completion, Engine, SamplingParams
+from puna.model.config import ModelConfig
+from puna.model.llama import LlamaForCausalLM
+from puna.tasks import tools
+from puna.tasks.task import Problem, Task, Verdict
+from puna.text.chat import render
+from puna.text.tokenizer import Tokenizer
+from puna.tune.rl_rows import Answer
+
+
+class Generator(Protocol):
+    """Who writes: an `Engine`, or something that looks like one."""
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], params: SamplingParams | Sequence[SamplingParams] | None = None
+    ) -> list[Completion]:
+        """See `Engine.generate`."""
+        ...
+
+    def update_weights(self, weights: Iterable[tuple[str, Tensor]]) -> int:
+        """See `Engine.update_weights`."""
+        ...
+
+
+@dataclass
+class Sample:
+    """One answer: for the trainer (`answer`) and for whoever checks it.
+
+    verdict: what a tool episode ended with; a single answer is checked later.
+    """
+
+    problem: Problem
+    text: str
+    answer: Answer
+    versions: list[int] = field(default_factory=list)
+    """Versions of the weights that wrote it."""
+    verdict: Verdict | None = None
+
+
+@dataclass
+class Asked:
+    """A problem's prompt and the answers to it."""
+
+    problem: Problem
+    prompt: list[int]
+    samples: list[Sample]
+
+
+def make_generator(
+    config: ModelConfig,
+    tokenizer: Tokenizer,
+    parent: Path,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    max_batch: int,
+    seq_len: int,
+) -> Engine:
+    """An engine with room for `max_batch` texts of `seq_len` tokens and a copy of the weights, yet to be filled."""
+    model = LlamaForCausalLM(config).to(device=device, dtype=dtype).requires_grad_(False)
+    if device.type == "cpu":
+        fuse(model)
+    return Engine(
+        model,
+        tokenizer,
+        end_ids=end_ids(parent),
+        max_batch=max_batch,
+        kv_tokens=max_batch * min(seq_len, config.max_position_embeddings),
+        step_tokens=max(512, 4 * max_batch),
+    )
+
+
+def end_ids(directory: Path) -> list[int]:
+    """The end tokens that a model directory names, besides its tokenizer's own."""
+    path = directory / "generation_config.json"
+    ends = (read_json(path) if path.is_file() else read_json(directory / "config.json")).get("eos_token_id")
+    return [] if ends is None else ends if isinstance(ends, list) else [ends]
+
+
+def send_weights(model: nn.Module, generator: Generator) -> int:
+    """Copy the trainer's weights, gathered where they are sharded; every process must call it. Returns the version."""
+
+    def whole() -> Iterable[tuple[str, Tensor]]:
+        for name, parameter in model.named_parameters():
+            value = parameter.detach()
+            yield name, value.full_tensor() if isinstance(value, DTensor) else value
+
+    return generator.update_weights(whole())
+
+
+def seed_of(*parts: object) -> int:
+    """A seed below 2**62 that depends on all parts and nothing else."""
+    digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 2
+
+
+def ask(
+    generator: Generator,
+    tokenizer: Tokenizer,
+    problems: Sequence[tuple[Task, Problem]],
+    *,
+    samples: int,
+    seeds: Sequence[int],
+    max_tokens: int,
+    seq_len: int,
+    turns: int = 4,
+    instruct: bool = False,
+    sandbox: str = "confined",
+) -> list[Asked]:
+    """`samples` answers to each problem, drawn from the model's own distribution.
+
+    seeds: one per problem; the same seed gives the same answers, whatever else is asked. max_tokens: of an answer or a
+    turn; seq_len: of a prompt with its answer. A task with tools is an episode of at most `turns` turns.
+    Raises PunaError for a prompt that leaves no room, and where an episode's program has no sandbox of that level.
+    """
+    episodes = [
+        _Episode(task, problem, tokenizer, seed, index, turns, instruct, sandbox)
+        for (task, problem), seed in zip(problems, seeds, strict=True)
+        for index in range(samples)
+    ]
+    for first in episodes[::samples]:
+        if len(first.prompt) >= seq_len:
+            raise PunaError(
+                f"A problem of {first.problem.task} is {len(first.prompt)} tokens long; rows of train.seq_len = "
+                f"{seq_len} leave no room for an answer.",
+                "Make rows longer.",
+            )
+    waiting, together = episodes, samples  # at first the answers to a problem share its prompt
+    while waiting:
+        begun = waiting[::together]
+        prompts = [episode.ids() for episode in begun]
+        params = [
+            SamplingParams(max_tokens=min(max_tokens, seq_len - len(ids)), seed=episode.turn_seed(), n=together)
+            for episode, ids in zip(begun, prompts, strict=True)
+        ]
+        for episode, made in zip(waiting, generator.generate(prompts, params), strict=True):
+            episode.take(made)
+        waiting = [episode for episode in waiting if not episode.done and len(episode.ids()) < seq_len]
+        together = 1
+    done = [episode.sample() for episode in episodes]
+    return [
+        Asked(first.problem, first.prompt, done[at : at + samples])
+        for at, first in zip(range(0, len(done), samples), episodes[::samples], strict=True)
+    ]
+
+
+class _Episode:
+    """One answer in the making; several turns where the task has tools."""
+
+    def __init__(
+        self,
+        task: Task,
+        problem: Problem,
+        tokenizer: Tokenizer,
+        seed: int,
+        index: int,
+        turns: int,
+        instruct: bool,
+        sandbox: str,
+    ) -> None:
+        self.problem, self.tokenizer, self.seed, self.index = problem, tokenizer, seed, index
+        run_code = partial(tools.in_sandbox, floor=sandbox)
+        self.episode = (
+            tools.Episode(task, problem, instruct=instruct, turns=turns, run_code=run_code) if task.tools else None
+        )
+        self.messages: list[dict[str, Any]] = (
+            self.episode.messages if self.episode else [*problem.messages(task.instruction if instruct else "")]
+        )
+        self.prompt = self.ids()
+        self.made: list[int] = []
+        self.mask: list[int] = []
+        self.logprobs: list[float] = []
+        self.versions: list[int] = []
+        self.text, self.turn, self.done, self.ended = "", 0, False, False
+
+    def ids(self) -> list[int]:
+        """What the model continues now."""
+        shown = self.episode.tools if self.episode else None
+        return render(self.messages, self.tokenizer, tools=shown, add_generation_prompt=True).ids
+
+    def turn_seed(self) -> int:
+        """Of the next turn. In the first, the engine itself counts on from answer to answer."""
+        return self.seed if not self.turn else seed_of(self.seed, self.index, self.turn)
+
+    def take(self, done: Completion) -> None:
+        """What the model wrote, and what its tools answer."""
+        if self.turn:
+            # Between two turns stand the end of the message, tool results and the next header: not the model's.
+            between = self.ids()[len(self.prompt) + len(self.made) :]
+            self._add(between, 0, [0.0] * len(between))
+        self._add(done.ids, 1, done.logprobs)
+        self.versions += done.weight_versions
+        self.text, self.turn, self.ended = done.text, self.turn + 1, done.finish_reason == "stop"
+        if self.episode:
+            self.episode.step(done.text, done.ids)
+            self.done = self.episode.done
+        else:
+            self.done = True
+
+    def _add(self, ids: Sequence[int], learn: int, logprobs: Sequence[float]) -> None:
+        self.made += ids
+        self.mask += [learn] * len(ids)
+        self.logprobs += logprobs
+
+    def sample(self) -> Sample:
+        """The finished answer."""
+        answer = Answer(self.made, self.mask, self.logprobs, self.ended)
+        verdict = None
+        if self.episode:
+            verdict = self.episode.verdict or Verdict(0.0, {}, "The episode did not fit into a row.")
+        return Sample(self.problem, self.text, answer, self.versions, verdict)
+
+
+def vllm_generator(config: ModelConfig, tokenizer: Tokenizer, parent: Path, *, max_batch: int, seq_len: int) -> Any:
+    """vLLM in this process, as a `Generator`. Raises PunaError where it is not installed."""
+    try:
+        import vllm
+    except ImportError:
+        raise PunaError(
+            "rollout.generator = 'vllm', but vLLM is not installed.", "Run: pip install vllm, or use 'engine'."
+        ) from None
+    length = min(seq_len, config.max_position_embeddings)
+    model = vllm.LLM(
+        model=str(parent),
+        max_model_len=length,
+        max_num_seqs=max_batch,
+        gpu_memory_utilization=0.3,  # the trainer wants the rest
+        logprobs_mode="raw_logprobs",
+    )
+    return VLLMGenerator(vllm, model, tokenizer, config, end_ids(parent))
+
+
+class VLLMGenerator:
+    """Speaks to a `vllm.LLM` as one speaks to an `Engine`."""
+
+    def __init__(self, vllm: Any, llm: Any, tokenizer: Tokenizer, config: ModelConfig, ends: Sequence[int]) -> None:
+        self.vllm, self.llm, self.tokenizer = vllm, llm, tokenizer
+        self.model = SimpleNamespace(config=config)  # as an engine's, for whoever asks how long a text may be
+        self.ends = sorted({*tokenizer.eos_ids, *ends})
+        self.version = 0
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], params: SamplingParams | Sequence[SamplingParams] | None = None
+    ) -> list[Completion]:
+        """See `Engine.generate`."""
+        each = [params or SamplingParams()] * len(prompts) if not isinstance(params, Sequence) else params
+        asked = [
+            self.vllm.SamplingParams(
+                n=one.n,
+                seed=one.seed,
+                temperature=one.temperature,
+                max_tokens=one.max_tokens,
+                stop_token_ids=self.ends,
+                logprobs=0,
+                detokenize=False,
+            )
+            for one in each
+        ]
+        rows = self.llm.generate([{"prompt_token_ids": list(ids)} for ids in prompts], asked, use_tqdm=False)
+        return [self._completion(output) for row in rows for output in row.outputs]
+
+    def _completion(self, output: Any) -> Completion:
+        ids = list(output.token_ids)
+        said = [token for token in ids if token not in self.ends]
+        return Completion(
+            ids=ids,
+            text=self.tokenizer.decode(said),
+            logprobs=[row[token].logprob for row, token in zip(output.logprobs, ids, strict=True)],
+            finish_reason="stop" if output.finish_reason == "stop" else "length",
+            weight_versions=[self.version] * len(ids),
+        )
+
+    def update_weights(self, weights: Iterable[tuple[str, Tensor]]) -> int:
+        """See `Engine.update_weights`."""
+        self.llm.collective_rpc("load_weights", args=(list(weights),))
+        self.llm.reset_prefix_cache()
+        self.version += 1
+        return self.version
