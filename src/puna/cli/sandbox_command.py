@@ -3,6 +3,8 @@
 puna sandbox check              the level that this machine reaches, wall by wall, and every attack run against it
 puna sandbox check --no-attacks the walls alone
 puna sandbox check --json       the same as one JSON value
+
+PUNA_SANDBOX=bwrap, docker:IMAGE, podman:IMAGE, ssh:HOST or command:WORDS checks the sandbox at that place.
 """
 
 import argparse
@@ -34,10 +36,11 @@ def run(args: argparse.Namespace) -> None:
     from puna.core.console import print_json, progress, show_table
     from puna.sandbox import check
     from puna.sandbox.attacks import ATTACKS
+    from puna.sandbox.outer import Outer, place
     from puna.sandbox.result import LEVELS as ORDER
     from puna.sandbox.warm import Sandbox
 
-    sandbox = Sandbox(args.ceiling)
+    sandbox = Outer(place()) if place() else Sandbox(args.ceiling)
     try:
         chosen = [attack for attack in ATTACKS if args.kind in (None, attack.kind) and not args.no_attacks]
         with progress(transient=True) as shown:

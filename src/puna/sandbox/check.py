@@ -19,6 +19,7 @@ from typing import Any
 from puna.core.errors import PunaError
 from puna.sandbox.attacks import ATTACKS, NEEDS, Attack
 from puna.sandbox.compare import count_right
+from puna.sandbox.outer import Outer
 from puna.sandbox.result import Result
 from puna.sandbox.warm import Sandbox
 
@@ -94,7 +95,10 @@ def targets() -> Iterator[dict[str, Any]]:
 
 
 def run_attacks(
-    sandbox: Sandbox, attacks: Sequence[Attack] = ATTACKS, *, tell: Callable[[Outcome], None] = lambda outcome: None
+    sandbox: Sandbox | Outer,
+    attacks: Sequence[Attack] = ATTACKS,
+    *,
+    tell: Callable[[Outcome], None] = lambda outcome: None,
 ) -> list[Outcome]:
     """Run attacks one after another in this sandbox; `tell` hears of each as it ends."""
     outcomes = []
@@ -107,7 +111,7 @@ def run_attacks(
     return outcomes
 
 
-def _run(sandbox: Sandbox, attack: Attack, host: dict[str, Any], before: dict[str, Any]) -> Outcome:
+def _run(sandbox: Sandbox | Outer, attack: Attack, host: dict[str, Any], before: dict[str, Any]) -> Outcome:
     told = {name: value for name, value in host.items() if not name.startswith("_")}
     if attack.kind == "reward":
         result = sandbox.run(
@@ -147,7 +151,7 @@ def _stopped_by(result: Result) -> str:
     )
 
 
-def _left(sandbox: Sandbox, host: dict[str, Any], before: dict[str, Any]) -> str:
+def _left(sandbox: Sandbox | Outer, host: dict[str, Any], before: dict[str, Any]) -> str:
     """What is not as it was: the next evaluation, the targets, processes, files, mounts."""
     wrong = []
     try:
@@ -179,7 +183,7 @@ def _reached(listening: socket.socket) -> bool:
     return True
 
 
-def _state(sandbox: Sandbox) -> dict[str, Any]:
+def _state(sandbox: Sandbox | Outer) -> dict[str, Any]:
     """What must be the same before and after an evaluation."""
     return {
         "processes left": sandbox.processes(),

@@ -24,7 +24,6 @@ from puna.sandbox.result import Limits, Result, ended, known_level, level_of, re
 
 PLANS = {"isolated": ("user", "root", "plain"), "confined": ("plain",), "limits": ("plain",)}
 ANSWER_SECONDS = 30.0  # beyond an evaluation's own limit, the warm process has this long to answer on a busy machine
-ANSWER_SECONDS = 30.0  # beyond an evaluation's own limit, the warm process has this long to answer on a busy machine
 
 
 @dataclass
@@ -115,18 +114,7 @@ class Sandbox:
 
     def processes(self) -> int:
         """How many processes live below the warm one now, itself included: the same before and after an evaluation."""
-        parents: dict[int, list[int]] = {}
-        for entry in os.listdir("/proc"):
-            try:
-                if entry.isdigit():
-                    stat = Path(f"/proc/{entry}/stat").read_bytes().rpartition(b")")[2].split()
-                    parents.setdefault(int(stat[1]), []).append(int(entry))
-            except OSError:
-                continue  # ended meanwhile
-        found = [self._process.pid]
-        for pid in found:
-            found += parents.get(pid, [])
-        return len(found)
+        return len(family(self._process.pid))
 
     def folders(self) -> list[str]:
         """Working folders that exist now, where evaluations get one instead of a file system of their own."""
@@ -218,6 +206,22 @@ class Sandbox:
         if over and "error" not in report:
             report["over"] = over
         return {name: bytes(data[: limits.output_bytes]) for name, data in caught.items()}, report
+
+
+def family(pid: int) -> list[int]:
+    """A process of this machine and all that descend from it."""
+    parents: dict[int, list[int]] = {}
+    for entry in os.listdir("/proc"):
+        try:
+            if entry.isdigit():
+                stat = Path(f"/proc/{entry}/stat").read_bytes().rpartition(b")")[2].split()
+                parents.setdefault(int(stat[1]), []).append(int(entry))
+        except OSError:
+            continue  # ended meanwhile
+    found = [pid]
+    for one in found:
+        found += parents.get(one, [])
+    return found
 
 
 def _drain(file: int, into: bytearray, limit: int, waiting: "select.poll | None") -> bool:
