@@ -1,14 +1,20 @@
 """Attention over pages gives what a forward over everything gives, however the tokens are cut and wherever they lie."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import accumulate
+from unittest.mock import patch
 
 import pytest
 import torch
-from hypothesis import given, settings
+import torch.nn.functional as F
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch.nn.attention import flex_attention
 
-from puna.engine.attention import CUDA_PAGE, PagedAttention, Span, _bucket
+from puna.engine import attention, paged
+from puna.engine.attention import PagedAttention, Span, bucket
+from puna.engine.decode import DecodeSteps
+from puna.engine.paged import PAGE_SIZES, Flex
 from puna.engine.pages import PagePool
 from puna.model.config import ModelConfig
 from puna.model.features import has_paged_attention
@@ -19,11 +25,19 @@ Maker = Callable[..., LlamaForCausalLM]
 CUTS = st.lists(st.lists(st.integers(0, 9), min_size=3, max_size=3), min_size=1, max_size=5)
 
 
-@settings(max_examples=40, deadline=None)
+@pytest.fixture(params=["gather", "flex"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """How pages are read. FlexAttention is written for the GPU, but gives its numbers everywhere."""
+    monkeypatch.setattr(flex_attention, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True)
+    with patch.object(attention, "way", lambda *_: request.param):
+        yield request.param
+
+
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(cuts=CUTS, page_size=st.sampled_from([1, 3, 16]), seed=st.integers(0, 9))
 @torch.inference_mode()
 def test_pieces_give_what_the_whole_gives(
-    random_model: Maker, cuts: list[list[int]], page_size: int, seed: int
+    random_model: Maker, way: str, cuts: list[list[int]], page_size: int, seed: int
 ) -> None:
     model = random_model(ModelConfig(preset="nano"))
     generator = torch.Generator().manual_seed(seed)
@@ -42,7 +56,7 @@ def test_pieces_give_what_the_whole_gives(
         spans = [Span(tables[i], done[i], cuts[i][part]) for i in rows]
         ids = torch.cat([texts[i][span.start : span.end] for i, span in zip(rows, spans, strict=True)])
         positions = torch.cat([torch.arange(span.start, span.end) for span in spans])
-        logits = model(ids[None], positions=positions[None], cache=PagedAttention(pool, spans))[0]
+        logits = model(ids[None], positions=positions[None], cache=PagedAttention.of(pool, spans))[0]
         for i, span, got in zip(rows, spans, logits.split([span.count for span in spans]), strict=True):
             whole = wholes[i]
             assert whole is not None
@@ -50,9 +64,72 @@ def test_pieces_give_what_the_whole_gives(
             done[i] = span.end
 
 
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(lengths=st.lists(st.integers(1, 20), min_size=1, max_size=9), seed=st.integers(0, 9))
+@torch.inference_mode()
+def test_a_padded_decode_step_gives_what_the_whole_gives(
+    random_model: Maker, way: str, lengths: list[int], seed: int
+) -> None:
+    model = random_model(ModelConfig(preset="nano"))
+    generator = torch.Generator().manual_seed(seed)
+    pool = PagePool(model.config, 9 * 5 + 1, 4, device="cpu", dtype=torch.float32)
+    pool.store[:, :, :, : pool.pages] = 1e6
+    shuffled = torch.randperm(pool.pages, generator=generator).tolist()
+    texts = [torch.randint(0, 512, (n,), generator=generator).tolist() for n in lengths]
+    tables = [[shuffled.pop() for _ in range(pool.pages_for(n))] for n in lengths]
+    for text, table in zip(texts, tables, strict=True):
+        cache = PagedAttention.of(pool, [Span(table, 0, len(text))])
+        model(torch.tensor([text]), positions=torch.arange(len(text))[None], cache=cache)
+    mine = [page for table in tables for page in table]
+    others = [page for page in range(pool.pages) if page not in mine]
+    before = pool.store[:, :, :, others].clone()
+    steps = DecodeSteps(model, pool, capture=False)
+    hidden = steps.hidden([text[-1] for text in texts], [n - 1 for n in lengths], tables)  # the last tokens once more
+    assert hidden is not None
+    assert steps.sizes == [bucket(len(lengths))]
+    for text, got in zip(texts, hidden, strict=True):
+        expected = model(torch.tensor([text]), head=lambda hidden, _: hidden)[0, -1]
+        torch.testing.assert_close(got, expected, rtol=0, atol=2e-5)
+    assert torch.equal(pool.store[:, :, :, others], before), "rows that fill up write to the spare page alone"
+
+
+@given(
+    starts=st.lists(st.integers(0, 400), min_size=1, max_size=4),
+    count=st.sampled_from([1, 100, 128, 200]),
+    seed=st.integers(0, 9),
+)
+def test_flex_attention_visits_the_pages_it_sees_and_no_others(starts: list[int], count: int, seed: int) -> None:
+    size, pages = 64, 48
+    shuffled = torch.randperm(pages, generator=torch.Generator().manual_seed(seed)).tolist()
+    tables = [[shuffled.pop() for _ in range(-(-(start + count) // size))] for start in starts]
+    width = max(map(len, tables))
+    padded = torch.tensor([[*table, *[pages] * (width - len(table))] for table in tables])
+    mask = Flex.build(slice(None), padded, torch.tensor(starts), count, pages + 1, size).mask
+    for table, start, blocks, listed in zip(tables, starts, mask.kv_num_blocks, mask.kv_indices, strict=True):
+        for block, (looked_at, indices) in enumerate(zip(blocks[0], listed[0], strict=True)):
+            last = start + min(128 * (block + 1), count) - 1
+            assert indices[:looked_at].tolist() == table[: last // size + 1]
+
+
+@pytest.mark.slow
+@torch.inference_mode()
+def test_compiled_flex_attention_gives_the_same() -> None:
+    """Which reads the pages a mask lists, where the other looks at all of them."""
+    generator = torch.Generator().manual_seed(0)
+    keys, values = torch.randn(2, 4, 9, 128, 32, generator=generator)  # two kinds, kv_heads, pages, page_size, dim
+    tables, starts = torch.tensor([[3, 0, 8], [7, 5, 1]]), torch.tensor([130, 300])
+    query = torch.randn(2, 8, 32, generator=generator)
+    with patch.object(paged, "_flex", lambda _: torch.compile(flex_attention.flex_attention, dynamic=True)):
+        got = Flex.build(slice(None), tables, starts, 1, 9, 128).attend(query, keys, values)
+    for one, start, table, out in zip(query, starts, tables, got, strict=True):
+        seen, held = (x[:, table].flatten(1, 2)[:, : start + 1] for x in (keys, values))  # (kv_heads, tokens, dim)
+        expected = F.scaled_dot_product_attention(one[:, None], seen, held, enable_gqa=True)[:, 0]
+        torch.testing.assert_close(out, expected, rtol=0, atol=1e-5)
+
+
 @given(pages=st.integers(1, 10_000))
 def test_padding_stays_under_a_half(pages: int) -> None:
-    assert pages <= _bucket(pages) < max(pages * 1.5, 2)
+    assert pages <= bucket(pages) < max(pages * 1.5, 2)
 
 
 @pytest.mark.skipif(not has_paged_attention(), reason="needs CUDA and torch 2.12, whose varlen_attn reads pages")
@@ -61,11 +138,11 @@ def test_flash_attention_reads_pages_as_gathering_does(random_model: Maker) -> N
     config = ModelConfig(preset="nano", head_dim=64)
     model = random_model(config).to("cuda", torch.bfloat16)
     text = torch.randint(0, 512, (200,), device="cuda")
-    pool = PagePool(config, 3, CUDA_PAGE, device="cuda", dtype=torch.bfloat16)
+    pool = PagePool(config, 3, PAGE_SIZES["flash"], device="cuda", dtype=torch.bfloat16)
     pool.store.zero_()
     rows = []
     for start, end in ((0, 150), (150, 199), (199, 200)):
         positions = torch.arange(start, end, device="cuda")
-        cache = PagedAttention(pool, [Span([2], start, end - start)])
+        cache = PagedAttention.of(pool, [Span([2], start, end - start)])
         rows.append(model(text[None, start:end], positions=positions[None], cache=cache)[0])
     torch.testing.assert_close(torch.cat(rows), model(text[None])[0], rtol=0.05, atol=0.2)

@@ -1,9 +1,9 @@
 """Attention over pages: what `model.llama` calls with the keys and values of a step's new tokens.
 
 The tokens of all sequences of a step lie end to end in one row. Each brings its own part, writes it into its pages and
-sees its own tokens up to itself. On CUDA flash attention reads pages through the block table (`varlen_attn`, torch
-2.12). Elsewhere pages are gathered: sequences that bring one token (decode) in groups of about equal length, those that
-bring more (prefill) one by one.
+sees its own tokens up to itself. On CUDA pages are read where they lie (`engine.paged`), on a CPU for decode by kernels
+(`engine.kernels`). Elsewhere pages are gathered: sequences that bring one token (decode) in groups of about equal
+length, those that bring more (prefill) one by one.
 """
 
 from collections import defaultdict
@@ -16,19 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from puna.engine.kernels import Kernels, kernels
+from puna.engine.paged import Flash, Flex, way
 from puna.engine.pages import PagePool
-from puna.model.features import has_paged_attention
+from puna.engine.transfer import to_device
 from puna.model.llama import attend
 
-CUDA_PAGE = 256
-"""Flash attention 2 in torch wants page sizes that 256 divides (string in libtorch_cuda 2.13)."""
-CPU_PAGE = 16
 _MANY = 8  # sequences from which decode attends by batched products
-
-
-def reads_pages(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether attention reads pages where they lie: CUDA, half precision, a torch that can."""
-    return device.type == "cuda" and dtype in (torch.bfloat16, torch.float16) and has_paged_attention()
 
 
 @dataclass(frozen=True)
@@ -47,18 +40,37 @@ class Span:
 class PagedAttention:
     """The cache of one forward over the spans, laid end to end. Meets `puna.model.llama.Cache`."""
 
-    def __init__(self, pool: PagePool, spans: Sequence[Span]) -> None:
-        self.pool, device = pool, pool.store.device
-        size = pool.page_size
+    def __init__(
+        self, pool: PagePool, slots: Tensor, groups: "Sequence[Group]", kernels: Kernels | None = None
+    ) -> None:
+        """slots: (tokens,), where in the pool each new token goes; groups: who attends how, all tokens in all of them;
+        kernels: for a CPU, where `turn_and_attend` may be called."""
+        self.pool, self._slots, self._groups, self.kernels = pool, slots, groups, kernels
+
+    @classmethod
+    def of(cls, pool: PagePool, spans: Sequence[Span]) -> "PagedAttention":
+        """For these spans."""
+        size, device, dtype = pool.page_size, pool.store.device, pool.store.dtype
         slots = [span.block_table[p // size] * size + p % size for span in spans for p in range(span.start, span.end)]
-        self._slots = torch.tensor(slots, device=device)  # where each new token goes
-        self._paged: _Paged | None = None
-        self._groups: list[_Group | _Rows] = []
-        self.kernels = kernels() if device.type == "cpu" and pool.store.dtype == torch.bfloat16 else None
-        if reads_pages(device, pool.store.dtype):
-            self._paged = _Paged.build(spans, size, device)
-        else:
-            self._groups = _groups(spans, size, device, self.kernels)
+        compiled = kernels() if device.type == "cpu" and dtype == torch.bfloat16 else None
+        return cls(pool, to_device(slots, device), _groups(spans, pool, compiled), compiled)
+
+    @classmethod
+    def decode(cls, pool: PagePool, slots: Tensor, tables: Tensor, lengths: Tensor) -> "PagedAttention":
+        """For one new token a sequence, from tensors alone: nothing depends on the numbers in them.
+
+        slots, lengths: (sequences,), a length counts the new token; tables: (sequences, pages), padded with the pool's
+        spare page.
+        """
+        size, width = pool.page_size, tables.shape[1]
+        how = way(pool.store.device, pool.store.dtype, pool.store.shape[-1], size)
+        if how == "flash":
+            return cls(pool, slots, [Flash.decode(tables, lengths, size)])
+        if how == "flex":
+            return cls(pool, slots, [Flex.build(slice(None), tables, lengths - 1, 1, pool.pages + 1, size)])
+        visible = torch.arange(width * size, device=slots.device) < lengths[:, None]
+        group = _Group(slice(None), tables, None, width * size, visible[:, None, None], decodes=True)
+        return cls(pool, slots, [group])
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Store key and value (1, tokens, kv_heads, head_dim) and attend query (1, tokens, heads, head_dim)."""
@@ -74,8 +86,6 @@ class PagedAttention:
         return self._see(self.kernels.turn(qkv[0], angles, self._slots, keys, values, heads)[None], keys, values)
 
     def _see(self, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        if self._paged is not None:
-            return self._paged.attend(query, keys, values)
         if len(self._groups) == 1:  # the whole step: nothing to put together
             return self._groups[0].attend(query[0], keys, values)[None]
         out = torch.empty_like(query)
@@ -148,15 +158,25 @@ def _decode(query: Tensor, keys: Tensor, values: Tensor, visible: Tensor | None)
     return out.view(kv_heads, sequences, -1, size).transpose(0, 1).flatten(1, 2)
 
 
-def _groups(
-    spans: Sequence[Span], page_size: int, device: torch.device, kernels: Kernels | None
-) -> list[_Group | _Rows]:
-    groups: list[_Group | _Rows] = []
+Group = _Group | _Rows | Flash | Flex
+
+
+def _groups(spans: Sequence[Span], pool: PagePool, kernels: Kernels | None) -> list[Group]:
+    page_size, device = pool.page_size, pool.store.device
+    how = way(device, pool.store.dtype, pool.store.shape[-1], page_size)
+    if how == "flash":
+        pages = max(-(-span.end // page_size) for span in spans)
+        counts, ends = [span.count for span in spans], [span.end for span in spans]
+        padded = [_padded(span.block_table, pages, pool.spare) for span in spans]
+        return [Flash.build(padded, counts, ends, page_size, device)]
+    if how == "flex":
+        return _flex_groups(spans, pool)
+    groups: list[Group] = []
     decode: dict[int, list[tuple[int, Span]]] = defaultdict(list)
     for at, span in zip(accumulate((s.count for s in spans), initial=0), spans, strict=False):
         pages = -(-span.end // page_size)
         if span.count == 1:
-            decode[_bucket(pages) if kernels is None else 0].append((at, span))
+            decode[bucket(pages) if kernels is None else 0].append((at, span))
             continue
         visible = None
         if span.start:
@@ -171,7 +191,7 @@ def _groups(
         pages = -(-longest // page_size)
         tokens = torch.tensor([at for at, _ in rows], device=device)
         if kernels is not None:
-            tables = torch.tensor([_padded(span.block_table, pages) for _, span in rows])
+            tables = torch.tensor([_padded(span.block_table, pages, pool.spare) for _, span in rows])
             groups.append(_Rows(kernels, tokens, tables, torch.tensor(lengths), longest))
             continue
         # Many read whole pages: cutting what was gathered to length would copy it once more.
@@ -180,10 +200,32 @@ def _groups(
         if min(lengths) < looked_at:
             visible = torch.arange(looked_at, device=device) < torch.tensor(lengths, device=device)[:, None]
             visible = visible[:, None, None]
-        padded = [_padded(span.block_table, pages) for _, span in rows]
+        padded = [_padded(span.block_table, pages, pool.spare) for _, span in rows]
         first = _in_a_row(padded[0]) if len(rows) == 1 else None
         tables = torch.tensor(padded, device=device)
         groups.append(_Group(tokens, tables, first, looked_at, visible, decodes=True))
+    return groups
+
+
+def _flex_groups(spans: Sequence[Span], pool: PagePool) -> list[Group]:
+    """Those that bring one token together, each of the others alone."""
+    device = pool.store.device
+    rows: list[tuple[int, Span]] = []
+    together: list[list[tuple[int, Span]]] = [rows]
+    for at, span in zip(accumulate((s.count for s in spans), initial=0), spans, strict=False):
+        if span.count == 1:
+            rows.append((at, span))
+        else:
+            together.append([(at, span)])
+    groups: list[Group] = []
+    for members in filter(None, together):
+        at, first = members[0]
+        alone = len(members) == 1
+        tokens = slice(at, at + first.count) if alone else to_device([at for at, _ in members], device)
+        pages = max(-(-span.end // pool.page_size) for _, span in members)
+        tables = to_device([_padded(span.block_table, pages, pool.spare) for _, span in members], device)
+        starts = to_device([span.start for _, span in members], device)
+        groups.append(Flex.build(tokens, tables, starts, first.count, pool.pages + 1, pool.page_size))
     return groups
 
 
@@ -192,61 +234,12 @@ def _in_a_row(table: Sequence[int]) -> int | None:
     return table[0] if all(b - a == 1 for a, b in pairwise(table)) else None
 
 
-def _padded(block_table: Sequence[int], pages: int) -> list[int]:
-    """A block table of that length. It is filled with a page of its own: nobody else's numbers are ever touched."""
-    return [*block_table[:pages], *[block_table[0]] * (pages - len(block_table))]
+def _padded(block_table: Sequence[int], pages: int, spare: int) -> list[int]:
+    """A block table of that length, filled with the pool's spare page: nobody else's numbers are ever touched."""
+    return [*block_table[:pages], *[spare] * (pages - len(block_table))]
 
 
-def _bucket(pages: int) -> int:
+def bucket(pages: int) -> int:
     """1, 2, 3, 4, 6, 8, 12, 16, 24, …: the least of these that is not below `pages`, so padding stays under a half."""
     power = 1 << (pages - 1).bit_length()
     return power * 3 // 4 if power >= 4 and pages <= power * 3 // 4 else power
-
-
-@dataclass(frozen=True)
-class _Paged:
-    """What flash attention wants to know of a step to read pages where they lie."""
-
-    cu_queries: Tensor  # int32 (sequences + 1,): where each sequence's queries begin
-    cu_keys: Tensor  # int32 (sequences + 1,)
-    used: Tensor  # int32 (sequences,): keys of each
-    tables: Tensor  # int32 (sequences, pages)
-    max_queries: int
-    max_keys: int
-
-    @classmethod
-    def build(cls, spans: Sequence[Span], page_size: int, device: torch.device) -> "_Paged":
-        pages = max(-(-span.end // page_size) for span in spans)
-
-        def tensor(values: object) -> Tensor:
-            return torch.tensor(values, dtype=torch.int32, device=device)
-
-        return cls(
-            cu_queries=tensor([*accumulate((span.count for span in spans), initial=0)]),
-            # Flash attention 2 asks for this beside `used`; version 3 infers it.
-            cu_keys=tensor([*accumulate((span.end for span in spans), initial=0)]),
-            used=tensor([span.end for span in spans]),
-            tables=tensor([_padded(span.block_table, pages) for span in spans]),
-            max_queries=max(span.count for span in spans),
-            max_keys=pages * page_size,
-        )
-
-    def attend(self, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        from torch.nn.attention.varlen import varlen_attn
-
-        out = varlen_attn(
-            query[0],
-            keys.permute(1, 2, 0, 3),  # (pages, page_size, kv_heads, head_dim); only the last must be dense
-            values.permute(1, 2, 0, 3),
-            self.cu_queries,
-            self.cu_keys,
-            self.max_queries,
-            self.max_keys,
-            window_size=(-1, 0),  # any distance back, none ahead
-            enable_gqa=True,
-            seqused_k=self.used,
-            block_table=self.tables,
-            # Chosen by the kernel it gives NaN now and then (pytorch/torchtitan#3235), and it depends on batch mates.
-            num_splits=1,
-        )
-        return out.view_as(query)  # type: ignore[union-attr]

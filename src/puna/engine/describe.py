@@ -3,11 +3,17 @@
 import torch
 
 from puna.core.units import format_bytes
-from puna.engine.attention import reads_pages
 from puna.engine.fused import packs
 from puna.engine.kernels import kernels
+from puna.engine.paged import Way, way
 from puna.engine.scheduler import Scheduler
 from puna.model.llama import LlamaForCausalLM
+
+_ATTENTION: dict[Way, str] = {
+    "flash": "flash attention that reads pages where they lie",
+    "flex": "FlexAttention that reads pages where they lie",
+    "gather": "over gathered pages",
+}
 
 
 def describe(model: LlamaForCausalLM, scheduler: Scheduler, *, why: str, deterministic: bool) -> list[str]:
@@ -18,10 +24,8 @@ def describe(model: LlamaForCausalLM, scheduler: Scheduler, *, why: str, determi
     said = [f"Weights: {_name(model.head_weight.dtype)} on {device}, {format_bytes(size)}, {why}."]
     if matrices:
         said.append(f"Matrices: {', '.join(sorted({matrix.kind for matrix in matrices}))}, laid out for this CPU.")
-    if reads_pages(device, pool.store.dtype):
-        said.append("Attention: flash attention that reads pages where they lie.")
-    else:
-        said.append(f"Attention: {_pages_read(pool.store.dtype) if device.type == 'cpu' else 'over gathered pages'}.")
+    how = way(device, pool.store.dtype, pool.store.shape[-1], pool.page_size)
+    said.append(f"Attention: {_ATTENTION[how] if device.type != 'cpu' else _pages_read(pool.store.dtype)}.")
     said.append(
         f"Cache: {pool.pages * pool.page_size:,} tokens in pages of {pool.page_size}, {_name(pool.store.dtype)}, "
         f"{format_bytes(pool.store.numel() * pool.store.itemsize)}."

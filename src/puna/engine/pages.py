@@ -21,6 +21,7 @@ from itertools import islice
 import torch
 from torch import Tensor
 
+from puna.engine.transfer import to_device
 from puna.model.config import ModelConfig
 
 _SCAN = 64  # newest continuations of a page that are compared token by token
@@ -51,10 +52,13 @@ class PagePool:
         self, config: ModelConfig, pages: int, page_size: int, *, device: torch.device | str, dtype: torch.dtype
     ) -> None:
         self.pages, self.page_size = pages, page_size
+        self.spare = pages
+        """One page more, which nobody is ever given: what fills a row up points there."""
         # Heads outside, so that what a sequence has gathered of one head lies in a row, as batched products want it.
-        shape = (config.num_key_value_heads, pages, page_size, config.head_dim)
+        shape = (config.num_key_value_heads, pages + 1, page_size, config.head_dim)
         # Not filled here: a system gives memory to what is written, so an idle pool costs nothing. See `take`.
         self.store = torch.empty(config.num_hidden_layers, 2, *shape, device=device, dtype=dtype)
+        self.store[:, :, :, self.spare] = 0
         self.references = [0] * pages
         self._free = list(range(pages))  # a heap: the first come out first, so a sequence's pages mostly lie in a row
         self._cached: OrderedDict[int, None] = OrderedDict()  # known, held by nobody, least recently used first
@@ -70,11 +74,11 @@ class PagePool:
         return len(self._free) + len(self._cached)
 
     def keys(self, layer: int) -> Tensor:
-        """(kv_heads, pages, page_size, head_dim)."""
+        """(kv_heads, pages + 1, page_size, head_dim)."""
         return self.store[layer, 0]
 
     def values(self, layer: int) -> Tensor:
-        """(kv_heads, pages, page_size, head_dim)."""
+        """(kv_heads, pages + 1, page_size, head_dim)."""
         return self.store[layer, 1]
 
     def pages_for(self, tokens: int) -> int:
@@ -100,7 +104,7 @@ class PagePool:
             taken.append(heappop(self._free))
             self.references[taken[-1]] = 1
         if taken:
-            self.store[:, :, :, taken] = 0
+            self.store.index_fill_(3, to_device(taken, self.store.device), 0)
         return taken
 
     def retain(self, pages: Sequence[int]) -> None:

@@ -5,6 +5,8 @@ page by page instead, each page of each sequence in a forward of its own that al
 token then passes through the same kernels with the same shapes at the same row whatever runs beside it, however its
 prompt was cut and whether its neighbours came from the prefix cache, and so its logits are the same to the bit. It
 costs a page's arithmetic for each token that is written.
+
+A step that brings one token of each of its sequences may be padded to one of a few sizes (`engine.decode`).
 """
 
 from collections.abc import Sequence
@@ -13,10 +15,13 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from puna.engine.attention import CPU_PAGE, CUDA_PAGE, PagedAttention, Span, reads_pages
+from puna.engine.attention import PagedAttention, Span
+from puna.engine.decode import DecodeSteps
 from puna.engine.fused import head
+from puna.engine.paged import PAGE_SIZES, best_way
 from puna.engine.pages import PagePool
 from puna.engine.scheduler import Chunk
+from puna.engine.transfer import to_device
 from puna.model.llama import LlamaForCausalLM
 
 _SHARE = {"cpu": 0.25, "cuda": 0.8}
@@ -24,47 +29,63 @@ _SHARE = {"cpu": 0.25, "cuda": 0.8}
 
 
 class Runner:
-    """A model and the pages it computes into. vocabulary: tokens that may be said, the first of the model's."""
+    """A model and the pages it computes into. vocabulary: tokens that may be said, the first of the model's; buckets:
+    decode steps are padded to a few sizes, and on CUDA captured."""
 
-    def __init__(self, model: LlamaForCausalLM, pool: PagePool, vocabulary: int, *, deterministic: bool) -> None:
+    def __init__(
+        self, model: LlamaForCausalLM, pool: PagePool, vocabulary: int, *, deterministic: bool, buckets: bool = False
+    ) -> None:
         self.model, self.pool, self.vocabulary, self.deterministic = model, pool, vocabulary, deterministic
         self.head = head(model)
+        self.decode_steps = None
+        if buckets and not deterministic:
+            self.decode_steps = DecodeSteps(model, pool, capture=pool.store.device.type == "cuda")
 
     @torch.inference_mode()
-    def forward(self, chunks: Sequence[Chunk]) -> Tensor:
-        """Compute the chunks into their pages. Returns the logits of their rows, end to end: (rows, vocabulary)."""
+    def forward(self, chunks: Sequence[Chunk], said: Tensor | None = None) -> Tensor:
+        """Compute the chunks into their pages. Returns the logits of their rows, end to end: (rows, vocabulary).
+
+        said: (chunks,) on the device, the one token of each chunk, where these are ahead of what is known here.
+        """
         if self.deterministic:
-            return torch.cat([tile for chunk in chunks for tile in self._tiles(chunk)])
-        ids = [token for chunk in chunks for token in chunk.continuation.ids[chunk.start : chunk.end]]
-        spans = [Span(chunk.continuation.block_table, chunk.start, chunk.count) for chunk in chunks]
+            return torch.cat([tile for i, chunk in enumerate(chunks) for tile in self._tiles(chunk, said, i)])
+        known = [token for chunk in chunks for token in chunk.continuation.ids[chunk.start : chunk.end]]
+        tables = [chunk.continuation.block_table for chunk in chunks]
+        if self.decode_steps is not None and all(c.count == 1 and c.rows == [c.start] for c in chunks):
+            starts = [chunk.start for chunk in chunks]
+            hidden = self.decode_steps.hidden(known if said is None else said, starts, tables)
+            if hidden is not None:
+                return self.head(hidden)[:, : self.vocabulary]
+        device = self.pool.store.device
+        spans = [Span(table, chunk.start, chunk.count) for table, chunk in zip(tables, chunks, strict=True)]
         begins = accumulate((chunk.count for chunk in chunks), initial=0)
         rows = [begin + row - chunk.start for begin, chunk in zip(begins, chunks, strict=False) for row in chunk.rows]
-        index = torch.tensor(rows, dtype=torch.long, device=self.pool.store.device)
+        index = to_device(rows, device, torch.long)
+        ids = to_device(known, device) if said is None else said
         return self._call(ids, spans, lambda hidden, _: self.head(hidden[0, index])[:, : self.vocabulary])
 
-    def _tiles(self, chunk: Chunk) -> list[Tensor]:
+    def _tiles(self, chunk: Chunk, said: Tensor | None, at: int) -> list[Tensor]:
         """The logits of a chunk's rows, page by page. What lies before the chunk in its first page is the same again;
-        what lies behind its end in its last one is written over when its turn comes."""
+        what lies behind its end in its last one is written over when its turn comes. at: which of `said` is its."""
         size, known, table = self.pool.page_size, chunk.continuation.ids, chunk.continuation.block_table
         tiles = []
         for first in range(chunk.start // size * size, chunk.end, size):
-            ids = known[first : min(first + size, chunk.end)]
             wanted = [row - first for row in chunk.rows if first <= row < first + size]
-            logits = self._call(
-                ids + [0] * (size - len(ids)),
-                [Span(table, first, size)],
-                lambda hidden, _: self.head(hidden[0])[:, : self.vocabulary],
-            )
+            page = known[first : min(first + size, chunk.end)]
+            ids = to_device(page + [0] * (size - len(page)), self.pool.store.device)
+            if said is not None:
+                ids[chunk.start - first] = said[at]
+            span = Span(table, first, size)
+            logits = self._call(ids, [span], lambda hidden, _: self.head(hidden[0])[:, : self.vocabulary])
             tiles.append(logits[wanted])
         return tiles
 
-    def _call(self, ids: Sequence[int], spans: Sequence[Span], logits: object) -> Tensor:
-        device = self.pool.store.device
+    def _call(self, ids: Tensor, spans: Sequence[Span], logits: object) -> Tensor:
         positions = [position for span in spans for position in range(span.start, span.end)]
         return self.model(
-            torch.tensor([ids], device=device),
-            positions=torch.tensor([positions], device=device),
-            cache=PagedAttention(self.pool, spans),
+            ids[None],
+            positions=to_device(positions, ids.device)[None],
+            cache=PagedAttention.of(self.pool, spans),
             head=logits,
         )
 
@@ -75,7 +96,7 @@ def make_pool(
     """A pool for `kv_tokens`; by default for max_batch whole contexts, or as many as a share of free memory holds."""
     config, weight = model.config, model.head_weight
     if page_size is None:
-        page_size = CUDA_PAGE if reads_pages(weight.device, weight.dtype) else CPU_PAGE
+        page_size = PAGE_SIZES[best_way(weight.device, weight.dtype, config.head_dim)]
     if kv_tokens is None:
         token_bytes = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * weight.itemsize
         fitting = int(_free_bytes(weight.device) * _SHARE.get(weight.device.type, 0.25)) // token_bytes

@@ -22,6 +22,16 @@ def has_paged_attention() -> bool:
 
 
 @lru_cache(maxsize=1)
+def has_compiled_flex() -> bool:
+    """Whether FlexAttention can be compiled for the GPU here: there is one, and Triton with it."""
+    if not torch.cuda.is_available():
+        return False
+    from torch.utils._triton import has_triton
+
+    return has_triton()
+
+
+@lru_cache(maxsize=1)
 def multiplies_bfloat16() -> bool:
     """Whether this CPU has instructions for products of bfloat16, which then beat those of float32."""
     asked = (getattr(torch.cpu, f"_is_{name}_supported", None) for name in ("avx512_bf16", "amx_tile"))
@@ -30,7 +40,8 @@ def multiplies_bfloat16() -> bool:
 
 @lru_cache(maxsize=1)
 def _varlen_parameters() -> frozenset[str]:
-    if not torch.cuda.is_available():
+    # Flash attention runs from Ampere on.
+    if not torch.cuda.is_available() or torch.cuda.get_device_capability() < (8, 0):
         return frozenset()
     try:
         from torch.nn.attention.varlen import varlen_attn
