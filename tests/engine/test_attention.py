@@ -14,10 +14,9 @@ from torch.nn.attention import flex_attention
 from puna.engine import attention, paged
 from puna.engine.attention import PagedAttention, Span, bucket
 from puna.engine.decode import DecodeSteps
-from puna.engine.paged import PAGE_SIZES, Flex
+from puna.engine.paged import Flex
 from puna.engine.pages import PagePool
 from puna.model.config import ModelConfig
-from puna.model.features import has_paged_attention
 from puna.model.llama import LlamaForCausalLM
 
 Maker = Callable[..., LlamaForCausalLM]
@@ -130,19 +129,3 @@ def test_compiled_flex_attention_gives_the_same() -> None:
 @given(pages=st.integers(1, 10_000))
 def test_padding_stays_under_a_half(pages: int) -> None:
     assert pages <= bucket(pages) < max(pages * 1.5, 2)
-
-
-@pytest.mark.skipif(not has_paged_attention(), reason="needs CUDA and torch 2.12, whose varlen_attn reads pages")
-@torch.inference_mode()
-def test_flash_attention_reads_pages_as_gathering_does(random_model: Maker) -> None:
-    config = ModelConfig(preset="nano", head_dim=64)
-    model = random_model(config).to("cuda", torch.bfloat16)
-    text = torch.randint(0, 512, (200,), device="cuda")
-    pool = PagePool(config, 3, PAGE_SIZES["flash"], device="cuda", dtype=torch.bfloat16)
-    pool.store.zero_()
-    rows = []
-    for start, end in ((0, 150), (150, 199), (199, 200)):
-        positions = torch.arange(start, end, device="cuda")
-        cache = PagedAttention.of(pool, [Span([2], start, end - start)])
-        rows.append(model(text[None, start:end], positions=positions[None], cache=cache)[0])
-    torch.testing.assert_close(torch.cat(rows), model(text[None])[0], rtol=0.05, atol=0.2)

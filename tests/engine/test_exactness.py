@@ -39,6 +39,8 @@ ENGINES = st.fixed_dictionaries(
         "step_tokens": st.sampled_from([1, 3, 7, 16, 64, 512]),
         "kv_tokens": st.sampled_from([64, 80, 128, 1024]),  # 64: every request fits alone, hardly two together
         "prefix_cache": st.booleans(),
+        "decode_buckets": st.booleans(),
+        "overlap": st.booleans(),
     }
 )
 
@@ -115,8 +117,10 @@ def spied(engine: Engine, seen: dict[tuple[int, ...], torch.Tensor]) -> Engine:
     """Compare all logits that the engine computes with those that any engine computed for the same tokens."""
     forward = engine._stepper.runner.forward
 
-    def compared(chunks: Sequence[Chunk]) -> torch.Tensor:
-        logits = forward(chunks)
+    def compared(chunks: Sequence[Chunk], *said: torch.Tensor) -> torch.Tensor:
+        logits = forward(chunks, *said)
+        if said:  # nobody knows yet what these are the logits of
+            return logits
         contexts = [tuple(chunk.continuation.ids[: row + 1]) for chunk in chunks for row in chunk.rows]
         for context, row in zip(contexts, logits, strict=True):
             assert torch.equal(seen.setdefault(context, row), row), "the same tokens, other logits"
@@ -159,6 +163,49 @@ def test_preemption_happens_and_changes_nothing(random_model: Maker) -> None:
         follows(model, prompt, done.ids)
     assert engine.stats()["preemptions"] > 0
     idle(engine)
+
+
+def test_a_step_is_on_its_way_before_the_last_ones_tokens_are_known(random_model: Maker) -> None:
+    model = random_model(CONFIG)
+    engine = Engine(model, None, max_batch=4, page_size=4, overlap=True)
+    asked = {1: (8, 0), 2: (20, 1), 3: (13, 2), 4: (20, 3), 5: (16, 4), 6: (9, 5)}  # prompt -> tokens, seed
+    params = [SamplingParams(max_tokens=tokens, seed=seed) for tokens, seed in asked.values()]
+    together = engine.generate([[i] for i in asked], params)
+    stepper = engine._stepper
+    assert stepper.ahead > stepper.steps / 2
+    idle(engine)
+    alone = Engine(model, None, overlap=False)
+    assert [done.ids for done in together] == [
+        alone.generate([[i]], p)[0].ids for i, p in zip(asked, params, strict=True)
+    ]
+    assert alone._stepper.ahead == 0
+
+
+def test_an_end_that_is_found_a_step_late_is_the_end(random_model: Maker) -> None:
+    model = random_model(CONFIG)
+    [free] = Engine(model, None).generate([[1, 2]], params_of([20]))
+    for stop in (free.ids[0], free.ids[5], free.ids[18]):
+        engine = Engine(model, None, end_ids=[stop], overlap=True, page_size=4)
+        first = free.ids.index(stop)
+        done, other = engine.generate([[1, 2], [3]], params_of([20, 20]))
+        assert done.ids == free.ids[: first + 1]
+        assert done.finish_reason == "stop"
+        follows(model, [3], other.ids)
+        [again] = engine.generate([[1, 2, *done.ids]], params_of([5], ignore_end=True))
+        follows(model, [1, 2, *done.ids], again.ids)
+        idle(engine)
+
+
+@pytest.mark.parametrize("params", [{"repetition_penalty": 1.5}, {"presence_penalty": 1.0}, {"top_logprobs": 2}])
+def test_what_needs_to_know_the_last_token_waits_for_it(random_model: Maker, params: dict[str, Any]) -> None:
+    model = random_model(CONFIG)
+    asked = [SamplingParams(max_tokens=12, temperature=0, **params), *params_of([12])]
+    results = []
+    for overlap in (False, True):
+        engine = Engine(model, None, overlap=overlap)
+        results.append([(done.ids, done.finish_reason) for done in engine.generate([[1], [2]], asked)])
+        assert engine._stepper.ahead == 0
+    assert results[0] == results[1]
 
 
 def test_a_long_prompt_does_not_hold_up_those_who_are_being_answered(random_model: Maker) -> None:

@@ -1,6 +1,7 @@
 """What goes wrong stays where it happened: the others are bit-equal to an undisturbed run, and no page is lost."""
 
 import contextlib
+import itertools
 import random
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 from puna.core.errors import PunaError
-from puna.engine import step
+from puna.engine import flight
 from puna.engine.generate import Engine, SamplingParams
 from puna.engine.request import DeadlineError, EngineError, Request, Step
 from puna.engine.scheduler import Chunk
@@ -20,7 +21,7 @@ from puna.model.config import ModelConfig
 from puna.model.llama import LlamaForCausalLM
 
 Maker = Callable[..., LlamaForCausalLM]
-Forward = Callable[[Sequence[Chunk]], torch.Tensor]
+Forward = Callable[..., torch.Tensor]
 PARAMS = [SamplingParams(max_tokens=12, temperature=0), SamplingParams(max_tokens=14, seed=2)] * 3
 PROMPTS = [[i, i + 1, i + 2, *range(3 * i)] for i in range(1, 7)]
 
@@ -36,9 +37,10 @@ def expected(model: LlamaForCausalLM) -> list[list[int]]:
     return [done.ids for done in Engine(model, None, page_size=8, deterministic=True).generate(PROMPTS, PARAMS)]
 
 
-@pytest.fixture
-def engine(model: LlamaForCausalLM) -> Iterator[Engine]:
-    engine = Engine(model, None, max_batch=4, page_size=8, step_tokens=32, deterministic=True)
+@pytest.fixture(params=[False, True], ids=["", "overlap"])
+def engine(model: LlamaForCausalLM, request: pytest.FixtureRequest) -> Iterator[Engine]:
+    options = {"max_batch": 4, "page_size": 8, "step_tokens": 32, "overlap": request.param}
+    engine = Engine(model, None, deterministic=True, **options)
     yield engine
     engine.close()
     whole(engine)
@@ -56,9 +58,9 @@ def disturbed(engine: Engine, fault: Callable[[Sequence[Chunk]], Any]) -> None:
     """Let `fault` look at, hold up or refuse each forward."""
     forward: Forward = engine._stepper.runner.forward
 
-    def spoiled(chunks: Sequence[Chunk]) -> torch.Tensor:
+    def spoiled(chunks: Sequence[Chunk], *said: torch.Tensor) -> torch.Tensor:
         fault(chunks)
-        return forward(chunks)
+        return forward(chunks, *said)
 
     engine._stepper.runner.forward = spoiled  # type: ignore[method-assign]
 
@@ -137,8 +139,8 @@ def test_nan_where_a_prompt_is_scored_ends_that_request(engine: Engine, expected
     forward: Forward = engine._stepper.runner.forward
 
     @torch.inference_mode()
-    def spoiled(chunks: Sequence[Chunk]) -> torch.Tensor:
-        logits, at = forward(chunks), 0
+    def spoiled(chunks: Sequence[Chunk], *said: torch.Tensor) -> torch.Tensor:
+        logits, at = forward(chunks, *said), 0
         for chunk in chunks:
             if chunk.prompt_rows:
                 logits[at] = float("nan")
@@ -220,11 +222,14 @@ def test_a_consumer_that_raises_ends_its_own_request(engine: Engine, expected: l
     assert isinstance(gone.undelivered, ConnectionError)
 
 
-@pytest.mark.parametrize("where", ["forward", "plan", "sample", "pages"])
+@pytest.mark.parametrize(
+    ("where", "overlap"),
+    [("plan", False), ("plan_ahead", True), *itertools.product(["forward", "sample", "pages"], [False, True])],
+)
 def test_ctrl_c_on_a_callers_thread_leaves_the_others_streams_whole(
-    model: LlamaForCausalLM, expected: list[list[int]], monkeypatch: pytest.MonkeyPatch, where: str
+    model: LlamaForCausalLM, expected: list[list[int]], monkeypatch: pytest.MonkeyPatch, where: str, overlap: bool
 ) -> None:
-    engine = Engine(model, None, max_batch=4, page_size=8, deterministic=True)
+    engine = Engine(model, None, max_batch=4, page_size=8, deterministic=True, overlap=overlap)
     stream = engine.stream(PROMPTS[1], PARAMS[1])
     said = [next(stream)[0] for _ in range(5)]
     left = iter([False, False, True])
@@ -241,12 +246,12 @@ def test_ctrl_c_on_a_callers_thread_leaves_the_others_streams_whole(
     scheduler = engine._stepper.scheduler
     if where == "forward":
         monkeypatch.setattr(engine._stepper.runner, "forward", interrupted(engine._stepper.runner.forward))
-    elif where == "plan":
-        monkeypatch.setattr(scheduler, "plan", interrupted(scheduler.plan))
+    elif where.startswith("plan"):
+        monkeypatch.setattr(scheduler, where, interrupted(getattr(scheduler, where)))
     elif where == "pages":
         monkeypatch.setattr(scheduler.pool, "take", interrupted(scheduler.pool.take))
     else:
-        monkeypatch.setattr("puna.engine.step.sample", interrupted(step.sample))
+        monkeypatch.setattr(flight, "sample", interrupted(flight.sample))
     with pytest.raises(KeyboardInterrupt):
         engine.generate([PROMPTS[0], PROMPTS[2]], SamplingParams(max_tokens=60, temperature=0))
     assert said + [token for token, _ in stream] == expected[1]
@@ -254,8 +259,9 @@ def test_ctrl_c_on_a_callers_thread_leaves_the_others_streams_whole(
     whole(engine)
 
 
-def test_hundreds_of_random_requests_leave_nothing_behind(model: LlamaForCausalLM) -> None:
-    engine = Engine(model, None, max_batch=8, kv_tokens=512, page_size=8, step_tokens=48)
+@pytest.mark.parametrize("overlap", [False, True])
+def test_hundreds_of_random_requests_leave_nothing_behind(model: LlamaForCausalLM, overlap: bool) -> None:
+    engine = Engine(model, None, max_batch=8, kv_tokens=512, page_size=8, step_tokens=48, overlap=overlap)
     chance = random.Random(0)
 
     def burst(count: int) -> None:

@@ -25,9 +25,9 @@ def model(random_model: Maker) -> LlamaForCausalLM:
     return random_model(ModelConfig(preset="nano"))
 
 
-@pytest.fixture
-def engine(model: LlamaForCausalLM) -> Iterator[Engine]:
-    engine = Engine(model, None, max_batch=4, page_size=8, deterministic=True)
+@pytest.fixture(params=[False, True], ids=["", "overlap"])
+def engine(model: LlamaForCausalLM, request: pytest.FixtureRequest) -> Iterator[Engine]:
+    engine = Engine(model, None, max_batch=4, page_size=8, deterministic=True, overlap=request.param)
     yield engine
     engine.close()
     engine._stepper.scheduler.pool.check()
@@ -47,8 +47,8 @@ def faulty(engine: Engine, fault: Callable[[Sequence[Chunk], torch.Tensor], None
     forward = engine._stepper.runner.forward
 
     @torch.inference_mode()
-    def spoiled(chunks: Sequence[Chunk]) -> torch.Tensor:
-        logits = forward(chunks)
+    def spoiled(chunks: Sequence[Chunk], *said: torch.Tensor) -> torch.Tensor:
+        logits = forward(chunks, *said)
         fault(chunks, logits)
         return logits
 

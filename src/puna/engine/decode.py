@@ -6,6 +6,7 @@ one tensor: ids, positions, slots and block tables, filled up with rows that rea
 size is captured when it first comes up, after a warm-up; one that cannot be is computed as any other step.
 """
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ from puna.engine.pages import PagePool
 from puna.engine.transfer import to_device
 from puna.model.llama import LlamaForCausalLM
 
+log = logging.getLogger(__name__)
 _ID, _POSITION, _SLOT, _TABLE = range(4)  # rows of a step's numbers; the block table's are the last
 
 
@@ -49,6 +51,7 @@ class DecodeSteps:
             except Exception as error:  # whatever it is, there is another way
                 let_go(error)
                 self.failed[size] = (str(error).strip().splitlines() or [type(error).__name__])[0]
+                log.warning("Decode steps of %d texts could not be captured: %s", size, self.failed[size])
                 return None
         return step.run(ids, positions, block_tables)
 

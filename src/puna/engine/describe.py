@@ -3,10 +3,11 @@
 import torch
 
 from puna.core.units import format_bytes
+from puna.engine.decode import DecodeSteps
 from puna.engine.fused import packs
 from puna.engine.kernels import kernels
 from puna.engine.paged import Way, way
-from puna.engine.scheduler import Scheduler
+from puna.engine.step import Stepper
 from puna.model.llama import LlamaForCausalLM
 
 _ATTENTION: dict[Way, str] = {
@@ -16,8 +17,9 @@ _ATTENTION: dict[Way, str] = {
 }
 
 
-def describe(model: LlamaForCausalLM, scheduler: Scheduler, *, why: str, deterministic: bool) -> list[str]:
+def describe(model: LlamaForCausalLM, stepper: Stepper, *, why: str) -> list[str]:
     """One sentence per choice. why: where the precision comes from."""
+    scheduler, runner = stepper.scheduler, stepper.runner
     pool, device = scheduler.pool, scheduler.pool.store.device
     matrices = packs(model)
     size = sum(parameter.nbytes for parameter in model.parameters()) + sum(matrix.nbytes for matrix in matrices)
@@ -34,11 +36,25 @@ def describe(model: LlamaForCausalLM, scheduler: Scheduler, *, why: str, determi
         f"At most {scheduler.max_batch} texts at once and {scheduler.step_tokens:,} tokens a step; known beginnings "
         f"{'are kept' if scheduler.prefix_cache else 'are computed again'}."
     )
+    if runner.decode_steps is not None:
+        said += _decode_steps(runner.decode_steps)
+    if stepper.overlap:
+        said.append(
+            "Overlap: a step's tokens are read when the next one is on its way, but for penalties, grammars and "
+            "top_logprobs."
+        )
     if device.type == "cpu":
         said.append(f"Threads: {torch.get_num_threads()}.")
-    if deterministic:
+    if runner.deterministic:
         said.append("Deterministic: the same logits to the bit in any company, for more arithmetic a token.")
     return said
+
+
+def _decode_steps(steps: DecodeSteps) -> list[str]:
+    how = "captured as CUDA graphs" if steps.capture else "padded"
+    found = f"; so far {', '.join(map(str, steps.sizes))}" if steps.sizes else ""
+    failed = [f"Decode steps of {size} texts could not be captured: {why}." for size, why in steps.failed.items()]
+    return [f"Decode steps: {how}, by numbers of texts, when each first comes up{found}.", *failed]
 
 
 def _pages_read(dtype: torch.dtype) -> str:

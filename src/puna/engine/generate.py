@@ -43,6 +43,8 @@ class Engine:
     max_batch: texts written at once, at most. kv_tokens: tokens whose keys and values there is room for; by default
     those of max_batch whole contexts, or what a share of the free memory holds. step_tokens: how many one step may
     compute. deterministic: logits do not depend to the bit on batch mates, prefix cache or preemption; slower.
+    decode_buckets: steps that bring one token of each text are padded to a few sizes, and on CUDA captured as graphs;
+    overlap: a step's tokens are read when the next step is on its way. None: both on CUDA, unless deterministic.
     Weights that others change must be told of by `update_weights(())`.
     """
 
@@ -58,6 +60,8 @@ class Engine:
         step_tokens: int = 512,
         prefix_cache: bool = True,
         deterministic: bool = False,
+        decode_buckets: bool | None = None,
+        overlap: bool | None = None,
     ) -> None:
         if tokenizer is not None:
             check_vocabulary(model.config, tokenizer.vocab_size, "The engine")
@@ -66,6 +70,9 @@ class Engine:
         # Embeddings are often padded; what the tokenizer cannot read back is never said.
         self.vocabulary = tokenizer.vocab_size if tokenizer else model.config.vocab_size
         self.deterministic = deterministic
+        on_gpu = model.head_weight.device.type == "cuda" and not deterministic
+        self._buckets = on_gpu if decode_buckets is None else decode_buckets
+        self._overlap = on_gpu if overlap is None else overlap
         self.precision = "as the model came"
         """Why the weights have the precision they have."""
         self._pool_size: dict[str, Any] = {"kv_tokens": kv_tokens, "page_size": page_size}
@@ -199,8 +206,7 @@ class Engine:
 
     def describe(self) -> list[str]:
         """What was chosen when the engine was made, a sentence each."""
-        stepper = self._stepper
-        return describe(self.model, stepper.scheduler, why=self.precision, deterministic=self.deterministic)
+        return describe(self.model, self._stepper, why=self.precision)
 
     def stuck(self, seconds: float) -> bool:
         """Whether there is something to do and for so long no step has ended. Never waits for the engine."""
@@ -216,8 +222,8 @@ class Engine:
         """Wanted with the first request: so is the memory."""
         pool = make_pool(self.model, max_batch=self.max_batch, **self._pool_size)
         scheduler = Scheduler(pool, max_batch=self.max_batch, **self._scheduling)
-        runner = Runner(self.model, pool, self.vocabulary, deterministic=self.deterministic)
-        return Stepper(scheduler, runner, self.token_bytes)
+        runner = Runner(self.model, pool, self.vocabulary, deterministic=self.deterministic, buckets=self._buckets)
+        return Stepper(scheduler, runner, self.token_bytes, overlap=self._overlap)
 
     @property
     def _grammars(self) -> Grammars:
@@ -257,6 +263,7 @@ class Engine:
 
     def _update(self, weights: Iterable[tuple[str, Tensor]]) -> int:
         stepper, shapes = self._stepper, weight_shapes(self.model)
+        stepper.settle()  # tokens on their way are those of the weights before
         try:
             for name, tensor in weights:
                 shape = shapes.get(name)

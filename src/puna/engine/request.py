@@ -198,7 +198,7 @@ class Continuation:
         self.block_table: list[int] = []
         self.digests: list[bytes] = []  # of the block table's whole pages, as far as they were entered
         self._uniforms = self.params.uniforms(index)
-        self._drawn: float | None = None
+        self._drawn: list[float] = []
         self.finish_reason: FinishReason | None = None
         self._matcher, self._free = matcher, self.params.grammar_after is not None
         self._held = ""  # text that may be the beginning of a stop string
@@ -228,15 +228,20 @@ class Continuation:
         """What the next token must obey."""
         return None if self._free else self._matcher
 
-    def draw(self) -> float:
-        """The uniform number that chooses the next token: the same until one is accepted."""
-        if self._drawn is None:
-            self._drawn = self._uniforms.random()
-        return self._drawn
+    @property
+    def ended(self) -> bool:
+        """Nothing more is wanted of it."""
+        return self.request.done or self.finish_reason is not None
+
+    def draw(self, *, ahead: bool = False) -> float:
+        """The uniform number that chooses the next token: the same until one is accepted. ahead: the one after it."""
+        while len(self._drawn) <= ahead:
+            self._drawn.append(self._uniforms.random())
+        return self._drawn[ahead]
 
     def accept(self, token: int) -> str:
         """Take the next id; return the text that is now certain. Sets `finish_reason` when the text ends."""
-        self._drawn = None
+        self._drawn = self._drawn[1:]
         self.ids.append(token)
         ended = token in self.end_ids
         if self.matcher is not None and not ended:

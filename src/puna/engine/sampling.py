@@ -18,6 +18,7 @@ from torch import Tensor
 
 from puna.core.errors import PunaError
 from puna.engine.grammar import Grammar
+from puna.engine.transfer import to_device
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,12 @@ class SamplingParams:
         """Whether logits are changed before a token is chosen."""
         return bool(self.logit_bias or self.repetition_penalty != 1 or self.presence_penalty or self.frequency_penalty)
 
+    @property
+    def looks_back(self) -> bool:
+        """Whether the choice of a token depends on those before it by more than the model: penalties, a grammar."""
+        penalties = self.repetition_penalty != 1 or self.presence_penalty or self.frequency_penalty
+        return bool(penalties or self.grammar is not None)
+
     def uniforms(self, index: int = 0) -> random.Random:
         """The source of uniform numbers of the index-th continuation, its own."""
         return random.Random(secrets.randbits(64) if self.seed is None else self.seed + index)
@@ -136,7 +143,7 @@ def sample(
         cumulative = probabilities(wanted, params).cumsum(-1, dtype=torch.float64)
         point = _column(uniforms, logits, torch.float64) * cumulative[:, -1:]
         drawn = torch.searchsorted(cumulative, point, right=True).squeeze(-1).clamp_max(logits.shape[-1] - 1)
-        greedy = torch.tensor([p.temperature == 0 for p in params], device=logits.device)
+        greedy = to_device([p.temperature == 0 for p in params], logits.device)
         ids = torch.where(greedy, ids, drawn)
     logprobs = logits.log_softmax(-1).gather(-1, ids[:, None]).squeeze(-1)
     return ids, logprobs
@@ -203,7 +210,7 @@ def _ids(tokens: Iterable[int], row: Tensor) -> Tensor:
 
 
 def _column(values: Sequence[float], like: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    return torch.tensor(values, dtype=dtype, device=like.device)[:, None]
+    return to_device(values, like.device, dtype)[:, None]
 
 
 def _require(condition: bool, message: str, hint: str) -> None:

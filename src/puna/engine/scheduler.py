@@ -24,6 +24,8 @@ class Chunk:
     continuation: Continuation
     start: int
     count: int
+    ahead: bool = False
+    """Its token is chosen, but not known yet."""
 
     @property
     def end(self) -> int:
@@ -32,7 +34,7 @@ class Chunk:
     @property
     def complete(self) -> bool:
         """Whether the next token can be chosen after it."""
-        return self.end == len(self.continuation.ids)
+        return self.ahead or self.end == len(self.continuation.ids)
 
     @property
     def prompt_rows(self) -> range:
@@ -127,6 +129,25 @@ class Scheduler:
             budget -= chunks[-1].count
         return chunks
 
+    def plan_ahead(self, texts: Sequence[Continuation]) -> list[Chunk]:
+        """The step after one that says the next token of each of these, before that token is known.
+
+        Empty where it takes more than going on: somebody could join, has a prompt to be computed, or has no page of his
+        own to go on in. A text that will have all its tokens is left out.
+        """
+        if self.waiting and len(self.running) < self.max_batch:
+            return []
+        known = set(texts)
+        if not all(continuation in known for continuation in self.running):
+            return []
+        chunks = []
+        for continuation in self.running:
+            if len(continuation.text_ids) + 1 < continuation.limit:
+                if not self._own_page(continuation, len(continuation.ids)):
+                    return []
+                chunks.append(Chunk(continuation, len(continuation.ids), 1, ahead=True))
+        return chunks
+
     def _admit(self, continuation: Continuation) -> bool:
         """Move the first waiting one to the running, with pages for all its tokens; False if they are not there."""
         # One page for each running text: it would be pushed out again by their growth.
@@ -155,25 +176,29 @@ class Scheduler:
 
     def _make_room(self, continuation: Continuation) -> bool:
         """See to a page of its own for the next token, at the cost of newer ones; False if it was the newest itself."""
-        table, at = continuation.block_table, continuation.computed // self.pool.page_size
-        while True:
-            if at == len(table):
-                taken = self.pool.take(1)
-                if taken is not None:
-                    table += taken
-                    return True
-            elif self.pool.references[table[at]] == 1:
-                return True
-            else:  # shared with others that continue the same prompt: copy on write
-                copy = self.pool.copy(table[at])
-                if copy is not None:
-                    self.pool.release([table[at]])
-                    table[at] = copy
-                    return True
+        while not self._own_page(continuation, continuation.computed):
             newest = self.running[-1]
             self.preempt(newest)
             if newest is continuation:
                 return False
+        return True
+
+    def _own_page(self, continuation: Continuation, position: int) -> bool:
+        """See to a page that it alone holds for its token at a position; False if no page is left."""
+        table, at = continuation.block_table, position // self.pool.page_size
+        if at == len(table):
+            taken = self.pool.take(1)
+            table += taken or []
+            return taken is not None
+        if self.pool.references[table[at]] == 1:
+            return True
+        # Shared with others that continue the same prompt: copy on write.
+        copy = self.pool.copy(table[at])
+        if copy is None:
+            return False
+        self.pool.release([table[at]])
+        table[at] = copy
+        return True
 
     def preempt(self, continuation: Continuation) -> None:
         """Take a running continuation's pages away and let it wait to be computed again."""
