@@ -19,7 +19,7 @@ from puna.core.errors import PunaError
 from puna.tasks.catalogue import find
 from puna.tasks.curriculum import Curriculum
 from puna.tasks.task import Problem, Task, Verdict, refused
-from puna.tune.loop import Stage
+from puna.tune.loop import SCORE, Stage
 from puna.tune.measure import Measured, measure_tasks
 from puna.tune.problems import is_heldout
 from puna.tune.rewards import Check, checker, reward
@@ -161,6 +161,17 @@ class Collector:
             dist.broadcast_object_list(found)
         measured: list[Measured] = found[0]
         return measured
+
+    def evaluate(self) -> dict[str, float]:
+        """Held-out accuracy, greedy and sampled; the score is the mean of both over tasks and levels."""
+        measures: dict[str, float] = {}
+        scores = []
+        for one in self.measure():
+            greedy, sampled, any_of_k = one.greedy or 0.0, one.pass_1 or 0.0, one.pass_k or 0.0
+            name = f"{one.task}.{one.level}"
+            measures |= {f"{name} greedy": greedy, f"{name} pass@1": sampled, f"{name} pass@{one.k}": any_of_k}
+            scores.append((greedy + sampled) / 2)
+        return {SCORE: sum(scores) / len(scores), **measures}
 
     def _check_heldout(self, task: Task, problem: Problem, text: str) -> Verdict:
         """What cannot be checked is not solved."""
