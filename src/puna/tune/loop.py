@@ -38,6 +38,7 @@ from puna.train.setup import default_layout
 from puna.train.speed import expected_step
 from puna.train.steplog import Clock, forget_peak_memory, peak_memory, quiet_gc
 from puna.train.stopping import StopRequest
+from puna.tune.lora import LoRA
 from puna.tune.network import CausalLM, Kind, trainable
 from puna.tune.recipe import StageRecipe
 
@@ -137,7 +138,10 @@ class Stage:
         observers: Sequence[Callable[[dict[str, Any]], None]] = (),
         kind: Kind | None = None,
     ) -> None:
-        self.run_dir, self.world, self.observers, self.kind = run_dir, world, observers, kind or CausalLM()
+        self.run_dir, self.world, self.observers = run_dir, world, observers
+        self.kind: Kind = kind or CausalLM()
+        if recipe.lora.rank:
+            self.kind = LoRA(self.kind, recipe.lora)
         if not recipe.model:
             raise PunaError("The recipe names no model to start from.", 'Set model = "models/...".')
         self.parent = Path(recipe.model)
