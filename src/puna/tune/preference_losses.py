@@ -40,7 +40,7 @@ def simpo(
 
 
 def kto(
-    logps: Tensor, reference: Tensor, good: Tensor, kl: Tensor, beta: float, weights: tuple[float, float]
+    logps: Tensor, reference: Tensor, good: Tensor, kl: Tensor, beta: float, weights: tuple[float, float] = (1.0, 1.0)
 ) -> Tensor:
     """Kahneman-Tversky optimisation (arXiv 2402.01306, eq. 7): answers that are good or bad, without pairs.
 
