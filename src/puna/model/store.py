@@ -97,6 +97,15 @@ def save_model(
             shutil.copyfile(file, place / file.name)
 
 
+def save_tensors(
+    place: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype, max_shard_bytes: int = 5_000_000_000
+) -> None:
+    """Write whole tensors as safetensors, in shards with an index where one file would be too large."""
+    _save_shards(
+        place, {name: tuple(tensor.shape) for name, tensor in tensors.items()}, tensors, dtype, max_shard_bytes
+    )
+
+
 def load_config(directory: Path) -> ModelConfig:
     """Read the shape from `config.json`. Raises PunaError when it is missing or not a dense Llama."""
     directory = Path(directory)

@@ -86,7 +86,7 @@ def read_rows(path: Path) -> Iterator[Row]:
 def dialogues_of(row: Row) -> list[Dialogue]:
     """The dialogues of one row: one, or as many as it has instances. Raises PunaError naming the row."""
     where, value = row
-    tools = _tools(value.get("tools"), where)
+    tools = tools_of(value.get("tools"), where)
     system = value.get("system") or value.get("system_prompt")
     if "messages" in value:
         dialogues = [_messages(value["messages"], where)]
@@ -239,7 +239,7 @@ def _text(value: Any, name: str, where: str) -> str:
     return value
 
 
-def _tools(value: Any, where: str) -> list[dict[str, Any]]:
+def tools_of(value: Any, where: str) -> list[dict[str, Any]]:
     if value in (None, "", [], "[]"):
         return []
     tools = _json(value, where) if isinstance(value, str) else value

@@ -30,6 +30,8 @@ from puna.train.recipe import (
 STAGES = {
     # stage: module and class of its recipe, and the module whose `run` does it
     "sft": ("puna.tune.sft_recipe", "SFTRecipe", "puna.tune.sft"),
+    "reward": ("puna.tune.preference_recipe", "RewardRecipe", "puna.tune.reward"),
+    "dpo": ("puna.tune.preference_recipe", "DPORecipe", "puna.tune.dpo"),
     "rl": ("puna.tune.rl_recipe", "RLRecipe", "puna.tune.rl"),
     "distill": ("puna.tune.rl_recipe", "DistillRecipe", "puna.tune.distill"),
 }

@@ -1,0 +1,114 @@
+"""Ranked answers as tokens and as rows, for everything that learns from preferences.
+
+Answers to one prompt share a row where they fit, as in `rl_rows`: the prompt is computed once, and each answer sees it
+and itself. Which preferences a step has is a function of the seed and the step.
+"""
+
+import hashlib
+import json
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+from puna.core.errors import PunaError
+from puna.text.chat import render
+from puna.text.tokenizer import Tokenizer
+from puna.tune.dialogues import Message
+from puna.tune.rl_rows import Answer, Row
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """A prompt's ids and its answers, best first; `good` for one that is judged alone."""
+
+    prompt: list[int]
+    answers: list[Answer]
+    good: bool = True
+
+    def rows(self, seq_len: int) -> list[Row]:
+        """One row for all answers where they fit, else one for each, in their order."""
+        answers = [(answer, 0.0) for answer in self.answers]
+        if len(self.prompt) + sum(len(answer.ids) for answer in self.answers) <= seq_len:
+            return [Row(self.prompt, answers)]
+        return [Row(self.prompt, [answer]) for answer in answers]
+
+
+def ranked_of(
+    prompt: Sequence[Message],
+    answers: Sequence[Sequence[Message]],
+    tools: Sequence[dict[str, Any]],
+    tokenizer: Tokenizer,
+    seq_len: int,
+    *,
+    drop: bool = False,
+    good: bool = True,
+) -> Ranked | None:
+    """The ids of a prompt and its answers, each with it at most `seq_len`: cut off, or with `drop` left out.
+
+    None when it is left out, the prompt leaves no room, or what is left of two answers is the same.
+    """
+    head = render(prompt, tokenizer, tools=tools or None, add_generation_prompt=True).ids
+    room = seq_len - len(head)
+    made = []
+    for answer in answers:
+        ids, mask = render([*prompt, *answer], tokenizer, tools=tools or None)
+        assert ids[: len(head)] == head, "the renderer promises that a prompt is a prefix"
+        ids, mask = ids[len(head) :], mask[len(head) :]
+        if room < 1 or (drop and len(ids) > room):
+            return None
+        made.append(Answer(ids[:room], mask[:room], [0.0] * min(room, len(ids)), len(ids) <= room))
+    if len({tuple(answer.ids) for answer in made}) < len(made):
+        return None
+    return Ranked(head, made, good)
+
+
+def formatting(tokenizer: Tokenizer) -> list[int]:
+    """Ids that are form and not text: headers and end tokens, not markers such as <think>."""
+    return [id for id in tokenizer.special.values() if not tokenizer.token_bytes(id)]
+
+
+def split_heldout(items: Sequence[T], share: float, key: Callable[[T], object]) -> tuple[list[T], list[T]]:
+    """(to train on, held out): what a hash of `key` says, so that the same prompt is on one side."""
+
+    def place(item: T) -> float:
+        text = json.dumps(key(item), sort_keys=True, ensure_ascii=True)
+        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
+
+    return [item for item in items if place(item) >= share], [item for item in items if place(item) < share]
+
+
+def read_ranked(
+    files: Sequence[str],
+    read: Callable[[Path], list[T]],
+    to_ids: Callable[[T], Ranked | None],
+    heldout: float,
+    key: Callable[[T], object],
+) -> tuple[list[Ranked], list[Ranked], int]:
+    """(to train on, held out, how many were left out) of some files. Raises PunaError when nothing is left."""
+    found = [item for name in files for item in read(Path(name))]
+    sides = split_heldout(found, heldout, key)
+    train, apart = ([ranked for item in side if (ranked := to_ids(item)) is not None] for side in sides)
+    if not train:
+        raise PunaError(
+            f"None of the {len(found)} preferences can be used: all are held out or too long.",
+            "Raise train.seq_len, or lower data.heldout.",
+        )
+    return train, apart, len(found) - len(train) - len(apart)
+
+
+def numbers_of_step(count: int, batch: int, step: int, seed: int) -> list[int]:
+    """Which of `count` items step `step` has: passes over all of them, each in an order of its own."""
+    places = [divmod(place, count) for place in range(step * batch, (step + 1) * batch)]
+    return [_order(count, seed, epoch)[index] for epoch, index in places]
+
+
+@lru_cache(maxsize=4)
+def _order(count: int, seed: int, epoch: int) -> list[int]:
+    order = list(range(count))
+    random.Random(f"ranked/{seed}/{epoch}").shuffle(order)
+    return order
