@@ -64,6 +64,8 @@ class Answer:
     verdict: Verdict
     ended: bool
     tokens: int
+    messages: list[dict[str, Any]]
+    """All that was said after the prompt, tool results included."""
 
 
 def measure_tasks(
@@ -141,7 +143,7 @@ def answer(
     with ThreadPoolExecutor(_GRADERS) as pool:
         graded = pool.map(lambda entry: entry.verdict or check(entry.task, entry.problem, entry.text), episodes)
         return [
-            Answer(entry.problem, entry.text, verdict, entry.ended, entry.tokens)
+            Answer(entry.problem, entry.text, verdict, entry.ended, entry.tokens, entry.said)
             for entry, verdict in zip(episodes, graded, strict=True)
         ]
 
@@ -162,6 +164,13 @@ class _Episode:
         if self.episode is None:
             return None
         return self.episode.verdict or refused("The episode did not fit the model's context.")
+
+    @property
+    def said(self) -> list[dict[str, Any]]:
+        """All messages after the prompt."""
+        if self.episode is None:
+            return [{"role": "assistant", "content": self.text}]
+        return self.episode.messages[len(self.messages) :]
 
     def prompt(self, engine: Engine) -> list[int]:
         """The ids that the model continues."""

@@ -8,7 +8,7 @@ when a recipe asks for them.
 import importlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -31,8 +31,11 @@ STAGES = {
     # stage: module and class of its recipe, and the module whose `run` does it
     "sft": ("puna.tune.sft_recipe", "SFTRecipe", "puna.tune.sft"),
     "reward": ("puna.tune.preference_recipe", "RewardRecipe", "puna.tune.reward"),
+    "rejection": ("puna.tune.rejection_recipe", "RejectionRecipe", "puna.tune.rejection"),
     "dpo": ("puna.tune.preference_recipe", "DPORecipe", "puna.tune.dpo"),
     "rl": ("puna.tune.rl_recipe", "RLRecipe", "puna.tune.rl"),
+    "average": ("puna.tune.average_recipe", "AverageRecipe", "puna.tune.average"),
+    "extend": ("puna.tune.extend_recipe", "ExtendRecipe", "puna.tune.extend"),
     "distill": ("puna.tune.rl_recipe", "DistillRecipe", "puna.tune.distill"),
 }
 
@@ -113,14 +116,29 @@ class MeasureConfig(Config):
         return [(entry.name, level) for entry in self.tasks for level in entry.levels]
 
 
-class StageRecipe(Config):
+class StageBase(Config):
     """What every stage is told. A stage's recipe adds `stage: Literal["its name"]` and sections of its own."""
 
-    rows_each: ClassVar[int] = 1
-    """Rows of tokens computed for one row of the batch: two where answers are compared in pairs."""
     stage: str = Field(description="which stage this is: " + ", ".join(STAGES))
     name: str = Field("", description="names the run directory runs/<name>; empty: <model's name>-<stage>")
     model: str = Field("", description="model directory whose weights the stage starts from")
+
+    @field_validator("name")
+    @classmethod
+    def _plain(cls, value: str) -> str:
+        if value and Path(value).name != value:
+            raise ValueError(f"name = '{value}' must be one folder name, without slashes")
+        return value
+
+    @property
+    def run_name(self) -> str:
+        """What the run directory is called."""
+        return self.name or f"{Path(self.model).name or 'model'}-{self.stage}"
+
+
+class StageRecipe(StageBase):
+    """What every stage that moves weights is told."""
+
     train: StageTrainConfig = Field(default_factory=StageTrainConfig, description="length, batch, precision")
     lora: LoRAConfig = Field(default_factory=LoRAConfig, description="adapters instead of all weights")
     optimizer: StageOptimizerConfig = Field(default_factory=StageOptimizerConfig, description="update rule")
@@ -131,34 +149,22 @@ class StageRecipe(Config):
     guard: GuardConfig = Field(default_factory=GuardConfig, description="spikes and non-finite values")
     log: StageLogConfig = Field(default_factory=StageLogConfig, description="what is written and shown")
 
-    @field_validator("name")
-    @classmethod
-    def _plain(cls, value: str) -> str:
-        if value and Path(value).name != value:
-            raise ValueError(f"name = '{value}' must be one folder name, without slashes")
-        return value
-
     @model_validator(mode="after")
     def _possible(self) -> "StageRecipe":
         if self.layout.tp > 1 or self.layout.cp > 1 or self.layout.pp > 1:
             raise ValueError("layout.tp, cp and pp above 1 are not in this version. Use dp_shard and dp_replicate")
         return self
 
-    @property
-    def run_name(self) -> str:
-        """What the run directory is called."""
-        return self.name or f"{Path(self.model).name or 'model'}-{self.stage}"
-
     def as_training(self, model: ModelConfig) -> Recipe:
         """A pretraining run whose steps compute as much, for what is predicted about memory and time."""
-        train, each = self.train, self.rows_each
+        train = self.train
         return Recipe(
             model=model,
             train=TrainConfig(
                 steps=max(1, train.steps),
                 seq_len=train.seq_len,
-                batch=train.batch * each,
-                micro_batch=train.micro_batch * each,
+                batch=train.batch,
+                micro_batch=train.micro_batch,
                 document_mask=True,
                 precision=train.precision,
                 compile=train.compile,
@@ -170,17 +176,17 @@ class StageRecipe(Config):
         )
 
 
-def stage_schema(stage: object, name: str) -> type[StageRecipe]:
+def stage_schema(stage: object, name: str) -> type[StageBase]:
     """The recipe class of a stage. name: of the file, for the error. Raises PunaError for a stage there is not."""
     if not isinstance(stage, str) or stage not in STAGES:
         found = f"stage = '{stage}' is no stage of tuning." if stage else "it does not say which `stage` it is."
         raise PunaError(f"{name}: {found}", nearest(str(stage), STAGES))
     module, kind, _ = STAGES[stage]
-    schema: type[StageRecipe] = getattr(importlib.import_module(module), kind)
+    schema: type[StageBase] = getattr(importlib.import_module(module), kind)
     return schema
 
 
-def load_stage(path: Path, overrides: Sequence[str] = (), *, stage: str = "") -> Loaded[StageRecipe]:
+def load_stage(path: Path, overrides: Sequence[str] = (), *, stage: str = "") -> Loaded[StageBase]:
     """Read a stage's recipe. stage: the stage it must be; empty: whichever it is.
 
     Raises PunaError for a recipe of another stage, and as `core.recipe.load`.

@@ -8,12 +8,12 @@ from typing import Any
 from puna.core.errors import PunaError
 from puna.core.recipe import check
 from puna.train.run_directory import RECIPE, check_free
-from puna.tune.recipe import STAGES, StageRecipe, load_stage, stage_schema
+from puna.tune.recipe import STAGES, StageBase, load_stage, stage_schema
 
 
 def new_stage(
     path: Path, overrides: Sequence[str], run_dir: Path | None, *, stage: str, first: bool = True
-) -> tuple[StageRecipe, Path]:
+) -> tuple[StageBase, Path]:
     """The recipe of a new run of a stage and its directory (default: runs/<name>).
 
     first: whether this process looks after the directory; of several processes of one run only one may.
@@ -31,7 +31,7 @@ def new_stage(
     return recipe, run_dir
 
 
-def resumed_stage(run_dir: Path, overrides: Sequence[str], *, stage: str, first: bool = True) -> StageRecipe:
+def resumed_stage(run_dir: Path, overrides: Sequence[str], *, stage: str, first: bool = True) -> StageBase:
     """The recipe that a run of a stage goes on with. Raises PunaError when there is no such run, or it is in use.
 
     What its checkpoints stand on is checked against them when they are read.
@@ -44,7 +44,7 @@ def resumed_stage(run_dir: Path, overrides: Sequence[str], *, stage: str, first:
     return load_stage(path, overrides, stage=stage).value
 
 
-def check_stage(tree: dict[str, Any], name: str) -> StageRecipe:
+def check_stage(tree: dict[str, Any], name: str) -> StageBase:
     """A stage's recipe from plain values. Raises PunaError naming `name`."""
     return check(stage_schema(tree.get("stage"), name), tree, name)
 
