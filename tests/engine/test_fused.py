@@ -11,6 +11,7 @@ from puna.engine.fused import fuse, packs, weight_shapes
 from puna.engine.generate import Engine, SamplingParams, load_engine
 from puna.engine.kernels import kernels
 from puna.engine.packed import packed
+from puna.engine.panels import Panels
 from puna.model.config import ModelConfig
 from puna.model.features import multiplies_bfloat16
 from puna.model.llama import LlamaForCausalLM
@@ -116,35 +117,65 @@ def test_load_engine_says_what_it_chose(random_model: Maker, tmp_path: Path) -> 
             load_engine(tmp_path / "m", quantize=wrong, device="cpu" if wrong == "int5" else "cuda")
 
 
-@pytest.mark.skipif(kernels() is None, reason="no C compiler made the kernels here")
-@pytest.mark.parametrize("quantize", [None, "int8"])
-def test_kernels_compute_what_torch_does(random_model: Maker, quantize: str | None, monkeypatch) -> None:
-    with_kernels = Engine(fuse(random_model(CONFIG).to(torch.bfloat16), quantize), None)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_step_in_one_call_computes_what_torch_does(
+    random_model: Maker, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = Engine(fuse(random_model(CONFIG).to(dtype)), None)
+    assert (whole._stepper.runner.whole is not None) == (kernels() is not None)
     score = SamplingParams(max_tokens=40, temperature=0.7, seed=4)
-    done = with_kernels.generate(PROMPTS * 4, score)  # decode with 12 rows, then fewer; prompts beside it
-    monkeypatch.setattr("puna.engine.attention.kernels", lambda: None)
+    done = whole.generate(PROMPTS * 4, score)  # 12 texts beside prompts, then fewer
+    monkeypatch.setattr("puna.engine.whole.kernels", lambda: None)
     monkeypatch.setattr("puna.engine.packed.kernels", lambda: None)
-    without = Engine(fuse(random_model(CONFIG).to(torch.bfloat16), quantize), None)
+    without = Engine(fuse(random_model(CONFIG).to(dtype)), None)
+    assert without._stepper.runner.whole is None
     for prompt, one in zip(PROMPTS * 4, done, strict=True):
         [scored] = without.generate([prompt + one.ids], SamplingParams(max_tokens=0, prompt_logprobs=0))
         again = torch.tensor([row[0].logprob for row in scored.prompt_logprobs[len(prompt) :]])
-        assert (again - torch.tensor(one.logprobs)).abs().max() < 0.1
+        assert (again - torch.tensor(one.logprobs)).abs().max() < (0.1 if dtype == torch.bfloat16 else 1e-4)
+
+
+@pytest.mark.skipif(kernels() is None, reason="no C compiler made the kernels here")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_step_in_one_call_does_not_depend_on_company(random_model: Maker, dtype: torch.dtype) -> None:
+    """To the bit: alone, in a batch, in pieces, and with another number of threads."""
+    engine = Engine(fuse(random_model(CONFIG).to(dtype)), None, prefix_cache=False)
+    together = engine.generate(PROMPTS * 3, SCORE)
+    pieces = Engine(engine.model, None, prefix_cache=False, step_tokens=7, max_batch=2).generate(PROMPTS * 3, SCORE)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        alone = [engine.generate([prompt], SCORE)[0] for prompt in PROMPTS * 3]
+    finally:
+        torch.set_num_threads(threads)
+    assert together == alone == pieces
+
+
+@pytest.mark.parametrize("config", [CONFIG, ModelConfig(preset="nano", head_dim=24)], ids=["panels", "no panels"])
+def test_pages_of_any_size(random_model: Maker, config: ModelConfig) -> None:
+    """What the kernels cannot do whole goes through torch, and nobody notices."""
+    expected = Engine(random_model(config), None).generate(PROMPTS, SCORE)
+    for size in (5, 16, 32):
+        engine = Engine(fuse(random_model(config)), None, page_size=size)
+        for one, other in zip(engine.generate(PROMPTS, SCORE), expected, strict=True):
+            assert one.ids == other.ids
+            assert torch.allclose(torch.tensor(one.logprobs), torch.tensor(other.logprobs), atol=1e-4)
 
 
 @pytest.mark.skipif(kernels() is None, reason="no C compiler made the kernels here")
 @pytest.mark.parametrize("columns", [128, 200, 33])
-def test_a_kernel_s_product_for_any_width(columns: int) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_matrix_in_panels_of_any_size(columns: int, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
-    made = kernels()
-    assert made is not None
-    weight, x = torch.randn(70, columns).bfloat16(), torch.randn(3, columns).bfloat16()
-    assert (made.product(weight, None, x).float() - x.float() @ weight.float().t()).abs().max() < 0.3
-    codes, scales = torch.randint(-127, 128, (70, columns), dtype=torch.int8), torch.rand(70) / 100
-    expected = x.float() @ (codes.float() * scales[:, None]).t()
-    assert (made.product(codes, scales, x).float() - expected).abs().max() < 0.01 * expected.abs().max()
-    both = torch.randn(5, 2 * columns).bfloat16() * 4
-    gate, up = both.float().chunk(2, -1)
-    torch.testing.assert_close(made.swiglu(both).float(), torch.nn.functional.silu(gate) * up, rtol=0.01, atol=1e-3)
+    weight = torch.randn(70, columns).to(dtype)
+    matrix = packed(weight, None)
+    assert isinstance(matrix, Panels)
+    assert torch.equal(matrix.dense(), weight)
+    x = torch.randn(20, columns).to(dtype)
+    expected = x.double() @ weight.double().t()
+    for rows in range(1, 21):
+        error = (matrix(x[:rows]).double() - expected[:rows]).abs().max()
+        assert error < (0.3 if dtype == torch.bfloat16 else 1e-4)
 
 
 def test_kernels_leave_small_numbers_alone() -> None:

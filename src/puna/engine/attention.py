@@ -1,8 +1,8 @@
 """Attention over pages: what `model.llama` calls with the keys and values of a step's new tokens.
 
 The tokens of all sequences of a step lie end to end in one row. Each brings its own part, writes it into its pages and
-sees its own tokens up to itself. On CUDA pages are read where they lie (`engine.paged`), on a CPU for decode by kernels
-(`engine.kernels`). Elsewhere pages are gathered: sequences that bring one token (decode) in groups of about equal
+sees its own tokens up to itself. On CUDA pages are read where they lie (`engine.paged`), on a CPU by kernels where they
+can (`engine.whole`). Elsewhere pages are gathered: sequences that bring one token (decode) in groups of about equal
 length, those that bring more (prefill) one by one.
 """
 
@@ -15,7 +15,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from puna.engine.kernels import Kernels, kernels
 from puna.engine.paged import Flash, Flex, way
 from puna.engine.pages import PagePool
 from puna.engine.transfer import to_device
@@ -40,20 +39,17 @@ class Span:
 class PagedAttention:
     """The cache of one forward over the spans, laid end to end. Meets `puna.model.llama.Cache`."""
 
-    def __init__(
-        self, pool: PagePool, slots: Tensor, groups: "Sequence[Group]", kernels: Kernels | None = None
-    ) -> None:
-        """slots: (tokens,), where in the pool each new token goes; groups: who attends how, all tokens in all of them;
-        kernels: for a CPU, where `turn_and_attend` may be called."""
-        self.pool, self._slots, self._groups, self.kernels = pool, slots, groups, kernels
+    def __init__(self, pool: PagePool, slots: Tensor, groups: "Sequence[Group]") -> None:
+        """slots: (tokens,), where in the pool each new token goes; groups: who attends how, all tokens in all of
+        them."""
+        self.pool, self._slots, self._groups = pool, slots, groups
 
     @classmethod
     def of(cls, pool: PagePool, spans: Sequence[Span]) -> "PagedAttention":
         """For these spans."""
-        size, device, dtype = pool.page_size, pool.store.device, pool.store.dtype
+        size = pool.page_size
         slots = [span.block_table[p // size] * size + p % size for span in spans for p in range(span.start, span.end)]
-        compiled = kernels() if device.type == "cpu" and dtype == torch.bfloat16 else None
-        return cls(pool, to_device(slots, device), _groups(spans, pool, compiled), compiled)
+        return cls(pool, to_device(slots, pool.store.device), _groups(spans, pool))
 
     @classmethod
     def decode(cls, pool: PagePool, slots: Tensor, tables: Tensor, lengths: Tensor) -> "PagedAttention":
@@ -77,36 +73,12 @@ class PagedAttention:
         keys, values = self.pool.keys(layer), self.pool.values(layer)
         for pages, new in ((keys, key), (values, value)):
             pages.flatten(1, 2).index_copy_(1, self._slots, new[0].to(pages.dtype).transpose(0, 1))
-        return self._see(query, keys, values)
-
-    def turn_and_attend(self, layer: int, qkv: Tensor, angles: Tensor, heads: int) -> Tensor:
-        """The same for queries, keys and values in one, not yet rotated, by the kernels: see Kernels.turn."""
-        assert self.kernels is not None
-        keys, values = self.pool.keys(layer), self.pool.values(layer)
-        return self._see(self.kernels.turn(qkv[0], angles, self._slots, keys, values, heads)[None], keys, values)
-
-    def _see(self, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         if len(self._groups) == 1:  # the whole step: nothing to put together
             return self._groups[0].attend(query[0], keys, values)[None]
         out = torch.empty_like(query)
         for group in self._groups:
             out[0, group.tokens] = group.attend(query[0, group.tokens], keys, values)
         return out
-
-
-@dataclass(frozen=True)
-class _Rows:
-    """Sequences that bring one token each, for the kernel that reads pages where they lie."""
-
-    kernels: Kernels
-    tokens: Tensor  # which of the step's tokens
-    tables: Tensor  # int64 (sequences, pages of the longest)
-    lengths: Tensor  # int64 (sequences,)
-    longest: int
-
-    def attend(self, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """(tokens, heads, head_dim) of query (tokens, heads, head_dim) over its pages."""
-        return self.kernels.attend(query.contiguous(), keys, values, self.tables, self.lengths, self.longest)
 
 
 @dataclass(frozen=True)
@@ -158,10 +130,10 @@ def _decode(query: Tensor, keys: Tensor, values: Tensor, visible: Tensor | None)
     return out.view(kv_heads, sequences, -1, size).transpose(0, 1).flatten(1, 2)
 
 
-Group = _Group | _Rows | Flash | Flex
+Group = _Group | Flash | Flex
 
 
-def _groups(spans: Sequence[Span], pool: PagePool, kernels: Kernels | None) -> list[Group]:
+def _groups(spans: Sequence[Span], pool: PagePool) -> list[Group]:
     page_size, device = pool.page_size, pool.store.device
     how = way(device, pool.store.dtype, pool.store.shape[-1], page_size)
     if how == "flash":
@@ -176,7 +148,7 @@ def _groups(spans: Sequence[Span], pool: PagePool, kernels: Kernels | None) -> l
     for at, span in zip(accumulate((s.count for s in spans), initial=0), spans, strict=False):
         pages = -(-span.end // page_size)
         if span.count == 1:
-            decode[bucket(pages) if kernels is None else 0].append((at, span))
+            decode[bucket(pages)].append((at, span))
             continue
         visible = None
         if span.start:
@@ -190,10 +162,6 @@ def _groups(spans: Sequence[Span], pool: PagePool, kernels: Kernels | None) -> l
         longest = max(lengths)
         pages = -(-longest // page_size)
         tokens = torch.tensor([at for at, _ in rows], device=device)
-        if kernels is not None:
-            tables = torch.tensor([_padded(span.block_table, pages, pool.spare) for _, span in rows])
-            groups.append(_Rows(kernels, tokens, tables, torch.tensor(lengths), longest))
-            continue
         # Many read whole pages: cutting what was gathered to length would copy it once more.
         looked_at = pages * page_size if len(rows) >= _MANY else longest
         visible = None

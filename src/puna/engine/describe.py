@@ -5,7 +5,6 @@ import torch
 from puna.core.units import format_bytes
 from puna.engine.decode import DecodeSteps
 from puna.engine.fused import packs
-from puna.engine.kernels import kernels
 from puna.engine.paged import Way, way
 from puna.engine.step import Stepper
 from puna.model.llama import LlamaForCausalLM
@@ -26,8 +25,11 @@ def describe(model: LlamaForCausalLM, stepper: Stepper, *, why: str) -> list[str
     said = [f"Weights: {_name(model.head_weight.dtype)} on {device}, {format_bytes(size)}, {why}."]
     if matrices:
         said.append(f"Matrices: {', '.join(sorted({matrix.kind for matrix in matrices}))}, laid out for this CPU.")
-    how = way(device, pool.store.dtype, pool.store.shape[-1], pool.page_size)
-    said.append(f"Attention: {_ATTENTION[how] if device.type != 'cpu' else _pages_read(pool.store.dtype)}.")
+    if runner.whole is not None:
+        said.append("Steps: one call each into kernels compiled for this CPU, which read pages where they lie.")
+    else:
+        how = way(device, pool.store.dtype, pool.store.shape[-1], pool.page_size)
+        said.append(f"Attention: {_ATTENTION[how]}.")
     said.append(
         f"Cache: {pool.pages * pool.page_size:,} tokens in pages of {pool.page_size}, {_name(pool.store.dtype)}, "
         f"{format_bytes(pool.store.numel() * pool.store.itemsize)}."
@@ -55,12 +57,6 @@ def _decode_steps(steps: DecodeSteps) -> list[str]:
     found = f"; so far {', '.join(map(str, steps.sizes))}" if steps.sizes else ""
     failed = [f"Decode steps of {size} texts could not be captured: {why}." for size, why in steps.failed.items()]
     return [f"Decode steps: {how}, by numbers of texts, when each first comes up{found}.", *failed]
-
-
-def _pages_read(dtype: torch.dtype) -> str:
-    if dtype == torch.bfloat16 and kernels() is not None:
-        return "decoding reads pages where they lie (kernels compiled for this CPU), prompts gather them"
-    return "over gathered pages"
 
 
 def _name(dtype: torch.dtype) -> str:

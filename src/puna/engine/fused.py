@@ -5,14 +5,12 @@ memory as their kernel wants them (`engine.packed`), bfloat16 or quantized; angl
 differ from the model's own only by rounding. `train` never sees this: `model.llama` stays the network.
 """
 
-import psutil
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from puna.engine.attention import PagedAttention
-from puna.engine.kernels import Kernels
 from puna.engine.packed import Pack, Plain, packed
+from puna.engine.panels import Panels
 from puna.model.llama import Block, Cache, DocumentMask, LlamaForCausalLM, RotaryEmbedding, attend, copy_whole
 
 _PARTS = {
@@ -28,15 +26,13 @@ def fuse(model: LlamaForCausalLM, quantize: str | None = None) -> LlamaForCausal
 
     The head is packed too; the embedding, which is looked up, stays as it is.
 
-    quantize: None keeps the weights' precision, "int8" and "int4" store them so (see `engine.packed`). A model that
-    takes less than a quarter of the free memory has its matrices in two forms, for few rows and for many.
+    quantize: None keeps the weights' precision, "int8" and "int4" store them so (see `engine.packed`).
     """
     network = model.model
-    twice = sum(p.nbytes for p in model.parameters()) < psutil.virtual_memory().available / 4
     for i, block in enumerate(network.layers):
-        network.layers[i] = FusedBlock(block, quantize, twice=twice)  # type: ignore[arg-type]
-    model.packed_head = packed(model.head_weight.detach(), quantize, twice=twice)  # type: ignore[assignment]
-    network.rotary = _Angles(network.rotary, model.config.max_position_embeddings)  # type: ignore[assignment]
+        network.layers[i] = FusedBlock(block, quantize)  # type: ignore[arg-type]
+    model.packed_head = packed(model.head_weight.detach(), quantize)  # type: ignore[assignment]
+    network.rotary = Angles(network.rotary, model.config.max_position_embeddings)  # type: ignore[assignment]
     return model
 
 
@@ -75,7 +71,7 @@ def assign(model: LlamaForCausalLM, name: str, weight: Tensor) -> None:
         head(model).assign(0, weight)
 
 
-class _Angles(nn.Module):
+class Angles(nn.Module):
     """Positions -> the rotation of each pair as a complex number, (..., 1, head_dim / 2) complex64, from a table."""
 
     def __init__(self, rotary: RotaryEmbedding, positions: int) -> None:
@@ -88,13 +84,13 @@ class _Angles(nn.Module):
 
 
 class FusedBlock(nn.Module):
-    """One layer with four products instead of seven; takes `_Angles` where `model.llama.Block` takes cos and sin.
+    """One layer with four products instead of seven; takes `Angles` where `model.llama.Block` takes cos and sin.
 
     The pairs that are rotated together lie side by side: the rows of query and key are permuted alike, which changes
     no score. So the keys in the cache are permuted too.
     """
 
-    def __init__(self, block: Block, quantize: str | None, *, twice: bool) -> None:
+    def __init__(self, block: Block, quantize: str | None) -> None:
         super().__init__()
         attention = block.self_attn
         self.layer, self.head_dim = attention.layer, attention.head_dim
@@ -109,7 +105,7 @@ class FusedBlock(nn.Module):
         names = ("input_layernorm", "post_attention_layernorm")
         self.norms = {name: matrices[name].float().repeat(2) for name in names}  # see `_normed`
         self.parts: dict[str, Pack] = {
-            part: packed(torch.cat([self._arranged(name, matrices[name]) for name in names]), quantize, twice=twice)
+            part: packed(torch.cat([self._arranged(name, matrices[name]) for name in names]), quantize)
             for part, names in _PARTS.items()
         }
 
@@ -117,8 +113,6 @@ class FusedBlock(nn.Module):
         self, x: Tensor, angles: Tensor, mask: DocumentMask | None = None, cache: Cache | None = None
     ) -> Tensor:
         """x, as the result: (batch, tokens, hidden)."""
-        if isinstance(cache, PagedAttention) and cache.kernels is not None and x.dtype == torch.bfloat16:
-            return self._by_kernels(x, angles, cache, cache.kernels)
         parts = self.parts
         qkv = parts["qkv"](self._normed(x, "input_layernorm")).unflatten(-1, (-1, self.head_dim))
         turning = self.heads + self.kv_heads
@@ -130,14 +124,10 @@ class FusedBlock(nn.Module):
         gate, up = parts["gate_up"](self._normed(x, "post_attention_layernorm")).chunk(2, -1)
         return x + parts["down"](F.silu(gate) * up)
 
-    def _by_kernels(self, x: Tensor, angles: Tensor, cache: PagedAttention, kernels: Kernels) -> Tensor:
-        """The same in a third of the calls."""
-        parts, norms, width = self.parts, self.norms, x.shape[-1]
-        qkv = parts["qkv"](kernels.norm(x, norms["input_layernorm"][:width], self.eps))
-        seen = cache.turn_and_attend(self.layer, qkv, angles, self.heads)
-        x = x + parts["out"](seen.flatten(-2))
-        both = parts["gate_up"](kernels.norm(x, norms["post_attention_layernorm"][:width], self.eps))
-        return x + parts["down"](kernels.swiglu(both))
+    @property
+    def in_panels(self) -> bool:
+        """Whether the kernels can read it whole."""
+        return all(isinstance(part, Panels) for part in self.parts.values())
 
     def _normed(self, x: Tensor, name: str) -> Tensor:
         """RMSNorm in one kernel: layer norm of x and -x, whose mean is 0 and whose variance is the mean square of x.

@@ -1,8 +1,8 @@
-"""kernels.c, compiled where it runs: the steps of a layer in bfloat16 on a CPU while few texts are written.
+"""native/*, compiled where it runs: a step of the engine on a CPU as one call.
 
-The first engine on a machine with a C compiler (`cc`, or what CC names) compiles them, in about two seconds, into the
-user's cache; without one everything works as before, slower. PUNA_KERNELS=off leaves them out. Their threads are
-torch's: the library binds to the OpenMP runtime that torch has loaded.
+The first engine on a machine with a C compiler (`cc`, or what CC names) compiles it, in about three seconds, into the
+user's cache; without one everything works as before, slower. PUNA_KERNELS=off leaves it out. Its threads are torch's:
+the library binds to the OpenMP runtime that torch has loaded.
 """
 
 import ctypes
@@ -18,119 +18,99 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-FEW = 8
-"""Rows up to which reading the matrix once takes longer than multiplying."""
-_SOURCE = Path(__file__).with_name("kernels.c")
-# Sums may be reordered. Not -ffast-math: linked with it, a library makes the whole process round subnormals to zero.
-_MATH = ("-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-fassociative-math", "-freciprocal-math")
-_FLAGS = ("-O3", "-march=native", *_MATH, "-fopenmp", "-shared", "-fPIC")
+_SOURCES = sorted(Path(__file__).with_name("native").glob("*.[ch]"))
+_MAIN = Path(__file__).with_name("native") / "step.c"
+# Not -ffast-math: linked with it, a library makes the whole process round subnormals to zero.
+_FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-shared", "-fPIC")
+
+
+class Matrix(ctypes.Structure):
+    """As native/product.h has it."""
+
+    _fields_ = (
+        ("kind", ctypes.c_int64),
+        ("outputs", ctypes.c_int64),
+        ("columns", ctypes.c_int64),
+        ("codes", ctypes.c_void_p),
+        ("scales", ctypes.c_void_p),
+    )
+
+
+class Layer(ctypes.Structure):
+    """As native/step.c has it."""
+
+    _fields_ = (
+        ("before_attention", ctypes.c_void_p),
+        ("before_ffn", ctypes.c_void_p),
+        *((name, Matrix) for name in ("qkv", "out", "gate_up", "down")),
+    )
+
+
+class Model(ctypes.Structure):
+    """As native/step.c has it."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("layers", "hidden", "ffn", "heads", "kv_heads", "size")),
+        ("eps", ctypes.c_float),
+        ("layer", ctypes.POINTER(Layer)),
+        ("norm", ctypes.c_void_p),
+        ("head", Matrix),
+        ("kind", ctypes.c_int64),
+        ("embedding", ctypes.c_void_p),
+        ("angles", ctypes.c_void_p),
+    )
+
+
+class Step(ctypes.Structure):
+    """As native/step.c has it."""
+
+    _fields_ = (
+        ("rows", ctypes.c_int64),
+        ("ids", ctypes.c_void_p),
+        ("texts", ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in ("starts", "counts", "tables", "begins")),
+        ("wanted", ctypes.c_int64),
+        ("wanted_rows", ctypes.c_void_p),
+        ("pages", ctypes.c_int64),
+        ("store", ctypes.c_void_p),
+        ("logits", ctypes.c_void_p),
+        ("logits_stride", ctypes.c_int64),
+        ("room", ctypes.c_void_p),
+        ("threads", ctypes.c_int64),
+    )
 
 
 class Kernels:
-    """Calls into the compiled library. Tensors are contiguous, bfloat16 unless said otherwise, on the CPU."""
+    """Calls into the compiled library."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
-        self._product, self._norm, self._swiglu = library.product, library.norm, library.swiglu
-        self._turn, self._attend = library.turn, library.attend
-        pointer, integer, small, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
-        self._product.argtypes = [*[pointer] * 3, *[integer] * 3, *[pointer] * 2, small]
-        self._norm.argtypes = [pointer, pointer, number, integer, integer, pointer, small]
-        self._swiglu.argtypes = [pointer, integer, integer, pointer, small]
-        self._turn.argtypes = [*[pointer] * 3, *[integer] * 5, *[pointer] * 3, small]
-        self._attend.argtypes = [*[pointer] * 5, *[integer] * 8, *[pointer] * 2, small]
-        for function in (self._product, self._norm, self._swiglu, self._turn, self._attend):
-            function.restype = None
+        self._step, self._step_room = library.step, library.step_room
+        self._product, self._row_room = library.matrix_product, library.row_room
+        pointer, integer = ctypes.c_void_p, ctypes.c_int64
+        self._step.argtypes, self._step.restype = [pointer, pointer], None
+        self._step_room.argtypes, self._step_room.restype = [pointer, integer], integer
+        self._row_room.argtypes, self._row_room.restype = [integer], integer
+        self._product.argtypes = [pointer, pointer, integer, integer, pointer, integer, pointer, integer]
+        self._product.restype = None
 
-    def product(self, weight: Tensor, scales: Tensor | None, x: Tensor) -> Tensor:
-        """x (..., columns), FEW rows at most, times a matrix (outputs, columns): bfloat16, or int8 with a float32 scale
-        for each output."""
-        outputs, columns = weight.shape
-        rows = x.numel() // columns
-        room = torch.empty(rows * columns if scales is not None else 0)
-        out = x.new_empty(*x.shape[:-1], outputs)
+    def product(self, matrix: Matrix, x: Tensor) -> Tensor:
+        """x (rows, columns) float32 times the matrix: (rows, outputs filled up to whole panels) float32."""
+        rows, columns = x.shape
+        out = x.new_empty(rows, -(-matrix.outputs // 16) * 16)
+        room = torch.empty(rows * self._row_room(columns), dtype=torch.uint8)
+        threads = torch.get_num_threads()
         self._product(
-            weight.data_ptr(),
-            None if scales is None else scales.data_ptr(),
-            x.data_ptr(),
-            rows,
-            outputs,
-            columns,
-            room.data_ptr(),
-            out.data_ptr(),
-            torch.get_num_threads(),
+            ctypes.byref(matrix), x.data_ptr(), columns, rows, out.data_ptr(), out.shape[1], room.data_ptr(), threads
         )
         return out
 
-    def norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        """RMSNorm of x (..., columns); weight: (columns,) float32."""
-        out = torch.empty_like(x)
-        columns = x.shape[-1]
-        rows = x.numel() // columns
-        self._norm(x.data_ptr(), weight.data_ptr(), eps, rows, columns, out.data_ptr(), torch.get_num_threads())
-        return out
+    def step_room(self, model: Model, rows: int) -> int:
+        """Bytes that a step of so many tokens works in."""
+        return int(self._step_room(ctypes.byref(model), rows))
 
-    def swiglu(self, both: Tensor) -> Tensor:
-        """silu(gate) * up of both (..., 2 * columns), gates first."""
-        columns = both.shape[-1] // 2
-        out = both.new_empty(*both.shape[:-1], columns)
-        rows = both.numel() // (2 * columns)
-        self._swiglu(both.data_ptr(), rows, columns, out.data_ptr(), torch.get_num_threads())
-        return out
-
-    def turn(self, qkv: Tensor, angles: Tensor, slots: Tensor, keys: Tensor, values: Tensor, heads: int) -> Tensor:
-        """Rotate, write keys and values to their places, return the queries (rows, heads, head_dim).
-
-        qkv: (rows, (heads + 2 * kv_heads) * head_dim), pairs side by side; angles: (rows, head_dim / 2) complex64;
-        slots: (rows,) int64; keys and values: (kv_heads, pages, page_size, head_dim) of one layer.
-        """
-        kv_heads, pages, page_size, size = keys.shape
-        query = qkv.new_empty(len(qkv), heads, size)
-        self._turn(
-            qkv.data_ptr(),
-            angles.data_ptr(),
-            slots.data_ptr(),
-            len(qkv),
-            heads,
-            kv_heads,
-            size,
-            pages * page_size,
-            query.data_ptr(),
-            keys.data_ptr(),
-            values.data_ptr(),
-            torch.get_num_threads(),
-        )
-        return query
-
-    def attend(
-        self, query: Tensor, keys: Tensor, values: Tensor, tables: Tensor, lengths: Tensor, longest: int
-    ) -> Tensor:
-        """Attention of one query a text, (rows, heads, head_dim), over the pages of one layer.
-
-        tables: (rows, width) int64 pages of each text; lengths: (rows,) int64, `longest` at most.
-        """
-        rows, heads, size = query.shape
-        kv_heads, pages, page_size, _ = keys.shape
-        room = torch.empty(rows * heads * (longest + size))
-        out = torch.empty_like(query)
-        self._attend(
-            query.data_ptr(),
-            keys.data_ptr(),
-            values.data_ptr(),
-            tables.data_ptr(),
-            lengths.data_ptr(),
-            rows,
-            heads,
-            kv_heads,
-            size,
-            pages,
-            page_size,
-            tables.shape[1],
-            longest,
-            room.data_ptr(),
-            out.data_ptr(),
-            torch.get_num_threads(),
-        )
-        return out
+    def step(self, model: Model, step: Step) -> None:
+        """Compute a step."""
+        self._step(ctypes.byref(model), ctypes.byref(step))
 
 
 @lru_cache(maxsize=1)
@@ -147,7 +127,7 @@ def kernels() -> Kernels | None:
 
 def _library(compiler: str) -> Path:
     """The library for this source, compiler and processor, from the cache or made now."""
-    source = _SOURCE.read_bytes()
+    source = b"".join(path.read_bytes() for path in _SOURCES)
     machine = f"{compiler} {_FLAGS} {platform.machine()} {sorted(torch.cpu.get_capabilities().items())}"
     name = hashlib.sha256(source + machine.encode()).hexdigest()[:16]
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "puna"
@@ -156,7 +136,7 @@ def _library(compiler: str) -> Path:
         cache.mkdir(parents=True, exist_ok=True)
         made = cache / f".kernels-{name}.{os.getpid()}.so"
         try:
-            command = [*shlex.split(compiler), *_FLAGS, "-o", str(made), str(_SOURCE), "-lm"]
+            command = [*shlex.split(compiler), *_FLAGS, "-o", str(made), str(_MAIN), "-lm"]
             subprocess.run(command, check=True, capture_output=True, timeout=120)
             os.replace(made, path)
         finally:

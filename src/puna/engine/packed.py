@@ -1,8 +1,8 @@
 """Matrices of a linear layer as a CPU kernel wants them: plain, bfloat16 in oneDNN's layout, int8 or int4.
 
-int8 has one scale a row (symmetric); int4 has a scale and a zero for each 32 weights of a row. Activations keep their
-precision: only weights are quantized. For few rows `engine.kernels` reads the weights as fast as memory gives them,
-which is what decoding waits for; for many rows int8 is widened first, as the products then weigh more than reading.
+With compiled kernels all are in panels (`engine.panels`). The others here are for a machine without a compiler, and go
+through torch's own kernels. int8 has one scale a row (symmetric); int4 has a scale and a zero for each 32 weights of a
+row.
 """
 
 from typing import Protocol
@@ -11,10 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from puna.engine.kernels import FEW, kernels
+from puna.engine.kernels import kernels
+from puna.engine.panels import Panels
 
 GROUP = 32
 """Weights that share an int4 scale."""
+_FEW = 8
+"""Rows up to which torch's int8 kernel is faster than widening the matrix."""
 _BLOCK = 64
 """Rows that int4's kernels pack together, at most: 64 with AVX-512, fewer elsewhere."""
 _SHRINKS = (1.0, 0.96, 0.92, 0.88, 0.84, 0.8)
@@ -40,19 +43,23 @@ class Pack(Protocol):
         ...
 
 
-def packed(weight: Tensor, quantize: str | None, *, twice: bool = False) -> Pack:
-    """The best form for a matrix (out, in) on its device; what int4's kernel cannot hold becomes int8.
-
-    twice: memory is plenty, so it may be kept in two forms, for few rows and for many.
-    """
+def packed(weight: Tensor, quantize: str | None) -> Pack:
+    """The best form for a matrix (out, in) on its device; what int4's kernel cannot hold becomes int8."""
     rows, columns = weight.shape
+    made = kernels() if weight.device.type == "cpu" else None
+    if made is not None and quantize is None and weight.dtype in (torch.float32, torch.bfloat16):
+        return Panels(weight, made)
     if quantize == "int4" and rows % _BLOCK == 0 and columns % GROUP == 0:
         return Int4(weight)
     if quantize is not None:
         return Int8(weight)
-    if weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and torch.backends.mkldnn.is_available():
-        return OneDnn(weight, twice=twice)
+    if weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and _onednn_has_bfloat16():
+        return OneDnn(weight)
     return Plain(weight)
+
+
+def _onednn_has_bfloat16() -> bool:
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 class Plain:
@@ -77,27 +84,22 @@ class Plain:
 
 
 class OneDnn:
-    """bfloat16 in blocks that oneDNN's kernels load without reordering them at each call, for many rows. For few, the
-    plain matrix beside it if memory is plenty."""
+    """bfloat16 in blocks that oneDNN's kernels load without reordering them at each call."""
 
     kind = "bfloat16"
 
-    def __init__(self, weight: Tensor, *, twice: bool = False) -> None:
+    def __init__(self, weight: Tensor) -> None:
         self.columns = weight.shape[1]
-        self.kernels = kernels() if twice else None
         self._pack(weight)
 
     def _pack(self, weight: Tensor) -> None:
-        self.plain = weight.contiguous() if self.kernels else None
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), None)
 
     @property
     def nbytes(self) -> int:
-        return 2 * self.weight.numel() * (2 if self.kernels else 1)
+        return 2 * self.weight.numel()
 
     def __call__(self, x: Tensor) -> Tensor:
-        if self.kernels is not None and self.plain is not None and 0 < x.numel() <= FEW * self.columns:
-            return self.kernels.product(self.plain, None, x.contiguous())
         return torch.ops.mkldnn._linear_pointwise.default(x, self.weight, None, "none", [], "")
 
     def dense(self) -> Tensor:
@@ -117,8 +119,6 @@ class Int8:
     def __init__(self, weight: Tensor) -> None:
         self.dtype, self.columns = weight.dtype, weight.shape[1]
         self.weight, self.scale = _int8(weight)
-        self.kernels = kernels() if weight.dtype == torch.bfloat16 and weight.device.type == "cpu" else None
-        self.wide_scale = self.scale.float()
 
     @property
     def nbytes(self) -> int:
@@ -126,9 +126,7 @@ class Int8:
 
     def __call__(self, x: Tensor) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
-        if self.kernels is not None and 0 < len(rows) <= FEW:
-            out = self.kernels.product(self.weight, self.wide_scale, rows.contiguous())
-        elif len(rows) <= FEW:
+        if len(rows) <= _FEW:
             out = torch._weight_int8pack_mm(rows, self.weight, self.scale)
         else:
             out = F.linear(rows, self.weight.to(x.dtype)) * self.scale
@@ -140,7 +138,6 @@ class Int8:
     def assign(self, row: int, weight: Tensor) -> None:
         here = slice(row, row + len(weight))
         self.weight[here], self.scale[here] = _int8(weight.to(self.dtype))
-        self.wide_scale = self.scale.float()
 
 
 def _int8(weight: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,8 @@ token then passes through the same kernels with the same shapes at the same row 
 prompt was cut and whether its neighbours came from the prefix cache, and so its logits are the same to the bit. It
 costs a page's arithmetic for each token that is written.
 
-A step that brings one token of each of its sequences may be padded to one of a few sizes (`engine.decode`).
+On a CPU a step is one call into compiled kernels where that can be (`engine.whole`). Elsewhere one that brings one
+token of each of its sequences may be padded to one of a few sizes (`engine.decode`).
 """
 
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ from puna.engine.paged import PAGE_SIZES, best_way
 from puna.engine.pages import PagePool
 from puna.engine.scheduler import Chunk
 from puna.engine.transfer import to_device
+from puna.engine.whole import whole_step
 from puna.model.llama import LlamaForCausalLM
 
 _SHARE = {"cpu": 0.25, "cuda": 0.8}
@@ -37,8 +39,9 @@ class Runner:
     ) -> None:
         self.model, self.pool, self.vocabulary, self.deterministic = model, pool, vocabulary, deterministic
         self.head = head(model)
+        self.whole = whole_step(model, pool, vocabulary)
         self.decode_steps = None
-        if buckets and not deterministic:
+        if buckets and not deterministic and self.whole is None:
             self.decode_steps = DecodeSteps(model, pool, capture=pool.store.device.type == "cuda")
 
     @torch.inference_mode()
@@ -60,9 +63,7 @@ class Runner:
         spans = [Span(table, chunk.start, chunk.count) for table, chunk in zip(tables, chunks, strict=True)]
         begins = accumulate((chunk.count for chunk in chunks), initial=0)
         rows = [begin + row - chunk.start for begin, chunk in zip(begins, chunks, strict=False) for row in chunk.rows]
-        index = to_device(rows, device, torch.long)
-        ids = to_device(known, device) if said is None else said
-        return self._call(ids, spans, lambda hidden, _: self.head(hidden[0, index])[:, : self.vocabulary])
+        return self._logits(to_device(known, device) if said is None else said, spans, rows)
 
     def _tiles(self, chunk: Chunk, said: Tensor | None, at: int) -> list[Tensor]:
         """The logits of a chunk's rows, page by page. What lies before the chunk in its first page is the same again;
@@ -76,17 +77,20 @@ class Runner:
             if said is not None:
                 ids[chunk.start - first] = said[at]
             span = Span(table, first, size)
-            logits = self._call(ids, [span], lambda hidden, _: self.head(hidden[0])[:, : self.vocabulary])
-            tiles.append(logits[wanted])
+            tiles.append(self._logits(ids, [span], range(size))[wanted])
         return tiles
 
-    def _call(self, ids: Tensor, spans: Sequence[Span], logits: object) -> Tensor:
+    def _logits(self, ids: Tensor, spans: Sequence[Span], rows: Sequence[int]) -> Tensor:
+        """After these of the spans' tokens: (rows, vocabulary)."""
+        if self.whole is not None:
+            return self.whole(ids, spans, rows)
         positions = [position for span in spans for position in range(span.start, span.end)]
+        index = to_device(rows, ids.device, torch.long)
         return self.model(
             ids[None],
             positions=to_device(positions, ids.device)[None],
             cache=PagedAttention.of(self.pool, spans),
-            head=logits,
+            head=lambda hidden, _: self.head(hidden[0, index])[:, : self.vocabulary],
         )
 
 

@@ -1,0 +1,140 @@
+/* Attention over pages of 16 tokens, which lie as panels: the products of tile.h read them where they are.
+ *
+ * A page of keys is a panel whose outputs are its tokens, a page of values has a panel for each 16 numbers of a head
+ * whose inputs are its tokens. Queries of neighbouring tokens, and of the heads that share keys, are the rows. Softmax
+ * goes along in pieces of CHUNK keys (online softmax, arXiv 2205.14135), at the same places for every query.
+ */
+#include "product.h"
+
+enum { CHUNK = 128, QUERIES = 32 };
+
+typedef struct {
+    int64_t kind, heads, kv_heads, size; /* FLOAT or BF16; numbers of a head */
+    int64_t pages;
+    void *store; /* of one layer: (2, kv_heads, pages, PANEL * size) */
+} Heads;
+
+/* Queries first..first + count of one text, at positions `start` and on. */
+typedef struct {
+    int64_t first, count, start;
+    const int64_t *table; /* the pages of the text */
+} Queries;
+
+INLINE void *page_of(const Heads *heads, int values, int64_t head, int64_t page) {
+    const int64_t at = (values * heads->kv_heads + head) * heads->pages + page;
+    return (char *)heads->store + at * PANEL * heads->size * (heads->kind == FLOAT ? 4 : 2);
+}
+
+INLINE void turn_pair(float *at, const float *angle, float scale) {
+    const float a = at[0], b = at[1];
+    at[0] = (a * angle[0] - b * angle[1]) * scale;
+    at[1] = (a * angle[1] + b * angle[0]) * scale;
+}
+
+/* Rotate a token's queries, scaled, in place, and write its keys and values to its page. qkv: (heads + 2 kv_heads, size),
+ * the two of a pair side by side; angles: (size / 2, 2), cosine and sine. last: no later token of its text is there. */
+static void turn(const Heads *heads, float *qkv, const float *angles, int64_t page, int64_t slot, int last) {
+    const int64_t size = heads->size;
+    const float scale = 1 / sqrtf((float)size);
+    for (int64_t h = 0; h < heads->heads; h++)
+        for (int64_t i = 0; i < size; i += 2) turn_pair(qkv + h * size + i, angles + i, scale);
+    for (int64_t h = 0; h < heads->kv_heads; h++) {
+        float *key = qkv + (heads->heads + h) * size, *value = key + heads->kv_heads * size;
+        void *keys = page_of(heads, 0, h, page), *values = page_of(heads, 1, h, page);
+        for (int64_t i = 0; i < size; i += 2) turn_pair(key + i, angles + i, 1);
+        if (heads->kind == FLOAT) {
+            for (int64_t i = 0; i < size; i++) ((float *)keys)[i * PANEL + slot] = key[i];
+            memcpy((float *)values + slot * size, value, (size_t)size * 4);
+            continue;
+        }
+        for (int64_t i = 0; i < size; i++)
+            ((bf16 *)keys)[i / 2 * 2 * PANEL + slot * 2 + i % 2] = narrow(key[i]);
+        bf16 *to = (bf16 *)values + slot / 2 * 2 * size;
+        for (int64_t i = 0; i < size; i++) to[2 * i + slot % 2] = narrow(value[i]);
+        if (last && slot % 2 == 0) /* its neighbour is multiplied with 0, so it must be finite */
+            for (int64_t i = 0; i < size; i++) to[2 * i + 1] = 0;
+    }
+}
+
+/* e^(score - highest) of the first `visible` scores, 0 for the others up to `all` (whole panels); their sum. */
+static float weigh(float *scores, int64_t visible, int64_t all, float highest) {
+    float lanes[PANEL] = {0}, total = 0;
+    for (int64_t t = 0; t < all; t += PANEL)
+        for (int64_t l = 0; l < PANEL; l++) {
+            const float weight = t + l < visible ? exponential(scores[t + l] - highest) : 0;
+            scores[t + l] = weight;
+            lanes[l] += weight;
+        }
+    for (int64_t l = 0; l < PANEL; l++) total += lanes[l];
+    return total;
+}
+
+/* Let the queries of one key-value head see all tokens of their text up to themselves. qkv: all rows of the step, turned;
+ * out: (rows, out_stride) floats. */
+static void attend(
+    const Heads *heads, const Queries *queries, int64_t head, const float *qkv, int64_t qkv_stride, float *out,
+    int64_t out_stride) {
+    const int64_t size = heads->size, group = heads->heads / heads->kv_heads, rows = queries->count * group;
+    const int64_t length = queries->start + queries->count, wide_panels = size / PANEL;
+    void (*multiply)(const Operands *, int64_t, int, float *) = heads->kind == FLOAT ? multiply_float : multiply_bf16;
+    float query[rows * size], scores[rows * CHUNK], sums[rows * size], highest[rows], totals[rows];
+    float tile[MOST_TILE * PANEL] __attribute__((aligned(64)));
+    for (int64_t r = 0; r < rows; r++) {
+        const float *from = qkv + (queries->first + r / group) * qkv_stride + (head * group + r % group) * size;
+        if (takes_float(heads->kind))
+            memcpy(query + r * size, from, (size_t)size * 4);
+        else
+            get_ready(BF16, from, 0, size, query + r * size);
+        highest[r] = -INFINITY, totals[r] = 0;
+    }
+    memset(sums, 0, sizeof(sums));
+    for (int64_t begin = 0; begin < length; begin += CHUNK) {
+        const int64_t keys = least(length - begin, CHUNK), pages = parts_of(keys, PANEL);
+        const int64_t *table = queries->table + begin / PANEL;
+        for (int64_t page = 0; page < pages; page++)
+            for (int64_t first = 0, count; first < rows; first += count) {
+                count = least(rows - first, MOST_ROWS);
+                const Operands o = {page_of(heads, 0, head, table[page]), 0, PANEL, query + first * size, size * 4, size};
+                multiply(&o, count, 1, tile);
+                for (int64_t r = 0; r < count; r++)
+                    memcpy(scores + (first + r) * CHUNK + page * PANEL, tile + r * PANEL, PANEL * 4);
+            }
+        for (int64_t r = 0; r < rows; r++) {
+            float *score = scores + r * CHUNK, *sum = sums + r * size, top = highest[r];
+            const int64_t visible = least(keys, queries->start + r / group + 1 - begin);
+            for (int64_t t = 0; t < visible; t++) top = score[t] > top ? score[t] : top;
+            const float weight = weigh(score, visible < 0 ? 0 : visible, pages * PANEL, top);
+            const float kept = begin ? exponential(highest[r] - top) : 1;
+            totals[r] = totals[r] * kept + weight, highest[r] = top;
+            for (int64_t i = 0; i < size; i++) sum[i] *= kept;
+            if (!takes_float(heads->kind)) get_ready(BF16, score, 0, pages * PANEL, score);
+        }
+        for (int64_t page = 0; page < pages; page++) {
+            const int64_t tokens = least(keys - page * PANEL, PANEL);
+            const char *values = page_of(heads, 1, head, table[page]);
+            for (int64_t first = 0, count; first < rows; first += count) {
+                count = least(rows - first, MOST_ROWS);
+                const int most = tile_width(count);
+                for (int64_t panel = 0, width; panel < wide_panels; panel += width) {
+                    width = panel + most <= wide_panels ? most : 1;
+                    const Operands o = {
+                        .w = values + panel * PANEL * 4,
+                        .next = PANEL,
+                        .step = size,
+                        .x = (const char *)(scores + first * CHUNK) + page * PANEL * (takes_float(heads->kind) ? 4 : 2),
+                        .stride = CHUNK * 4,
+                        .columns = heads->kind == FLOAT ? tokens : (tokens + 1) / 2 * 2,
+                    };
+                    multiply(&o, count, (int)width, tile);
+                    for (int64_t r = 0; r < count; r++)
+                        for (int64_t i = 0; i < width * PANEL; i++)
+                            sums[(first + r) * size + panel * PANEL + i] += tile[r * width * PANEL + i];
+                }
+            }
+        }
+    }
+    for (int64_t r = 0; r < rows; r++) {
+        float *to = out + (queries->first + r / group) * out_stride + (head * group + r % group) * size;
+        for (int64_t i = 0; i < size; i++) to[i] = sums[r * size + i] / totals[r];
+    }
+}

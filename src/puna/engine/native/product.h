@@ -1,0 +1,108 @@
+/* A product: rows of activations times a matrix in panels, shared out among the threads of a team. */
+#include "tile.h"
+#include <sched.h>
+
+enum { FLOAT = 0, BF16 = 1, INT8 = 2, INT4 = 3 };
+
+/* A matrix (outputs, columns) in panels (see tile.h); scales: of int8, one an output, to whole panels. */
+typedef struct {
+    int64_t kind, outputs, columns;
+    const void *codes;
+    const float *scales;
+} Matrix;
+
+/* Threads that go through the same phases. Each phase's parts are taken from a counter of its own, and it is over when
+ * all are done: nobody waits for a thread that was held up elsewhere and has taken none. */
+typedef struct {
+    int64_t taken, done;
+} Phase;
+
+typedef struct {
+    int threads;
+    Phase *phase; /* the current one */
+} Team;
+
+INLINE int64_t take(const Team *team) { return __atomic_fetch_add(&team->phase->taken, 1, __ATOMIC_RELAXED); }
+
+INLINE void finish(const Team *team) { __atomic_fetch_add(&team->phase->done, 1, __ATOMIC_RELEASE); }
+
+/* Go on to the next phase when all parts of this one are done. */
+static void meet(Team *team, int64_t parts) {
+    for (int64_t turns = 0; __atomic_load_n(&team->phase->done, __ATOMIC_ACQUIRE) < parts; turns++) {
+        if (turns > 2000)
+            sched_yield(); /* whoever has taken the last part may be waiting for this core */
+#ifdef __SSE2__
+        else
+            _mm_pause();
+#endif
+    }
+    team->phase++;
+}
+
+INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+INLINE int64_t parts_of(int64_t whole, int64_t part) { return (whole + part - 1) / part; }
+
+/* Bytes of a panel. */
+INLINE int64_t panel_bytes(const Matrix *m) {
+    return PANEL * m->columns * (m->kind == FLOAT ? 4 : 2);
+}
+
+/* -- activations as a kind of matrix wants them ----------------------------------------------------------------------- */
+
+INLINE int takes_float(int64_t kind) {
+#ifdef __AVX512BF16__
+    return kind == FLOAT;
+#else
+    return kind <= BF16;
+#endif
+}
+
+/* Bytes of a row. */
+INLINE int64_t ready_bytes(int64_t columns) { return 4 * columns + 64; }
+
+/* Columns from..to of a row of floats as the kind wants them; from a multiple of 32, as is `to` or the row ends. */
+static void get_ready(int64_t kind, const float *row, int64_t from, int64_t to, void *out) {
+    if (takes_float(kind))
+        memcpy((float *)out + from, row + from, (size_t)(to - from) * 4);
+    else
+        for (int64_t i = from; i < to; i++) ((bf16 *)out)[i] = narrow(row[i]);
+}
+
+/* -- the product -------------------------------------------------------------------------------------------------------- */
+
+/* out (+)= x W^T for all rows. x: rows that are ready, `stride` bytes apart; out: rows of floats, `out_stride` floats
+ * apart, with room for whole panels. */
+static void product(
+    Team *team, const Matrix *m, const void *x, int64_t stride, int64_t rows, float *out, int64_t out_stride,
+    int add) {
+    if (!rows) return;
+    const int64_t panels = parts_of(m->outputs, PANEL), bytes = panel_bytes(m);
+    const int64_t blocks = parts_of(rows, MOST_ROWS); /* of about equal size */
+    const int64_t share = parts_of(parts_of(panels, 4 * team->threads), 4) * 4, parts = parts_of(panels, share);
+    const int most = tile_width(parts_of(rows, blocks));
+    float sums[MOST_TILE * PANEL] __attribute__((aligned(64)));
+    for (int64_t part; (part = take(team)) < parts; finish(team)) {
+        const int64_t end = least((part + 1) * share, panels);
+        for (int64_t panel = part * share, width; panel < end; panel += width) {
+            width = panel + most <= end ? most : 1;
+            for (int64_t block = 0; block < blocks; block++) {
+                const int64_t first = rows * block / blocks, count = rows * (block + 1) / blocks - first;
+                const Operands o = {
+                    .w = (const char *)m->codes + panel * bytes,
+                    .next = bytes / 4,
+                    .step = PANEL,
+                    .x = (const char *)x + first * stride,
+                    .stride = stride,
+                    .columns = m->columns,
+                };
+                (m->kind == FLOAT ? multiply_float : multiply_bf16)(&o, count, (int)width, sums);
+                for (int64_t r = 0; r < count; r++) {
+                    float *to = out + (first + r) * out_stride + panel * PANEL;
+                    for (int64_t i = 0; i < width * PANEL; i++)
+                        to[i] = sums[r * width * PANEL + i] + (add ? to[i] : 0);
+                }
+            }
+        }
+    }
+    meet(team, parts);
+}
