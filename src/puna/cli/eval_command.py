@@ -32,6 +32,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     suite.add_argument("--limit", type=int, metavar="N", help="at most N items of each, always the same ones")
     suite.add_argument("--data", type=Path, metavar="DIR", help="benchmark files (default: PUNA_EVAL_DATA)")
     suite.add_argument("--hub", action="store_true", help="fetch from the Hugging Face Hub what DIR does not have")
+    suite.add_argument("--bare", action="store_true", help="our own tasks' problems without their instruction")
     suite.add_argument("-o", "--out", type=Path, metavar="DIR", help="results (default: evals/NAME); taken up if begun")
     suite.add_argument("--samples", type=int, default=4, metavar="K", help="drawn answers besides the greedy one (4)")
     suite.add_argument("--temperature", type=float, default=0.8, help="of drawn answers (0.8)")
@@ -85,7 +86,7 @@ def benchmarks(args: argparse.Namespace) -> None:
         if value is not None and value < least:
             raise PunaError(f"--{name.replace('_', '-')} {value} is below {least}.", "Give a larger number.")
     chosen = select(args.suite)
-    data = EvalData.find(args.data, hub=args.hub)
+    data = EvalData.find(args.data, hub=args.hub, instruct=not args.bare)
     directory = model_directory(args.model)
     loaded = load_items(chosen, data, args.limit, named=all(n.strip() not in SUITES for n in args.suite.split(",")))
     device = args.device or best_device()
@@ -142,26 +143,20 @@ def table(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 def _list(args: argparse.Namespace) -> None:
     from puna.core.console import print_json, show_table
     from puna.evals.catalogue import BENCHMARKS
-    from puna.evals.files import EvalData, Missing
+    from puna.evals.files import EvalData, is_held
 
     data = EvalData.find(args.data)
     rows: list[dict[str, Any]] = []
     for one in BENCHMARKS.values():
-        try:
-            held: int | None = len(one.load(data))
-        except Missing:
-            held = None
+        held = "puna" in one.suites or is_held(one.load, data)
         words = {key: getattr(one, key) for key in ("title", "suites", "prompt", "metric", "source")}
-        rows.append({"benchmark": one.name, "items": held, **words})
+        rows.append({"benchmark": one.name, "held": held, **words})
     if args.json:
         print_json(rows)
         return
     show_table(
-        ("benchmark", "suites", "items here", "metric"),
-        [
-            (r["benchmark"], ", ".join(r["suites"]), "–" if r["items"] is None else f"{r['items']:,}", r["metric"])
-            for r in rows
-        ],
+        ("benchmark", "title", "suites", "here"),
+        [(r["benchmark"], r["title"], ", ".join(r["suites"]), "yes" if r["held"] else "no") for r in rows],
     )
 
 

@@ -107,7 +107,7 @@ class Benchmark:
     metric: str
     source: str
     constants: tuple[str, ...] = ()
-    chance: float | None = None
+    chance: float | Callable[[Sequence[Item]], float] | None = None
     code: bool = False
     """Whether answers are programs, which only the sandbox may run."""
     summary: bool = True

@@ -1,10 +1,25 @@
 """All benchmarks by name, and the suites they are run in."""
 
 from puna.core.errors import PunaError, nearest
-from puna.evals import knowledge, mathematics
+from puna.evals import (
+    bbh,
+    core_set,
+    ifeval,
+    knowledge,
+    mathematics,
+    own,
+    planbench,
+    programs,
+    reading,
+    refusals,
+    tool_calls,
+    translation,
+)
 from puna.evals.benchmark import Benchmark
 
-_ROOMS = (knowledge, mathematics)
+_ROOMS = (
+    programs, mathematics, bbh, planbench, own, knowledge, reading, core_set, ifeval, tool_calls, refusals, translation
+)  # fmt: skip
 BENCHMARKS: dict[str, Benchmark] = {one.name: one for room in _ROOMS for one in room.BENCHMARKS}
 SUITES: dict[str, tuple[str, ...]] = {}
 for _one in BENCHMARKS.values():

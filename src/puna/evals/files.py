@@ -9,6 +9,7 @@ import csv
 import io
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,24 +33,29 @@ class Missing(PunaError):
 
 
 class EvalData:
-    """A folder with benchmark files. hub: fetch from the Hub what the folder does not have."""
+    """A folder with benchmark files.
 
-    def __init__(self, place: Path | None, *, hub: bool = False) -> None:
-        self.place, self.hub = place, hub
+    hub: fetch from the Hub what the folder does not have. instruct: give our own tasks' problems with the instruction
+    that explains them; without it for a model that was tuned on the bare problems.
+    """
+
+    def __init__(self, place: Path | None, *, hub: bool = False, instruct: bool = True) -> None:
+        self.place, self.hub, self.instruct = place, hub, instruct
 
     @staticmethod
-    def find(given: Path | None, *, hub: bool = False) -> "EvalData":
+    def find(given: Path | None, *, hub: bool = False, instruct: bool = True) -> "EvalData":
         """The folder that was given, or that PUNA_EVAL_DATA or PUNA_TEST_DATA name; it, or `eval` in it.
 
         Raises PunaError when it is not there. None of the three: benchmarks that make their own items still run.
         """
         named = given or os.environ.get("PUNA_EVAL_DATA") or os.environ.get("PUNA_TEST_DATA")
         if named is None:
-            return EvalData(None, hub=hub)
+            return EvalData(None, hub=hub, instruct=instruct)
         place = Path(named)
         if not place.is_dir():
             raise PunaError(f"There is no folder of evaluation data at {place}.", "Check --data or PUNA_EVAL_DATA.")
-        return EvalData(place / "eval" if (place / "eval").is_dir() else place, hub=hub)
+        inner = place / "eval"
+        return EvalData(inner if inner.is_dir() else place, hub=hub, instruct=instruct)
 
     def path(self, name: str) -> Path | None:
         """The file of this name, packed or not, or None."""
@@ -84,7 +90,8 @@ class EvalData:
         else:
             path = self._required(name)
             text = self.text(name)
-            if name.endswith(".jsonl"):
+            # Several sets are JSON lines under the name .json.
+            if name.endswith(".jsonl") or (name.endswith(".json") and not text.lstrip().startswith("[")):
                 found = [(n, _row(path, n, line)) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
             elif name.endswith((".csv", ".tsv")):
                 delimiter = "," if name.endswith(".csv") else "\t"
@@ -116,6 +123,29 @@ class EvalData:
         if path is None:
             raise Missing(f"{self.place / name} is not there.", "Check --data, or fetch it with --hub.")  # type: ignore[operator]
         return path
+
+
+class _Present(Exception):
+    pass
+
+
+class _Probe(EvalData):
+    """Data that is only asked whether it is there."""
+
+    def _required(self, name: str) -> Path:
+        super()._required(name)
+        raise _Present
+
+
+def is_held(load: Callable[[EvalData], object], data: EvalData) -> bool:
+    """Whether the first file that a loader reads is in the folder. A loader that reads none makes its own items."""
+    try:
+        load(_Probe(data.place))
+    except _Present:
+        return True
+    except Missing:
+        return False
+    return True
 
 
 def _row(path: Path, number: int, line: str) -> Row:

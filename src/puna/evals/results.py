@@ -104,8 +104,10 @@ def baselines(benchmark: Benchmark, items: Sequence[Item]) -> dict[str, Any]:
 
 def chance(benchmark: Benchmark, items: Sequence[Item]) -> float:
     """What guessing scores on average."""
-    if benchmark.chance is not None or not items:
-        return benchmark.chance or 0.0
+    if not items:
+        return 0.0
+    if benchmark.chance is not None:
+        return benchmark.chance(items) if callable(benchmark.chance) else benchmark.chance
     shares = [1 / len(item.ask.continuations) if isinstance(item.ask, Choices) else 0.0 for item in items]
     return math.fsum(shares) / len(shares)
 
