@@ -87,6 +87,7 @@ class Server:
             await close()
         for backend in self.models:
             await backend.close()
+        await asyncio.to_thread(self.tracer.close)
 
     def before_close(self, close: Callable[[], Awaitable[None]]) -> None:
         """Have something closed before the models are."""

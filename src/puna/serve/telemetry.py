@@ -4,6 +4,7 @@ Nothing is sent unless opentelemetry is installed (`pip install puna[telemetry]`
 where to. Attribute names follow OpenTelemetry's conventions for generative AI; texts are never part of a span.
 """
 
+import logging
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,8 @@ from puna.serve.protocol import GenerationRequest
 
 if TYPE_CHECKING:
     from puna.serve.metrics import Watch
+
+log = logging.getLogger("puna.serve")
 
 
 class Span:
@@ -36,20 +39,36 @@ class Span:
 class Tracer:
     """Starts spans where somebody wants them."""
 
-    def __init__(self) -> None:
+    def __init__(self, exporter: Any = None) -> None:
+        """exporter: an OpenTelemetry SpanExporter; by default the one that the environment asks for, if it does."""
         self._tracer: Any = None
-        if not os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT"):
+        self._provider: Any = None
+        wanted = exporter is not None or bool(os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT"))
+        if not wanted:
             return
         try:
-            from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
             from opentelemetry.sdk.resources import Resource
             from opentelemetry.sdk.trace import TracerProvider
             from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+            if exporter is None:
+                from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+
+                exporter = OTLPSpanExporter()
         except ImportError:
+            log.warning(
+                "OTEL_EXPORTER_OTLP_ENDPOINT is set, but opentelemetry is not installed, so nothing is sent. "
+                "pip install 'puna[telemetry]'"
+            )
             return
-        provider = TracerProvider(resource=Resource.create({"service.name": "puna"}))
-        provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
-        self._tracer = provider.get_tracer("puna.serve")
+        self._provider = TracerProvider(resource=Resource.create({"service.name": "puna"}))
+        self._provider.add_span_processor(BatchSpanProcessor(exporter))
+        self._tracer = self._provider.get_tracer("puna.serve")
+
+    def close(self) -> None:
+        """Send what has not been sent. Waits for the collector, for as long as OpenTelemetry lets it."""
+        if self._provider is not None:
+            self._provider.shutdown()
 
     def start(self, model: str, request: GenerationRequest) -> Span:
         """Begin the span of a request."""

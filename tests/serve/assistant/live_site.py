@@ -42,9 +42,9 @@ class Site:
 
 
 @contextlib.contextmanager
-def site(backends: Sequence[Any], folder: Path, keys: dict[str, str] | None = None) -> Iterator[Site]:
-    """Serve the page on a free port until the block ends."""
-    app = create_app(Settings(data=str(folder), keys=keys or {}), Models(backends))
+def site(backends: Sequence[Any], data: Path | str, keys: dict[str, str] | None = None) -> Iterator[Site]:
+    """Serve the page on a free port until the block ends. data: a folder or a database's URL."""
+    app = create_app(Settings(data=str(data), keys=keys or {}), Models(backends))
     listening = socket.socket()
     listening.bind(("127.0.0.1", 0))
     url = f"http://127.0.0.1:{listening.getsockname()[1]}"

@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,21 @@ def test_an_answer_is_streamed_and_kept(here: Site) -> None:
     whole = here.api.get(f"/app/conversations/{id}").json()
     assert [m["role"] for m in whole["messages"]] == ["user", "assistant"]
     assert whole["conversation"]["title"] == "hello"
+
+
+def test_many_answers_at_once_are_kept_wherever_conversations_lie(
+    backends: list[Scripted], place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "home"))  # a database has no folder for the session's secret
+    with site(backends, place) as there, ThreadPoolExecutor(8) as pool:
+        ids = [new(there) for _ in range(8)]
+        said = list(pool.map(lambda id: say(there, id, f"hello {id}")[-1][2]["message"]["content"], ids))
+        for id, content in zip(ids, said, strict=True):
+            kept = there.api.get(f"/app/conversations/{id}").json()["messages"]
+            assert [message["content"] for message in kept] == [f"hello {id}", content]
+        assert there.api.request("DELETE", f"/app/conversations/{ids[0]}", json={}).status_code == 200
+        listed = there.api.get("/app/conversations").json()
+        assert {row["id"] for row in listed["conversations"]} == set(ids[1:])
 
 
 def test_edit_and_regenerate_make_branches(here: Site) -> None:

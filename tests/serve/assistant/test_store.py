@@ -2,6 +2,7 @@
 
 import json
 import sqlite3
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,10 @@ from puna.serve.assistant.words import title_of
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(str(tmp_path / "data"))
+def store(place: str) -> Iterator[Store]:
+    store = Store(place)
+    yield store
+    store.close()
 
 
 def talk(store: Store, user: str = "ana", text: str = "What is ice?", answer: str = "Frozen water.") -> tuple:
@@ -98,31 +101,37 @@ def test_what_is_somebody_elses_is_missing(store: Store) -> None:
         store.message("bo", other, said)
 
 
-def test_deleting_takes_messages_and_feedback_with_it(store: Store, tmp_path: Path) -> None:
+def test_deleting_takes_messages_and_feedback_with_it(store: Store) -> None:
     id, _, said = talk(store)
     store.rate("ana", said, rating=1, correction="x")
     store.delete("ana", id)
-    with sqlite3.connect(tmp_path / "data" / "assistant.db") as raw:
+    with store.engine.connect() as raw:
         for table in ("conversations", "messages", "feedback"):
-            assert raw.execute(f"select count(*) from {table}").fetchone() == (0,)
+            assert raw.exec_driver_sql(f"select count(*) from {table}").scalar() == 0
+
+
+def test_sqlite_lets_others_read_while_one_writes(tmp_path: Path) -> None:
+    Store(str(tmp_path / "data")).close()
+    with sqlite3.connect(tmp_path / "data" / "assistant.db") as raw:
         assert raw.execute("pragma journal_mode").fetchone() == ("wal",)
 
 
-def test_an_answer_nobody_writes_any_more_was_interrupted(store: Store, tmp_path: Path) -> None:
+def test_an_answer_nobody_writes_any_more_was_interrupted(store: Store, place: str) -> None:
     id, mine, _ = talk(store)
     half = store.add_message("ana", id, parent=mine, role="assistant", content="Half an")["id"]
     store.close()
-    again = Store(str(tmp_path / "data"))
+    again = Store(place)
     assert again.message("ana", id, half)["finish_reason"] == "interrupted"
     assert again.message("ana", id, half)["content"] == "Half an"
+    again.close()
 
 
-def test_a_newer_database_is_refused(store: Store, tmp_path: Path) -> None:
+def test_a_newer_database_is_refused(store: Store, place: str) -> None:
+    with store.engine.begin() as raw:
+        raw.exec_driver_sql("update puna_meta set value = '999'")
     store.close()
-    with sqlite3.connect(tmp_path / "data" / "assistant.db") as raw:
-        raw.execute("update puna_meta set value = '999'")
     with pytest.raises(PunaError, match=r"newer Puna \(schema 999"):
-        Store(str(tmp_path / "data"))
+        Store(place)
 
 
 def test_places_that_are_no_database(tmp_path: Path) -> None:
