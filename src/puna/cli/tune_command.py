@@ -1,6 +1,14 @@
 """tune a model after pretraining, one stage at a time
 
 puna tune sft RECIPE [key=value ...]     supervised fine-tuning on dialogues and demonstrations
+puna tune reward RECIPE                  a reward model, from preferences
+puna tune rejection RECIPE               many answers to each prompt; the best are kept to tune on
+puna tune dpo RECIPE                     direct preference optimisation (IPO, SimPO, KTO)
+puna tune rl RECIPE                      reinforcement learning with verifiable rewards
+puna tune distill RECIPE                 on-policy distillation from a larger model
+puna tune average RECIPE                 the mean of several models
+puna tune extend RECIPE                  a longer context
+puna tune all RECIPE MODEL               all of it in Llama 3's order, each stage beside a control
 puna tune STAGE --resume RUN_DIR         go on with a run that was stopped
 
 The end of a stage is a model directory, RUN_DIR/model. Exit codes are those of puna train: 0 at the end, 2 when
@@ -20,8 +28,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.description = (__doc__ or "").strip()
-    parser.add_argument("stage", metavar="STAGE", help="sft, ... (see above)")
-    parser.add_argument("words", nargs="*", metavar="RECIPE key=value", help="recipe file, then overrides of its keys")
+    parser.add_argument("stage", metavar="STAGE", help="one of those above")
+    words = "recipe file, the model to start from (or its key model), overrides of its keys"
+    parser.add_argument("words", nargs="*", metavar="RECIPE [MODEL] key=value", help=words)
     parser.add_argument("--run-dir", type=Path, help="where the run lives (default: runs/<recipe name>)")
     parser.add_argument("--resume", type=Path, metavar="RUN_DIR", help="go on with this run instead of a recipe")
     parser.add_argument("--nproc", type=int, default=1, metavar="N", help="processes on this machine (default: 1)")
@@ -30,7 +39,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Check everything that needs no torch, then run the stage here or start the processes that do."""
-    from puna.core.console import print_json
+    from puna.core.console import print_json, show_table
+    from puna.tune.all_report import stage_table
     from puna.tune.recipe import STAGES
     from puna.tune.stages import new_stage, resumed_stage, runner
 
@@ -47,8 +57,12 @@ def run(args: argparse.Namespace) -> None:
     else:
         if not args.words:
             raise PunaError("No recipe was given.", f"Try: puna tune {args.stage} RECIPE, or --resume RUN_DIR.")
-        path = Path(args.words[0])
-        recipe, run_dir = new_stage(path, args.words[1:], args.run_dir, stage=args.stage, first=rank == 0)
+        path, words = Path(args.words[0]), list(args.words[1:])
+        if words and "=" not in words[0]:
+            words[0] = f"model={words[0]}"
+        recipe, run_dir = new_stage(path, words, args.run_dir, stage=args.stage, first=rank == 0)
+    if args.nproc > 1 and args.stage in ("all", "average", "rejection"):
+        raise PunaError(f"puna tune {args.stage} runs in one process.", "Leave --nproc out.")
     if args.nproc > 1 and "RANK" not in os.environ:
         from puna.train.launch import launch
 
@@ -68,5 +82,7 @@ def run(args: argparse.Namespace) -> None:
         os._exit(128 + signal.SIGINT)
     if args.json and rank == 0:
         print_json(event)
+    elif "rows" in event:
+        show_table(*stage_table(event["rows"]))
     if event["kind"] != "end":
         sys.exit(128 + signal.Signals[event["signal"]])

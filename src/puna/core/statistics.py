@@ -4,8 +4,11 @@ import math
 import random
 from collections.abc import Sequence
 
+Z95 = 1.959964
+"""Standard deviations to each side of a normal mean that hold 95 %."""
 
-def wilson(successes: float, trials: float, z: float = 1.959964) -> tuple[float, float]:
+
+def wilson(successes: float, trials: float, z: float = Z95) -> tuple[float, float]:
     """Wilson's score interval for a share (1927), 95 % by default: sound for small counts and for 0 and 100 %.
 
     Returns (low, high); (0, 1) without trials.

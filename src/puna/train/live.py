@@ -37,6 +37,8 @@ class LiveView:
 
     def __call__(self, event: Event) -> None:
         kind = event["kind"]
+        if kind == "start":  # of another run, perhaps
+            self._train, self._eval, self._sample, self._losses = {}, {}, {}, []
         if kind in ("start", "train", "eval", "sample"):
             setattr(self, f"_{kind}", event)
         if kind == "train" and event["loss"] is not None:

@@ -29,6 +29,7 @@ from puna.train.recipe import (
 
 STAGES = {
     # stage: module and class of its recipe, and the module whose `run` does it
+    "all": ("puna.tune.all_recipe", "AllRecipe", "puna.tune.all"),
     "sft": ("puna.tune.sft_recipe", "SFTRecipe", "puna.tune.sft"),
     "reward": ("puna.tune.preference_recipe", "RewardRecipe", "puna.tune.reward"),
     "rejection": ("puna.tune.rejection_recipe", "RejectionRecipe", "puna.tune.rejection"),

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from puna.core.errors import PunaError
-from puna.core.recipe import check
+from puna.core.recipe import check, read_toml
 from puna.train.run_directory import RECIPE, check_free
 from puna.tune.recipe import STAGES, StageBase, load_stage, stage_schema
 
@@ -41,6 +41,8 @@ def resumed_stage(run_dir: Path, overrides: Sequence[str], *, stage: str, first:
         raise PunaError(f"{run_dir} holds no run to resume ({RECIPE} is missing).", "Check the path.")
     if first:
         check_free(run_dir)
+    if "stage" not in read_toml(path):
+        raise PunaError(f"{run_dir} is a run of pretraining.", f"Use puna train --resume {run_dir}.")
     return load_stage(path, overrides, stage=stage).value
 
 
