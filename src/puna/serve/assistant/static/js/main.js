@@ -86,7 +86,17 @@ async function start() {
   window.addEventListener("hashchange", follow);
   window.addEventListener("puna:signin", () => location.reload(), { once: true });
   await Promise.all([load(), follow()]);
-  if ("serviceWorker" in navigator) navigator.serviceWorker.register(workerAddress()).catch(() => {});
+  if ("serviceWorker" in navigator) {
+    navigator.serviceWorker.addEventListener("controllerchange", keepFiles, { once: true });
+    navigator.serviceWorker.register(workerAddress()).catch(() => {});
+  }
+}
+
+// What was loaded before the worker was there it has not seen: ask for it once more, so that it keeps it.
+function keepFiles() {
+  const loaded = performance.getEntriesByType("resource").map((entry) => new URL(entry.name).pathname);
+  const ours = loaded.filter((path) => path.startsWith("/static/"));
+  for (const path of new Set(["/", ...ours])) fetch(path).catch(() => {});
 }
 
 start();
