@@ -342,6 +342,8 @@ class Stage:
         with self.clock.part("eval"):
             measures: dict[str, float] = evaluate(self.step)
         forget_peak_memory(self.device)  # what evaluation took does not count as the stage's
+        if not measures:
+            return False
         self.emit({"kind": "eval", "step": self.step, "metrics": measures, "elapsed": self.clock.training})
         score = measures.get(SCORE)
         if score is None or (self.best is not None and score <= self.best[SCORE]):
