@@ -54,7 +54,7 @@ def test_a_fused_model_is_the_model(
     plain = Engine(random_model(config), None)
     fused = Engine(fuse(random_model(config).to(dtype), quantize), None)
     assert (logprobs(fused) - logprobs(plain)).abs().max() < bound
-    if dtype == torch.float32:
+    if dtype == torch.float32 and quantize is None:
         greedy = SamplingParams(max_tokens=30, temperature=0)
         assert [d.ids for d in fused.generate(PROMPTS, greedy)] == [d.ids for d in plain.generate(PROMPTS, greedy)]
         assert torch.allclose(fused.embed(PROMPTS), plain.embed(PROMPTS), atol=1e-4)

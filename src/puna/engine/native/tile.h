@@ -125,7 +125,7 @@ INLINE void tile_int8(const Operands *o, const int rows, float *sums) {
     const char *w = o->w;
     for (int64_t g = 0; g < groups; g++) {
         ints sum[MOST_INTEGER_ROWS * PARTS] = {0};
-        for (int k = 0; k < GROUP / 4; k++, w += PANEL * 4) {
+        _Pragma("GCC unroll 1") for (int k = 0; k < GROUP / 4; k++, w += PANEL * 4) {
             ints weight[PARTS];
             UNROLL for (int i = 0; i < PARTS; i++) weight[i] = load_ints(w + i * LANES * 4);
             UNROLL for (int r = 0; r < rows; r++) {
@@ -154,7 +154,7 @@ INLINE void tile_int4(const Operands *o, const int rows, float *sums) {
     const char *w = o->w;
     for (int64_t g = 0; g < groups; g++, w += GROUP_BYTES) {
         ints sum[MOST_INTEGER_ROWS * PARTS] = {0};
-        UNROLL for (int k = 0; k < GROUP / 8; k++) UNROLL for (int high = 0; high < 2; high++) {
+        _Pragma("GCC unroll 1") for (int k = 0; k < GROUP / 8; k++) UNROLL for (int high = 0; high < 2; high++) {
             ints weight[PARTS];
             UNROLL for (int i = 0; i < PARTS; i++)
                 weight[i] = load_ints(w + (k * PANEL + i * LANES) * 4) >> 4 * high & 0x0f0f0f0f;
