@@ -35,7 +35,7 @@ def recipe(model_dir, teacher):
         "rollout": {"samples": 3, "max_tokens": 8, "max_batch": 16},
         "optimizer": {"lr": 0.01},
         "log": {"every": 1, "eval_every": 0},
-        "heldout": {"problems": 2, "samples": 1},
+        "measure": {"problems": 2, "samples": 1},
     }
     return check(DistillRecipe, values, "test")
 

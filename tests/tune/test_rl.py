@@ -42,7 +42,7 @@ def values(model_dir):
         "optimizer": {"lr": 0.003},
         "log": {"every": 1, "eval_every": 0},
         "checkpoint": {"every": 3, "keep": 9},
-        "heldout": {"problems": 4, "samples": 2},
+        "measure": {"problems": 4, "samples": 2},
     }
 
 
@@ -87,7 +87,7 @@ def test_the_reward_rises_and_every_step_is_accounted_for(values, tmp_path, mach
         assert sum(shares) == pytest.approx(1)
     assert all("logprob_gap" not in m for m in train[1::2]), "later updates learn from older answers"
     held = lines(tmp_path / "run", "eval")
-    assert held[-1]["metrics"]["planning.grid.1 pass@1"] > held[0]["metrics"]["planning.grid.1 pass@1"]
+    assert held[-1]["metrics"]["planning.grid.1.pass@1"] > held[0]["metrics"]["planning.grid.1.pass@1"]
 
 
 def test_an_interrupted_stage_reproduces_every_step_to_the_bit(values, tmp_path, machine):
@@ -154,7 +154,7 @@ def test_a_broken_check_costs_one_reward_and_is_told(values, tmp_path, machine):
             raise RuntimeError("no verdict")
         return likes_e(task, problem, text)
 
-    run(recipe_of(values, train={"steps": 2}, heldout={"problems": 1}), tmp_path / "run", machine, scorer=sometimes)
+    run(recipe_of(values, train={"steps": 2}, measure={"problems": 1}), tmp_path / "run", machine, scorer=sometimes)
     told = [e for e in lines(tmp_path / "run", "event") if e["event"] == "warning"]
     assert any("RuntimeError: no verdict" in e["detail"] for e in told)
     assert lines(tmp_path / "run")[0]["metrics"]["broken"] > 0

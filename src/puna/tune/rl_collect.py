@@ -143,16 +143,19 @@ class Collector:
         return rows
 
     def measure(self) -> list[Measured]:
-        """Held-out problems of every task and level, with the weights of now; the same on every process."""
+        """Held-out problems of the recipe's `measure`, or else of all its tasks, with the weights of now.
+
+        They are asked as those that are learned from; every process gets the same result.
+        """
         recipe = self.recipe
         self.refresh()
         found: list[Any] = [None]
         if self.stage.world.first:
             found[0] = measure_tasks(
                 self.generator,  # type: ignore[arg-type]
-                [(entry.name, level) for entry in recipe.tasks for level in entry.levels],
-                problems=recipe.heldout.problems,
-                samples=recipe.heldout.samples,
+                recipe.measure.asked or [(entry.name, level) for entry in recipe.tasks for level in entry.levels],
+                problems=recipe.measure.problems,
+                samples=recipe.measure.samples,
                 max_tokens=recipe.rollout.max_tokens,
                 instruct=recipe.rollout.instruct,
                 check=self._check_heldout,
@@ -169,7 +172,7 @@ class Collector:
         for one in self.measure():
             greedy, sampled, any_of_k = one.greedy or 0.0, one.pass_1 or 0.0, one.pass_k or 0.0
             name = f"{one.task}.{one.level}"
-            measures |= {f"{name} greedy": greedy, f"{name} pass@1": sampled, f"{name} pass@{one.k}": any_of_k}
+            measures |= {f"{name}.greedy": greedy, f"{name}.pass@1": sampled, f"{name}.pass@{one.k}": any_of_k}
             scores.append((greedy + sampled) / 2)
         return {SCORE: sum(scores) / len(scores), **measures}
 

@@ -5,16 +5,19 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from puna.core.recipe import Config
-from puna.tune.recipe import StageLogConfig, StageOptimizerConfig, StageRecipe, StageScheduleConfig, StageTrainConfig
+from puna.tune.recipe import (
+    StageLogConfig,
+    StageOptimizerConfig,
+    StageRecipe,
+    StageScheduleConfig,
+    StageTrainConfig,
+    TaskLevels,
+)
 
 
-class TaskShare(Config):
-    """A task among those that problems are drawn from."""
+class TaskShare(TaskLevels):
+    """A task among those that problems are drawn from; with several levels, the curriculum goes from low to high."""
 
-    name: str = Field(min_length=1, description="of the task, see `puna tasks list`")
-    levels: tuple[int, ...] = Field(
-        (1,), min_length=1, description="levels; with several, the curriculum goes from the lowest to the highest"
-    )
     share: float = Field(1.0, gt=0, description="of the problems, relative to the other tasks")
 
 
@@ -35,13 +38,6 @@ class RolloutConfig(Config):
         description="a warning is given when the trainer's and the generator's log probability of the same token, with "
         "the same weights, differ by more than this on average, in nats",
     )
-
-
-class HeldoutConfig(Config):
-    """The held-out problems that the stage measures itself on, and picks its best weights by."""
-
-    problems: int = Field(32, gt=0, description="of each task and level")
-    samples: int = Field(4, gt=0, description="answers to each, drawn at temperature 1, beside the greedy one")
 
 
 class RewardConfig(Config):
@@ -124,7 +120,6 @@ class OnPolicyRecipe(StageRecipe):
 
     tasks: tuple[TaskShare, ...] = Field(min_length=1, description="where problems come from")
     rollout: RolloutConfig = Field(default_factory=RolloutConfig, description="how answers are made")
-    heldout: HeldoutConfig = Field(default_factory=HeldoutConfig, description="what is measured")
     reward: RewardConfig = Field(default_factory=RewardConfig, description="what an answer earns")
     curriculum: CurriculumConfig = Field(default_factory=CurriculumConfig, description="which problems are asked")
     train: OnPolicyTrainConfig = Field(default_factory=OnPolicyTrainConfig, description="length, batch, precision")

@@ -1,0 +1,214 @@
+"""What minutes of tuning teach the demo's model: three abilities before, after fine-tuning on few demonstrations, after
+reinforcement, and after a control that spent reinforcement's time on more fine-tuning instead.
+
+    puna demo ; python bench/tune_demo.py models/demo [--seeds 0 1 2]
+
+One task stands for each ability: programs (code.synthesis), lists (rewriting.list), paths (planning.grid). Stages are
+`puna tune sft` and `puna tune rl` as anybody runs them, on one thread. Budgets are steps, as seconds on a busy machine
+are not the same twice; the control gets as many steps as reinforcement's CPU seconds buy of fine-tuning's, measured in
+the same run. Problems are held out by construction and the same for all; intervals are 95 %: Wilson's for greedy
+answers, over problems for samples, each pooled over the seeds.
+"""
+
+import argparse
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import common
+from puna.core.statistics import clustered, wilson
+
+TASKS = {"code": ("code.synthesis", 2), "reasoning": ("rewriting.list", 1), "planning": ("planning.grid", 1)}
+DEMONSTRATIONS = {"code": 120, "reasoning": 200, "planning": 250}
+SFT = {
+    "train": {"steps": 50, "batch": 6, "seq_len": 256, "precision": "fp32"},
+    "optimizer": {"kind": "muon", "matrix_lr": 0.01, "lr": 1e-3, "embedding_lr": 1e-3, "head_lr": 1e-3},
+}
+RL = {
+    "train": {"steps": 40, "batch": 16, "seq_len": 384, "precision": "fp32", "final": "last"},
+    "rollout": {"samples": 8, "max_tokens": 36},
+    "curriculum": {"refill": 1},
+    "optimizer": {"lr": 2e-4},
+    "log": {"every": 1, "eval_every": 0},
+    "measure": {"problems": 1, "samples": 1},
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model", type=Path, help="model directory, as `puna demo` makes one")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds (default 0 1 2)")
+    parser.add_argument("--problems", type=int, default=100, help="held-out problems of each task (default 100)")
+    parser.add_argument("--samples", type=int, default=4, help="samples of each problem (default 4)")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    measured: dict[str, list[dict[str, Any]]] = {"before": [measure(args.model, args)]}
+    spent: dict[str, list[float]] = {}
+    logs = []
+    with tempfile.TemporaryDirectory() as folder:
+        for seed in args.seeds:
+            stages = one_seed(args.model, Path(folder) / str(seed), seed)
+            logs.append(stages.pop("rl_log"))
+            for name, (model, seconds) in stages.items():
+                measured.setdefault(name, []).append(measure(model, args))
+                spent.setdefault(name, []).append(round(seconds, 1))
+            shutil.rmtree(Path(folder) / str(seed))
+    table = {name: {ability: pooled(rows, ability) for ability in TASKS} for name, rows in measured.items()}
+    show(table)
+    settings = {
+        "parameters": 5261568,
+        "tasks": {name: list(task) for name, task in TASKS.items()},
+        "demonstrations": DEMONSTRATIONS,
+        "sft": SFT,
+        "rl": RL,
+        **{name: getattr(args, name) for name in ("seeds", "problems", "samples")},
+        "threads": 1,
+    }
+    common.save("tune-demo", settings, {"table": table, "cpu_seconds": spent, "rl": logs})
+
+
+def one_seed(base: Path, folder: Path, seed: int) -> dict[str, Any]:
+    """Model directory and CPU seconds of each stage, and how reinforcement went."""
+    tuned, sft_seconds, _ = stage("sft", base, folder / "sft", sft_recipe(seed))
+    reinforced, rl_seconds, events = stage("rl", tuned, folder / "rl", rl_recipe(seed))
+    steps = max(1, round(SFT["train"]["steps"] * rl_seconds / sft_seconds))
+    control, control_seconds, _ = stage("sft", tuned, folder / "control", sft_recipe(seed, steps=steps))
+    log = [
+        {"step": event["step"], **{key: event["metrics"].get(key) for key in LOGGED}}
+        for event in events
+        if event["kind"] == "train"
+    ]
+    return {
+        "after fine-tuning": (tuned, sft_seconds),
+        "after reinforcement": (reinforced, rl_seconds),
+        "control: more fine-tuning": (control, control_seconds),
+        "rl_log": {
+            "seed": seed,
+            "steps": log,
+            "end": {key: events[-1].get(key) for key in ("step", "best", "finished")},
+        },
+    }
+
+
+LOGGED = (
+    "reward",
+    "pass",
+    "teaching",
+    "entropy",
+    "logprob_gap",
+    "logprob_gap_max",
+    "visible",
+    "hidden",
+    "time_generation",
+    "time_reward",
+    "time_learning",
+    "time_rest",
+)
+
+
+def sft_recipe(seed: int, steps: int = 0) -> dict[str, Any]:
+    """Fine-tuning on the few demonstrations that there are, the same ones for the control."""
+    tasks = [
+        {"name": name, "levels": [level], "count": DEMONSTRATIONS[ability], "share": DEMONSTRATIONS[ability]}
+        for ability, (name, level) in TASKS.items()
+    ]
+    train = {**SFT["train"], "seed": seed, **({"steps": steps} if steps else {})}
+    return {**SFT, "train": train, "data": {"tasks": tasks}}
+
+
+def rl_recipe(seed: int) -> dict[str, Any]:
+    """Reinforcement on the same tasks, problems without end."""
+    tasks = [{"name": name, "levels": [level]} for name, level in TASKS.values()]
+    return {**RL, "train": {**RL["train"], "seed": seed}, "tasks": tasks}
+
+
+def stage(name: str, model: Path, run_dir: Path, values: Mapping[str, Any]) -> tuple[Path, float, list[dict[str, Any]]]:
+    """Run a stage; its model directory, its CPU seconds and its events."""
+    from puna.tune.stages import check_stage, runner
+
+    events: list[dict[str, Any]] = []
+    recipe = check_stage({"stage": name, "model": str(model), **values}, "the benchmark's recipe")
+    machine = _machine()
+    begin = time.process_time()
+    last = runner(name)(recipe, run_dir, observers=[events.append], machine=machine)
+    if last["kind"] != "end":
+        sys.exit(f"{name} was stopped.")
+    seconds = time.process_time() - begin
+    print(f"{run_dir.name}: {seconds:.0f} s of CPU, {last['seconds']:.0f} s", file=sys.stderr, flush=True)
+    return run_dir / "model", seconds, events
+
+
+def _machine() -> Any:
+    """Rates only serve what a run predicts; they are not measured again for each stage."""
+    from puna.train.machine import Machine
+
+    return Machine("cpu", "bench", 1, 8 << 30, {"fp32": 3e10, "bf16": 1e9}, False)
+
+
+def measure(model: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """Each ability's answers to the held-out problems: right greedily, and the share of right samples, by problem."""
+    from functools import partial
+
+    from puna.engine.generate import load_engine
+    from puna.tune.measure import answer
+    from puna.tune.problems import heldout_problems
+
+    engine = load_engine(model, dtype=torch.float32, fast=True, max_batch=128, kv_tokens=128 * 256)
+    found = {}
+    for ability, (name, level) in TASKS.items():
+        problems = heldout_problems(name, level, args.problems)
+        ask = partial(answer, engine, problems, max_tokens=RL["rollout"]["max_tokens"])
+        greedy = ask(samples=1)
+        drawn = ask(samples=args.samples, temperature=1.0)
+        groups = [drawn[at : at + args.samples] for at in range(0, len(drawn), args.samples)]
+        found[ability] = {
+            "greedy": [one.verdict.passed for one in greedy],
+            "right": [sum(one.verdict.passed for one in group) for group in groups],
+            "samples": args.samples,
+        }
+    engine.close()
+    short = {name: f"{sum(one['greedy']) / len(one['greedy']):.2f}" for name, one in found.items()}
+    print(f"  {model}: greedy {short}", file=sys.stderr, flush=True)
+    return found
+
+
+def pooled(rows: list[dict[str, Any]], ability: str) -> dict[str, Any]:
+    """Shares over all seeds with their intervals, and each seed's own."""
+    greedy = [ok for row in rows for ok in row[ability]["greedy"]]
+    samples = rows[0][ability]["samples"]
+    shares = [right / samples for row in rows for right in row[ability]["right"]]
+    anyhow = [float(right > 0) for row in rows for right in row[ability]["right"]]
+
+    def share(values: list[float], interval: tuple[float, float]) -> dict[str, Any]:
+        return {"value": round(sum(values) / len(values), 4), "interval": [round(end, 4) for end in interval]}
+
+    return {
+        "problems": len(greedy),
+        "greedy": share(greedy, wilson(sum(greedy), len(greedy))),
+        "pass@1": share(shares, clustered(shares)),
+        f"pass@{samples}": share(anyhow, clustered(anyhow)),
+        "greedy by seed": [round(sum(row[ability]["greedy"]) / len(row[ability]["greedy"]), 4) for row in rows],
+    }
+
+
+def show(table: Mapping[str, Mapping[str, Any]]) -> None:
+    """Print the table."""
+    for ability in TASKS:
+        print(ability, *TASKS[ability])
+        for name, abilities in table.items():
+            parts = [
+                f"{key} {value['value']:.2f} ({value['interval'][0]:.2f}-{value['interval'][1]:.2f})"
+                for key, value in abilities[ability].items()
+                if isinstance(value, dict)
+            ]
+            print(f"  {name:<28}", "  ".join(parts))
+
+
+if __name__ == "__main__":
+    main()
