@@ -12,15 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from puna.engine.kernels import kernels
-from puna.engine.panels import Panels
+from puna.engine.panels import Panels, QuantizedPanels
+from puna.engine.quantized import GROUP, int4, int8
 
-GROUP = 32
-"""Weights that share an int4 scale."""
 _FEW = 8
 """Rows up to which torch's int8 kernel is faster than widening the matrix."""
 _BLOCK = 64
 """Rows that int4's kernels pack together, at most: 64 with AVX-512, fewer elsewhere."""
-_SHRINKS = (1.0, 0.96, 0.92, 0.88, 0.84, 0.8)
 
 
 class Pack(Protocol):
@@ -44,11 +42,13 @@ class Pack(Protocol):
 
 
 def packed(weight: Tensor, quantize: str | None) -> Pack:
-    """The best form for a matrix (out, in) on its device; what int4's kernel cannot hold becomes int8."""
+    """The best form for a matrix (out, in) on its device; what int4 cannot hold becomes int8."""
     rows, columns = weight.shape
     made = kernels() if weight.device.type == "cpu" else None
-    if made is not None and quantize is None and weight.dtype in (torch.float32, torch.bfloat16):
-        return Panels(weight, made)
+    if made is not None and weight.dtype in (torch.float32, torch.bfloat16):
+        if quantize is None:
+            return Panels(weight, made)
+        return QuantizedPanels(weight, made, "int4" if quantize == "int4" and columns % GROUP == 0 else "int8")
     if quantize == "int4" and rows % _BLOCK == 0 and columns % GROUP == 0:
         return Int4(weight)
     if quantize is not None:
@@ -118,7 +118,7 @@ class Int8:
 
     def __init__(self, weight: Tensor) -> None:
         self.dtype, self.columns = weight.dtype, weight.shape[1]
-        self.weight, self.scale = _int8(weight)
+        self.weight, self.scale = int8(weight)
 
     @property
     def nbytes(self) -> int:
@@ -137,13 +137,7 @@ class Int8:
 
     def assign(self, row: int, weight: Tensor) -> None:
         here = slice(row, row + len(weight))
-        self.weight[here], self.scale[here] = _int8(weight.to(self.dtype))
-
-
-def _int8(weight: Tensor) -> tuple[Tensor, Tensor]:
-    wide = weight.float()
-    scale = (wide.abs().amax(1).clamp_min(1e-12) / 127).to(weight.dtype)
-    return (wide / scale.float()[:, None]).round_().clamp_(-127, 127).to(torch.int8), scale
+        self.weight[here], self.scale[here] = int8(weight.to(self.dtype))
 
 
 class Int4:
@@ -157,7 +151,7 @@ class Int4:
 
     def _pack(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """(out, in / 2) uint8 in blocks of rows as the kernel reads them, (groups, out, 2) scale and zero."""
-        codes, affine = _int4(weight)
+        codes, affine = int4(weight, self.dtype)
         return torch._convert_weight_to_int4pack_for_cpu(codes.int(), 1), affine.transpose(0, 1).contiguous()
 
     @property
@@ -179,22 +173,3 @@ class Int4:
             row, weight = 0, dense
         here = slice(row, row + len(weight))
         self.weight[here], self.affine[:, here] = self._pack(weight.to(self.dtype))
-
-
-def _int4(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Codes (out, in) uint8 and (out, groups, 2) scale and zero in the weight's precision."""
-    groups = weight.float().unflatten(1, (-1, GROUP))
-    low, high = groups.amin(-1), groups.amax(-1)
-    middle = (low + high) / 2
-    best = torch.full_like(low, torch.inf)
-    codes, affine = torch.zeros_like(groups, dtype=torch.uint8), torch.zeros(*low.shape, 2, dtype=weight.dtype)
-    for shrink in _SHRINKS:
-        scale = ((high - low) * shrink / 15).clamp_min(1e-8).to(weight.dtype)
-        zero = (middle + scale.float() / 2).to(weight.dtype)  # of code 8; 7.5 is the middle
-        q = ((groups - zero.float()[..., None]) / scale.float()[..., None] + 8).round_().clamp_(0, 15)
-        error = ((q - 8) * scale.float()[..., None] + zero.float()[..., None] - groups).square_().sum(-1)
-        better = error < best
-        best = torch.where(better, error, best)
-        codes[better] = q[better].to(torch.uint8)
-        affine[better] = torch.stack((scale, zero), -1)[better]
-    return codes.flatten(1), affine

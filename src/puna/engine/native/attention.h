@@ -56,16 +56,27 @@ static void turn(const Heads *heads, float *qkv, const float *angles, int64_t pa
     }
 }
 
-/* e^(score - highest) of the first `visible` scores, 0 for the others up to `all` (whole panels); their sum. */
-static float weigh(float *scores, int64_t visible, int64_t all, float highest) {
+/* The largest of `largest` and the first `visible` scores; those after them, up to `all` (whole panels), become -inf. */
+static float find_largest(float *scores, int visible, int all, float largest) {
+    float lanes[PANEL];
+    for (int l = 0; l < PANEL; l++) lanes[l] = largest;
+    for (int t = visible; t < all; t++) scores[t] = -INFINITY;
+    for (int t = 0; t < all; t += PANEL)
+        for (int l = 0; l < PANEL; l++) lanes[l] = scores[t + l] > lanes[l] ? scores[t + l] : lanes[l];
+    for (int l = 0; l < PANEL; l++) largest = lanes[l] > largest ? lanes[l] : largest;
+    return largest;
+}
+
+/* Scores become e^(score - largest), 0 for -inf; their sum. */
+static float weigh(float *scores, int all, float largest) {
     float lanes[PANEL] = {0}, total = 0;
-    for (int64_t t = 0; t < all; t += PANEL)
-        for (int64_t l = 0; l < PANEL; l++) {
-            const float weight = t + l < visible ? exponential(scores[t + l] - highest) : 0;
-            scores[t + l] = weight;
-            lanes[l] += weight;
+    for (int t = 0; t < all; t += PANEL)
+        for (int l = 0; l < PANEL; l++) {
+            const float score = scores[t + l], weight = exponential(score - largest);
+            scores[t + l] = score == -INFINITY ? 0 : weight;
+            lanes[l] += scores[t + l];
         }
-    for (int64_t l = 0; l < PANEL; l++) total += lanes[l];
+    for (int l = 0; l < PANEL; l++) total += lanes[l];
     return total;
 }
 
@@ -84,7 +95,7 @@ static void attend(
         if (takes_float(heads->kind))
             memcpy(query + r * size, from, (size_t)size * 4);
         else
-            get_ready(BF16, from, 0, size, query + r * size);
+            get_ready(BF16, from, size, 0, size, query + r * size);
         highest[r] = -INFINITY, totals[r] = 0;
     }
     memset(sums, 0, sizeof(sums));
@@ -100,14 +111,14 @@ static void attend(
                     memcpy(scores + (first + r) * CHUNK + page * PANEL, tile + r * PANEL, PANEL * 4);
             }
         for (int64_t r = 0; r < rows; r++) {
-            float *score = scores + r * CHUNK, *sum = sums + r * size, top = highest[r];
+            float *score = scores + r * CHUNK, *sum = sums + r * size;
             const int64_t visible = least(keys, queries->start + r / group + 1 - begin);
-            for (int64_t t = 0; t < visible; t++) top = score[t] > top ? score[t] : top;
-            const float weight = weigh(score, visible < 0 ? 0 : visible, pages * PANEL, top);
+            const float top = find_largest(score, visible < 0 ? 0 : (int)visible, (int)pages * PANEL, highest[r]);
+            const float weight = weigh(score, (int)pages * PANEL, top);
             const float kept = begin ? exponential(highest[r] - top) : 1;
             totals[r] = totals[r] * kept + weight, highest[r] = top;
             for (int64_t i = 0; i < size; i++) sum[i] *= kept;
-            if (!takes_float(heads->kind)) get_ready(BF16, score, 0, pages * PANEL, score);
+            if (!takes_float(heads->kind)) get_ready(BF16, score, CHUNK, 0, pages * PANEL, score);
         }
         for (int64_t page = 0; page < pages; page++) {
             const int64_t tokens = least(keys - page * PANEL, PANEL);

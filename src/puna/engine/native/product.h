@@ -42,13 +42,6 @@ static void meet(Team *team, int64_t parts) {
 INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 INLINE int64_t parts_of(int64_t whole, int64_t part) { return (whole + part - 1) / part; }
 
-/* Bytes of a panel. */
-INLINE int64_t panel_bytes(const Matrix *m) {
-    return PANEL * m->columns * (m->kind == FLOAT ? 4 : 2);
-}
-
-/* -- activations as a kind of matrix wants them ----------------------------------------------------------------------- */
-
 INLINE int takes_float(int64_t kind) {
 #ifdef __AVX512BF16__
     return kind == FLOAT;
@@ -57,15 +50,45 @@ INLINE int takes_float(int64_t kind) {
 #endif
 }
 
-/* Bytes of a row. */
-INLINE int64_t ready_bytes(int64_t columns) { return 4 * columns + 64; }
+INLINE int64_t panel_bytes(const Matrix *m) {
+    return m->kind == INT4 ? m->columns / GROUP * GROUP_BYTES : PANEL * m->columns * (m->kind == FLOAT ? 4 : m->kind == BF16 ? 2 : 1);
+}
 
-/* Columns from..to of a row of floats as the kind wants them; from a multiple of 32, as is `to` or the row ends. */
-static void get_ready(int64_t kind, const float *row, int64_t from, int64_t to, void *out) {
-    if (takes_float(kind))
+/* -- activations as a kind of matrix wants them ----------------------------------------------------------------------- */
+
+/* Bytes of a row. */
+INLINE int64_t ready_bytes(int64_t columns) { return 4 * columns + 128; }
+
+/* A group of a row, `count` numbers and then zeros, in int8. What is not finite makes the scale so. */
+static void quantize_group(const float *x, int64_t count, int8_t *codes, float *scale, float *sum) {
+    float group[GROUP] = {0}, largest = 0, not_finite = 0;
+    memcpy(group, x, (size_t)count * 4);
+    for (int i = 0; i < GROUP; i++) largest = fabsf(group[i]) > largest ? fabsf(group[i]) : largest;
+    for (int i = 0; i < GROUP; i++) not_finite += group[i] * 0;
+    const float by = largest > 0 ? 127 / largest : 0;
+    int32_t all = 0;
+    for (int i = 0; i < GROUP; i++) {
+        const int32_t code = (int32_t)floorf(group[i] * by + 0.5f);
+        codes[i] = (int8_t)code;
+        all += (int8_t)code;
+    }
+    *scale = largest / 127 + not_finite;
+    *sum = *scale * (float)all;
+}
+
+/* Columns from..to of a row of `columns` floats as the kind wants them; from a multiple of GROUP, as is `to` or the row
+ * ends. */
+static void get_ready(int64_t kind, const float *row, int64_t columns, int64_t from, int64_t to, void *out) {
+    if (takes_float(kind)) {
         memcpy((float *)out + from, row + from, (size_t)(to - from) * 4);
-    else
+    } else if (kind == BF16) {
         for (int64_t i = from; i < to; i++) ((bf16 *)out)[i] = narrow(row[i]);
+    } else {
+        const int64_t groups = parts_of(columns, GROUP);
+        float *scales = (float *)((int8_t *)out + groups * GROUP);
+        for (int64_t i = from; i < to; i += GROUP)
+            quantize_group(row + i, least(GROUP, to - i), (int8_t *)out + i, scales + i / GROUP, scales + groups + i / GROUP);
+    }
 }
 
 /* -- the product -------------------------------------------------------------------------------------------------------- */
@@ -75,11 +98,14 @@ static void get_ready(int64_t kind, const float *row, int64_t from, int64_t to, 
 static void product(
     Team *team, const Matrix *m, const void *x, int64_t stride, int64_t rows, float *out, int64_t out_stride,
     int add) {
+    static void (*const multiply[])(const Operands *, int64_t, int, float *) = {
+        multiply_float, multiply_bf16, multiply_int8, multiply_int4};
     if (!rows) return;
     const int64_t panels = parts_of(m->outputs, PANEL), bytes = panel_bytes(m);
-    const int64_t blocks = parts_of(rows, MOST_ROWS); /* of about equal size */
+    const int integers = m->kind >= INT8;
+    const int64_t blocks = parts_of(rows, integers ? MOST_INTEGER_ROWS : MOST_ROWS); /* of about equal size */
     const int64_t share = parts_of(parts_of(panels, 4 * team->threads), 4) * 4, parts = parts_of(panels, share);
-    const int most = tile_width(parts_of(rows, blocks));
+    const int most = integers ? 1 : tile_width(parts_of(rows, blocks));
     float sums[MOST_TILE * PANEL] __attribute__((aligned(64)));
     for (int64_t part; (part = take(team)) < parts; finish(team)) {
         const int64_t end = least((part + 1) * share, panels);
@@ -95,7 +121,9 @@ static void product(
                     .stride = stride,
                     .columns = m->columns,
                 };
-                (m->kind == FLOAT ? multiply_float : multiply_bf16)(&o, count, (int)width, sums);
+                multiply[m->kind](&o, count, (int)width, sums);
+                if (m->kind == INT8)
+                    for (int64_t i = 0; i < count * PANEL; i++) sums[i] *= m->scales[panel * PANEL + i % PANEL];
                 for (int64_t r = 0; r < count; r++) {
                     float *to = out + (first + r) * out_stride + panel * PANEL;
                     for (int64_t i = 0; i < width * PANEL; i++)

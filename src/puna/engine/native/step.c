@@ -118,7 +118,7 @@ static void norm_rows(Team *team, const Model *m, const Room *room, int64_t rows
     for (int64_t r; (r = take(team)) < rows; finish(team)) {
         float *out = room->some + r * room->some_stride;
         norm(row_of(room, r), weight, m->eps, m->hidden, out);
-        get_ready(kind, out, 0, m->hidden, room->ready + r * room->ready_stride);
+        get_ready(kind, out, m->hidden, 0, m->hidden, room->ready + r * room->ready_stride);
     }
     meet(team, rows);
 }
@@ -170,13 +170,14 @@ static void swiglu(Team *team, const Model *m, const Room *room, int64_t rows, i
         const float *gate = room->wide + r * room->wide_stride, *up = gate + m->ffn;
         float *out = room->some + r * room->some_stride;
         for (int64_t i = from; i < to; i++) out[i] = gate[i] / (1 + exponential(-gate[i])) * up[i];
-        get_ready(kind, out, from, to, room->ready + r * room->ready_stride);
+        get_ready(kind, out, m->ffn, from, to, room->ready + r * room->ready_stride);
     }
     meet(team, rows * blocks);
 }
 
 static void go_through(Team *team, const Model *m, const Step *s, const Room *room) {
     const int64_t layer_bytes = 2 * m->kv_heads * s->pages * PANEL * m->size * (m->kind == FLOAT ? 4 : 2);
+    const int64_t seen_columns = m->heads * m->size;
     int64_t rows = s->rows;
     embed(team, m, s, room);
     for (int64_t l = 0; l < m->layers; l++) {
@@ -191,7 +192,7 @@ static void go_through(Team *team, const Model *m, const Step *s, const Room *ro
         attend_rows(team, m, s, room, &heads, last);
         for (int64_t r; (r = take(team)) < rows; finish(team)) {
             const float *seen = room->some + (last ? s->wanted_rows[r] : r) * room->some_stride;
-            get_ready(layer->out.kind, seen, 0, m->heads * m->size, room->ready + r * room->ready_stride);
+            get_ready(layer->out.kind, seen, seen_columns, 0, seen_columns, room->ready + r * room->ready_stride);
         }
         meet(team, rows);
         multiply(team, &layer->out, room, rows, room->x, room->x_stride, 1);
@@ -225,7 +226,7 @@ void matrix_product(
     {
         Team team = {(int)threads, phases};
         for (int64_t r; (r = take(&team)) < rows; finish(&team)) {
-            get_ready(m->kind, x + r * columns, 0, columns, room + r * ready_bytes(columns));
+            get_ready(m->kind, x + r * columns, columns, 0, columns, room + r * ready_bytes(columns));
         }
         meet(&team, rows);
         product(&team, m, room, ready_bytes(columns), rows, out, stride, 0);

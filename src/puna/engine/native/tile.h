@@ -13,9 +13,9 @@
 #include "vector.h"
 
 #ifdef __AVX512F__
-enum { MOST_ROWS = 8, MOST_TILE = 16 };
+enum { MOST_ROWS = 8, MOST_INTEGER_ROWS = 8, MOST_TILE = 16 };
 #else
-enum { MOST_ROWS = 6, MOST_TILE = 6 };
+enum { MOST_ROWS = 6, MOST_INTEGER_ROWS = 4, MOST_TILE = 6 };
 #endif
 #define UNROLL _Pragma("GCC unroll 16")
 
@@ -72,6 +72,113 @@ INLINE void tile_bf16(const Operands *o, const int rows, const int panels, float
     UNROLL for (int i = 0; i < rows * parts; i++) store(sums + i * LANES, sum[i]);
 }
 
+/* -- integers ---------------------------------------------------------------------------------------------------------- */
+
+enum { GROUP = 32, GROUP_BYTES = GROUP * PANEL / 2 + PANEL * 4 }; /* inputs that share a scale; int4's of a panel */
+
+/* A row of activations in int8: the codes, then for each group its scale, then scale times the sum of its codes. */
+INLINE const float *scales_of(const void *row, int64_t columns) { return (const float *)((const int8_t *)row + columns); }
+
+/* To each of LANES sums, 4 products of unsigned weights below 16 with x (4 int8, the same everywhere). Up to 8 of these
+ * may be added before they are settled. */
+INLINE ints add_small(ints sum, ints w, int32_t x) {
+#if defined(__AVX512VNNI__)
+    return (ints)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)w, _mm512_set1_epi32(x));
+#elif defined(__AVX2__) && !defined(__AVX512F__)
+    return (ints)_mm256_add_epi16((__m256i)sum, _mm256_maddubs_epi16((__m256i)w, _mm256_set1_epi32(x)));
+#else
+    for (int l = 0; l < LANES; l++)
+        for (int i = 0; i < 4; i++) sum[l] += (w[l] >> 8 * i & 255) * (int8_t)(x >> 8 * i);
+    return sum;
+#endif
+}
+
+INLINE ints settled(ints sum) {
+#if defined(__AVX2__) && !defined(__AVX512F__)
+    return (ints)_mm256_madd_epi16((__m256i)sum, _mm256_set1_epi16(1));
+#else
+    return sum;
+#endif
+}
+
+/* The same for int8 weights; settled already. With VNNI these are taken 128 higher: see tile_int8. */
+INLINE ints add_signed(ints sum, ints w, int32_t x) {
+#if defined(__AVX512VNNI__)
+    return (ints)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)(w ^ (int32_t)0x80808080), _mm512_set1_epi32(x));
+#elif defined(__AVX2__) && !defined(__AVX512F__)
+    const __m256i signs = _mm256_sign_epi8(_mm256_set1_epi32(x), (__m256i)w);
+    const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8((__m256i)w), signs);
+    return sum + (ints)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+#else
+    for (int l = 0; l < LANES; l++)
+        for (int i = 0; i < 4; i++) sum[l] += (int8_t)(w[l] >> 8 * i) * (int8_t)(x >> 8 * i);
+    return sum;
+#endif
+}
+
+INLINE vec floats(ints values) { return __builtin_convertvector(values, vec); }
+
+/* One panel of int8. Its scales, one an output, are for the caller. */
+INLINE void tile_int8(const Operands *o, const int rows, float *sums) {
+    vec total[MOST_INTEGER_ROWS * PARTS] = {0};
+    const int64_t groups = o->columns / GROUP;
+    const char *w = o->w;
+    for (int64_t g = 0; g < groups; g++) {
+        ints sum[MOST_INTEGER_ROWS * PARTS] = {0};
+        _Pragma("GCC unroll 1") for (int k = 0; k < GROUP / 4; k++, w += PANEL * 4) {
+            ints weight[PARTS];
+            UNROLL for (int i = 0; i < PARTS; i++) weight[i] = load_ints(w + i * LANES * 4);
+            UNROLL for (int r = 0; r < rows; r++) {
+                const int32_t x = ((const int32_t *)((const char *)o->x + r * o->stride))[g * (GROUP / 4) + k];
+                UNROLL for (int i = 0; i < PARTS; i++)
+                    sum[r * PARTS + i] = add_signed(sum[r * PARTS + i], weight[i], x);
+            }
+        }
+        UNROLL for (int r = 0; r < rows; r++) {
+            const float *scales = scales_of((const char *)o->x + r * o->stride, o->columns);
+            UNROLL for (int i = 0; i < PARTS; i++) {
+                total[r * PARTS + i] += floats(sum[r * PARTS + i]) * scales[g];
+#ifdef __AVX512VNNI__
+                total[r * PARTS + i] -= 128 * scales[groups + g];
+#endif
+            }
+        }
+    }
+    UNROLL for (int i = 0; i < rows * PARTS; i++) store(sums + i * LANES, total[i]);
+}
+
+/* One panel of int4: w = (code - 8) * scale + zero. */
+INLINE void tile_int4(const Operands *o, const int rows, float *sums) {
+    vec total[MOST_INTEGER_ROWS * PARTS] = {0};
+    const int64_t groups = o->columns / GROUP;
+    const char *w = o->w;
+    for (int64_t g = 0; g < groups; g++, w += GROUP_BYTES) {
+        ints sum[MOST_INTEGER_ROWS * PARTS] = {0};
+        _Pragma("GCC unroll 1") for (int k = 0; k < GROUP / 8; k++) UNROLL for (int high = 0; high < 2; high++) {
+            ints weight[PARTS];
+            UNROLL for (int i = 0; i < PARTS; i++)
+                weight[i] = load_ints(w + (k * PANEL + i * LANES) * 4) >> 4 * high & 0x0f0f0f0f;
+            UNROLL for (int r = 0; r < rows; r++) {
+                const int32_t *x = (const int32_t *)((const char *)o->x + r * o->stride) + g * (GROUP / 4);
+                UNROLL for (int i = 0; i < PARTS; i++)
+                    sum[r * PARTS + i] = add_small(sum[r * PARTS + i], weight[i], x[2 * k + high]);
+            }
+        }
+        UNROLL for (int i = 0; i < PARTS; i++) {
+            const ints both = load_ints(w + GROUP * PANEL / 2 + i * LANES * 4);
+            const vec scale = (vec)(both << 16), zero = (vec)(both & (int32_t)0xffff0000) - 8 * scale;
+            UNROLL for (int r = 0; r < rows; r++) {
+                const float *scales = scales_of((const char *)o->x + r * o->stride, o->columns);
+                total[r * PARTS + i] += floats(settled(sum[r * PARTS + i])) * (scale * scales[g]);
+                total[r * PARTS + i] += zero * scales[groups + g];
+            }
+        }
+    }
+    UNROLL for (int i = 0; i < rows * PARTS; i++) store(sums + i * LANES, total[i]);
+}
+
+/* -- by numbers of rows -------------------------------------------------------------------------------------------------- */
+
 /* How many panels a tile of so many rows takes at once: enough sums that none waits for another. */
 INLINE int tile_width(int64_t rows) {
     static const int8_t widths[] = {1, 4, 2, 2, 1, 1, 1, 1, 1};
@@ -97,6 +204,22 @@ INLINE int tile_width(int64_t rows) {
         switch (rows) { BOTH(TILE, 1) BOTH(TILE, 2) BOTH(TILE, 3) ROWS(TILE) }                                     \
     }
 
-/* sums: (rows, panels, PANEL). rows: 1 to MOST_ROWS; panels: 1, or tile_width(rows). */
+#define ALONE(TILE, R) \
+    case R: TILE(o, R, sums); break;
+#ifdef __AVX512F__
+#define MORE(TILE) ALONE(TILE, 5) ALONE(TILE, 6) ALONE(TILE, 7) ALONE(TILE, 8)
+#else
+#define MORE(TILE)
+#endif
+#define CHOOSE_ALONE(NAME, TILE)                                                                                  \
+    static __attribute__((noinline)) void NAME(const Operands *o, int64_t rows, int panels, float *sums) {        \
+        (void)panels;                                                                                             \
+        switch (rows) { ALONE(TILE, 1) ALONE(TILE, 2) ALONE(TILE, 3) ALONE(TILE, 4) MORE(TILE) }                   \
+    }
+
+/* sums: (rows, panels, PANEL). rows: 1 to MOST_ROWS; panels: 1, or tile_width(rows). Of integers one panel, and
+ * MOST_INTEGER_ROWS. */
 CHOOSE(multiply_float, tile_float)
 CHOOSE(multiply_bf16, tile_bf16)
+CHOOSE_ALONE(multiply_int8, tile_int8)
+CHOOSE_ALONE(multiply_int4, tile_int4)
