@@ -56,7 +56,10 @@ def conformance(results: dict[str, Any]) -> str:
     told = [[row["row"], *(_came(row.get(name)) for name in names)] for row in rows]
     versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
     table = plan_tables.markdown(["case", *names], [["**right**", *right], *told])
-    return f"{table}\n\n† not as good as the best column, or no OpenAI error object. {versions}."
+    measured = results.get("measured", {})
+    dates = "; ".join(f"{name}: {when}" for name, when in measured.items()) if len(set(measured.values())) > 1 else ""
+    note = f" Columns are of different days: {dates}." if dates else ""
+    return f"{table}\n\n† not as good as the best column, or no OpenAI error object. {versions}.{note}"
 
 
 def lm_eval(results: dict[str, Any]) -> str:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -23,6 +24,8 @@ from puna.serve.native import NativeBackend
 from puna.serve.server import Server
 from puna.serve.settings import Settings
 from puna.text.tokenizer import train_tokenizer
+
+sys.path.insert(0, str(Path(__file__).parent))  # so that tests import what they share: `fronts`
 
 TEXTS = [
     'The harbour was quiet. "Call the pilot," said the master, "and give the time."',

@@ -22,24 +22,14 @@ from puna.core.plots import (
     line_chart,
     mark_symbol,
     smooth,
-    stacked_bar,
 )
 from puna.core.statistics import wilson
 from puna.core.units import format_bytes, format_count, format_seconds
 from puna.train.abilities import abilities
+from puna.train.account import SHAPES, events, machine, predicted
 from puna.train.metrics import Event
 from puna.train.numbers import count_or_share, format_flops, number, or_dash
 from puna.train.record import Points, Run, load_run, points, status, summary
-
-_SHAPES = {
-    # event: shape, warn, name in the legend
-    "checkpoint": ("diamond", False, "checkpoint"),
-    "skip": ("cross", True, "step skipped"),
-    "rollback": ("back", True, "rolled back"),
-    "resume": ("play", False, "resumed"),
-    "interrupted": ("square", False, "interrupted"),
-    "stopped": ("square", True, "stopped by the guard"),
-}
 
 
 def write_report(run_dir: Path, output: Path | None = None) -> Path:
@@ -67,9 +57,9 @@ def render(run: Run) -> str:
         _completions(run),
         _samples(run),
         _course(run),
-        _predicted(run, facts),
-        _events(run),
-        _machine(run),
+        predicted(run, facts),
+        events(run),
+        machine(run),
     ]
     body = "\n".join(part for part in sections if part)
     return document(run.name, css + STYLE, body, origin="metrics.jsonl")
@@ -351,117 +341,6 @@ def _sample(sample: Event) -> str:
     )
 
 
-def _predicted(run: Run, facts: dict[str, Any]) -> str:
-    predicted = run.start.get("predicted") or {}
-    step = predicted.get("step_seconds") or {}
-    rows = []
-    for name, expected, actual, form in (
-        ("peak memory", predicted.get("memory_bytes"), facts["peak_memory_bytes"], format_bytes),
-        ("a step, usually", step.get("value"), (run.end or {}).get("step_seconds"), _step_seconds),
-        ("tokens per second", predicted.get("tokens_per_second"), facts["tokens_per_second"], "{:,.0f}".format),
-        (
-            "time",
-            (run.first_start.get("predicted") or {}).get("seconds"),
-            facts["seconds"] if run.end else None,
-            format_seconds,
-        ),
-    ):
-        if expected is None and actual is None:
-            continue
-        error = f"{expected / actual - 1:+.1%}".replace("-", "−") if expected and actual else "–"
-        rows.append([name, or_dash(expected, form), or_dash(actual, form), error])
-    parts = _goodput(run)
-    if not rows and not parts:
-        return ""
-    rendered = table(["", "predicted", "actual", "off by"], rows, numeric=(1, 2, 3)) if rows else ""
-    text = "What was said before the run started, and what came of it."
-    if rows and not run.end:
-        text += " The run is unfinished: actual values are those so far."
-    if step:
-        ends = f"{_step_seconds(step['low'])} and {_step_seconds(step['high'])}"
-        text += f" A step was to take between {ends} with 80 % probability. Compilation counts in the time alone"
-        text += " and in the tokens per second, which are those of the whole run."
-    body = f'<div class="scroll">{rendered}</div>' if rendered else ""
-    return section("Predicted and actual", text, body + parts)
-
-
-def _step_seconds(value: float) -> str:
-    return f"{value:.3g} s"
-
-
-def _goodput(run: Run) -> str:
-    goodput = (run.end or {}).get("goodput") or {}
-    names = {"compute": "computing", "data": "waiting for data", "checkpoint": "checkpoints", "eval": "evaluation"}
-    parts = [(names.get(key, key), float(value)) for key, value in goodput.items() if isinstance(value, int | float)]
-    total = sum(amount for _, amount in parts)
-    if total <= 0:
-        return ""
-    drawing = stacked_bar(parts, value_format=format_seconds)
-    legend = "".join(
-        f'<li><span class="swatch part{index}"></span>{escape(name)} {amount / total:.1%}, '
-        f"{format_seconds(amount)}</li>"
-        for index, (name, amount) in enumerate(parts)
-    )
-    return f'<figure><figcaption>Where the time went</figcaption>{drawing}<ul class="legend">{legend}</ul></figure>'
-
-
-def _events(run: Run) -> str:
-    told = [event for event in run.events if event.get("event") != "checkpoint"]
-    checkpoints = [event["step"] for event in run.events if event.get("event") == "checkpoint"]
-    if not told and not checkpoints:
-        return ""
-    text = ""
-    if checkpoints:
-        many = f"{len(checkpoints)} checkpoints were" if len(checkpoints) > 1 else "One checkpoint was"
-        text = f"{many} saved, the last at step {checkpoints[-1]:,}."
-    rows = [
-        [
-            f"{event['step']:,}",
-            _SHAPES.get(str(event.get("event")), ("", False, str(event.get("event"))))[2],
-            _detail(event),
-        ]
-        for event in told
-    ]
-    body = f'<div class="scroll">{table(["step", "what", "detail"], rows[:50])}</div>' if rows else ""
-    if len(rows) > 50:
-        body += f'<p class="note">{len(rows) - 50} more stand in metrics.jsonl.</p>'
-    return section("Events", text or "What happened besides training.", body)
-
-
-def _detail(event: Event) -> str:
-    documents = event.get("documents")
-    text = str(event.get("detail") or "")
-    if isinstance(documents, list) and documents:
-        text = f"{text.rstrip('.')}. Documents in the batch: {', '.join(map(str, documents[:3]))}"
-        text += f" and {len(documents) - 3} more." if len(documents) > 3 else "."
-    return text
-
-
-def _machine(run: Run) -> str:
-    start, flops = run.start, run.start.get("flops_per_token") or {}
-    facts = [
-        ("device", start.get("device")),
-        ("processes", start.get("world_size")),
-        ("precision", start.get("precision")),
-        ("compiled", None if start.get("compiled") is None else "yes" if start["compiled"] else "no"),
-        ("measured peak of a matrix product", start.get("peak_flops") and format_flops(start["peak_flops"])),
-        ("FLOPs per token, full attention", flops.get("full") and format_count(flops["full"])),
-        ("FLOPs per token, causal attention", flops.get("causal") and format_count(flops["causal"])),
-        ("tokens per step", start.get("tokens_per_step")),
-        ("bytes per token", start.get("bytes_per_token") and f"{start['bytes_per_token']:.3f}"),
-        ("resumed from step", start.get("resumed_from")),
-        ("torch", start.get("torch")),
-        ("python", start.get("python")),
-        ("puna", start.get("puna")),
-    ]
-    rows = [[name, f"{v:,}" if isinstance(v, int) else str(v)] for name, v in facts if v not in (None, "")]
-    body = f'<div class="scroll">{table(["", "value"], rows, head=False)}</div>' if rows else ""
-    if run.recipe:
-        recipe = f'<pre tabindex="0"><code>{escape(run.recipe)}</code></pre>'
-        body += f"<details><summary>The resolved recipe</summary>{recipe}</details>"
-    return section("Machine, versions, recipe", "", body) if body else ""
-
-
 # -- pieces ------------------------------------------------------------------------------------------------------------
 
 
@@ -469,7 +348,7 @@ def _mark_legend(run: Run) -> str:
     seen = {str(event.get("event")) for event in run.events}
     items = [
         f"<li>{mark_symbol(shape, warn=warn)}{escape(name)}</li>"
-        for event, (shape, warn, name) in _SHAPES.items()
+        for event, (shape, warn, name) in SHAPES.items()
         if event in seen
     ]
     return f'<ul class="legend">{"".join(items)}</ul>' if items else ""
@@ -478,7 +357,7 @@ def _mark_legend(run: Run) -> str:
 def _marks(run: Run) -> list[Mark]:
     out = []
     for event in run.events:
-        shape, warn, name = _SHAPES.get(str(event.get("event")), ("diamond", False, str(event.get("event"))))
+        shape, warn, name = SHAPES.get(str(event.get("event")), ("diamond", False, str(event.get("event"))))
         detail = f"step {event['step']:,}: {name}. {event.get('detail') or ''}".strip()
         out.append(Mark(event["step"], detail, shape, warn))  # type: ignore[arg-type]
     return out
