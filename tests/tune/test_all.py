@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from puna.cli.main import main
 from puna.core.errors import PunaError
 from puna.core.recipe import check
 from puna.core.statistics import wilson
@@ -134,10 +135,21 @@ def test_a_gain_is_one_whose_interval_is_above_zero() -> None:
     assert close.high - close.difference == pytest.approx(0.138, abs=0.005)
 
 
+def test_the_command_takes_recipe_and_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_dir = str(tmp_path / "run")
+    recipe = str(RECIPES / "laptop.toml")
+    assert main(["tune", "all", recipe, str(tmp_path / "nothing"), "--run-dir", run_dir]) == 2
+    assert "nothing is not a folder" in capsys.readouterr().err
+    assert main(["tune", "all", recipe, "--run-dir", run_dir]) == 2
+    assert "No model was given" in capsys.readouterr().err
+    assert main(["tune", "all", recipe, "models/x", "--run-dir", run_dir, "--nproc", "2"]) == 2
+    assert "runs in one process" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.toml")), ids=lambda path: path.stem)
-def test_the_recipes_that_come_along_are_right(path: Path) -> None:
+def test_the_recipes_that_come_along_are_right(path: Path, model_dir: Path) -> None:
     recipe = load_stage(path).value
     if isinstance(recipe, AllRecipe):
-        Way(recipe, Path("nowhere")).check()
+        Way(recipe.model_copy(update={"model": str(model_dir)}), Path("nowhere")).check()
     else:
         assert check_stage({**recipe.model_dump(mode="json")}, str(path)) == recipe

@@ -19,6 +19,7 @@ from puna.core.errors import PunaError
 from puna.core.files import lock_directory, new_directory, read_json, write_json, write_text
 from puna.core.recipe import dump
 from puna.engine.generate import load_engine
+from puna.model.store import load_config
 from puna.tasks.catalogue import find
 from puna.train.machine import Machine, best_device, measure
 from puna.tune.all_recipe import AllRecipe
@@ -102,6 +103,7 @@ class Way:
                 self._stage(stage, self.recipe.model, _merged(values, extra))
         for name, level in self.recipe.measure.asked:
             find(name).sample(0, level)
+        load_config(Path(self.recipe.model))
 
     def go(self) -> dict[str, Any]:
         """All rounds, the end, the report."""

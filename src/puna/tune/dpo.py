@@ -51,7 +51,7 @@ class DPO:
             return ranked_of(prompt, answers, item.tools, stage.tokenizer, longest, drop=drop, good=good)
 
         if self.alone:
-            self.items, self.heldout, left_out = read_ranked(
+            self.items, self.heldout, self.notes = read_ranked(
                 data.files,
                 read_judged,
                 lambda item: ids(item.prompt, [item.answer], item, item.good),
@@ -59,14 +59,13 @@ class DPO:
                 lambda item: item.prompt,
             )
         else:
-            self.items, self.heldout, left_out = read_ranked(
+            self.items, self.heldout, self.notes = read_ranked(
                 data.files,
                 read_preferences,
                 lambda item: ids(item.prompt, [item.answers[0], item.answers[-1]], item),
                 data.heldout,
                 lambda item: item.prompt,
             )
-        self.left_out = left_out
         everyone = [*self.items, *self.heldout]
         self.mismatched = [_moved(everyone, number, longest) for number in range(len(everyone))] if self.alone else []
         self.reference = self._reference(everyone)

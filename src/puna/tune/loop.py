@@ -54,7 +54,7 @@ class Objective(Protocol):
 
     It may also have `evaluate(step) -> dict[str, float]`, called before the first step, every `log.eval_every` steps
     and at the end; the largest value under "score" marks the best weights. And `steps`, the length of the stage where
-    the recipe's train.steps is 0.
+    the recipe's train.steps is 0. And `notes`, sentences about its data that are written down at the start.
     """
 
     def batch(self, data_step: int) -> Sequence[Any]:
@@ -258,6 +258,8 @@ class Stage:
             at = self.step if resume else None
             self.metrics = MetricsLog(self.run_dir, recipe.log, resume_step=at, observers=self.observers)
         self.emit(self._start_event(resumed_from))
+        for sentence in getattr(self.objective, "notes", ()):
+            self.note("data", sentence)
         self.clock.start(self.step)
         log = _Log(self)
         with self.stop.listening(), quiet_gc():

@@ -88,8 +88,8 @@ def read_ranked(
     to_ids: Callable[[T], Ranked | None],
     heldout: float,
     key: Callable[[T], object],
-) -> tuple[list[Ranked], list[Ranked], int]:
-    """(to train on, held out, how many were left out) of some files. Raises PunaError when nothing is left."""
+) -> tuple[list[Ranked], list[Ranked], list[str]]:
+    """(to train on, held out, sentences about them) of some files. Raises PunaError when nothing is left."""
     found = [item for name in files for item in read(Path(name))]
     sides = split_heldout(found, heldout, key)
     train, apart = ([ranked for item in side if (ranked := to_ids(item)) is not None] for side in sides)
@@ -98,7 +98,12 @@ def read_ranked(
             f"None of the {len(found)} preferences can be used: all are held out or too long.",
             "Raise train.seq_len, or lower data.heldout.",
         )
-    return train, apart, len(found) - len(train) - len(apart)
+    left_out = len(found) - len(train) - len(apart)
+    cut = sum(not answer.ended for ranked in (*train, *apart) for answer in ranked.answers)
+    notes = [f"{len(train):,} preferences to learn from, {len(apart):,} held out"]
+    notes += [f"{left_out:,} left out: too long, or alike once cut off"] if left_out else []
+    notes += [f"{cut:,} answers are cut off at the end of a row"] if cut else []
+    return train, apart, notes
 
 
 def numbers_of_step(count: int, batch: int, step: int, seed: int) -> list[int]:

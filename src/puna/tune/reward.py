@@ -97,7 +97,7 @@ class Reward:
         self.stage, self.recipe = stage, recipe
         data, longest = recipe.data, recipe.train.seq_len
         drop = data.overlong == "drop"
-        self.items, self.heldout, self.left_out = read_ranked(
+        self.items, self.heldout, self.notes = read_ranked(
             data.files,
             read_preferences,
             lambda item: ranked_of(item.prompt, item.answers, item.tools, stage.tokenizer, longest, drop=drop),
