@@ -66,9 +66,10 @@ class DPO:
                 data.heldout,
                 lambda item: item.prompt,
             )
-        everyone = [*self.items, *self.heldout]
-        self.mismatched = [_moved(everyone, number, longest) for number in range(len(everyone))] if self.alone else []
-        self.reference = self._reference(everyone)
+        self.everyone = [*self.items, *self.heldout]
+        count = len(self.everyone) if self.alone else 0
+        self.mismatched = [_moved(self.everyone, number, longest) for number in range(count)]
+        self.reference = self._reference(self.everyone)
         self.mismatched_reference = self._reference(self.mismatched)
 
     # -- batches -----------------------------------------------------------------------------------------------------
@@ -85,9 +86,8 @@ class DPO:
         return parts
 
     def _part(self, numbers: Sequence[int], everywhere: int, tokens: int) -> Part:
-        everyone = [*self.items, *self.heldout]
         device, longest = self.stage.device, self.recipe.train.seq_len
-        chosen = [everyone[number] for number in numbers]
+        chosen = [self.everyone[number] for number in numbers]
         reference = torch.tensor([value for number in numbers for value in self.reference[number]], device=device)
         moved = reference_moved = None
         if self.alone:
