@@ -48,6 +48,7 @@ CONTENDERS = {
     "puna int8": "int8",
     "puna int4": "int4",
     "transformers bf16": None,
+    "transformers fp32": None,
     "llama.cpp bf16": "bf16",
     "llama.cpp q8_0": "q8_0",
     "llama.cpp q4_0": "q4_0",
@@ -102,6 +103,7 @@ def ratios(found: dict[str, dict[str, list[float]]]) -> dict[str, dict[str, floa
     """Median over the rounds of ours over a peer's, in the same round: pairs of the same precision class."""
     pairs = [
         ("puna bf16", "transformers bf16"),
+        ("puna bf16", "transformers fp32"),
         ("puna bf16", "llama.cpp bf16"),
         ("puna int8", "llama.cpp q8_0"),
         ("puna int4", "llama.cpp q4_0"),
@@ -264,7 +266,8 @@ class Transformers(Worker):
         import transformers
 
         torch.set_num_threads(THREADS)
-        self.model = transformers.AutoModelForCausalLM.from_pretrained(model_directory(), dtype=torch.bfloat16).eval()
+        dtype = torch.bfloat16 if "bf16" in name else torch.float32  # the faster one where no bfloat16 is multiplied
+        self.model = transformers.AutoModelForCausalLM.from_pretrained(model_directory(), dtype=dtype).eval()
         self.ready = {"version": transformers.__version__}
 
     def seconds(self, prompts: Sequence[Sequence[int]], new: Sequence[int]) -> float:

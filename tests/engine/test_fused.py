@@ -162,6 +162,14 @@ def test_a_step_in_one_call_does_not_depend_on_company(
     assert together == alone == pieces
 
 
+@pytest.mark.skipif(kernels() is None, reason="no C compiler made the kernels here")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_others_left_in_pages_reaches_nobody(random_model: Maker, dtype: torch.dtype) -> None:
+    clean, left = (Engine(fuse(random_model(CONFIG).to(dtype)), None) for _ in range(2))
+    left._stepper.scheduler.pool.store.fill_(float("nan"))
+    assert left.generate(PROMPTS, SCORE) == clean.generate(PROMPTS, SCORE)
+
+
 @pytest.mark.parametrize("config", [CONFIG, ModelConfig(preset="nano", head_dim=24)], ids=["panels", "no panels"])
 def test_pages_of_any_size(random_model: Maker, config: ModelConfig) -> None:
     """What the kernels cannot do whole goes through torch, and nobody notices."""

@@ -59,6 +59,8 @@ class PagePool:
         # Not filled here: a system gives memory to what is written, so an idle pool costs nothing. See `take`.
         self.store = torch.empty(config.num_hidden_layers, 2, *shape, device=device, dtype=dtype)
         self.store[:, :, :, self.spare] = 0
+        self.clears = True
+        """Whether pages are zero when they are taken; without it for who never looks at what it has not written."""
         self.references = [0] * pages
         self._free = list(range(pages))  # a heap: the first come out first, so a sequence's pages mostly lie in a row
         self._cached: OrderedDict[int, None] = OrderedDict()  # known, held by nobody, least recently used first
@@ -90,8 +92,8 @@ class PagePool:
     def take(self, count: int) -> list[int] | None:
         """Hold `count` pages nobody else holds, evicting cached ones where needed; None, and no change, if too few.
 
-        They are zero: attention gives hidden slots the weight 0, and 0 times what a faulty request left there (NaN)
-        would still be NaN.
+        They are zero where `clears` says so: attention gives hidden slots the weight 0, and 0 times what a faulty
+        request left there (NaN) would still be NaN.
         """
         if count > self.available:
             return None
@@ -103,7 +105,7 @@ class PagePool:
                 heappush(self._free, page)
             taken.append(heappop(self._free))
             self.references[taken[-1]] = 1
-        if taken:
+        if taken and self.clears:
             self.store.index_fill_(3, to_device(taken, self.store.device), 0)
         return taken
 

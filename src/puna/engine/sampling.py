@@ -137,14 +137,16 @@ def sample(
     wanted = adjusted(logits, params, histories) if histories and any(p.adjusts for p in params) else logits
     if constraint is not None:
         wanted = _constrained(wanted, constraint)
-    ids = wanted.argmax(-1)
-    if any(p.temperature > 0 for p in params):
+    greedy = [p.temperature == 0 for p in params]
+    if all(greedy):
+        ids = wanted.argmax(-1)
+    else:
         # In float64, as a float32 sum over 128k tokens loses the tail.
         cumulative = probabilities(wanted, params).cumsum(-1, dtype=torch.float64)
         point = _column(uniforms, logits, torch.float64) * cumulative[:, -1:]
-        drawn = torch.searchsorted(cumulative, point, right=True).squeeze(-1).clamp_max(logits.shape[-1] - 1)
-        greedy = to_device([p.temperature == 0 for p in params], logits.device)
-        ids = torch.where(greedy, ids, drawn)
+        ids = torch.searchsorted(cumulative, point, right=True).squeeze(-1).clamp_max(logits.shape[-1] - 1)
+        if any(greedy):
+            ids = torch.where(to_device(greedy, logits.device), wanted.argmax(-1), ids)
     logprobs = logits.log_softmax(-1).gather(-1, ids[:, None]).squeeze(-1)
     return ids, logprobs
 

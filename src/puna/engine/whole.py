@@ -25,6 +25,7 @@ class WholeStep:
 
     def __init__(self, model: LlamaForCausalLM, pool: PagePool, vocabulary: int, made: Kernels) -> None:
         self.pool, self.vocabulary, self.kernels = pool, vocabulary, made
+        pool.clears = False
         network, config, last = model.model, model.config, head(model)
         blocks = [block for block in network.layers if isinstance(block, FusedBlock)]
         rotary = cast(Angles, network.rotary)
