@@ -4,7 +4,9 @@ import json
 import math
 import os
 import signal
+import sys
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from safetensors.torch import load_file
 from puna.core.errors import PunaError
 from puna.core.recipe import check
 from puna.tasks.task import Verdict
+from puna.train.launch import launch
 from puna.train.metrics import read_metrics
 from puna.tune import rl
 from puna.tune.loop import run_stage
@@ -108,6 +111,36 @@ def test_an_interrupted_stage_reproduces_every_step_to_the_bit(values, tmp_path,
     assert numbers(tmp_path / "run") == numbers(tmp_path / "straight")
     one, other = weights(tmp_path / "run"), weights(tmp_path / "straight")
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_adapters_alone_learn_and_the_engine_writes_with_them(values, tmp_path, machine):
+    recipe = recipe_of(values, lora={"rank": 4}, optimizer={"lr": 0.05}, train={"steps": 4}, rollout={"updates": 1})
+    run(recipe, tmp_path / "run", machine)
+    train = [line["metrics"] for line in lines(tmp_path / "run")]
+    assert all(m["logprob_gap_max"] < 1e-4 for m in train), "the engine has the merged weights"
+    before = load_file(os.path.join(values["model"], "model.safetensors"))
+    after = weights(tmp_path / "run")
+    assert before.keys() == after.keys()
+    assert not torch.equal(before["model.layers.0.mlp.up_proj.weight"], after["model.layers.0.mlp.up_proj.weight"])
+    assert torch.equal(before["model.embed_tokens.weight"], after["model.embed_tokens.weight"])
+
+
+@pytest.mark.parametrize("shard", [1, 2])
+def test_two_processes_ask_and_learn_what_one_does(values, tmp_path, machine, shard):
+    """Copies of the network or its halves: the same problems, answers and losses, up to rounding."""
+    tree = {**values, "train": {**values["train"], "steps": 2}, "policy": {"method": "dapo"}}
+    alone = recipe_of(tree)
+    run(alone, tmp_path / "one", machine)
+    tree["layout"] = {"dp_shard": shard, "dp_replicate": 2 // shard}
+    worker = Path(__file__).with_name("rl_worker.py")
+    assert launch([sys.executable, str(worker), json.dumps(tree), str(tmp_path / "two")], 2) == 0
+    for one, two in zip(lines(tmp_path / "one"), lines(tmp_path / "two"), strict=True):
+        assert two["loss"] == pytest.approx(one["loss"], abs=1e-5)
+        for name in ("reward", "problems", "length", "entropy", "tokens"):
+            if name in one["metrics"]:
+                assert two["metrics"][name] == pytest.approx(one["metrics"][name], rel=1e-4)
+    ours, theirs = weights(tmp_path / "one"), weights(tmp_path / "two")
+    assert all(torch.allclose(ours[name], theirs[name], atol=2e-4) for name in ours)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -86,7 +86,7 @@ class Collector:
 
     def refresh(self) -> None:
         """Give the generator the weights of now."""
-        self.version = send_weights(self.stage.model, self.generator)
+        self.version = send_weights(self.stage.model, self.generator, lora=self.recipe.lora)
 
     def collect(self, count: int, data_step: int, round_: int = 0) -> list[Scored]:
         """`count` problems (over all processes) answered with the generator's weights, in the order of their draw."""

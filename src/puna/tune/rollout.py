@@ -9,7 +9,7 @@ vLLM can write the answers instead (`vllm_generator`), behind the same two metho
 """
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -30,6 +30,8 @@ from puna.tasks import tools
 from puna.tasks.task import Problem, Task, Verdict
 from puna.text.chat import render
 from puna.text.tokenizer import Tokenizer
+from puna.tune.lora import merged_state
+from puna.tune.recipe import LoRAConfig
 from puna.tune.rl_rows import Answer
 
 
@@ -102,14 +104,19 @@ def end_ids(directory: Path) -> list[int]:
     return [] if ends is None else ends if isinstance(ends, list) else [ends]
 
 
-def send_weights(model: nn.Module, generator: Generator) -> int:
-    """Copy the trainer's weights, gathered where they are sharded; every process must call it. Returns the version."""
+def send_weights(model: nn.Module, generator: Generator, *, lora: LoRAConfig | None = None) -> int:
+    """Copy the trainer's weights, gathered where they are sharded and merged with their adapters (`lora`).
 
-    def whole() -> Iterable[tuple[str, Tensor]]:
+    Every process must call it. Returns the generator's version of the weights.
+    """
+
+    def whole() -> Iterator[tuple[str, Tensor]]:
         for name, parameter in model.named_parameters():
             value = parameter.detach()
             yield name, value.full_tensor() if isinstance(value, DTensor) else value
 
+    if lora is not None and lora.rank:
+        return generator.update_weights(merged_state(dict(whole()), lora.scale).items())
     return generator.update_weights(whole())
 
 
