@@ -122,6 +122,25 @@ def test_the_first_step_follows_the_policy_gradient(seed, kind):
     torch.testing.assert_close(logprobs.grad, expected, atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_answer_given_twice_counts_twice(kind):
+    draw = torch.Generator().manual_seed(3)
+    logprobs, old = -torch.rand(3, 4, generator=draw), -torch.rand(3, 4, generator=draw)
+    mask, advantage = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0], [1, 0, 1, 1]]), torch.tensor([1.0, -0.5, 0.3])
+    rows = torch.tensor([0, 1, 1, 2])
+    plain = token_weights(mask[rows], kind, max_tokens=4)
+    counts = {"answers": 4.0, "tokens": float(mask[rows].sum())}
+    once = token_weights(mask, kind, max_tokens=4, **counts)
+    whole, sums = policy_loss(
+        logprobs[rows], old[rows], mask[rows], advantage[rows], plain, kind, ref_logprobs=old[rows], kl=0.1
+    )
+    times = torch.tensor([1.0, 2.0, 1.0])
+    short, same = policy_loss(logprobs, old, mask, advantage, once, kind, times=times, ref_logprobs=old, kl=0.1)
+    torch.testing.assert_close(short, whole)
+    for name in sums:
+        torch.testing.assert_close(same[name].float(), sums[name].float())
+
+
 def test_what_is_cut_off_counts_neither_above_nor_below():
     mask = torch.tensor([[0, 0, 0, 0], [1, 1, 0, 0]])
     for kind in KINDS:

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from puna.core.errors import PunaError
-from puna.tune.rl_rows import EMPTY, Answer, Group, Row, lay_out, split, token_logprobs
+from puna.tune.rl_rows import EMPTY, Answer, Group, Row, grouped, lay_out, split, token_logprobs
 
 IDS = st.lists(st.integers(0, 500), min_size=1, max_size=6)
 
@@ -21,7 +21,7 @@ def answers(draw):
 @st.composite
 def groups(draw):
     found = draw(st.lists(answers(), min_size=1, max_size=4))
-    return Group(draw(IDS), found, [float(i) for i in range(len(found))])
+    return Group(draw(IDS), found, [float(i) for i in range(len(found))], [1 + i for i in range(len(found))])
 
 
 @given(st.lists(groups(), min_size=1, max_size=4), st.integers(12, 30))
@@ -52,6 +52,7 @@ def test_every_chosen_token_is_there_once_with_its_own(some, seq_len):
     )
     assert sorted(flat) == wanted
     assert laid.mask.sum() == len(wanted)
+    assert torch.equal(laid.times, laid.advantage + 1)
 
 
 def test_numbers_are_those_of_each_answer_alone(config, random_model):
@@ -64,7 +65,8 @@ def test_numbers_are_those_of_each_answer_alone(config, random_model):
     def answer(count):
         return Answer(ids(count), [1] * (count - 2) + [0, 1], [0.0] * count, True)
 
-    some = [Group(ids(9), [answer(5), answer(3), answer(7)], [1.0, 2.0, 3.0]), Group(ids(4), [answer(6)], [4.0])]
+    three = [answer(5), answer(3), answer(7)]
+    some = [Group(ids(9), three, [1.0, 2.0, 3.0], [1, 1, 1]), Group(ids(4), [answer(6)], [4.0], [1])]
     laid = lay_out(split(some, 40))
     assert laid.ids.shape == (2, 24)
     with torch.no_grad():
@@ -99,7 +101,7 @@ def test_chunks_change_no_number_and_no_gradient():
 
 def test_an_answer_that_does_not_fit_is_refused_with_its_size():
     with pytest.raises(PunaError, match="5 tokens with an answer of 6"):
-        split([Group([1] * 5, [Answer([1] * 6, [1] * 6, [0.0] * 6, True)], [0.0])], 10)
+        split([Group([1] * 5, [Answer([1] * 6, [1] * 6, [0.0] * 6, True)], [0.0], [1])], 10)
 
 
 def test_a_process_without_rows_computes_a_loss_of_nothing():
@@ -111,5 +113,18 @@ def test_a_process_without_rows_computes_a_loss_of_nothing():
 
 
 def test_one_answer_in_a_row_needs_no_mask():
-    rows = [Row([1, 2], [(Answer([3], [1], [0.0], True), 1.0)])]
+    rows = [Row([1, 2], [(Answer([3], [1], [0.0], True), 1.0, 1)])]
     assert lay_out(rows).document_mask() is None
+
+
+@given(st.lists(st.tuples(answers(), st.sampled_from([0.0, 1.0])), min_size=1, max_size=6))
+@settings(max_examples=50, deadline=None)
+def test_equal_answers_stand_once_and_count_as_often_as_they_were_given(given_answers):
+    twice = [*given_answers, *given_answers]
+    group = grouped([1], [answer for answer, _ in twice], [worth for _, worth in twice])
+    assert sum(group.times) == len(twice)
+    keys = {(tuple(answer.ids), tuple(answer.mask), worth) for answer, worth in twice}
+    assert len(group.answers) == len(keys)
+    for answer, worth, times in zip(group.answers, group.advantages, group.times, strict=True):
+        same = [one for one, other in twice if (one.ids, one.mask, other) == (answer.ids, answer.mask, worth)]
+        assert len(same) == times

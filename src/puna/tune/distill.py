@@ -25,7 +25,7 @@ from puna.tune.loop import Stage, run_stage
 from puna.tune.rewards import Check
 from puna.tune.rl_collect import Collector, summary
 from puna.tune.rl_recipe import DistillRecipe
-from puna.tune.rl_rows import Group, Rows
+from puna.tune.rl_rows import Rows, grouped
 from puna.tune.rl_updates import MicroBatch, Shares, Update, micro_batches, plan_updates
 
 
@@ -58,7 +58,7 @@ class Distill:
         self.collector.refresh()
         asked = self.collector.collect(recipe.train.batch * rollout.updates, data_step)
         self.queue = plan_updates(
-            [Group(one.prompt, one.answers, [0.0] * len(one.answers)) for one in asked],
+            [grouped(one.prompt, one.answers, [0.0] * len(one.answers)) for one in asked],
             count=rollout.updates,
             epochs=rollout.epochs,
             seed=f"updates/{recipe.train.seed}/{data_step}",
@@ -76,8 +76,9 @@ class Distill:
         with torch.no_grad():
             teacher_hidden, teacher_head = _forward(self.teacher, rows, lambda h, w: (h.flatten(0, -2)[rows.source], w))
         divergence: Tensor = _forward(network, rows, divergence_of)
-        loss = divergence.sum() / max(1, batch.tokens)
-        measures = {"tokens": torch.tensor(float(len(rows.target))), "reverse_kl": loss.detach()}
+        often = rows.times[rows.answer]
+        loss = (divergence * often).sum() / max(1, batch.tokens)
+        measures = {"tokens": often.sum(), "reverse_kl": loss.detach()}
         return loss, {**measures, **batch.notes}
 
     def evaluate(self, step: int) -> dict[str, float]:

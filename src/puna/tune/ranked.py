@@ -32,7 +32,7 @@ class Ranked:
 
     def rows(self, seq_len: int) -> list[Row]:
         """One row for all answers where they fit, else one for each, in their order."""
-        answers = [(answer, 0.0) for answer in self.answers]
+        answers = [(answer, 0.0, 1) for answer in self.answers]
         if len(self.prompt) + sum(len(answer.ids) for answer in self.answers) <= seq_len:
             return [Row(self.prompt, answers)]
         return [Row(self.prompt, [answer]) for answer in answers]

@@ -196,7 +196,7 @@ def rows_and_ends(rows: list[Row]) -> tuple[list[Row], list[int]]:
     ends = []
     for number, row in enumerate(rows):
         place = number * width + len(row.prompt)
-        for answer, _ in row.answers:
+        for answer, *_ in row.answers:
             place += len(answer.ids)
             ends.append(place - 1)
     return rows, ends

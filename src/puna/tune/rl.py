@@ -30,7 +30,7 @@ from puna.tune.rl_alarm import Alarm
 from puna.tune.rl_collect import Collector, Scored, summary
 from puna.tune.rl_losses import METHODS, advantages, policy_loss, token_weights
 from puna.tune.rl_recipe import RLRecipe
-from puna.tune.rl_rows import Group, Rows, token_logprobs
+from puna.tune.rl_rows import Group, Rows, grouped, token_logprobs
 from puna.tune.rl_updates import MicroBatch, Shares, Update, micro_batches, plan_updates
 
 _START_SAMPLES = 8  # of which one must be right, for a problem to count at the start
@@ -94,20 +94,20 @@ class RL:
             rows.advantage,
             weights,
             policy.method,
+            times=rows.times,
             clip=(policy.clip_low or usual[0], policy.clip_high or usual[1]),
             ref_logprobs=reference,
             kl=policy.kl,
         )
+        often = rows.times[rows.answer]
         measures = {name: value / max(1, batch.tokens) for name, value in sums.items()}
-        measures |= {
-            "tokens": sums["tokens"],
-            "dropped": sums["dropped"],
-            "entropy": entropy.sum() / max(1, batch.tokens),
-        }
+        measures |= {"tokens": sums["tokens"], "dropped": sums["dropped"]}
+        measures["entropy"] = (entropy * often).sum() / max(1, batch.tokens)
         if batch.fresh:
             gap = (rows.matrix(logprobs.detach()) - rows.old_logprobs).abs() * rows.mask
             gap = gap.nan_to_num(posinf=0.0)  # those are counted as dropped
-            measures |= {"logprob_gap": gap.sum() / max(1, batch.tokens), "logprob_gap_max": _largest(gap)}
+            measures["logprob_gap"] = (gap * rows.times[:, None]).sum() / max(1, batch.tokens)
+            measures["logprob_gap_max"] = _largest(gap)
         self._note({name: value.detach() for name, value in measures.items()}, first=batch.first)
         return loss, {**measures, **batch.notes}
 
@@ -198,7 +198,7 @@ class RL:
                 )
                 for answer in answers
             ]
-        return Group(one.prompt, answers, found)
+        return grouped(one.prompt, answers, found)
 
     def _check_start(self, asked: Sequence[Scored]) -> None:
         """Refuse a start at which hardly any problem is ever solved: nothing would be learned."""

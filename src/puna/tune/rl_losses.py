@@ -137,6 +137,7 @@ def policy_loss(
     weights: Tensor,
     kind: Kind = "dr_grpo",
     *,
+    times: Tensor | None = None,
     clip: tuple[float, float] | None = None,
     ref_logprobs: Tensor | None = None,
     kl: float = 0.0,
@@ -145,6 +146,7 @@ def policy_loss(
 
     logprobs: (answers, tokens) under the policy that learns, with gradient; old_logprobs: under the one that wrote
     them; mask: 1 where a token counts; advantage: (answers,); weights: see `token_weights`, rows of the same answers.
+    times: (answers,), how often each answer was given, where equal ones are computed once.
     clip: (low, high) instead of the kind's own. ref_logprobs, kl: a reference and the weight of the divergence from it
     (k3, Schulman 2020: never negative), whose gradient the token's ratio makes unbiased (arXiv 2512.02556).
     A token whose log probabilities are not finite is left out and counted; log ratios are clamped to MAX_LOG_RATIO.
@@ -159,7 +161,8 @@ def policy_loss(
     current = torch.where(ok, logprobs, 0.0)
     log_ratio = (current - torch.where(ok, old_logprobs, 0.0)).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
     counted = ok.float()
-    weights = weights * counted
+    often = counted if times is None else counted * times[:, None]
+    weights = weights * often
     advantage = advantage.nan_to_num(nan=0.0)[:, None]
     if METHODS[kind].sequence:
         whole = (log_ratio * counted).sum(-1, keepdim=True)
@@ -176,17 +179,17 @@ def policy_loss(
         per_token = -torch.minimum(ratio * advantage, bounded * advantage)
         clipped = ok & (((ratio < 1 - low) & (advantage < 0)) | ((ratio > 1 + high) & (advantage > 0)))
     metrics = {
-        "tokens": counted.sum(),
+        "tokens": often.sum(),
         "dropped": (mask > 0).sum() - counted.sum(),
-        "clipped": clipped.float().sum(),
-        "ratio": (ratio.detach() * counted).sum(),
-        "kl_old": (k3(log_ratio.detach()) * counted).sum(),
+        "clipped": (clipped * often).sum(),
+        "ratio": (ratio.detach() * often).sum(),
+        "kl_old": (k3(log_ratio.detach()) * often).sum(),
     }
     if ref_logprobs is not None:
         behind = (current - torch.where(ok, ref_logprobs, 0.0)).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
         divergence = k3(behind)
         per_token = per_token + kl * divergence * log_ratio.exp()
-        metrics["kl"] = (divergence.detach() * counted).sum()
+        metrics["kl"] = (divergence.detach() * often).sum()
     return (per_token * weights).sum(), metrics
 
 

@@ -27,12 +27,21 @@ class Update:
     @property
     def answers(self) -> int:
         """Answers that have a token to learn from."""
-        return sum(any(answer.mask) for group in self.groups for answer in group.answers)
+        return sum(
+            times
+            for group in self.groups
+            for answer, times in zip(group.answers, group.times, strict=True)
+            if any(answer.mask)
+        )
 
     @property
     def tokens(self) -> int:
         """Tokens that the model chose."""
-        return sum(sum(answer.mask) for group in self.groups for answer in group.answers)
+        return sum(
+            times * sum(answer.mask)
+            for group in self.groups
+            for answer, times in zip(group.answers, group.times, strict=True)
+        )
 
     def plain(self) -> dict[str, Any]:
         """As plain JSON."""
@@ -42,7 +51,7 @@ class Update:
     def from_plain(cls, plain: dict[str, Any]) -> "Update":
         """What `plain` gave."""
         groups = [
-            Group(one["prompt"], [Answer(**answer) for answer in one["answers"]], one["advantages"])
+            Group(one["prompt"], [Answer(**answer) for answer in one["answers"]], one["advantages"], one["times"])
             for one in plain["groups"]
         ]
         return cls(groups, plain["fresh"], plain["notes"])
