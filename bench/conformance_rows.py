@@ -1,24 +1,17 @@
-"""The rows of the conformance table: each asks a server one thing and says what came and whether that is right.
+"""Rows of the conformance table about requests and answers: each asks a server one thing.
 
-Right is what OpenAI documents, or where it is silent what the better of the reference servers do. A row is a function
-of a `Target`; it returns what came, in a few words, and whether that is right. One that raises has failed.
+Right is what OpenAI documents, or where it is silent what the better of the reference servers do.
 """
 
 import contextlib
 import json
-import re
-import signal
-import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from typing import Any
 
 import httpx
-import openai
 
-MESSAGES = [{"role": "user", "content": "Which city is it?"}]
+from conformance_target import CHAT, MESSAGES, Row, Target, refused, row_of
+
 SCHEMA = {
     "type": "object",
     "properties": {"city": {"enum": ["Oslo", "Rome"]}, "far": {"type": "boolean"}},
@@ -26,78 +19,8 @@ SCHEMA = {
     "additionalProperties": False,
 }
 TOOLS = [{"type": "function", "function": {"name": "get_time", "parameters": {"type": "object", "properties": {}}}}]
-CHAT, COMPLETE = "/v1/chat/completions", "/v1/completions"
-Row = Callable[["Target"], tuple[str, bool]]
 ROWS: list[tuple[str, Row]] = []
-
-
-@dataclass
-class Target:
-    """A server to ask. process: when it was started here. context and vocabulary: of its model.
-
-    half: id of a token that is the first byte of a longer character.
-    """
-
-    name: str
-    url: str
-    context: int
-    vocabulary: int
-    half: int | None = None
-    process: subprocess.Popen[bytes] | None = None
-    model: str = ""
-    api: httpx.Client = field(init=False)
-
-    def __post_init__(self) -> None:
-        # A connection each: some servers close kept ones just when they are used again, which is not what is asked.
-        limits = httpx.Limits(max_keepalive_connections=0)
-        self.api = httpx.Client(base_url=self.url, timeout=120, limits=limits, trust_env=False)
-        self.model = self.model or self.api.get("/v1/models").json()["data"][0]["id"]
-
-    def chat(self, **more: Any) -> httpx.Response:
-        body = {"model": self.model, "messages": MESSAGES, "max_tokens": 8, "temperature": 0, **more}
-        return self.api.post(CHAT, json=body)
-
-    def complete(self, **more: Any) -> httpx.Response:
-        body = {"model": self.model, "prompt": "import os", "max_tokens": 8, "temperature": 0, **more}
-        return self.api.post(COMPLETE, json=body)
-
-    def raw(self, body: bytes, path: str = CHAT) -> httpx.Response:
-        return self.api.post(path, content=body, headers={"content-type": "application/json"})
-
-    def events(self, answer: httpx.Response) -> list[dict[str, Any]]:
-        return [json.loads(frame[6:]) for frame in answer.text.split("\n\n") if frame.startswith("data: {")]
-
-
-def row(name: str) -> Callable[[Row], Row]:
-    def put(check: Row) -> Row:
-        ROWS.append((name, check))
-        return check
-
-    return put
-
-
-def refused(answer: httpx.Response, *statuses: int) -> tuple[str, bool]:
-    """Whether it was refused with one of these and in OpenAI's form."""
-    form = error_form(answer)
-    came = str(answer.status_code)
-    if answer.status_code != 200:
-        came += f" {form}"
-    elif answer.headers.get("content-type", "").startswith("application/json"):
-        used = answer.json().get("usage") or {}
-        came += f", {used.get('completion_tokens', '?')} tokens"
-    return came, answer.status_code in statuses and form == "error object"
-
-
-def error_form(answer: httpx.Response) -> str:
-    try:
-        body = answer.json()
-    except ValueError:
-        return "no JSON"
-    error = body.get("error") if isinstance(body, dict) else None
-    if isinstance(error, dict) and isinstance(error.get("message"), str) and isinstance(error.get("type"), str):
-        return "error object"
-    return "{" + ", ".join(body) + "}" if isinstance(body, dict) else "JSON"
-
+row = row_of(ROWS)
 
 # -- what is wrong with a request ------------------------------------------------------------------------------------
 
@@ -449,183 +372,3 @@ def _(t: Target) -> tuple[str, bool]:
     t.chat(messages=said)
     details = t.chat(messages=said).json()["usage"].get("prompt_tokens_details") or {}
     return f"{details.get('cached_tokens')}", bool(details.get("cached_tokens"))
-
-
-# -- streams ---------------------------------------------------------------------------------------------------------
-
-
-@row("stream: the role first, with empty content")
-def _(t: Target) -> tuple[str, bool]:
-    delta = t.events(t.chat(stream=True))[0]["choices"][0]["delta"]
-    return json.dumps(delta)[:44], delta.get("role") == "assistant" and delta.get("content") == ""
-
-
-@row("stream: finish_reason null until the last")
-def _(t: Target) -> tuple[str, bool]:
-    reasons = [
-        choice.get("finish_reason", "left out") for e in t.events(t.chat(stream=True)) for choice in e["choices"]
-    ]
-    return f"{set(map(str, reasons[:-1]))}, then {reasons[-1]}", not any(reasons[:-1]) and reasons[-1] in (
-        "stop",
-        "length",
-    )
-
-
-@row("stream: usage unasked")
-def _(t: Target) -> tuple[str, bool]:
-    sent = [e for e in t.events(t.chat(stream=True)) if e.get("usage") or not e["choices"]]
-    return ("sent" if sent else "not sent"), not sent
-
-
-@row("stream: usage when asked, with choices []")
-def _(t: Target) -> tuple[str, bool]:
-    last = t.events(t.chat(stream=True, ignore_eos=True, stream_options={"include_usage": True}))[-1]
-    used = (last.get("usage") or {}).get("completion_tokens")
-    return f"choices {'[]' if last['choices'] == [] else 'not empty'}, {used} tokens", last[
-        "choices"
-    ] == [] and used == 8
-
-
-@row("stream: [DONE], frames, content type")
-def _(t: Target) -> tuple[str, bool]:
-    answer = t.chat(stream=True)
-    done = answer.text.endswith("data: [DONE]\n\n")
-    kind = answer.headers.get("content-type", "")
-    return f"{'[DONE]' if done else 'none'}, {kind}", done and kind.startswith("text/event-stream")
-
-
-@row("stream: n = 2")
-def _(t: Target) -> tuple[str, bool]:
-    events = t.events(t.chat(stream=True, n=2, temperature=1, ignore_eos=True, stream_options={"include_usage": True}))
-    ends = {choice["index"] for e in events for choice in e["choices"] if choice.get("finish_reason")}
-    used = (events[-1].get("usage") or {}).get("completion_tokens")
-    return f"ends of {sorted(ends)}, usage {used}", ends == {0, 1} and used == 16
-
-
-@row("stream: the text of who does not stream")
-def _(t: Target) -> tuple[str, bool]:
-    whole = t.chat(max_tokens=24).json()["choices"][0]["message"]["content"]
-    streamed = "".join(
-        c["delta"].get("content") or "" for e in t.events(t.chat(stream=True, max_tokens=24)) for c in e["choices"]
-    )
-    return ("equal" if streamed == whole else "another"), streamed == whole
-
-
-@row("openai-python: types of every field")
-def _(t: Target) -> tuple[str, bool]:
-    with openai.OpenAI(base_url=f"{t.url}/v1", api_key="none", max_retries=0) as client:
-        asked: dict[str, Any] = {"model": t.model, "messages": MESSAGES, "max_tokens": 6}
-        whole = client.chat.completions.create(**asked, logprobs=True, top_logprobs=1)
-        list(client.chat.completions.create(**asked, stream=True))
-        legacy = client.completions.create(model=t.model, prompt="import", max_tokens=3, logprobs=1)
-        try:
-            type(whole).model_validate(whole.model_dump(warnings="none"), strict=True)
-            type(legacy).model_validate(legacy.model_dump(warnings="none"), strict=True)
-        except ValueError as error:
-            return f"{str(error).splitlines()[1]}", False
-    return "right", True
-
-
-@row("GET /v1/models")
-def _(t: Target) -> tuple[str, bool]:
-    listed = t.api.get("/v1/models")
-    right = (
-        listed.status_code == 200
-        and listed.json()["object"] == "list"
-        and listed.json()["data"][0]["object"] == "model"
-    )
-    return str(listed.status_code), right
-
-
-@row("GET /v1/models/NAME, and of nobody")
-def _(t: Target) -> tuple[str, bool]:
-    one, none = t.api.get(f"/v1/models/{t.model}"), t.api.get("/v1/models/nobody")
-    return f"{one.status_code}, {none.status_code} {error_form(none)}", one.status_code == 200 and refused(none, 404)[1]
-
-
-# -- under load, and the end -----------------------------------------------------------------------------------------
-
-
-@row("who leaves stops the work")
-def _(t: Target) -> tuple[str, bool]:
-    body = {"model": t.model, "prompt": "a", "max_tokens": t.context - 20, "ignore_eos": True, "stream": True, "n": 2}
-    with t.api.stream("POST", COMPLETE, json=body) as answer:
-        next(answer.iter_lines())
-    left = time.monotonic()
-    while (busy := _busy(t)) and time.monotonic() - left < 3:
-        time.sleep(0.05)
-    return ("still at work after 3 s" if busy else "stopped"), not busy
-
-
-def _busy(t: Target) -> bool:
-    """Whether the server says that it is writing."""
-    slots = t.api.get("/slots")
-    if slots.status_code == 200:
-        return any(slot["is_processing"] for slot in slots.json())
-    text = t.api.get("/metrics").text
-    found = re.findall(r"^(?:puna_running_texts|vllm:num_requests_running)(?:\{.*\})? (\S+)$", text, re.MULTILINE)
-    return not found or any(float(number) for number in found)
-
-
-@row("200 requests at once: 429 with Retry-After")
-def _(t: Target) -> tuple[str, bool]:
-    body = {"model": t.model, "prompt": "a", "max_tokens": 128, "ignore_eos": True}
-    answers: list[httpx.Response] = []
-
-    def ask() -> None:
-        with contextlib.suppress(httpx.HTTPError):
-            answers.append(httpx.post(t.url + COMPLETE, json=body, timeout=120, trust_env=False))
-
-    threads = [threading.Thread(target=ask) for _ in range(200)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    many = [answer for answer in answers if answer.status_code == 429]
-    lost = 200 - len(answers)
-    later = all(answer.headers.get("retry-after") for answer in many)
-    counts = {
-        status: sum(a.status_code == status for a in answers) for status in sorted({a.status_code for a in answers})
-    }
-    if lost:
-        return f"{counts}, {lost} without an answer in 120 s", False
-    return f"{counts}{', Retry-After' if many and later else ''}", bool(many) and later and set(counts) == {200, 429}
-
-
-@row("SIGTERM with a stream on its way")
-def _(t: Target) -> tuple[str, bool]:
-    if t.process is None:
-        return "not ours to end", True
-    text: list[str] = []
-    begun = threading.Event()
-    body = {"model": t.model, "prompt": "a", "max_tokens": t.context - 20, "ignore_eos": True, "stream": True}
-
-    def read() -> None:
-        with contextlib.suppress(httpx.HTTPError), t.api.stream("POST", COMPLETE, json=body) as answer:
-            for line in answer.iter_lines():
-                text.append(line)
-                begun.set()
-
-    reader = threading.Thread(target=read)
-    reader.start()
-    begun.wait(30)
-    started = time.monotonic()
-    t.process.send_signal(signal.SIGTERM)
-    try:
-        code = t.process.wait(60)
-    except subprocess.TimeoutExpired:
-        return "still there after 60 s", False
-    seconds = time.monotonic() - started
-    reader.join(10)
-    whole = "data: [DONE]" in text
-    return f"{seconds:.1f} s, code {code}, stream {'whole' if whole else 'cut'}", whole and code == 0 and seconds < 30
-
-
-def ask_all(target: Target) -> Iterator[tuple[str, str, bool]]:
-    """Ask everything, in order: the name of a row, what came, and whether that is right."""
-    for name, check in ROWS:
-        try:
-            came, right = check(target)
-        except Exception as error:
-            came, right = f"{type(error).__name__}: {error}"[:60], False
-        yield name, came, right
