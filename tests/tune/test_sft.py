@@ -18,7 +18,7 @@ from puna.train.machine import Machine
 from puna.train.metrics import read_metrics
 from puna.train.parallel import World
 from puna.tune.dialogues import read_dialogues
-from puna.tune.examples import best_fit, example_of, to_tensors
+from puna.tune.examples import Example, best_fit, example_of, to_tensors
 from puna.tune.loop import Stage, run_stage
 from puna.tune.sft import SFT, packed_loss
 from puna.tune.sft_recipe import SFTRecipe
@@ -73,6 +73,20 @@ def test_the_loss_of_packed_rows_is_transformers_loss_of_each_dialogue(
     theirs = reference.model.layers[0].self_attn.q_proj.weight.grad
     assert ours is not None
     assert torch.allclose(ours, theirs, atol=1e-6)
+
+
+@pytest.mark.parametrize("chunk", [0, 1024])
+def test_rows_in_which_nothing_counts_have_no_loss_and_no_gradient(
+    values: dict[str, Any], tmp_path: Path, machine: Machine, chunk: int
+) -> None:
+    """One process' share of a batch may be all prompt."""
+    values["train"]["loss_chunk"] = chunk
+    stage = Stage(check(SFTRecipe, values, "test"), tmp_path / "run", World(0, 1, torch.device("cpu")), machine=machine)
+    rows = to_tensors([[Example([5, 6, 7], [-100, -100, -100])]], 96)
+    loss, _ = packed_loss(stage, stage.model, rows, 1.0)
+    loss.backward()
+    assert loss.item() == 0
+    assert all(p.grad is not None and not p.grad.any() for p in stage.model.parameters())
 
 
 def test_fine_tuning_learns_and_resumes_exactly(values: dict[str, Any], tmp_path: Path, machine: Machine) -> None:

@@ -26,7 +26,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if need_weight else None
         total = hidden.new_zeros((), dtype=torch.float32)
         penalty = hidden.new_zeros((), dtype=torch.float32)
-        step = chunk or len(hidden)
+        step = chunk or len(hidden) or 1
         for start in range(0, len(hidden), step):
             h, t = hidden[start : start + step], targets[start : start + step]
             logits = (h @ head.T).float()  # (chunk, vocab)

@@ -5,7 +5,6 @@ micro-batches and processes. A batch in which nothing counts would be a loss of 
 """
 
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -107,12 +106,14 @@ def packed_loss(stage: Stage, network: nn.Module, rows: PackedRows, scale: float
     train, device = stage.recipe.train, stage.device
     # Flash attention's variable-length form takes bf16 alone.
     mask = DocumentMask.build(rows.documents, device, dense=True if train.precision == "fp32" else None)
-    head = partial(
-        cross_entropy_chunked,
-        targets=rows.targets.to(device),
-        scale=torch.tensor(scale, device=device),
-        chunk=train.loss_chunk,
-    )
+    learned = (rows.targets.flatten() != IGNORE).nonzero().flatten()  # found on the CPU, where nobody waits
+    targets, place = rows.targets.flatten()[learned].to(device), learned.to(device)
+    factor = torch.tensor(scale, device=device)
+
+    def head(hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        # Prompts need no logits: with short answers that is most of the head's work.
+        return cross_entropy_chunked(hidden.flatten(0, 1)[place], weight, targets, scale=factor, chunk=train.loss_chunk)
+
     loss: tuple[Tensor, Tensor] = network(rows.ids.to(device), mask=mask, head=head)
     return loss
 
