@@ -206,7 +206,7 @@ class CodeMeasure:
         """A hook for the trainer that measures the weights of that moment."""
 
         def measure(trainer: "Trainer") -> None:
-            engine = Engine(trainer.model, self.corpus.tokenizer)
+            engine = Engine(trainer.model, self.corpus.tokenizer, decode_buckets=False)
             with trainer.uncompiled():
                 found = completions(engine, self.heads, max_tokens=NEW_TOKENS, context_tokens=SEQ_LEN - NEW_TOKENS)
             if trainer.step == 0:

@@ -75,7 +75,8 @@ class _Step:
         self.graph: torch.cuda.CUDAGraph | None = None
         self.numbers = to_device(self._idle(), self.pool.store.device)
         if steps.capture:
-            self._capture(steps.memory)
+            with torch.cuda.device(self.numbers.device):
+                self._capture(steps.memory)
 
     def run(
         self, ids: Sequence[int] | Tensor, positions: Sequence[int], block_tables: Sequence[Sequence[int]]

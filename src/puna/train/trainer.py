@@ -313,7 +313,9 @@ class Trainer:
             if self.world.first:
                 ids = tokenizer.encode(prompt, bos=True)
                 # A cache for this one text: on an accelerator training wants the rest of the memory.
-                engine = Engine(self.model, tokenizer, max_batch=1, kv_tokens=len(ids) + params.max_tokens)
+                room = len(ids) + params.max_tokens
+                # Capturing its steps would take longer than writing one text.
+                engine = Engine(self.model, tokenizer, max_batch=1, kv_tokens=room, decode_buckets=False)
                 with self.uncompiled():
                     try:
                         text = engine.generate([ids], params)[0].text

@@ -129,7 +129,8 @@ def measure_stage(stage: Stage, config: MeasureConfig) -> dict[str, float]:
 
     def measure() -> dict[str, float]:
         longest = stage.config.max_position_embeddings
-        engine = Engine(stage.model, stage.tokenizer, kv_tokens=64 * min(longest, 4 * config.max_tokens + 512))
+        room = 64 * min(longest, 4 * config.max_tokens + 512)
+        engine = Engine(stage.model, stage.tokenizer, kv_tokens=room, decode_buckets=False)
         with stage.uncompiled():
             results = measure_tasks(
                 engine,
