@@ -1,18 +1,19 @@
-"""lm-evaluation-harness through our server beside the same engine asked in-process: scores and every loglikelihood.
+"""lm-evaluation-harness and our own evaluations on the same items and model: do they give the same scores?
 
     PUNA_LM_EVAL_PYTHON=…/bin/python python bench/lm_eval_scores.py
 
 PUNA_LM_EVAL_PYTHON is a Python with `lm-eval[api]` that can also import puna (an environment whose site-packages has a
-.pth file with Puna's). The server is asked as everybody asks one, with lm-eval's own `local-completions`: token ids,
-echo, logprobs, and the model's tokenizer as transformers reads it. In-process the tokenizer is ours, and prompts are
-scored by the engine's prompt_logprobs. The model is small and random, float32 both times: the point is that the two
-ways are one. Tasks are rows of ARC-Easy and HellaSwag from PUNA_TEST_DATA; nothing is downloaded.
+.pth file with Puna's). Three ways answer the same questions: our runner; the harness on our engine in its own process
+(`puna eval --lm-eval`); and the harness through our server, asked as everybody asks one, with its `local-completions`:
+token ids, echo, logprobs, and the model's tokenizer as transformers reads it. The model is stories260K, a real one that
+is small enough for a CPU, float32. Tasks are rows of ARC-Easy and HellaSwag (loglikelihoods) and of LAMBADA, whose last
+word is written here (generate_until), from PUNA_TEST_DATA; nothing is downloaded.
 """
 
 import argparse
 import json
-import lzma
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -21,166 +22,201 @@ from typing import Any
 
 import common
 
-TASKS = {
-    "arc_easy_rows": {
-        "file": "arc_easy_validation",
+TASKS: dict[str, dict[str, Any]] = {
+    "arc_easy": {
+        "output_type": "multiple_choice",
         "doc_to_text": "Question: {{question}}\nAnswer:",
         "doc_to_choice": "{{choices.text}}",
         "doc_to_target": "{{choices.label.index(answerKey)}}",
+        "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}],
     },
-    "hellaswag_rows": {
-        "file": "hellaswag_val_1000",
+    "hellaswag": {
+        "output_type": "multiple_choice",
         "doc_to_text": "{{ctx}}",
         "doc_to_choice": "{{endings}}",
         "doc_to_target": "{{label}}",
+        "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}],
+    },
+    "lambada_words": {
+        "output_type": "generate_until",
+        "doc_to_text": "{{context}}",
+        "doc_to_target": "{{continuation}}",
+        "generation_kwargs": {"until": ["\n"], "max_gen_toks": 8, "do_sample": False},
+        "filter_list": [
+            {
+                "name": "none",
+                "filter": [{"function": "regex", "regex_pattern": r"^\s*(\w+)"}, {"function": "take_first"}],
+            }
+        ],
+        "metric_list": [{"metric": "exact_match"}],
     },
 }
+FILES = {
+    "arc_easy": "mc/arc_easy_validation.jsonl",
+    "hellaswag": "mc/hellaswag_val_1000.jsonl",
+    "lambada_words": "icl/language_understanding/lambada_openai.jsonl",
+}
 CONTEXT = 512
-TOLERANCE = 1e-4  # of a loglikelihood; sums of about 30 float32 logprobs in another batch
+TOLERANCE = 5e-4  # of a loglikelihood through the server, whose batches round otherwise: sums of up to 150 logprobs
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--limit", type=int, default=50, help="rows of each task (default 50)")
+    parser.add_argument("--limit", type=int, default=200, help="rows of each task (default 200)")
     parser.add_argument("--worker", metavar="DIR", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
-        worker(Path(args.worker), args.limit)
+        worker(Path(args.worker))
         return
     python, data = os.environ.get("PUNA_LM_EVAL_PYTHON"), os.environ.get("PUNA_TEST_DATA")
     if not python or not data:
         sys.exit("Set PUNA_LM_EVAL_PYTHON and PUNA_TEST_DATA: see the head of this file.")
     import conformance
+    import stories
 
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
-        model = conformance.make_model(place / "tiny")
-        write_tasks(place, Path(data) / "eval" / "mc", args.limit)
+        model = stories.make(Path(data) / "weights" / "stories260K", place / "stories260K")
+        ours = our_way(model, Path(data), place, args.limit)
         command = [sys.executable, "-m", "puna", "serve", str(model), "--no-page", "--device", "cpu"]
         with conformance.running([*command, "--dtype", "float32", "--port"]) as (url, _):
-            ask = [python, __file__, "--worker", folder, "--limit", str(args.limit)]
             offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": folder}
-            subprocess.run(ask, check=True, env={**os.environ, **offline, "SERVED": url}, stdout=sys.stderr)
-        results = json.loads((place / "results.json").read_text(encoding="utf-8"))
+            environment = {**os.environ, **offline, "SERVED": url}
+            subprocess.run([python, __file__, "--worker", folder], check=True, env=environment, stdout=sys.stderr)
+        theirs = json.loads((place / "harness.json").read_text(encoding="utf-8"))
+    results = {
+        "versions": theirs["versions"],
+        "tasks": {name: compared(ours[name], theirs["tasks"][name]) for name in TASKS},
+    }
     print(json.dumps(results, indent=2))
-    settings = {"rows": args.limit, "tolerance": TOLERANCE, "dtype": "float32", "model": "random, 4 layers of 256"}
-    common.save("lm-eval-served", settings, results)
+    settings = {"rows": args.limit, "tolerance_served": TOLERANCE, "dtype": "float32", "model": "stories260K"}
+    common.save("lm-eval-scores", settings, results)
     if not all(task["equal"] for task in results["tasks"].values()):
-        sys.exit("The two ways differ.")
+        sys.exit("The ways differ.")
 
 
-def write_tasks(place: Path, rows: Path, limit: int) -> None:
-    """A task file and a data file for each task."""
+def our_way(model: Path, data: Path, place: Path, limit: int) -> dict[str, Any]:
+    """Our runner's scores and answers; writes the same rows as task files for the harness."""
+    from puna.engine.generate import load_engine
+    from puna.evals.benchmark import Benchmark, Item, Score, Text
+    from puna.evals.catalogue import BENCHMARKS
+    from puna.evals.files import EvalData
+    from puna.evals.runner import run
+
+    def score(item: Item, response: str) -> Score:
+        found = re.match(r"\s*(\w+)", response)
+        return Score(float(found is not None and found.group(1) == item.target))
+
+    def words(held: EvalData) -> list[Item]:
+        rows = held.rows(FILES["lambada_words"])
+        return [Item(str(n), Text(r["context"], ("\n",), 8), r["continuation"]) for n, r in enumerate(rows)]
+
+    held = EvalData(data / "eval")
+    own = {"lambada_words": Benchmark("lambada_words", "", (), words, score, "", "", "")}
+    plan = [(one, one.load(held)[:limit]) for name in TASKS for one in [own.get(name) or BENCHMARKS[name]]]
+    rows = run(load_engine(model, deterministic=True), plan, place / "ours", settings={})
     for name, task in TASKS.items():
-        with lzma.open(rows / f"{task['file']}.jsonl.xz", "rt", encoding="utf-8") as lines:
-            (place / f"{name}.jsonl").write_text("".join(line for _, line in zip(range(limit), lines, strict=False)))
-        told = {
-            "task": name,
+        told = held.rows(FILES[name])[:limit]
+        (place / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in told))
+        described = {
+            "task": f"{name}_rows",
             "dataset_path": "json",
             "dataset_kwargs": {"data_files": {"validation": str(place / f"{name}.jsonl")}},
             "validation_split": "validation",
-            "output_type": "multiple_choice",
-            **{key: value for key, value in task.items() if key != "file"},
-            "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}],
+            **task,
         }
-        # JSON is YAML.
-        (place / f"{name}.yaml").write_text(json.dumps(told))
+        (place / f"{name}.yaml").write_text(json.dumps(described))  # JSON is YAML
+    found: dict[str, Any] = {}
+    for name, part in rows.items():
+        if TASKS[name]["output_type"] == "multiple_choice":
+            scores = {
+                "acc": sum(row["parts"]["by_sum"] for row in part) / len(part),
+                "acc_norm": sum(row["parts"]["by_character"] for row in part) / len(part),
+            }
+            found[name] = {"scores": scores, "answers": [row["logprobs"] for row in part]}
+        else:
+            scores = {"exact_match": sum(row["value"] for row in part) / len(part)}
+            found[name] = {"scores": scores, "answers": [row["response"] for row in part]}
+    return found
 
 
-def worker(place: Path, limit: int) -> None:
-    """Under the harness' Python: evaluate both ways and compare."""
+def worker(place: Path) -> None:
+    """Under the harness' Python: its scores and answers, on our engine and through our server."""
     import importlib.metadata
 
     import lm_eval
     from lm_eval.tasks import TaskManager
 
+    from puna.engine.generate import load_engine
+    from puna.evals.harness import engine_model
+
     manager = TaskManager(include_path=str(place), include_defaults=False)
     options: dict[str, Any] = {
-        "tasks": list(TASKS),
+        "tasks": [f"{name}_rows" for name in TASKS],
         "task_manager": manager,
-        "limit": limit,
         "log_samples": True,
         "bootstrap_iters": 0,
     }
-    here = lm_eval.simple_evaluate(model=engine_model(place / "tiny"), **options)
+    model = engine_model(load_engine(place / "stories260K", deterministic=True))
+    here = lm_eval.simple_evaluate(model=model, **options)
     served = lm_eval.simple_evaluate(
         model="local-completions",
         model_args={
-            "model": "tiny",
+            "model": "stories260K",
             "base_url": f"{os.environ['SERVED']}/v1/completions",
-            "tokenizer": str(place / "tiny"),
+            "tokenizer": str(place / "stories260K"),
             "tokenizer_backend": "huggingface",
             "tokenized_requests": True,
+            "add_bos_token": True,
             "max_length": CONTEXT,
             "num_concurrent": 4,
         },
         batch_size=8,
         **options,
     )
-    tasks = {}
-    for name in TASKS:
-        ours, theirs = (responses(found["samples"][name]) for found in (here, served))
-        pairs = [(a, b) for id in ours for a, b in zip(ours[id], theirs[id], strict=True)]
-        difference = max(abs(float(a[0]) - float(b[0])) for a, b in pairs)
-        scores = [accuracies(found["results"][name]) for found in (here, served)]
-        tasks[name] = {
-            "rows": len(ours),
-            "loglikelihoods": len(pairs),
-            "in_process": scores[0],
-            "served": scores[1],
-            "largest_difference": difference,
-            "greedy_flags_that_differ": sum(str(a[1]) != str(b[1]) for a, b in pairs),
-            "equal": scores[0] == scores[1] and difference <= TOLERANCE,
-        }
+    tasks = {
+        name: {way: answers(found, f"{name}_rows") for way, found in (("in_process", here), ("served", served))}
+        for name in TASKS
+    }
     versions = {name: importlib.metadata.version(name) for name in ("lm-eval", "transformers", "datasets")}
-    (place / "results.json").write_text(json.dumps({"versions": versions, "tasks": tasks}))
+    (place / "harness.json").write_text(json.dumps({"versions": versions, "tasks": tasks}))
 
 
-def responses(samples: list[dict[str, Any]]) -> dict[int, Any]:
-    """Loglikelihood and greedy flag of each choice, by the number of the row."""
-    return {sample["doc_id"]: sample["filtered_resps"] for sample in samples}
+def answers(found: dict[str, Any], task: str) -> dict[str, Any]:
+    """The harness' scores of a task, and its answers in the rows' order: logprobs of the choices, or texts."""
+    samples = sorted(found["samples"][task], key=lambda sample: sample["doc_id"])
+    scores = {key.partition(",")[0]: value for key, value in found["results"][task].items()
+              if isinstance(value, float) and "stderr" not in key}  # fmt: skip
+    given = [
+        sample["resps"][0][0] if "exact_match" in scores else [float(one[0]) for one in sample["filtered_resps"]]
+        for sample in samples
+    ]
+    return {"scores": scores, "answers": given}
 
 
-def accuracies(results: dict[str, Any]) -> dict[str, float]:
-    return {metric: results[f"{metric},none"] for metric in ("acc", "acc_norm")}
-
-
-def engine_model(directory: Path) -> Any:
-    """The engine as a model of the harness: loglikelihoods only."""
-    import torch
-    from lm_eval.api.model import TemplateLM
-
-    from puna.engine.generate import SamplingParams, load_engine
-
-    class EngineModel(TemplateLM):
-        def __init__(self) -> None:
-            super().__init__()
-            self.engine = load_engine(directory, device="cpu", dtype=torch.float32)
-
-        @property
-        def eot_token_id(self) -> int:
-            return int(self.engine.tokenizer.eos_ids[0])
-
-        def tok_encode(self, string: str, **_: Any) -> list[int]:
-            return self.engine.tokenizer.encode(string)
-
-        def _loglikelihood_tokens(self, requests: Any, **_: Any) -> list[tuple[float, bool]]:
-            params = SamplingParams(max_tokens=0, prompt_logprobs=1)
-            found = []
-            for _text, context, continuation in requests:
-                [scored] = self.engine.generate([[*context, *continuation]], params)
-                rows = scored.prompt_logprobs[len(context) :]
-                total = sum(row[0].logprob for row in rows)
-                found.append((total, all(row[0].logprob >= row[1].logprob for row in rows)))
-            return found
-
-        def loglikelihood_rolling(self, requests: Any, **_: Any) -> list[float]:
-            raise NotImplementedError("These tasks do not ask for it.")
-
-        def generate_until(self, requests: Any, **_: Any) -> list[str]:
-            raise NotImplementedError("These tasks do not ask for it.")
-
-    return EngineModel()
+def compared(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
+    """Scores of the three ways, and how far single answers are apart."""
+    result: dict[str, Any] = {"rows": len(ours["answers"]), "ours": ours["scores"]}
+    equal = True
+    for way, found in theirs.items():
+        result[way] = found["scores"]
+        same = found["scores"] == ours["scores"]
+        if isinstance(ours["answers"][0], str):
+            differing = sum(a != b for a, b in zip(ours["answers"], found["answers"], strict=True))
+            result[f"{way}_texts_that_differ"] = differing
+            same &= not differing
+        else:
+            pairs = [
+                (a, b)
+                for one, other in zip(ours["answers"], found["answers"], strict=True)
+                for a, b in zip(one, other, strict=True)
+            ]
+            largest = max(abs(a - b) for a, b in pairs)
+            result["loglikelihoods"] = len(pairs)
+            result[f"{way}_largest_difference"] = largest
+            same &= largest <= (TOLERANCE if way == "served" else 0.0)
+        equal &= same
+    return result | {"equal": equal}
 
 
 if __name__ == "__main__":

@@ -150,7 +150,7 @@ def result(record: dict[str, Any]) -> str:
         "serve-overhead-cpu": serving_tables.serve_overhead,
         "conformance": serving_tables.conformance,
         "gguf-parity": serving_tables.gguf,
-        "lm-eval-served": serving_tables.lm_eval,
+        "lm-eval-scores": serving_tables.lm_eval,
     }
     return head + tables[record["benchmark"]](results)
 

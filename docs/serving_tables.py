@@ -63,18 +63,27 @@ def conformance(results: dict[str, Any]) -> str:
 
 
 def lm_eval(results: dict[str, Any]) -> str:
-    """Scores through the server beside scores of the same engine in-process."""
+    """Scores of our evaluations, of lm-eval on our engine and of lm-eval through the server, on the same rows."""
     rows = [
         [
             name,
             f"{task['rows']}",
-            _scores(task["served"]),
+            _scores(task["ours"]),
             _scores(task["in_process"]),
-            f"{task['largest_difference']:.1e}",
+            _scores(task["served"]),
+            _apart(task, "in_process"),
+            _apart(task, "served"),
         ]
         for name, task in results["tasks"].items()
     ]
-    return plan_tables.markdown(["task", "rows", "served", "in-process", "largest difference of a loglikelihood"], rows)
+    columns = ["task", "rows", "Puna", "lm-eval on the engine", "lm-eval, served", "apart: engine", "apart: served"]
+    return plan_tables.markdown(columns, rows)
+
+
+def _apart(task: dict[str, Any], way: str) -> str:
+    """How far single answers are apart from ours: the largest difference of a loglikelihood, or texts that differ."""
+    largest = task.get(f"{way}_largest_difference")
+    return f"{task[f'{way}_texts_that_differ']} texts" if largest is None else f"{largest:.0e}" if largest else "0"
 
 
 def _came(cell: dict[str, Any] | None) -> str:
@@ -85,7 +94,7 @@ def _came(cell: dict[str, Any] | None) -> str:
 
 
 def _scores(scores: dict[str, float]) -> str:
-    return ", ".join(f"{name} {value:.2f}" for name, value in scores.items())
+    return ", ".join(f"{name} {value:.3f}" for name, value in scores.items())
 
 
 def gguf(results: dict[str, Any]) -> str:

@@ -1,6 +1,7 @@
 """measure a model
 
 puna eval MODEL --suite code,planning [--limit N]   benchmarks with intervals and baselines, a report and a model card
+puna eval MODEL --lm-eval arc_easy,hellaswag        tasks of lm-evaluation-harness on our engine
 puna eval bpb MODEL CORPUS                          bits per byte of the corpus' held-out documents
 puna eval list                                      every suite and benchmark, and whether its files are here
 """
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from puna.core.errors import PunaError
 
 if TYPE_CHECKING:
+    from puna.engine.generate import Engine
     from puna.evals.benchmark import Benchmark
 
 MAX_WINDOW = 4096
@@ -34,6 +36,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     suite.add_argument("--hub", action="store_true", help="fetch from the Hugging Face Hub what DIR does not have")
     suite.add_argument("--bare", action="store_true", help="our own tasks' problems without their instruction")
     suite.add_argument("-o", "--out", type=Path, metavar="DIR", help="results (default: evals/NAME); taken up if begun")
+    suite.add_argument("--against", metavar="OTHER", help="a second model: differences item by item")
+    suite.add_argument("--corpus", type=Path, metavar="DIR", help="a corpus to search for the items")
     suite.add_argument("--samples", type=int, default=4, metavar="K", help="drawn answers besides the greedy one (4)")
     suite.add_argument("--temperature", type=float, default=0.8, help="of drawn answers (0.8)")
     suite.add_argument("--seed", type=int, default=0, help="of drawn answers (0)")
@@ -42,6 +46,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     suite.add_argument(
         "--fast", action="store_true", help="several times faster; ties may fall otherwise with the batch"
     )
+    suite.add_argument("--lm-eval", metavar="TASKS", help="tasks of lm-evaluation-harness instead, on this engine")
+    suite.add_argument("--include", type=Path, metavar="DIR", help="folder of the harness' task files")
     bpb = parser.add_argument_group("bpb")
     bpb.add_argument("--window", type=int, help="tokens of context (default: the rows the model was trained on)")
     bpb.add_argument("--stride", type=int, help="tokens the window moves on (default: half of it)")
@@ -64,20 +70,41 @@ def run(args: argparse.Namespace) -> None:
         raise PunaError(f"'{' '.join(words)}' is more than one model.", "Write: puna eval MODEL --suite NAMES")
     else:
         args.model = words[0]
-        benchmarks(args)
+        harness(args) if args.lm_eval else benchmarks(args)
+
+
+def harness(args: argparse.Namespace) -> None:
+    """Run tasks of lm-evaluation-harness on our engine and show its table."""
+    from puna.core.console import print_json, show_table
+    from puna.evals.harness import run_harness
+
+    engine, _, chat = _load(args, args.model)
+    names = [name.strip() for name in args.lm_eval.split(",")]
+    found = run_harness(engine, names, limit=args.limit, include=args.include, chat=chat)
+    if args.json:
+        print_json(found)
+        return
+    rows = []
+    for task, results in found["results"].items():
+        for key, value in results.items():
+            metric, _, filtered = key.partition(",")
+            if isinstance(value, int | float) and not metric.endswith("_stderr") and filtered:
+                error = results.get(f"{metric}_stderr,{filtered}")
+                spread = f"± {1.96 * error:.4f}" if isinstance(error, float) else ""
+                count = found.get("n-samples", {}).get(task, {}).get("effective", "")
+                rows.append([task, metric, filtered, f"{value:.4f}", spread, str(count)])
+    show_table(["task", "metric", "filter", "value", "95 %", "items"], rows)
 
 
 def benchmarks(args: argparse.Namespace) -> None:
     """Run benchmarks and show their table."""
     from puna.core.console import print_json, progress, say, show_table
-    from puna.engine.generate import load_engine
-    from puna.engine.importer import stage
+    from puna.data.corpus import Corpus
     from puna.evals.ask import Sampling
     from puna.evals.catalogue import SUITES, select
+    from puna.evals.core_set import centred
     from puna.evals.evaluate import evaluate, load_items
     from puna.evals.files import EvalData
-    from puna.model.hub import model_directory
-    from puna.train.machine import best_device
 
     if args.suite is None:
         raise PunaError("Nothing to measure was named.", f"Give --suite with one of: {', '.join(SUITES)}.")
@@ -87,11 +114,10 @@ def benchmarks(args: argparse.Namespace) -> None:
             raise PunaError(f"--{name.replace('_', '-')} {value} is below {least}.", "Give a larger number.")
     chosen = select(args.suite)
     data = EvalData.find(args.data, hub=args.hub, instruct=not args.bare)
-    directory = model_directory(args.model)
     loaded = load_items(chosen, data, args.limit, named=all(n.strip() not in SUITES for n in args.suite.split(",")))
-    device = args.device or best_device()
-    engine = load_engine(directory, device=device, deterministic=not args.fast, max_batch=args.max_batch)
-    chat = stage(directory) == "chat" if args.form == "auto" else args.form == "chat"
+    corpus = Corpus.open(args.corpus) if args.corpus else None
+    engine, directory, chat = _load(args, args.model)
+    against = _load(args, args.against) if args.against else None
     folder = args.out or Path("evals") / (directory.parent.name if directory.name == "model" else directory.name)
     sampling = Sampling(args.samples, args.temperature, seed=args.seed)
     with progress(transient=True) as bar:
@@ -103,7 +129,17 @@ def benchmarks(args: argparse.Namespace) -> None:
             bar.update(tasks[benchmark.name], completed=done)
 
         try:
-            results = evaluate(engine, directory, loaded, folder, chat=chat, sampling=sampling, on_progress=on_progress)
+            results = evaluate(
+                engine,
+                directory,
+                loaded,
+                folder,
+                chat=chat,
+                sampling=sampling,
+                corpus=corpus,
+                against=against,
+                on_progress=on_progress,
+            )
         except KeyboardInterrupt:
             say(f"What is scored is kept in {folder}; the same command goes on from there.")
             raise
@@ -111,7 +147,27 @@ def benchmarks(args: argparse.Namespace) -> None:
         print_json(results)
         return
     show_table(*table(results))
-    say(f"Everything is in {folder}.")
+    for columns, rows in (differences(results), seen(results)):
+        if rows:
+            print()
+            show_table(columns, rows)
+    core = centred(results["benchmarks"])
+    if core:
+        print(f"\nCORE {core['value']:.3f}, mean centred accuracy of {core['tasks']} of 22 tasks")
+    say(f"Everything is in {folder}; the page is {folder / 'report.html'}.")
+
+
+def _load(args: argparse.Namespace, model: str) -> tuple["Engine", Path, bool]:
+    """A model's engine, its directory, and whether it is asked in chat turns."""
+    from puna.engine.generate import load_engine
+    from puna.engine.importer import stage
+    from puna.model.hub import model_directory
+    from puna.train.machine import best_device
+
+    directory = model_directory(model)
+    device = args.device or best_device()
+    engine = load_engine(directory, device=device, deterministic=not args.fast, max_batch=args.max_batch)
+    return engine, directory, stage(directory) != "base" if args.form == "auto" else args.form == "chat"
 
 
 def table(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
@@ -124,13 +180,12 @@ def table(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     for one in results["benchmarks"]:
         sampled, constant = one["sampled"] or {}, one["baselines"].get("constant")
         best = max((key for key in sampled if key.startswith("pass@")), key=lambda key: int(key[5:]), default="")
-        low, high = one["interval"] or (None, None)
         rows.append(
             [
                 one["title"],
                 f"{one['items']:,}" + ("" if one["items"] == one["of"] else f" of {one['of']:,}"),
                 percent(one["value"]),
-                f"{percent(low)} – {percent(high)}",
+                "–" if one["interval"] is None else "{:.1f} – {:.1f}".format(*(100 * end for end in one["interval"])),
                 percent(sampled["pass@1"]["value"]) if sampled else "–",
                 f"{percent(sampled[best]['value'])} @{best[5:]}" if best not in ("", "pass@1") else "–",
                 percent(one["baselines"]["chance"]),
@@ -138,6 +193,36 @@ def table(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
             ]
         )
     return ["benchmark", "items", "greedy", "95 %", "sampled", "pass@k", "chance", "constant"], rows
+
+
+def differences(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Columns and rows of the comparison with another model; no rows without one."""
+    rows = []
+    for one in results.get("against", {}).get("benchmarks", ()):
+        low, high = (100 * value for value in one["interval"])
+        rows.append(
+            [
+                one["benchmark"],
+                f"{one['items']:,}",
+                f"{one['value']:.1%}",
+                f"{one['other']:.1%}",
+                f"{100 * one['difference']:+.1f}",
+                f"{low:+.1f} to {high:+.1f}",
+                "–" if one["p"] is None else f"{one['p']:.3f}",
+            ]
+        )
+    return ["against", "items", "this", "other", "points", "95 %", "p"], rows
+
+
+def seen(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Columns and rows of what a corpus holds; no rows when none was searched."""
+    rows = []
+    for one in results["benchmarks"]:
+        if found := one.get("contamination"):
+            values = [found[key]["value"] for key in ("score_seen", "score_unseen")]
+            scores = ["–" if value is None else f"{value:.1%}" for value in values]
+            rows.append([one["benchmark"], f"{found['items']:,}", f"{found['seen']:,}", *scores])
+    return ["in the corpus", "items", "seen", "score, seen", "score, unseen"], rows
 
 
 def _list(args: argparse.Namespace) -> None:

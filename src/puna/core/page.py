@@ -4,6 +4,8 @@ A page is one file that asks nobody for anything. `page.css` beside this file is
 add their own rules and the drawings' (`core.plots.STYLE`).
 """
 
+import base64
+import hashlib
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -17,15 +19,22 @@ class Html(str):
     """Text that is markup already; everything else is escaped."""
 
 
-def document(title: str, css: str, body: str, *, origin: str) -> str:
-    """A whole page that loads nothing, and says so to the browser. origin: what it was drawn from, for its foot."""
+def document(title: str, css: str, body: str, *, origin: str, script: str = "") -> str:
+    """A whole page that loads nothing, and says so to the browser. origin: what it was drawn from, for its foot.
+
+    script: JavaScript of our own; the page's policy names its hash, so no other script can run.
+    """
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    allowed = f"; script-src 'sha256-{digest}'" if script else ""
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">\n"
+        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'"
+        f'{allowed}">\n'
         f"<title>{escape(title)} · Puna</title>\n<style>\n{STYLE.read_text(encoding='utf-8')}{css}</style>\n</head>\n"
         f"<body>\n<main>\n{body}\n</main>\n"
-        f"<footer>Drawn by Puna {escape(__version__)} from {escape(origin)}.</footer>\n</body>\n</html>\n"
+        f"<footer>Drawn by Puna {escape(__version__)} from {escape(origin)}.</footer>\n"
+        f"{f'<script>{script}</script>' if script else ''}</body>\n</html>\n"
     )
 
 

@@ -175,12 +175,16 @@ def bar(share: float, *, ours: bool = False) -> str:
     return _strip(f'<rect class="bar{" ours" if ours else ""}" width="{100 * share:.2f}" height="10"/>')
 
 
-def interval_bar(low: float, value: float, high: float, text: str) -> str:
-    """A share between 0 and 1 as a dot with its interval, on a line from 0 to 100 %, for a table's cell."""
+def interval_bar(low: float, value: float, high: float, text: str, *, marks: Sequence[float] = ()) -> str:
+    """A share between 0 and 1 as a dot with its interval, on a line from 0 to 100 %, for a table's cell.
+
+    marks: shares that it is to be seen beside, such as what guessing gives.
+    """
     a, b, c = (100 * share for share in (low, value, high))
     return _strip(
         '<path class="axis" d="M0 5H100M0 2V8M50 3V7M100 2V8"/>'
-        f'<path class="whisker" d="M{a:.2f} 5H{c:.2f}"/><path class="point" d="M{b:.2f} 5h.001"/>{_title(text)}'
+        + "".join(f'<path class="second" d="M{100 * mark:.2f} 0V10"/>' for mark in marks)
+        + f'<path class="whisker" d="M{a:.2f} 5H{c:.2f}"/><path class="point" d="M{b:.2f} 5h.001"/>{_title(text)}'
     )
 
 

@@ -62,10 +62,14 @@ def mcnemar(only_first: int, only_second: int) -> float:
 def paired_interval(differences: Sequence[float], *, resamples: int = 2000, seed: int = 0) -> tuple[float, float]:
     """95 % interval of the mean difference over items: the percentile bootstrap (Efron 1979), seeded.
 
-    (-1, 1) without items.
+    Where all differ by the same, resampling sees no spread; the interval is then as wide as Wilson's for none of so
+    many. (-1, 1) without items.
     """
     if not differences:
         return -1.0, 1.0
+    if min(differences) == max(differences):
+        margin = wilson(0, len(differences))[1]
+        return max(-1.0, differences[0] - margin), min(1.0, differences[0] + margin)
     draw, count = random.Random(seed), len(differences)
     means = sorted(math.fsum(draw.choices(differences, k=count)) / count for _ in range(resamples))
     return means[round(0.025 * (resamples - 1))], means[round(0.975 * (resamples - 1))]

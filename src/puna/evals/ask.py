@@ -61,7 +61,7 @@ def encode_pair(tokenizer: Tokenizer, context: str, continuation: str) -> tuple[
 
 def likelihoods(engine: Engine, pairs: Sequence[Pair]) -> list[Scored]:
     """How likely each continuation is after its context. Raises PunaError for a model without a tokenizer."""
-    tokenizer = _tokenizer(engine)
+    tokenizer = tokenizer_of(engine)
     return score_ids(engine, [encode_pair(tokenizer, *pair) for pair in pairs])
 
 
@@ -70,7 +70,8 @@ def score_ids(engine: Engine, pairs: Sequence[tuple[Sequence[int], Sequence[int]
     longest = engine.model.config.max_position_embeddings
     prompts, params, cuts, counts = [], [], [], []
     for context, continuation in pairs:
-        ids, cut = _fit([*context, *continuation], longest, keep_first=len(context) > 1)
+        begins = bool(context) and engine.tokenizer is not None and context[0] == engine.tokenizer.bos_id
+        ids, cut = _fit([*context, *continuation], longest, keep_first=begins)
         count = min(len(continuation), len(ids) - 1)
         prompts.append(ids)
         cuts.append(cut)
@@ -94,7 +95,7 @@ def write(
     So an answer depends on neither the order of the questions nor on which others are asked. chat: whether the model
     was trained to chat. Raises PunaError for a model without a tokenizer.
     """
-    tokenizer = _tokenizer(engine)
+    tokenizer = tokenizer_of(engine)
     prompts, params, cuts = [], [], []
     for ask, key in zip(asks, keys, strict=True):
         ids, cut = prompt_ids(ask, tokenizer, engine.model.config.max_position_embeddings, chat=chat)
@@ -127,7 +128,13 @@ def prompt_ids(ask: Text, tokenizer: Tokenizer, longest: int, *, chat: bool) -> 
         ids = render(list(ask.messages), tokenizer, tools=list(ask.tools) or None, add_generation_prompt=True).ids
     else:
         ids = tokenizer.encode(ask.prompt, bos=True) or tokenizer.eos_ids[:1]
-    return _fit(ids, longest - min(ask.max_tokens, longest // 2), keep_first=tokenizer.bos_id is not None)
+    return fitted(ids, tokenizer, longest, ask.max_tokens)
+
+
+def fitted(ids: list[int], tokenizer: Tokenizer, longest: int, max_tokens: int) -> tuple[list[int], int]:
+    """The end of a prompt that leaves room for max_tokens, or for half of the context, and how many ids were cut."""
+    begins = tokenizer.bos_id is not None and ids[:1] == [tokenizer.bos_id]
+    return _fit(ids, longest - min(max_tokens, longest // 2), keep_first=begins)
 
 
 def _fit(ids: list[int], longest: int, *, keep_first: bool) -> tuple[list[int], int]:
@@ -142,7 +149,8 @@ def _seed(seed: int, key: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}/{key}".encode()).digest()[:6], "big")
 
 
-def _tokenizer(engine: Engine) -> Tokenizer:
+def tokenizer_of(engine: Engine) -> Tokenizer:
+    """The engine's tokenizer. Raises PunaError when there is none."""
     if engine.tokenizer is None:
         raise PunaError("The model has no tokenizer, so it cannot be asked anything.", "Put the model's own beside it.")
     return engine.tokenizer

@@ -3,6 +3,8 @@
 folder/settings.json    what everything was measured with
 folder/items.jsonl      every item with the model's answer and its score
 folder/results.json     the figures
+folder/report.html      the figures as a page, with the wrong answers
+folder/.eval_results/, folder/model-index.yaml   the figures for a model card
 """
 
 import platform
@@ -12,16 +14,21 @@ from pathlib import Path
 from typing import Any
 
 from puna import __version__
-from puna.core.console import say
+from puna.core.console import progress, say
 from puna.core.errors import PunaError
 from puna.core.files import sha256_file, write_json
+from puna.data.corpus import Corpus
 from puna.engine.generate import Engine
 from puna.engine.importer import stage
 from puna.evals.ask import Sampling
 from puna.evals.benchmark import Benchmark, Item
+from puna.evals.card import write_cards
+from puna.evals.compare import compare
+from puna.evals.contamination import contamination, seen_items
 from puna.evals.files import EvalData, Missing
+from puna.evals.report import write_report
 from puna.evals.results import summarise
-from puna.evals.runner import OnProgress, chosen, run
+from puna.evals.runner import OnProgress, Row, chosen, run
 from puna.model.store import load_lineage
 
 Loaded = list[tuple[Benchmark, list[Item], int]]
@@ -95,9 +102,15 @@ def evaluate(
     *,
     chat: bool,
     sampling: Sampling,
+    corpus: Corpus | None = None,
+    against: tuple[Engine, Path, bool] | None = None,
     on_progress: OnProgress | None = None,
 ) -> dict[str, Any]:
-    """Run what was loaded, write folder/results.json and return what it says. Raises PunaError as `runner.run`."""
+    """Run what was loaded, write the folder and return what results.json says.
+
+    corpus: searched for the items. against: another model's engine, directory and whether it is asked in chat turns;
+    its items lie in folder/against. Raises PunaError as `runner.run`.
+    """
     model = describe_model(directory, engine)
     settings = settings_of(model, engine, chat=chat, sampling=sampling)
     plan = [(benchmark, items) for benchmark, items, _ in loaded]
@@ -112,5 +125,34 @@ def evaluate(
             for benchmark, items, of in loaded
         ],
     }
+    if corpus is not None:
+        _look_for(corpus, plan, rows, results)
+    if against is not None:
+        other, place, other_chat = against
+        other_model = describe_model(place, other)
+        theirs = run(
+            other,
+            plan,
+            folder / "against",
+            settings=settings_of(other_model, other, chat=other_chat, sampling=sampling),
+            chat=other_chat,
+            sampling=sampling,
+            on_progress=on_progress,
+        )
+        results["against"] = {"model": other_model, "benchmarks": compare(rows, theirs)}
     write_json(folder / "results.json", results)
+    write_cards(folder, results)
+    write_report(folder)
     return results
+
+
+def _look_for(
+    corpus: Corpus, plan: Sequence[tuple[Benchmark, list[Item]]], rows: dict[str, list[Row]], results: dict[str, Any]
+) -> None:
+    """Add to every result which of its items the corpus holds."""
+    with progress(transient=True) as bar:
+        task = bar.add_task("looking for the items in the corpus", total=None)
+        seen, short = seen_items(corpus, plan, on_progress=lambda count: bar.update(task, completed=count))
+    for one in results["benchmarks"]:
+        name = one["benchmark"]
+        one["contamination"] = contamination(rows[name], seen[name], short[name], corpus=str(corpus.path))

@@ -145,13 +145,17 @@ def find_program(response: str, prompt: str, name: str) -> str | None:
     on from there. None when neither defines the function."""
     blocks = re.findall(r"```[A-Za-z0-9+]{0,20}[ \t]{0,9}\n(.{0,50000}?)```", response[:200_000], re.DOTALL)
     if blocks:
-        defining = [block for block in blocks if f"def {name}(" in block]
+        defining = [block for block in blocks if _defines(block, name)]
         text = (defining or blocks)[-1]
     else:
         text = response
-    if re.search(rf"^def {re.escape(name)}\(", text, re.MULTILINE):
+    if _defines(text, name):
         return f"{_imports(prompt)}{text}"
-    return f"{prompt}{text}" if f"def {name}(" in prompt else None
+    return f"{prompt}{text}" if _defines(prompt, name) else None
+
+
+def _defines(text: str, name: str) -> bool:
+    return re.search(rf"^def {{1,9}}{re.escape(name)} {{0,9}}\(", text, re.MULTILINE) is not None
 
 
 def _imports(prompt: str) -> str:
