@@ -31,8 +31,9 @@ INLINE void turn_pair(float *at, const float *angle, float scale) {
     at[1] = (a * angle[1] + b * angle[0]) * scale;
 }
 
-/* Rotate a token's queries, scaled, in place, and write its keys and values to its page. qkv: (heads + 2 kv_heads, size),
- * the two of a pair side by side; angles: (size / 2, 2), cosine and sine. last: no later token of its text is there. */
+/* Rotate a token's queries, scaled, in place, and write its keys and values to its page. qkv: (heads + 2 kv_heads,
+ * size), the two of a pair side by side; angles: (size / 2, 2), cosine and sine. last: no later token of its text is
+ * there. */
 static void turn(const Heads *heads, float *qkv, const float *angles, int64_t page, int64_t slot, int last) {
     const int64_t size = heads->size;
     const float scale = 1 / sqrtf((float)size);
@@ -56,7 +57,7 @@ static void turn(const Heads *heads, float *qkv, const float *angles, int64_t pa
     }
 }
 
-/* The largest of `largest` and the first `visible` scores; those after them, up to `all` (whole panels), become -inf. */
+/* The largest of `largest` and the first `visible` scores; those after them, up to `all`, become -inf. */
 static float find_largest(float *scores, int visible, int all, float largest) {
     float lanes[PANEL];
     for (int l = 0; l < PANEL; l++) lanes[l] = largest;
@@ -80,8 +81,8 @@ static float weigh(float *scores, int all, float largest) {
     return total;
 }
 
-/* Let the queries of one key-value head see all tokens of their text up to themselves. qkv: all rows of the step, turned;
- * out: (rows, out_stride) floats. */
+/* Let the queries of one key-value head see all tokens of their text up to themselves. qkv: all rows of the step,
+ * turned; out: (rows, out_stride) floats. */
 static void attend(
     const Heads *heads, const Queries *queries, int64_t head, const float *qkv, int64_t qkv_stride, float *out,
     int64_t out_stride) {
@@ -105,7 +106,8 @@ static void attend(
         for (int64_t page = 0; page < pages; page++)
             for (int64_t first = 0, count; first < rows; first += count) {
                 count = least(rows - first, MOST_ROWS);
-                const Operands o = {page_of(heads, 0, head, table[page]), 0, PANEL, query + first * size, size * 4, size};
+                const void *page_keys = page_of(heads, 0, head, table[page]);
+                const Operands o = {page_keys, 0, PANEL, query + first * size, size * 4, size};
                 multiply(&o, count, 1, tile);
                 for (int64_t r = 0; r < count; r++)
                     memcpy(scores + (first + r) * CHUNK + page * PANEL, tile + r * PANEL, PANEL * 4);

@@ -51,10 +51,11 @@ INLINE int takes_float(int64_t kind) {
 }
 
 INLINE int64_t panel_bytes(const Matrix *m) {
-    return m->kind == INT4 ? m->columns / GROUP * GROUP_BYTES : PANEL * m->columns * (m->kind == FLOAT ? 4 : m->kind == BF16 ? 2 : 1);
+    if (m->kind == INT4) return m->columns / GROUP * GROUP_BYTES;
+    return PANEL * m->columns * (m->kind == FLOAT ? 4 : m->kind == BF16 ? 2 : 1);
 }
 
-/* -- activations as a kind of matrix wants them ----------------------------------------------------------------------- */
+/* -- activations as a kind of matrix wants them -------------------------------------------------------------------- */
 
 /* Bytes of a row. */
 INLINE int64_t ready_bytes(int64_t columns) { return 4 * columns + 128; }
@@ -87,11 +88,12 @@ static void get_ready(int64_t kind, const float *row, int64_t columns, int64_t f
         const int64_t groups = parts_of(columns, GROUP);
         float *scales = (float *)((int8_t *)out + groups * GROUP);
         for (int64_t i = from; i < to; i += GROUP)
-            quantize_group(row + i, least(GROUP, to - i), (int8_t *)out + i, scales + i / GROUP, scales + groups + i / GROUP);
+            quantize_group(
+                row + i, least(GROUP, to - i), (int8_t *)out + i, scales + i / GROUP, scales + groups + i / GROUP);
     }
 }
 
-/* -- the product -------------------------------------------------------------------------------------------------------- */
+/* -- the product --------------------------------------------------------------------------------------------------- */
 
 /* out (+)= x W^T for all rows. x: rows that are ready, `stride` bytes apart; out: rows of floats, `out_stride` floats
  * apart, with room for whole panels. */

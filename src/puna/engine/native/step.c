@@ -1,8 +1,8 @@
 /* A step of the engine on a CPU in one call: tokens in, logits out, keys and values into their pages.
  *
- * All threads go through all layers together and meet where one needs what the others made. What one token costs is then
- * what reading the weights once costs; calls and small operations in between would cost as much again. Activations are
- * float. kernels.py has this compiled where it runs.
+ * All threads go through all layers together and meet where one needs what the others made. What one token costs is
+ * then what reading the weights once costs; calls and small operations in between would cost as much again. Activations
+ * are float. kernels.py has this compiled where it runs.
  */
 #include "attention.h"
 
@@ -66,7 +66,8 @@ static int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 /* Lay a step's buffers out from `from` on; returns where they end. Strides are no powers of two: such rows would share
  * lines of the cache. */
 static char *lay_out(const Model *m, int64_t rows, char *from, Room *room) {
-    const int64_t qkv = (m->heads + 2 * m->kv_heads) * m->size, widest = larger(larger(m->hidden, m->heads * m->size), m->ffn);
+    const int64_t qkv = (m->heads + 2 * m->kv_heads) * m->size;
+    const int64_t widest = larger(larger(m->hidden, m->heads * m->size), m->ffn);
     room->x_stride = m->hidden + PANEL;
     room->wide_stride = larger(qkv, 2 * m->ffn) + PANEL;
     room->some_stride = widest + PANEL;
@@ -123,7 +124,8 @@ static void norm_rows(Team *team, const Model *m, const Room *room, int64_t rows
     meet(team, rows);
 }
 
-static void multiply(Team *team, const Matrix *matrix, const Room *room, int64_t rows, float *out, int64_t stride, int add) {
+static void multiply(
+    Team *team, const Matrix *matrix, const Room *room, int64_t rows, float *out, int64_t stride, int add) {
     product(team, matrix, room->ready, room->ready_stride, rows, out, stride, add);
 }
 
@@ -132,7 +134,8 @@ static void embed(Team *team, const Model *m, const Step *s, const Room *room) {
         float *x = row_of(room, r);
         const int64_t at = s->ids[r] * m->hidden;
         for (int64_t i = 0; i < m->hidden; i++)
-            x[i] = m->kind == FLOAT ? ((const float *)m->embedding)[at + i] : wide(((const bf16 *)m->embedding)[at + i]);
+            x[i] = m->kind == FLOAT ? ((const float *)m->embedding)[at + i]
+                                    : wide(((const bf16 *)m->embedding)[at + i]);
     }
     meet(team, s->rows);
 }
@@ -146,7 +149,7 @@ static void turn_rows(Team *team, const Model *m, const Step *s, const Room *roo
     meet(team, s->rows);
 }
 
-/* Attention of all rows. After the last layer's only the wanted rows of x go on: they are moved to the front meanwhile. */
+/* Attention of all rows. After the last layer's only the wanted rows of x go on: they move to the front meanwhile. */
 static void attend_rows(Team *team, const Model *m, const Step *s, const Room *room, const Heads *heads, int last) {
     const int64_t parts = room->blocks * heads->kv_heads + last;
     for (int64_t part; (part = take(team)) < parts; finish(team)) {

@@ -7,8 +7,9 @@
  *     int8      [columns / 4][16][4]          int4      [columns / 32][4 x [16][4] bytes, then [16] scale and zero]
  *
  * Activations are float beside float and bfloat16 weights (pairs of bfloat16 where the processor multiplies those), and
- * int8 with a scale for each 32 beside int8 and int4. Each sum is added up in the same order whatever the rows and panels beside it, so a row's result does not depend on
- * how many there are. rows and panels are constants where these are inlined, so that loops over them are unrolled.
+ * int8 with a scale for each 32 beside int8 and int4. Each sum is added up in the same order whatever rows and panels
+ * are beside it, so a row's result does not depend on how many there are. rows and panels are constants where these
+ * are inlined, so that loops over them are unrolled.
  */
 #include "vector.h"
 
@@ -72,12 +73,14 @@ INLINE void tile_bf16(const Operands *o, const int rows, const int panels, float
     UNROLL for (int i = 0; i < rows * parts; i++) store(sums + i * LANES, sum[i]);
 }
 
-/* -- integers ---------------------------------------------------------------------------------------------------------- */
+/* -- integers ------------------------------------------------------------------------------------------------------ */
 
 enum { GROUP = 32, GROUP_BYTES = GROUP * PANEL / 2 + PANEL * 4 }; /* inputs that share a scale; int4's of a panel */
 
 /* A row of activations in int8: the codes, then for each group its scale, then scale times the sum of its codes. */
-INLINE const float *scales_of(const void *row, int64_t columns) { return (const float *)((const int8_t *)row + columns); }
+INLINE const float *scales_of(const void *row, int64_t columns) {
+    return (const float *)((const int8_t *)row + columns);
+}
 
 /* To each of LANES sums, 4 products of unsigned weights below 16 with x (4 int8, the same everywhere). Up to 8 of these
  * may be added before they are settled. */
@@ -177,7 +180,7 @@ INLINE void tile_int4(const Operands *o, const int rows, float *sums) {
     UNROLL for (int i = 0; i < rows * PARTS; i++) store(sums + i * LANES, total[i]);
 }
 
-/* -- by numbers of rows -------------------------------------------------------------------------------------------------- */
+/* -- by numbers of rows -------------------------------------------------------------------------------------------- */
 
 /* How many panels a tile of so many rows takes at once: enough sums that none waits for another. */
 INLINE int tile_width(int64_t rows) {
