@@ -108,6 +108,11 @@ class Way:
     def go(self) -> dict[str, Any]:
         """All rounds, the end, the report."""
         recipe = self.recipe
+        wanted = ("annotate", "reward", "rejection", "again", "dpo", "rl", "average")
+        way = " → ".join(("sft", *(name for name in wanted if getattr(recipe, name))))
+        count = len(recipe.measure.asked) * recipe.measure.problems
+        beside = ", each beside a control" if recipe.control else ""
+        console().print(f"{way}; measured on {count:,} held-out problems{beside}.", markup=False)
         self._measured("before", recipe.model)
         current = recipe.model
         for number in range(1, recipe.rounds + 1):

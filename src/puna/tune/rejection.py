@@ -14,10 +14,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from puna.core.console import progress
+from puna.core.console import progress, say
 from puna.core.errors import PunaError
 from puna.core.files import disk_errors, lock_directory, write_text
 from puna.core.recipe import dump
+from puna.core.units import format_count
 from puna.engine.generate import Engine, SamplingParams, load_engine
 from puna.model.store import load_lineage
 from puna.tasks.catalogue import find
@@ -71,6 +72,8 @@ def run(
         judge = Judge(Path(recipe.reward_model), best_device()) if recipe.pick == "reward" else None
         engine = load_engine(Path(recipe.model), device=best_device(), fast=True)
         write_text(run_dir / "recipe.toml", dump(recipe))
+        most = format_count(len(prompts) * recipe.samples * recipe.max_tokens)
+        say(f"{recipe.samples} answers to each of {len(prompts):,} prompts, {most} tokens at most.")
         path = run_dir / SAMPLES
         if path.exists() and not resume:
             raise PunaError(f"{path} exists already.", f"Go on with puna tune rejection --resume {run_dir}.")
