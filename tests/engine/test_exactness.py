@@ -12,7 +12,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from puna.engine.fused import fuse
 from puna.engine.generate import Engine, SamplingParams
+from puna.engine.kernels import kernels
 from puna.engine.request import Request
 from puna.engine.scheduler import Chunk
 from puna.model.config import ModelConfig
@@ -130,26 +132,30 @@ def spied(engine: Engine, seen: dict[tuple[int, ...], torch.Tensor]) -> Engine:
     return engine
 
 
+@pytest.mark.parametrize("page_size", [8, 16], ids=["page by page", "one call a step"])
 @settings(max_examples=25, deadline=None)
 @given(prompts=PROMPTS, engines=st.lists(ENGINES, min_size=2, max_size=3), scored=st.booleans())
 def test_deterministic_logits_are_equal_to_the_bit(
-    random_model: Maker, prompts: list[list[int]], engines: list[dict[str, Any]], scored: bool
+    random_model: Maker, page_size: int, prompts: list[list[int]], engines: list[dict[str, Any]], scored: bool
 ) -> None:
-    model = random_model(CONFIG)
+    model, plain = random_model(CONFIG), random_model(CONFIG)
+    if page_size == 16:
+        model = fuse(model)
     seen: dict[tuple[int, ...], torch.Tensor] = {}
     results = []
     # Alone, then in any company; the shape of a page is part of the mode.
-    alone = spied(Engine(model, None, page_size=8, prefix_cache=False, max_batch=1, deterministic=True), seen)
+    alone = spied(Engine(model, None, page_size=page_size, prefix_cache=False, max_batch=1, deterministic=True), seen)
+    assert (alone._stepper.runner.whole is not None) == (page_size == 16 and kernels() is not None)
     params = SamplingParams(max_tokens=10, seed=3, prompt_logprobs=2 if scored else None, top_logprobs=3)
     results.append([alone.generate([prompt], params)[0] for prompt in prompts])
     for options in engines:
-        engine = spied(Engine(model, None, **{**options, "page_size": 8}, deterministic=True), seen)
+        engine = spied(Engine(model, None, **{**options, "page_size": page_size}, deterministic=True), seen)
         results.append(engine.generate(prompts, params))
         idle(engine)
     assert all(result == results[0] for result in results), "ids, logprobs and top logprobs, to the bit"
     for prompt, done in zip(prompts, results[0], strict=True):
         with torch.no_grad():
-            logprobs = model(torch.tensor([prompt + done.ids]))[0, len(prompt) - 1 : -1].log_softmax(-1)
+            logprobs = plain(torch.tensor([prompt + done.ids]))[0, len(prompt) - 1 : -1].log_softmax(-1)
         expected = logprobs.gather(-1, torch.tensor(done.ids)[:, None]).flatten().tolist()
         assert done.logprobs == pytest.approx(expected, abs=1e-4)
 

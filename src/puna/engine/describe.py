@@ -48,7 +48,8 @@ def describe(model: LlamaForCausalLM, stepper: Stepper, *, why: str) -> list[str
     if device.type == "cpu":
         said.append(f"Threads: {torch.get_num_threads()}.")
     if runner.deterministic:
-        said.append("Deterministic: the same logits to the bit in any company, for more arithmetic a token.")
+        price = ", for more arithmetic a token" if runner.whole is None else ""
+        said.append(f"Deterministic: the same logits to the bit in any company{price}.")
     return said
 
 

@@ -4,7 +4,8 @@ The tokens of all chunks lie end to end in one row, so nothing is padded. In the
 page by page instead, each page of each sequence in a forward of its own that always has the whole page's shape: a
 token then passes through the same kernels with the same shapes at the same row whatever runs beside it, however its
 prompt was cut and whether its neighbours came from the prefix cache, and so its logits are the same to the bit. It
-costs a page's arithmetic for each token that is written.
+costs a page's arithmetic for each token that is written. A step in one call needs none of this: there each row is
+computed alike whatever the others are.
 
 On a CPU a step is one call into compiled kernels where that can be (`engine.whole`). Elsewhere one that brings one
 token of each of its sequences may be padded to one of a few sizes (`engine.decode`).
@@ -50,7 +51,7 @@ class Runner:
 
         said: (chunks,) on the device, the one token of each chunk, where these are ahead of what is known here.
         """
-        if self.deterministic:
+        if self.deterministic and self.whole is None:  # a step in one call is so anyway
             return torch.cat([tile for i, chunk in enumerate(chunks) for tile in self._tiles(chunk, said, i)])
         known = [token for chunk in chunks for token in chunk.continuation.ids[chunk.start : chunk.end]]
         tables = [chunk.continuation.block_table for chunk in chunks]
