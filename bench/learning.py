@@ -105,7 +105,7 @@ def _llama(corpus: Any, args: argparse.Namespace, changes: list[str]) -> Made:
     import tempfile
 
     from puna.core.recipe import check
-    from puna.demo import plan
+    from puna.demo.run import plan
     from puna.train import parallel
     from puna.train.machine import measure as measure_machine
     from puna.train.recipe import Recipe

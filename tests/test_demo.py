@@ -11,7 +11,8 @@ import torch
 
 from puna.core.recipe import check, load
 from puna.data.recipe import DataRecipe
-from puna.demo import CORPUS_RECIPE, SIZES, plan
+from puna.demo.run import CORPUS_RECIPE, SIZES, plan
+from puna.demo.tuning import STAGES
 from puna.engine.generate import SamplingParams, load_engine
 from puna.train.machine import Machine
 from puna.train.metrics import read_metrics
@@ -28,6 +29,7 @@ def demo(tmp_path_factory) -> tuple[Path, dict, str]:
     """One short demo in a process of its own: (folder, its JSON, what it said)."""
     folder = tmp_path_factory.mktemp("demo")
     command = [sys.executable, "-m", "puna", "demo", "--minutes", "1", "--no-chat", "--json", "--bodies", "12"]
+    command += ["--tune-minutes", "0.3"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=1500, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
     return folder, json.loads(done.stdout), done.stderr
@@ -89,6 +91,18 @@ def test_writes_a_report_and_keeps_the_run(demo):
     assert (folder / "runs/demo/metrics.jsonl").is_file()
 
 
+def test_three_abilities_are_measured_at_four_stages(demo):
+    folder, result, _ = demo
+    assert [row["ability"] for row in result["abilities"]] == ["Code", "Reasoning", "Planning"]
+    for row in result["abilities"]:
+        assert [stage["stage"] for stage in row["stages"]] == list(STAGES.values())
+        assert all(0 <= stage["greedy"] <= 1 for stage in row["stages"])
+    page = (folder / result["report"]).read_text(encoding="utf-8")
+    assert "What it learned to do" in page
+    assert (folder / result["model"] / "config.json").is_file()
+    assert (folder / "models/demo-base/config.json").is_file()
+
+
 def test_the_model_directory_opens_in_transformers_with_the_same_logits_tokens_and_ids(demo):
     transformers = pytest.importorskip("transformers")
     folder, result, _ = demo
@@ -109,7 +123,7 @@ def test_the_model_directory_opens_in_transformers_with_the_same_logits_tokens_a
 
 def test_a_second_demo_keeps_the_first_run(demo):
     folder, _, _ = demo
-    from puna.demo import _free_run
+    from puna.demo.run import _free_run
 
     assert _free_run(folder / "runs").name == "demo-2"
 

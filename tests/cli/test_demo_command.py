@@ -11,7 +11,13 @@ from puna.cli import demo_command, serve_command
 from puna.cli.main import main
 from puna.core.console import console
 
-RESULT = {"bits_per_byte": [], "completions": [], "report": "runs/demo/report.html", "model": "models/demo"}
+RESULT = {
+    "bits_per_byte": [],
+    "completions": [],
+    "abilities": [],
+    "report": "runs/demo/report.html",
+    "model": "models/demo",
+}
 
 
 @pytest.fixture
@@ -19,7 +25,7 @@ def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[argparse.Namespace]
     """What would have been served, by a demo that took no time, in a terminal."""
     asked: list[argparse.Namespace] = []
     console.cache_clear()  # or the console for a terminal would serve other tests too
-    monkeypatch.setattr("puna.demo.run_demo", lambda **_: RESULT)
+    monkeypatch.setattr("puna.demo.run.run_demo", lambda **_: RESULT)
     monkeypatch.setattr(serve_command, "run", asked.append)
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)

@@ -4,6 +4,7 @@ import argparse
 import socket
 import sys
 from pathlib import Path
+from typing import Any
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -13,6 +14,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--folder", type=Path, default=Path(), help="where corpora/, runs/ and models/ go (default: here)"
     )
     parser.add_argument("--bodies", type=int, default=96, help="function bodies sampled for each measurement of code")
+    parser.add_argument(
+        "--tune-minutes", type=float, help="tuning time, 0 for none (default: four fifths of --minutes, at most 4)"
+    )
     parser.add_argument("--no-chat", action="store_true", help="do not serve the page to talk in at the end")
     parser.add_argument("--json", action="store_true", help="print what was measured as JSON on stdout")
 
@@ -20,10 +24,16 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Run the demo, print what it measured, serve the model's page when a person sits there."""
     from puna.core.console import console, print_json, show_table
-    from puna.demo import run_demo
+    from puna.demo.run import run_demo
     from puna.train.live import LiveView
 
-    result = run_demo(minutes=args.minutes, folder=args.folder, observers=[LiveView()], bodies=args.bodies)
+    result = run_demo(
+        minutes=args.minutes,
+        folder=args.folder,
+        observers=[LiveView()],
+        bodies=args.bodies,
+        tune_minutes=args.tune_minutes,
+    )
     if args.json:
         print_json(result)
         return
@@ -39,6 +49,9 @@ def run(args: argparse.Namespace) -> None:
             for c in result["completions"]
         ],
     )
+    for ability in result["abilities"]:
+        about = f"{ability['ability']}: {ability['task']}, level {ability['level']}"
+        show_table((about, "greedy", "95 % interval", "pass@1", "pass@k"), [_stage(row) for row in ability["stages"]])
     out = console(stderr=False)
     out.print(f"\nreport  {result['report']}\nmodel   {result['model']}", markup=False)
     out.print(f"talk    puna serve {result['model']}   (or, in the terminal: puna chat)\n", markup=False)
@@ -48,6 +61,17 @@ def run(args: argparse.Namespace) -> None:
         parser = argparse.ArgumentParser()
         serve_command.arguments(parser)
         serve_command.run(parser.parse_args([result["model"], "--port", str(_free_port(8000))]))
+
+
+def _stage(row: dict[str, Any]) -> tuple[str, ...]:
+    low, high = row["greedy_interval"]
+    return (
+        row["stage"],
+        f"{row['greedy']:.0%}",
+        f"{low:.0%} to {high:.0%}",
+        f"{row['pass_1']:.0%}",
+        f"{row['pass_k']:.0%} (k = {row['k']})",
+    )
 
 
 def _free_port(wanted: int) -> int:

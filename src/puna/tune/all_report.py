@@ -2,8 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
+from puna.core.files import read_json
 from puna.core.page import document, section, table
 from puna.core.plots import STYLE
 from puna.train.abilities import abilities
@@ -38,6 +40,11 @@ def stage_table(rows: Sequence[Mapping[str, Any]]) -> tuple[tuple[str, ...], lis
         for row in rows
     ]
     return ("stage", "greedy", "pass@1", "seconds", "against the control"), cells
+
+
+def ability_rows(run_dir: Path) -> list[dict[str, Any]]:
+    """What a run has measured so far, as `train.abilities` draws it: a row for each task and level."""
+    return _abilities(read_json(run_dir / "all.json"))
 
 
 def _abilities(done: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -1,6 +1,6 @@
 """The demo: from this machine's own files to a model that answers, in one command.
 
-    measure the machine -> plan -> build a corpus -> train -> measure the model -> report -> prompt
+    measure the machine -> plan -> build a corpus -> train -> measure the model -> tune -> report -> prompt
 
 The corpus is the standard library of the running Python: real code and prose that every machine has. The size of the
 model and the number of tokens follow from the measured speed and the time allowed; what was expected is said before
@@ -25,6 +25,7 @@ from puna.core.units import format_bytes, format_count, format_seconds
 from puna.data.build import build_corpus
 from puna.data.corpus import Corpus
 from puna.data.recipe import DataRecipe
+from puna.demo.tuning import tune_demo
 from puna.engine.generate import Engine
 from puna.evals.completions import completions, function_heads
 from puna.train.recipe import Recipe
@@ -67,6 +68,7 @@ SIZES = (
 )
 SEQ_LEN = 512
 NEW_TOKENS = 96  # of a sampled function body, at most
+TUNE_MINUTES = 4.0
 
 
 def plan(machine: "Machine", minutes: float, *, corpus: str, name: str) -> Recipe:
@@ -124,11 +126,13 @@ def run_demo(
     folder: Path = Path(),
     observers: Sequence[Callable[[dict[str, Any]], None]] = (),
     bodies: int = 96,
+    tune_minutes: float | None = None,
 ) -> dict[str, Any]:
     """Go the whole way; returns what was measured and where everything lies.
 
     minutes: of training. folder: `corpora/`, `runs/` and `models/` are made in it. bodies: function bodies sampled for
-    each of the three measurements of code.
+    each of the three measurements of code. tune_minutes: of tuning, measuring included; None: four fifths of
+    `minutes`, at most 4; 0: none.
     Raises PunaError when the machine is too small or the run was interrupted (it can be resumed).
     """
     from puna.evals.compressors import compressors
@@ -179,12 +183,23 @@ def run_demo(
     write_json(run_dir / "evaluation.json", evaluation)
     report = write_report(run_dir)
     model_dir = _publish(run_dir / "model", folder / "models" / "demo")
+    abilities: list[dict[str, Any]] = []
+    tune_minutes = min(TUNE_MINUTES, 0.8 * minutes) if tune_minutes is None else tune_minutes
+    if tune_minutes > 0:
+        _heading(6, f"Tuning, about {format_seconds(tune_minutes * 60)}: code, reasoning, planning")
+        base = _publish(run_dir / "model", folder / "models" / "demo-base")
+        tune_dir = run_dir / "tune"
+        abilities = tune_demo(base, tune_dir, seconds=tune_minutes * 60, machine=machine, observers=observers)
+        write_json(run_dir / "evaluation.json", {**evaluation, "abilities": abilities})
+        report = write_report(run_dir)
+        model_dir = _publish(tune_dir / "model", model_dir)
     return {
         "bits_per_byte": rows,
         "completions": code.results,
         "tokens": event["tokens"],
         "tokens_per_second": event["tokens_per_second"],
         "training_seconds": event["seconds"],
+        "abilities": abilities,
         "seconds": time.perf_counter() - begin,
         "run": str(run_dir),
         "model": str(model_dir),

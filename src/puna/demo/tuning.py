@@ -1,0 +1,154 @@
+"""The demo's second half: three abilities, before and after tuning, beside a control. A short `puna tune all`.
+
+    measure -> SFT on a few demonstrations -> measure -> RL against the verifiers    -> measure
+                                                     \\-> as long a time of more SFT -> measure
+
+Demonstrations are few and repeated, as they are in life; checking an answer costs nothing. So more of the same SFT soon
+learns its examples by heart, while reinforcement goes on with new problems whose answers nobody wrote down. All are
+measured on the same problems, which no stage was trained on.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from puna.core.console import say
+from puna.core.errors import PunaError
+from puna.core.recipe import check
+
+if TYPE_CHECKING:
+    from puna.train.machine import Machine
+
+
+@dataclass(frozen=True)
+class Ability:
+    """Something to learn: a task at a level, from so many demonstrations."""
+
+    name: str
+    task: str
+    level: int
+    demonstrations: int
+
+
+ABILITIES = (
+    Ability("Code", "code.synthesis", 2, 200),
+    Ability("Reasoning", "rewriting.list", 1, 200),
+    Ability("Planning", "planning.grid", 1, 200),
+)
+# Where nothing may run programs: what a program prints, which is checked without running anything.
+TRACING = Ability("Code", "code.tracing", 1, 200)
+STAGES = {
+    "before": "before",
+    "1-sft": "after SFT",
+    "1-rl": "after RL",
+    "1-rl-control": "control: more SFT instead of RL",
+}
+SHARES = (0.30, 0.30)
+"""Of the time: SFT, and RL; the control has RL's, the rest is measuring."""
+PROBLEMS, SAMPLES, MAX_TOKENS = 120, 4, 40
+SEQ_LEN, SFT_BATCH, RL_BATCH, ANSWERS = 256, 8, 12, 8
+RL_TOKENS = 220
+"""Tokens that the trainer computes for a problem with its answers; the generator computes about as many."""
+RL_COST = 2.0
+"""Time of a step of reinforcement, as a multiple of what training on its tokens alone would take."""
+
+
+def tune_demo(
+    model: Path,
+    run_dir: Path,
+    *,
+    seconds: float,
+    machine: "Machine",
+    observers: Sequence[Callable[[dict[str, Any]], None]] = (),
+) -> list[dict[str, Any]]:
+    """Tune the demo's model for about so many seconds, all measuring included; the end is run_dir/model.
+
+    Returns rows for `train.abilities`. Raises PunaError when it was interrupted (`puna tune all --resume` goes on).
+    """
+    from puna.tasks.catalogue import baseline, find
+    from puna.tune.all import run
+    from puna.tune.all_recipe import AllRecipe
+    from puna.tune.all_report import ability_rows
+
+    chosen = _possible(ABILITIES)
+    tree = recipe_tree(model, chosen, step_seconds=_step_seconds(model, machine), seconds=seconds)
+    event = run(check(AllRecipe, tree, "the demo's tuning"), run_dir, observers=observers, machine=machine)
+    if event["kind"] != "end":
+        raise PunaError(event["detail"][0].upper() + event["detail"][1:] + ".")
+    rows = ability_rows(run_dir)
+    for row, one in zip(rows, chosen, strict=True):
+        row |= {"ability": one.name, "about": find(one.task).levels[one.level - 1]}
+        row["constant"] = baseline(one.task, one.level).score
+        for stage in row["stages"]:
+            stage["stage"] = STAGES[stage["stage"]]
+    return rows
+
+
+def recipe_tree(model: Path, abilities: Sequence[Ability], *, step_seconds: float, seconds: float) -> dict[str, Any]:
+    """The recipe of all stages for about so many seconds. step_seconds: of one step of SFT."""
+    sft_steps = max(8, int(SHARES[0] * seconds / step_seconds))
+    rl_step = RL_COST * step_seconds * RL_BATCH * RL_TOKENS / (SFT_BATCH * SEQ_LEN)
+    tasks = [{"name": one.task, "levels": [one.level]} for one in abilities]
+    return {
+        "stage": "all",
+        "name": "demo-tune",
+        "model": str(model),
+        "average": False,
+        "measure": {
+            "tasks": tasks,
+            "problems": max(12, min(PROBLEMS, int(seconds / 2))),
+            "samples": SAMPLES,
+            "max_tokens": MAX_TOKENS,
+        },
+        "sft": {
+            "train": {"steps": sft_steps, "batch": SFT_BATCH, "seq_len": SEQ_LEN},
+            "optimizer": {"lr": 5e-4},
+            "data": {
+                "tasks": [
+                    {**task, "count": one.demonstrations} for task, one in zip(tasks, abilities, strict=True)
+                ]
+            },
+        },
+        "rl": {
+            "tasks": tasks,
+            "train": {
+                "steps": max(4, int(SHARES[1] * seconds / rl_step)),
+                "batch": RL_BATCH,
+                "seq_len": SEQ_LEN,
+                "final": "last",
+            },
+            "optimizer": {"lr": 1e-4},
+            "rollout": {"samples": ANSWERS, "max_tokens": MAX_TOKENS, "updates": 2},
+            "heldout": {"problems": 4, "samples": 1},  # the stages are measured apart
+            "curriculum": {"min_pass": 0.0},  # a demo too short to learn much still shows all its stages
+            "log": {"every": 2, "eval_every": 0},
+        },
+    }  # fmt: skip
+
+
+def _step_seconds(model: Path, machine: "Machine") -> float:
+    """What a step of SFT is expected to take here."""
+    from puna.model.store import load_config
+    from puna.train.speed import expected_step
+    from puna.tune.sft_recipe import SFTRecipe
+
+    tree = recipe_tree(model, ABILITIES, step_seconds=1.0, seconds=1.0)["sft"] | {"stage": "sft", "model": str(model)}
+    recipe = check(SFTRecipe, tree, "the demo's SFT")
+    step = expected_step(recipe.as_training(load_config(model)), machine, 1)
+    assert step is not None
+    return step.step_seconds
+
+
+def _possible(abilities: Sequence[Ability]) -> tuple[Ability, ...]:
+    """The abilities that can be checked here: programs need a sandbox."""
+    from puna.sandbox.run import run_python
+    from puna.tasks.catalogue import find
+    from puna.tasks.isolation import FLOOR
+
+    try:
+        run_python("", floor=FLOOR)
+    except PunaError as error:
+        say(f"{error} So the model learns to trace programs instead of writing them.")
+        return tuple(TRACING if find(one.task).code else one for one in abilities)
+    return tuple(abilities)
