@@ -13,6 +13,7 @@ from puna.core.recipe import Config, load
 from puna.data.recipe import DataRecipe
 from puna.plan.fleet import FleetFile
 from puna.train.recipe import Recipe
+from puna.tune.recipe import load_stage
 
 ROOT = Path(__file__).parent.parent
 PAGES = ("README.md", "docs/getting-started.md", "docs/plan.md", "docs/fleet.md", "docs/serving.md")
@@ -57,7 +58,10 @@ def test_recipes_of_the_command_exist_and_take_its_overrides(line: str) -> None:
     overrides = [word for word in words if re.match(r"[\w.]+=", word)]
     kinds: dict[str, type[Config]] = {"data": DataRecipe, "fleets": FleetFile}
     for path in paths:
-        load(kinds.get(path.parent.name, Recipe), path, overrides)
+        if path.parent.name == "tune":
+            load_stage(path, overrides)
+        else:
+            load(kinds.get(path.parent.name, Recipe), path, overrides)
 
 
 @pytest.mark.parametrize("line", lines_of("make"))
