@@ -29,25 +29,28 @@ class Ability:
     task: str
     level: int
     demonstrations: int
+    share: float = 1.0
+    """Of reinforcement's problems."""
 
 
 ABILITIES = (
-    Ability("Code", "code.synthesis", 2, 200),
-    Ability("Reasoning", "rewriting.list", 1, 200),
-    Ability("Planning", "planning.grid", 1, 200),
+    Ability("Code", "code.synthesis", 2, demonstrations=30, share=2.0),
+    Ability("Reasoning", "rewriting.list", 1, demonstrations=100, share=2.0),
+    Ability("Planning", "planning.grid", 1, demonstrations=150),
 )
 # Where nothing may run programs: what a program prints, which is checked without running anything.
-TRACING = Ability("Code", "code.tracing", 1, 200)
+TRACING = Ability("Code", "code.tracing", 1, demonstrations=150)
 STAGES = {
     "before": "before",
     "1-sft": "after SFT",
     "1-rl": "after RL",
     "1-rl-control": "control: more SFT instead of RL",
 }
-SHARES = (0.30, 0.30)
+SHARES = (0.12, 0.33)
 """Of the time: SFT, and RL; the control has RL's, the rest is measuring."""
-PROBLEMS, SAMPLES, MAX_TOKENS = 120, 4, 40
-SEQ_LEN, SFT_BATCH, RL_BATCH, ANSWERS = 256, 8, 12, 8
+PROBLEMS, SAMPLES, MAX_TOKENS = 120, 4, 36
+SEQ_LEN, SFT_BATCH, RL_BATCH, ANSWERS = 256, 6, 16, 8
+_TABLE_RATES = ("lr", "embedding_lr", "head_lr")
 RL_TOKENS = 220
 """Tokens that the trainer computes for a problem with its answers; the generator computes about as many."""
 RL_COST = 2.0
@@ -103,24 +106,24 @@ def recipe_tree(model: Path, abilities: Sequence[Ability], *, step_seconds: floa
         },
         "sft": {
             "train": {"steps": sft_steps, "batch": SFT_BATCH, "seq_len": SEQ_LEN},
-            "optimizer": {"lr": 5e-4},
+            "optimizer": {"kind": "muon", "matrix_lr": 0.01, **dict.fromkeys(_TABLE_RATES, 1e-3)},
             "data": {
                 "tasks": [
-                    {**task, "count": one.demonstrations} for task, one in zip(tasks, abilities, strict=True)
+                    {**task, "count": one.demonstrations, "share": one.demonstrations} for task, one in zip(tasks, abilities, strict=True)
                 ]
             },
         },
         "rl": {
-            "tasks": tasks,
+            "tasks": [{**task, "share": one.share} for task, one in zip(tasks, abilities, strict=True)],
             "train": {
                 "steps": max(4, int(SHARES[1] * seconds / rl_step)),
                 "batch": RL_BATCH,
                 "seq_len": SEQ_LEN,
                 "final": "last",
             },
-            "optimizer": {"lr": 1e-4},
-            "rollout": {"samples": ANSWERS, "max_tokens": MAX_TOKENS, "updates": 2},
-            "heldout": {"problems": 4, "samples": 1},  # the stages are measured apart
+            "optimizer": {"kind": "muon", "matrix_lr": 1e-3, **dict.fromkeys(_TABLE_RATES, 1e-4)},
+            "rollout": {"samples": ANSWERS, "max_tokens": MAX_TOKENS},
+            "measure": {"problems": 1, "samples": 1},  # the stages are measured apart
             "curriculum": {"min_pass": 0.0},  # a demo too short to learn much still shows all its stages
             "log": {"every": 2, "eval_every": 0},
         },
