@@ -93,6 +93,7 @@ def recipe_tree(model: Path, abilities: Sequence[Ability], *, step_seconds: floa
     sft_steps = max(8, int(SHARES[0] * seconds / step_seconds))
     rl_step = RL_COST * step_seconds * RL_BATCH * RL_TOKENS / (SFT_BATCH * SEQ_LEN)
     tasks = [{"name": one.task, "levels": [one.level]} for one in abilities]
+    counts = [{"count": one.demonstrations, "share": one.demonstrations} for one in abilities]
     return {
         "stage": "all",
         "name": "demo-tune",
@@ -107,11 +108,7 @@ def recipe_tree(model: Path, abilities: Sequence[Ability], *, step_seconds: floa
         "sft": {
             "train": {"steps": sft_steps, "batch": SFT_BATCH, "seq_len": SEQ_LEN},
             "optimizer": {"kind": "muon", "matrix_lr": 0.01, **dict.fromkeys(_TABLE_RATES, 1e-3)},
-            "data": {
-                "tasks": [
-                    {**task, "count": one.demonstrations, "share": one.demonstrations} for task, one in zip(tasks, abilities, strict=True)
-                ]
-            },
+            "data": {"tasks": [task | count for task, count in zip(tasks, counts, strict=True)]},
         },
         "rl": {
             "tasks": [{**task, "share": one.share} for task, one in zip(tasks, abilities, strict=True)],
@@ -127,7 +124,7 @@ def recipe_tree(model: Path, abilities: Sequence[Ability], *, step_seconds: floa
             "curriculum": {"min_pass": 0.0},  # a demo too short to learn much still shows all its stages
             "log": {"every": 2, "eval_every": 0},
         },
-    }  # fmt: skip
+    }
 
 
 def _step_seconds(model: Path, machine: "Machine") -> float:
