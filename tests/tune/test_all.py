@@ -86,6 +86,8 @@ def test_the_way_is_gone_measured_and_resumed(
     assert names == expected
     verdicts = {row["stage"]: row["verdict"] for row in event["rows"]}
     assert verdicts["1-dpo"].startswith("no difference shown (")
+    assert verdicts["1-dpo"].endswith("over what it began with)")
+    assert verdicts["before"] == verdicts["1-dpo-control"] == ""
     state = json.loads((tmp_path / "run" / "all.json").read_text())
     assert state["1-dpo"]["parent"].endswith("1-again/model")
     assert state["1-again-control"]["parent"] == state["1-again"]["parent"]

@@ -24,7 +24,7 @@ from puna.tasks.catalogue import find
 from puna.train.machine import Machine, best_device, measure
 from puna.tune.all_recipe import AllRecipe
 from puna.tune.all_report import render
-from puna.tune.gain import gain, mean
+from puna.tune.gain import Gain, gain, mean
 from puna.tune.measure import measure_tasks
 from puna.tune.rejection import PICKED, PREFERENCES
 from puna.tune.stages import check_stage, runner
@@ -175,7 +175,9 @@ class Way:
         self._measured(name, model)
         steps = self._control_steps(entry)
         if control and self.recipe.control and steps:
-            more = _merged(self._seeded(self.recipe.sft, 7), {"train": {"steps": steps}})
+            # At the rate of `again`: the first stage's would undo some of what the weights know.
+            more = _merged(self._seeded(self.recipe.sft, 7), self.recipe.again)
+            more = _merged(more, {"train": {"steps": steps}})
             other = self._made(f"{name}-control", "sft", parent, more)
             self._measured(f"{name}-control", other)
         before = self._rows_of(parent)
@@ -264,21 +266,29 @@ class Way:
     def _rows_of(self, model: str) -> list[dict[str, Any]]:
         return next(e["measured"] for e in self.done.values() if e["model"] == model and "measured" in e)
 
+    def _gain(self, name: str, entry: dict[str, Any]) -> tuple[Gain, str]:
+        """What a stage gained over the better of its control and the model it began with, and which of them that is."""
+        against = {"over what it began with": self._rows_of(entry["parent"])}
+        control = self.done.get(f"{name}-control", {}).get("measured")
+        against |= {"over its control": control} if control else {}
+        beside = max(against, key=lambda key: mean(against[key], self._score))
+        return gain(entry["measured"], against[beside], self._score), beside
+
     def _keep(self) -> None:
         write_json(self.run_dir / STATE, json.loads(json.dumps(self.done)))
 
     def rows(self) -> list[dict[str, Any]]:
-        """A row for each model that was measured: its scores and what it gained over its control."""
+        """A row for each model that was measured: its scores and what it gained."""
         rows = []
         for name, entry in self.done.items():
             if "measured" not in entry:
                 continue
-            control = self.done.get(f"{name}-control", {}).get("measured")
-            verdict = entry.get("note", "")
-            gained = None
-            if control:
-                gained = gain(entry["measured"], control, self._score)
-                verdict = f"{gained.verdict} ({gained.difference:+.1%}, {gained.low:+.1%} to {gained.high:+.1%})"
+            gained, verdict = None, entry.get("note", "")
+            if entry["parent"] and not name.endswith("-control"):
+                gained, beside = self._gain(name, entry)
+                verdict = (
+                    f"{gained.verdict} ({gained.difference:+.1%}, {gained.low:+.1%} to {gained.high:+.1%}, {beside})"
+                )
                 verdict += f"; {entry['note']}" if entry.get("note") else ""
             rows.append(
                 {

@@ -12,13 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from puna.core.errors import PunaError
-from puna.engine.generate import Engine
 from puna.model.llama import DocumentMask
 from puna.train.loss import IGNORE, cross_entropy_chunked
 from puna.tune.examples import Mixture, PackedRows, best_fit, example_of, sources_of, to_tensors
+from puna.tune.heldout import measure_stage
 from puna.tune.loop import SCORE, Metrics, Stage, run_stage
-from puna.tune.measure import measure_tasks
-from puna.tune.recipe import MeasureConfig
 from puna.tune.sft_recipe import SFTRecipe
 
 
@@ -116,41 +114,6 @@ def packed_loss(stage: Stage, network: nn.Module, rows: PackedRows, scale: float
 
     loss: tuple[Tensor, Tensor] = network(rows.ids.to(device), mask=mask, head=head)
     return loss
-
-
-def measure_stage(stage: Stage, config: MeasureConfig) -> dict[str, float]:
-    """Accuracy on held-out problems under the weights of now; "score" is the mean over tasks and levels.
-
-    The score is greedy accuracy. Nothing where the recipe asks for nothing, or the network is sharded: one process
-    alone cannot run that.
-    """
-    if not config.tasks or stage.sharded:
-        return {}
-
-    def measure() -> dict[str, float]:
-        longest = stage.config.max_position_embeddings
-        room = 64 * min(longest, 4 * config.max_tokens + 512)
-        engine = Engine(stage.model, stage.tokenizer, kv_tokens=room, decode_buckets=False)
-        with stage.uncompiled():
-            results = measure_tasks(
-                engine,
-                config.asked,
-                problems=config.problems,
-                samples=config.samples,
-                max_tokens=config.max_tokens,
-                instruct=config.instruct,
-            )
-        measures: dict[str, float] = {}
-        for result in results:
-            name = f"{result.task}.{result.level}"
-            measures[f"{name}.greedy"] = result.greedy or 0.0
-            if result.pass_1 is not None and result.pass_k is not None:
-                measures[f"{name}.pass@1"] = result.pass_1
-                measures[f"{name}.pass@{result.k}"] = result.pass_k
-        measures[SCORE] = sum(result.greedy or 0.0 for result in results) / len(results)
-        return measures
-
-    return stage.from_first(measure)
 
 
 def run(recipe: SFTRecipe, run_dir: Path, **options: Any) -> dict[str, Any]:
