@@ -151,6 +151,7 @@ def result(record: dict[str, Any]) -> str:
         "conformance": serving_tables.conformance,
         "gguf-parity": serving_tables.gguf,
         "lm-eval-scores": serving_tables.lm_eval,
+        "gguf-quants": serving_tables.gguf_quants,
     }
     return head + tables[record["benchmark"]](results)
 

@@ -121,3 +121,25 @@ def gguf(results: dict[str, Any]) -> str:
         if isinstance(run, dict)
     ]
     return f"{plan_tables.markdown(heads, rows)}\n\n{told}Tensors with the bytes of llama-quantize: {', '.join(same)}."
+
+
+def gguf_quants(results: dict[str, Any]) -> str:
+    """How far llama.cpp is from our network on the same quantized weights."""
+    rows = [
+        [
+            scheme,
+            ", ".join(f"{count} {kind}" for kind, count in run["tensors"].items()),
+            str(run["same_greedy_token"]),
+            f"{run['largest_logprob_difference']:.3f}",
+            f"{run['largest_from_the_unquantized_model']:.2f}",
+        ]
+        for scheme, run in results.items()
+    ]
+    heads = [
+        "GGUF",
+        "tensors",
+        "same likeliest token",
+        "largest difference of a log probability",
+        "from before quantizing",
+    ]
+    return plan_tables.markdown(heads, rows)
