@@ -71,6 +71,7 @@ def summary(run: Run) -> dict[str, Any]:
     state, _ = status(run)
     return {
         "name": run.name,
+        "stage": run.start.get("stage"),
         "status": state,
         "step": end.get("step", last.get("step", 0)),
         "total_steps": run.start.get("total_steps"),

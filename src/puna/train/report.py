@@ -30,6 +30,7 @@ from puna.train.account import SHAPES, events, machine, predicted
 from puna.train.metrics import Event
 from puna.train.numbers import count_or_share, format_flops, number, or_dash
 from puna.train.record import Points, Run, load_run, points, status, summary
+from puna.train.stage_measures import stage_measures
 
 
 def write_report(run_dir: Path, output: Path | None = None) -> Path:
@@ -57,6 +58,7 @@ def render(run: Run) -> str:
         _completions(run),
         _samples(run),
         _course(run),
+        stage_measures(run),
         predicted(run, facts),
         events(run),
         machine(run),
@@ -105,6 +107,8 @@ def _sentence(facts: dict[str, Any]) -> str:
     if facts["seconds"] is not None:
         text += f" in {format_seconds(facts['seconds'])}"
     value = facts["heldout_bits_per_byte"]
+    if facts["stage"]:
+        return f"{text}: {facts['stage']} after pretraining."
     if value is None:
         return text + "; it has not been measured on held-out text yet."
     return text + f"; it needs <b>{value:.3f} bits</b> for a byte of text it has not seen."
@@ -143,6 +147,8 @@ def _comparison(run: Run) -> str:
 def _learning(run: Run) -> str:
     train = points(run.train, "bits_per_byte")
     heldout = points(run.evals, "bits_per_byte")
+    if run.start.get("stage"):
+        return ""  # its measures have a section of their own
     if not train and not heldout:
         return section("Learning", "The run has not written a line of training yet.", "")
     half_life = max(1.0, len(train) / 40)
@@ -204,12 +210,13 @@ def _course(run: Run) -> str:
     memory = [(x, y / 2**30) for x, y in points(run.train, "memory_bytes")]
     memory_prediction = predicted.get("memory_bytes")
     loss = points(run.train, "loss")
+    loss_title = "Loss" if run.start.get("stage") else "Loss, nats per token"
     norms = points(run.train, "grad_norm")
     speeds = points(run.train, "tokens_per_second")
     full, causal = points(run.train, "mfu", "full"), points(run.train, "mfu", "causal")
     count = "{:,.0f}".format
     charts = [
-        _small(run, [Series("loss", loss)], "Loss, nats per token", "{:.3g}".format, _frame(loss, [], [])),
+        _small(run, [Series("loss", loss)], loss_title, "{:.3g}".format, _frame(loss, [], [])),
         _small(run, [Series("norm", norms)], "Gradient norm, before clipping", "{:.3g}".format, _frame(norms, [], [])),
         _small(
             run, [Series("factor", points(run.train, "lr_factor"))], "Learning rate, share of peak", "{:.0%}".format
