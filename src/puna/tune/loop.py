@@ -9,16 +9,15 @@ the best of its weights are kept; and an objective that sees its run go wrong ca
 """
 
 import contextlib
-import math
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from puna.core import files
@@ -40,66 +39,13 @@ from puna.train.steplog import Clock, forget_peak_memory, peak_memory, quiet_gc
 from puna.train.stopping import StopRequest
 from puna.tune.lora import LoRA
 from puna.tune.network import CausalLM, Kind, trainable
+from puna.tune.objective import SCORE, Metrics, Objective, RollBack, Share
 from puna.tune.recipe import StageRecipe
-
-SCORE = "score"
-"""The measure of a held-out evaluation that says which weights are best (higher is better)."""
+from puna.tune.stage_log import StageLog
 
 T = TypeVar("T")
-Metrics = Mapping[str, Tensor | float]
 
-
-class Objective(Protocol):
-    """What a stage brings to the loop.
-
-    It may also have `evaluate(step) -> dict[str, float]`, called before the first step, every `log.eval_every` steps
-    and at the end; the largest value under "score" marks the best weights. And `steps`, the length of the stage where
-    the recipe's train.steps is 0. And `notes`, sentences about its data that are written down at the start.
-    """
-
-    def batch(self, data_step: int) -> Sequence[Any]:
-        """This process' micro-batches of a step; none on any process means that there is nothing to learn this time.
-
-        What is random is a function of (seed, data step) and of `state`. The data step grows by one with each step and
-        does not go back when the weights are rolled back.
-        """
-        ...
-
-    def loss(self, network: nn.Module, batch: Any) -> tuple[Tensor, Metrics]:
-        """The scalar whose gradient is taken for one micro-batch, and measures to log.
-
-        Both are parts of a sum over the step's micro-batches and processes: divide by what counts globally. A measure
-        named "..._max" is the maximum instead. "tokens" among them counts what was learned from.
-        """
-        ...
-
-    def state(self) -> dict[str, Any]:
-        """What `batch` goes by besides the data step, plain JSON."""
-        ...
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Take back what `state` gave."""
-        ...
-
-
-class RollBack(Exception):
-    """Raised by an objective whose run goes wrong: back to earlier weights, and on from there.
-
-    to: "best" (of the held-out evaluations so far) or a step, whose checkpoint or the newest before it is taken.
-    lr_scale: factor on all learning rates from now on.
-    """
-
-    def __init__(self, reason: str, *, to: int | str = "best", lr_scale: float = 1.0) -> None:
-        super().__init__(reason)
-        self.reason, self.to, self.lr_scale = reason, to, lr_scale
-
-
-class Share(NamedTuple):
-    """The rows of a batch that this process computes: `micro_batches` times `rows`, from row `first` on."""
-
-    first: int
-    rows: int
-    micro_batches: int
+__all__ = ["SCORE", "Metrics", "Objective", "RollBack", "Share", "Stage", "run_stage"]
 
 
 def run_stage(
@@ -261,7 +207,7 @@ class Stage:
         for sentence in getattr(self.objective, "notes", ()):
             self.note("data", sentence)
         self.clock.start(self.step)
-        log = _Log(self)
+        log = StageLog(self)
         with self.stop.listening(), quiet_gc():
             if not self.step:
                 self._evaluate()
@@ -529,79 +475,6 @@ class Stage:
         event["signal"] = self.stop.name
         self.emit(event)
         return event
-
-
-class _Log:
-    """Losses, norms and measures of the steps since the last line, on the device until `flush` reads them at once."""
-
-    def __init__(self, stage: Stage) -> None:
-        self.stage = stage
-        self.clear()
-
-    def clear(self) -> None:
-        """Forget what was not written."""
-        self.steps: list[int] = []
-        self.values: list[Tensor] = []
-        self.measures: list[dict[str, Tensor]] = []
-        self.mark, self.waited = self.stage.clock.training_here, self.stage.clock.seconds["data"]
-        self.apart = 0
-
-    def add(self, loss: Tensor, norm: Tensor, measures: dict[str, Tensor]) -> None:
-        """Note one step (device scalars)."""
-        self.steps.append(self.stage.step)
-        self.values.append(torch.stack((loss, norm.float())))
-        self.measures.append(measures)
-        clock = self.stage.clock
-        if not clock.first_seconds:
-            if loss.is_cuda:
-                torch.cuda.synchronize(loss.device)
-            clock.first_seconds = clock.training_here
-            self.apart = 1
-
-    def flush(self) -> bool:
-        """Read the interval's values and write a line; whether the guard skipped too many steps."""
-        if not self.values:
-            return False
-        stage, clock = self.stage, self.stage.clock
-        rows = torch.stack(self.values).tolist()  # the one place where the host waits for the device
-        count, skipped = len(rows), stage.guard.drain()
-        good = [row for index, row in enumerate(rows) if index not in skipped] or rows
-        counted = [step.pop("tokens", None) for step in self.measures]
-        learned = sum(stage.tokens_per_step if tokens is None else float(tokens) for tokens in counted)
-        stage.tokens += learned
-        measures = {name: self._merged(name) for name in dict.fromkeys(n for step in self.measures for n in step)}
-        seconds, waited = clock.training_here - self.mark, clock.seconds["data"] - self.waited
-        clock.note(count - self.apart, seconds - self.apart * clock.first_seconds)
-        stage.emit(
-            {
-                "kind": "train",
-                "step": stage.step,
-                "tokens": round(stage.tokens),
-                "loss": math.fsum(row[0] for row in good) / len(good),
-                "grad_norm": rows[-1][1],
-                "lr_factor": stage.lr_factor(),
-                "tokens_per_second": learned / max(1e-9, seconds),
-                "step_seconds": seconds / count,
-                "mfu": None,
-                "memory_bytes": stage.peak_memory(),
-                "data_wait_share": waited / max(1e-9, seconds),
-                "elapsed": clock.training,
-                "metrics": measures,
-            }
-        )
-        for index in skipped:
-            loss, norm = rows[index]
-            detail = f"loss {loss:.4g}, gradient norm {norm:.4g}: the update was left out"
-            stage.emit({"kind": "event", "step": self.steps[index], "event": "skip", "detail": detail})
-        oldest = stage.step - stage.recipe.guard.window
-        stage.skipped = [s for s in (*stage.skipped, *(self.steps[index] for index in skipped)) if s > oldest]
-        self.clear()
-        return decide(stage.recipe.guard, stage.skipped, step=stage.step, rollbacks=stage.rollbacks).action != "none"
-
-    def _merged(self, name: str) -> float:
-        """A measure over the interval: the mean of the steps that have it, or the maximum."""
-        values = torch.stack([step[name] for step in self.measures if name in step])
-        return float((values.max() if name.endswith("_max") else values.mean()).item())
 
 
 def _known(lineage: Mapping[str, Any]) -> dict[str, Any]:
