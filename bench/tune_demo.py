@@ -2,6 +2,8 @@
 reinforcement, and after a control that spent reinforcement's time on more fine-tuning instead.
 
     puna demo ; python bench/tune_demo.py models/demo [--seeds 0 1 2]
+    python bench/tune_demo.py models/demo --seeds 1 --raw seed1.json     # a seed on its own
+    python bench/tune_demo.py --merge seed0.json seed1.json seed2.json
 
 One task stands for each ability: programs (code.synthesis), lists (rewriting.list), paths (planning.grid). Stages are
 `puna tune sft` and `puna tune rl` as anybody runs them, on one thread. Budgets are steps, as seconds on a busy machine
@@ -11,6 +13,7 @@ answers, over problems for samples, each pooled over the seeds.
 """
 
 import argparse
+import json
 import shutil
 import sys
 import tempfile
@@ -25,16 +28,17 @@ import common
 from puna.core.statistics import clustered, wilson
 
 TASKS = {"code": ("code.synthesis", 2), "reasoning": ("rewriting.list", 1), "planning": ("planning.grid", 1)}
-DEMONSTRATIONS = {"code": 120, "reasoning": 200, "planning": 250}
+DEMONSTRATIONS = {"code": 30, "reasoning": 100, "planning": 150}
+SHARES = {"code": 2.0, "reasoning": 2.0, "planning": 1.0}  # of reinforcement's problems
 SFT = {
-    "train": {"steps": 50, "batch": 6, "seq_len": 256, "precision": "fp32"},
+    "train": {"steps": 40, "batch": 6, "seq_len": 256, "precision": "fp32"},
     "optimizer": {"kind": "muon", "matrix_lr": 0.01, "lr": 1e-3, "embedding_lr": 1e-3, "head_lr": 1e-3},
 }
 RL = {
-    "train": {"steps": 40, "batch": 16, "seq_len": 384, "precision": "fp32", "final": "last"},
+    "train": {"steps": 30, "batch": 16, "seq_len": 384, "precision": "fp32", "final": "last"},
     "rollout": {"samples": 8, "max_tokens": 36},
     "curriculum": {"refill": 1},
-    "optimizer": {"lr": 2e-4},
+    "optimizer": {"kind": "muon", "matrix_lr": 1e-3, "lr": 1e-4, "embedding_lr": 1e-4, "head_lr": 1e-4},
     "log": {"every": 1, "eval_every": 0},
     "measure": {"problems": 1, "samples": 1},
 }
@@ -42,15 +46,22 @@ RL = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("model", type=Path, help="model directory, as `puna demo` makes one")
+    parser.add_argument("model", type=Path, nargs="?", help="model directory, as `puna demo` makes one")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds (default 0 1 2)")
     parser.add_argument("--problems", type=int, default=100, help="held-out problems of each task (default 100)")
     parser.add_argument("--samples", type=int, default=4, help="samples of each problem (default 4)")
+    parser.add_argument("--raw", type=Path, help="keep the answers of these seeds in a file, to be merged")
+    parser.add_argument("--merge", type=Path, nargs="+", help="make the table of such files")
     args = parser.parse_args()
     torch.set_num_threads(1)
+    if args.merge:
+        write([json.loads(path.read_text(encoding="utf-8")) for path in args.merge])
+        return
     measured: dict[str, list[dict[str, Any]]] = {"before": [measure(args.model, args)]}
     spent: dict[str, list[float]] = {}
-    logs = []
+    logs: list[dict[str, Any]] = []
+    made = {"measured": measured, "cpu_seconds": spent, "rl": logs, "seeds": args.seeds}
+    made |= {"problems": args.problems, "samples": args.samples}
     with tempfile.TemporaryDirectory() as folder:
         for seed in args.seeds:
             stages = one_seed(args.model, Path(folder) / str(seed), seed)
@@ -59,17 +70,39 @@ def main() -> None:
                 measured.setdefault(name, []).append(measure(model, args))
                 spent.setdefault(name, []).append(round(seconds, 1))
             shutil.rmtree(Path(folder) / str(seed))
+    if args.raw:
+        args.raw.write_text(json.dumps(made), encoding="utf-8")
+        return
+    write([made])
+
+
+def write(parts: list[dict[str, Any]]) -> None:
+    """Pool what some runs found and keep the table."""
+    measured: dict[str, list[dict[str, Any]]] = {}
+    spent: dict[str, list[float]] = {}
+    for part in parts:
+        for name, rows in part["measured"].items():
+            if name == "before":
+                measured[name] = rows  # the same model every time
+            else:
+                measured.setdefault(name, []).extend(rows)
+        for name, seconds in part["cpu_seconds"].items():
+            spent.setdefault(name, []).extend(seconds)
     table = {name: {ability: pooled(rows, ability) for ability in TASKS} for name, rows in measured.items()}
     show(table)
     settings = {
         "parameters": 5261568,
         "tasks": {name: list(task) for name, task in TASKS.items()},
         "demonstrations": DEMONSTRATIONS,
+        "shares": SHARES,
         "sft": SFT,
         "rl": RL,
-        **{name: getattr(args, name) for name in ("seeds", "problems", "samples")},
+        "seeds": [seed for part in parts for seed in part["seeds"]],
+        "problems": parts[0]["problems"],
+        "samples": parts[0]["samples"],
         "threads": 1,
     }
+    logs = [log for part in parts for log in part["rl"]]
     common.save("tune-demo", settings, {"table": table, "cpu_seconds": spent, "rl": logs})
 
 
@@ -124,7 +157,7 @@ def sft_recipe(seed: int, steps: int = 0) -> dict[str, Any]:
 
 def rl_recipe(seed: int) -> dict[str, Any]:
     """Reinforcement on the same tasks, problems without end."""
-    tasks = [{"name": name, "levels": [level]} for name, level in TASKS.values()]
+    tasks = [{"name": name, "levels": [level], "share": SHARES[ability]} for ability, (name, level) in TASKS.items()]
     return {**RL, "train": {**RL["train"], "seed": seed}, "tasks": tasks}
 
 
