@@ -19,6 +19,7 @@ from typing import Any
 
 import plan_tables
 import serving_tables
+import tuning_tables
 from pydantic import BaseModel
 
 from puna.core.recipe import load
@@ -150,6 +151,8 @@ def result(record: dict[str, Any]) -> str:
         "serve-overhead-cpu": serving_tables.serve_overhead,
         "conformance": serving_tables.conformance,
         "gguf-parity": serving_tables.gguf,
+        "rl-rollouts": tuning_tables.rollouts,
+        "tune-demo": tuning_tables.demo,
         "lm-eval-scores": serving_tables.lm_eval,
         "gguf-quants": serving_tables.gguf_quants,
     }
