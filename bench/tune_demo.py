@@ -35,10 +35,11 @@ SFT = {
     "optimizer": {"kind": "muon", "matrix_lr": 0.01, "lr": 1e-3, "embedding_lr": 1e-3, "head_lr": 1e-3},
 }
 RL = {
-    "train": {"steps": 30, "batch": 16, "seq_len": 384, "precision": "fp32", "final": "last"},
+    "train": {"steps": 100, "batch": 16, "seq_len": 384, "precision": "fp32", "final": "last"},
     "rollout": {"samples": 8, "max_tokens": 36},
     "curriculum": {"refill": 1},
-    "optimizer": {"kind": "muon", "matrix_lr": 1e-3, "lr": 1e-4, "embedding_lr": 1e-4, "head_lr": 1e-4},
+    "optimizer": {"lr": 2e-4},
+    "schedule": {"warmup": 0.1},
     "log": {"every": 1, "eval_every": 0},
     "measure": {"problems": 1, "samples": 1},
 }

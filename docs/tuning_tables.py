@@ -15,9 +15,7 @@ def rollouts(results: dict[str, Any]) -> str:
         for name in ("puna", "trl")
     ]
     ratio = results["ratio"]
-    rows.append(
-        ["ratio", *(f"{ratio[f'{key}_tokens_per_second']['median']:.2f}" for key in ("rollout", "step"))]
-    )
+    rows.append(["ratio", *(f"{ratio[f'{key}_tokens_per_second']['median']:.2f}" for key in ("rollout", "step"))])
     shares = {name: results["puna"][f"share_{name}"]["median"] for name in ("generation", "reward", "learning", "rest")}
     told = ", ".join(f"{name} {share:.1%}" for name, share in shares.items())
     return (

@@ -208,6 +208,22 @@ def test_no_held_out_problem_is_learned_from(values, tmp_path, machine, monkeypa
     assert len(asked) > 20
 
 
+@pytest.mark.parametrize("levels", [[2], [3, 2]])
+def test_only_levels_that_are_named_are_asked(values, tmp_path, machine, levels):
+    """However rarely their problems are solved: what was asked for is not replaced by something easier."""
+    seen = set()
+
+    def rarely(task, problem, text):
+        seen.add(problem.level)
+        return Verdict(float(hash(text) % 20 == 0), {}, "")
+
+    recipe = recipe_of(
+        values, tasks=[{"name": "planning.grid", "levels": levels}], curriculum={"window": 8, "min_pass": 0.0}
+    )
+    run(recipe, tmp_path / "run", machine, scorer=rarely)
+    assert seen == set(levels)
+
+
 @pytest.mark.parametrize(
     ("sections", "said"),
     [

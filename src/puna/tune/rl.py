@@ -175,7 +175,7 @@ class RL:
         verdicts = [verdict for one in asked for verdict in one.verdicts]
         notes = {**found, "problems": float(len(asked)), **hack_measure(verdicts), **self.shares.shares()}
         notes |= {
-            f"level {name}": curriculum.position
+            f"position {name}": curriculum.position
             for name, curriculum in self.collector.curricula.items()
             if len(curriculum.counts) > 1
         }

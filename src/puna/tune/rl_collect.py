@@ -61,6 +61,7 @@ class Collector:
         self.curricula = {
             entry.name: _curriculum(entry.name, entry.levels, recipe, recipe.train.seed) for entry in recipe.tasks
         }
+        self.levels = {entry.name: sorted(entry.levels) for entry in recipe.tasks}
         self.generator = self._generator()
         self.version = 0
         self.seconds = {"generation": 0.0, "reward": 0.0}
@@ -115,7 +116,8 @@ class Collector:
         for one in result:
             for verdict in one.verdicts:
                 if verdict:
-                    self.curricula[one.problem.task].record(one.problem.level, verdict.score)
+                    place = self.levels[one.problem.task].index(one.problem.level) + 1
+                    self.curricula[one.problem.task].record(place, verdict.score)
         return result
 
     def _draw(self, data_step: int, round_: int, number: int) -> tuple[Task, Problem]:
@@ -123,11 +125,12 @@ class Collector:
         shares = [entry.share for entry in self.recipe.tasks]
         draw = random.Random(f"tasks/{self.recipe.train.seed}/{data_step}/{round_}/{number}")
         name = draw.choices(names, shares)[0]
-        curriculum = self.curricula[name]
+        task = find(name)
         for _ in range(_TRIES):
-            problem = curriculum.sample()
+            drawn = self.curricula[name].draw()
+            problem = task.sample(drawn.seed, self.levels[name][drawn.level - 1])
             if not is_heldout(problem):
-                return curriculum.task, problem
+                return task, problem
         raise PunaError(f"{name} has no problems to train on at these levels.", "Choose higher levels.")
 
     def _rewarded(self, asked: Sequence[Asked]) -> list[Scored]:
@@ -196,18 +199,10 @@ class Collector:
 
 
 def _curriculum(name: str, levels: Sequence[int], recipe: OnPolicyRecipe, seed: int) -> Curriculum:
-    """Over the levels from the lowest named to the highest."""
+    """Over the levels that are named and no others: level 1 of the curriculum is the lowest of them."""
     task, bounds = find(name), recipe.curriculum
-    reachable = dataclasses.replace(task, levels=task.levels[: max(levels)])
-    return Curriculum(
-        reachable,
-        low=bounds.low,
-        high=bounds.high,
-        window=bounds.window,
-        review=0.15 if min(levels) == 1 else 0.0,
-        seed=seed,
-        first=min(levels),
-    )
+    named = dataclasses.replace(task, levels=tuple(task.levels[level - 1] for level in sorted(levels)))
+    return Curriculum(named, low=bounds.low, high=bounds.high, window=bounds.window, seed=seed)
 
 
 def _gather(mine: list[Scored], processes: int) -> list[list[Scored]]:
