@@ -30,7 +30,7 @@ def lettered(question: str, choices: Sequence[str]) -> str:
     return f"{question.strip()}\n{lines}Answer:"
 
 
-def _from_rows(name: str, columns: Sequence[str], hub: OnHub, make: Callable[[int, Row], Item]) -> Load:
+def _from_rows(name: str, columns: Sequence[str], hub: OnHub | None, make: Callable[[int, Row], Item]) -> Load:
     def load(data: EvalData) -> list[Item]:
         return [make(n, row) for n, row in enumerate(data.rows(f"mc/{name}.jsonl", *columns, hub=hub))]
 
@@ -189,7 +189,7 @@ BENCHMARKS = (
             "character", _QUESTION, "Clark et al. 2018 (arXiv 1803.05457), validation set, CC-BY-SA-4.0"),
     _choice("hellaswag", "HellaSwag",
             _from_rows("hellaswag_val_1000", ("ind", "ctx", "endings", "label"),
-                       OnHub("Rowan/hellaswag", "default", "validation"), _hellaswag),
+                       None, _hellaswag),
             "character", "the beginning of a text and four endings",
             "Zellers et al. 2019 (arXiv 1905.07830), a 1,000-item sample of the validation set, MIT"),
     _choice("piqa", "PIQA",

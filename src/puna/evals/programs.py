@@ -22,7 +22,7 @@ from typing import Any
 
 from puna.core.errors import PunaError
 from puna.evals.benchmark import Benchmark, Item, Score, Text
-from puna.evals.files import EvalData, OnHub
+from puna.evals.files import EvalData, OnHub, Row
 from puna.sandbox.result import Limits
 from puna.sandbox.run import run_python
 from puna.tasks.isolation import FLOOR
@@ -235,17 +235,24 @@ def tested_name(code: str, tests: list[str]) -> str | None:
     return next((name for name in reversed(defined) if name in called), None)
 
 
+def _mbpp_rows(data: EvalData, name: str, config: str, text: str) -> list[Row]:
+    """All rows. The Hub keeps the tasks that serve as examples in a split of their own."""
+    columns = ("task_id", text, "code", "test_list")
+    splits = [OnHub("google-research-datasets/mbpp", config, split) for split in ("prompt", "test")]
+    if data.path(name) is None and data.hub:
+        return [row for split in splits for row in data.rows(name, *columns, hub=split)]
+    return data.rows(name, *columns)
+
+
 def _mbpp(data: EvalData) -> list[Item]:
-    rows = data.rows("mbpp/mbpp.jsonl", "task_id", "text", "code", "test_list",
-                     hub=OnHub("google-research-datasets/mbpp", "full", "test"))  # fmt: skip
+    rows = _mbpp_rows(data, "mbpp/mbpp.jsonl", "full", "text")
     return _mbpp_items(
         [(r["task_id"], r["text"], r["test_list"], r.get("test_setup_code") or "", r["code"]) for r in rows]
     )
 
 
 def _mbpp_sanitized(data: EvalData) -> list[Item]:
-    rows = data.rows("mbpp/sanitized-mbpp.json", "task_id", "prompt", "code", "test_list",
-                     hub=OnHub("google-research-datasets/mbpp", "sanitized", "test"))  # fmt: skip
+    rows = _mbpp_rows(data, "mbpp/sanitized-mbpp.json", "sanitized", "prompt")
     return _mbpp_items(
         [(r["task_id"], r["prompt"], r["test_list"], "\n".join(r.get("test_imports") or ()), r["code"]) for r in rows]
     )
