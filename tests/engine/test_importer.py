@@ -95,3 +95,9 @@ def test_a_base_model_of_ours_stays_one_though_its_tokenizer_has_a_template(
     shutil.copytree(tmp_path / "m", tmp_path / "n")
     (tmp_path / "n/puna.json").unlink()
     assert stage(tmp_path / "n") == "chat"
+
+
+@pytest.mark.parametrize(("made_by", "kind"), [("base", "base"), ("chat", "chat"), ("sft", "chat"), ("rl", "chat")])
+def test_a_tuned_model_is_one_to_chat_with(tmp_path: Path, made_by: str, kind: str) -> None:
+    (tmp_path / "puna.json").write_text(f'{{"stage": "{made_by}"}}')
+    assert stage(tmp_path) == kind

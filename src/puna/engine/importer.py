@@ -61,11 +61,12 @@ def import_model(source: Path, out: Path, *, origin: str) -> dict[str, Any]:
 def stage(directory: Path) -> str:
     """Whether a model is a "base" model or one for "chat": by its lineage, else by its having a chat template.
 
-    The template alone says nothing of our own models: their tokenizer brings one from the beginning.
+    The template alone says nothing of our own models: their tokenizer brings one from the beginning. Every stage after
+    pretraining teaches answers to dialogues.
     """
     known = load_lineage(directory).get("stage")
     if known:
-        return str(known)
+        return "base" if known == "base" else "chat"
     path = directory / "tokenizer_config.json"
     template = path.is_file() and read_json(path).get("chat_template")
     return "chat" if template or (directory / "chat_template.jinja").is_file() else "base"

@@ -178,6 +178,7 @@ class Outer:
 
     def _gone(self, *, in_time: bool) -> PunaError:
         self._process.kill()
+        self._process.wait()
         assert self._process.stderr
         last = (self._process.stderr.read().decode(errors="replace").strip().splitlines() or ["it said nothing"])[-1]
         what = "ended" if in_time else "does not answer"
