@@ -132,8 +132,8 @@ def puna_turn(args: argparse.Namespace, folder: Path, seed: int) -> dict[str, fl
     from puna.tasks.task import Verdict
     from puna.train.machine import Machine
     from puna.tune.loop import run_stage
-    from puna.tune.rl import RL
-    from puna.tune.rl_recipe import RLRecipe
+    from puna.tune.rl.objective import RL
+    from puna.tune.rl.recipe import RLRecipe
 
     values = {
         "stage": "rl",
@@ -188,7 +188,7 @@ def trl_turn(args: argparse.Namespace, folder: Path, seed: int) -> dict[str, flo
     from trl import GRPOConfig, GRPOTrainer
 
     from puna.tasks.catalogue import find
-    from puna.tune.problems import training_problem
+    from puna.tasks.heldout import training_problem
 
     task = find("planning.grid")
     rows = [{"prompt": training_problem(task, 2, number, seed).messages("")} for number in range(args.problems * 8)]

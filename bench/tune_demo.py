@@ -190,8 +190,8 @@ def measure(model: Path, args: argparse.Namespace) -> dict[str, Any]:
     from functools import partial
 
     from puna.engine.generate import load_engine
+    from puna.tasks.heldout import heldout_problems
     from puna.tune.measure import answer
-    from puna.tune.problems import heldout_problems
 
     engine = load_engine(model, dtype=torch.float32, fast=True, max_batch=128, kv_tokens=128 * 256)
     found = {}

@@ -14,13 +14,13 @@ from puna.core.recipe import check
 from puna.core.statistics import wilson
 from puna.model.store import load_lineage
 from puna.train.machine import Machine
-from puna.tune import all as all_stages
-from puna.tune.all import Way
-from puna.tune.all_recipe import AllRecipe
-from puna.tune.gain import gain
 from puna.tune.measure import Answer
 from puna.tune.sft import SFT
 from puna.tune.stages import check_stage, load_stage
+from puna.tune.way import run as all_stages
+from puna.tune.way.gain import gain
+from puna.tune.way.recipe import AllRecipe
+from puna.tune.way.run import Way
 
 RECIPES = Path(__file__).parents[2] / "recipes" / "tune"
 TASKS = [{"name": "planning.grid", "levels": [1], "count": 12}]

@@ -17,6 +17,7 @@ from puna.core.recipe import check, load
 from puna.model.config import ModelConfig
 from puna.model.llama import LlamaForCausalLM
 from puna.model.store import load_config, load_lineage, load_model, save_model
+from puna.tasks.heldout import is_heldout
 from puna.text.tokenizer import Tokenizer
 from puna.train.machine import Machine
 from puna.train.recipe import Recipe
@@ -26,8 +27,7 @@ from puna.tune.average_recipe import AverageRecipe
 from puna.tune.dialogues import read_dialogues
 from puna.tune.examples import example_of
 from puna.tune.extend_recipe import ExtendRecipe
-from puna.tune.preferences import read_preferences
-from puna.tune.problems import is_heldout
+from puna.tune.preference.pairs import read_preferences
 from puna.tune.rejection import Sample, pick
 from puna.tune.rejection_recipe import RejectionRecipe
 

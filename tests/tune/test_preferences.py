@@ -14,15 +14,15 @@ from puna.text.tokenizer import Tokenizer
 from puna.train.machine import Machine
 from puna.train.metrics import read_metrics
 from puna.train.parallel import World
-from puna.tune import preference_losses as losses
 from puna.tune.dialogues import Row
-from puna.tune.dpo import DPO
 from puna.tune.loop import Stage, run_stage
-from puna.tune.preference_recipe import DPORecipe, RewardRecipe
-from puna.tune.preferences import judged_of, preference_of, read_judged, read_preferences
-from puna.tune.ranked import formatting, ranked_of
-from puna.tune.reward import Judge, Reward, RewardNetwork
-from puna.tune.rl_rows import lay_out, token_logprobs
+from puna.tune.preference import losses
+from puna.tune.preference.dpo import DPO
+from puna.tune.preference.pairs import judged_of, preference_of, read_judged, read_preferences
+from puna.tune.preference.ranked import formatting, ranked_of
+from puna.tune.preference.recipe import DPORecipe, RewardRecipe
+from puna.tune.preference.reward import Judge, Reward, RewardNetwork
+from puna.tune.rl.rows import lay_out, token_logprobs
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "preferences.json").read_text())
 ASKED, GOOD, BAD = "How are you?", "Very well.", "Go away!"

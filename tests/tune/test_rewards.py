@@ -7,10 +7,10 @@ import pytest
 from puna.core.errors import PunaError
 from puna.tasks.catalogue import find
 from puna.tasks.task import Verdict
-from puna.tune.rewards import checker, hack_measure, reward
-from puna.tune.rl_recipe import RewardConfig
-from puna.tune.rl_rows import Answer
-from puna.tune.rollout import Sample
+from puna.tune.rl.recipe import RewardConfig
+from puna.tune.rl.rewards import checker, hack_measure, reward
+from puna.tune.rl.rollout import Sample
+from puna.tune.rl.rows import Answer
 
 GRID = find("planning.grid")
 

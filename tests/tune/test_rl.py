@@ -14,16 +14,16 @@ from safetensors.torch import load_file
 
 from puna.core.errors import PunaError
 from puna.core.recipe import check
+from puna.tasks.heldout import is_heldout
 from puna.tasks.task import Verdict
 from puna.train.launch import launch
 from puna.train.metrics import read_metrics
-from puna.tune import rl
 from puna.tune.loop import run_stage
-from puna.tune.problems import is_heldout
-from puna.tune.rl import RL
-from puna.tune.rl_alarm import Alarm
-from puna.tune.rl_losses import METHODS
-from puna.tune.rl_recipe import AlarmConfig, RLRecipe
+from puna.tune.rl import objective as rl
+from puna.tune.rl.alarm import Alarm
+from puna.tune.rl.losses import METHODS
+from puna.tune.rl.objective import RL
+from puna.tune.rl.recipe import AlarmConfig, RLRecipe
 
 STEPS = 6
 

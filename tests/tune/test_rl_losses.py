@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from puna.tune.rl_losses import (
+from puna.tune.rl.losses import (
     METHODS,
     advantages,
     informative,

@@ -40,9 +40,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Check everything that needs no torch, then run the stage here or start the processes that do."""
     from puna.core.console import print_json, show_table
-    from puna.tune.all_report import stage_table
     from puna.tune.recipe import STAGES
     from puna.tune.stages import new_stage, resumed_stage, runner
+    from puna.tune.way.report import stage_table
 
     if args.stage not in STAGES:
         raise PunaError(f"'{args.stage}' is no stage of tuning.", nearest(args.stage, STAGES))

@@ -70,9 +70,9 @@ def tune_demo(
     Returns rows for `train.abilities`. Raises PunaError when it was interrupted (`puna tune all --resume` goes on).
     """
     from puna.tasks.catalogue import baseline, find
-    from puna.tune.all import run
-    from puna.tune.all_recipe import AllRecipe
-    from puna.tune.all_report import ability_rows
+    from puna.tune.way.recipe import AllRecipe
+    from puna.tune.way.report import ability_rows
+    from puna.tune.way.run import run
 
     chosen = _possible(ABILITIES)
     tree = recipe_tree(model, chosen, step_seconds=_step_seconds(model, machine), seconds=seconds)

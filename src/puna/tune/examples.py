@@ -20,13 +20,13 @@ from torch import Tensor
 
 from puna.core.errors import PunaError
 from puna.tasks.catalogue import find
+from puna.tasks.heldout import training_problem
 from puna.tasks.task import Problem, Task
 from puna.tasks.tools import SCHEMAS, calls_in, first_call
 from puna.text.chat import render
 from puna.text.tokenizer import Tokenizer
 from puna.train.loss import IGNORE
 from puna.tune.dialogues import Dialogue, Message, read_dialogues
-from puna.tune.problems import training_problem
 from puna.tune.sft_recipe import SFTDataConfig
 
 # Tokens that wait to be packed, in batches. With 1.25, 96 to 99 % of the positions were used (demonstrations in rows of

@@ -6,7 +6,7 @@ from puna.engine.generate import Engine
 from puna.tune.loop import SCORE, Stage
 from puna.tune.measure import measure_tasks
 from puna.tune.recipe import MeasureConfig
-from puna.tune.rollout import make_generator, send_weights
+from puna.tune.rl.rollout import make_generator, send_weights
 
 _BATCH = 64
 

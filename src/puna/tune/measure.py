@@ -2,7 +2,7 @@
 
 Greedy accuracy says what a user gets; pass@1 is what sampling at temperature 1 gets on average; pass@k whether any of k
 samples is right. All three are needed: tuning that only makes a model surer of itself raises pass@1 and lowers pass@k.
-Problems are held out by construction (`tune.problems`), and the same ones for every model.
+Problems are held out by construction (`tasks.heldout`), and the same ones for every model.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -15,10 +15,10 @@ from puna.core.errors import PunaError
 from puna.core.statistics import clustered, pass_at_k, wilson
 from puna.engine.generate import Engine, SamplingParams
 from puna.tasks.catalogue import find
+from puna.tasks.heldout import heldout_problems
 from puna.tasks.task import Problem, Task, Verdict, refused
 from puna.tasks.tools import Episode
 from puna.text.chat import render
-from puna.tune.problems import heldout_problems
 
 Check = Callable[[Task, Problem, str], Verdict]
 _TURN = 7919  # between the seeds of an episode's turns, more than samples are ever drawn

@@ -29,15 +29,15 @@ from puna.train.recipe import (
 
 STAGES = {
     # stage: module and class of its recipe, and the module whose `run` does it
-    "all": ("puna.tune.all_recipe", "AllRecipe", "puna.tune.all"),
+    "all": ("puna.tune.way.recipe", "AllRecipe", "puna.tune.way.run"),
     "sft": ("puna.tune.sft_recipe", "SFTRecipe", "puna.tune.sft"),
-    "reward": ("puna.tune.preference_recipe", "RewardRecipe", "puna.tune.reward"),
+    "reward": ("puna.tune.preference.recipe", "RewardRecipe", "puna.tune.preference.reward"),
     "rejection": ("puna.tune.rejection_recipe", "RejectionRecipe", "puna.tune.rejection"),
-    "dpo": ("puna.tune.preference_recipe", "DPORecipe", "puna.tune.dpo"),
-    "rl": ("puna.tune.rl_recipe", "RLRecipe", "puna.tune.rl"),
+    "dpo": ("puna.tune.preference.recipe", "DPORecipe", "puna.tune.preference.dpo"),
+    "rl": ("puna.tune.rl.recipe", "RLRecipe", "puna.tune.rl.objective"),
     "average": ("puna.tune.average_recipe", "AverageRecipe", "puna.tune.average"),
     "extend": ("puna.tune.extend_recipe", "ExtendRecipe", "puna.tune.extend"),
-    "distill": ("puna.tune.rl_recipe", "DistillRecipe", "puna.tune.distill"),
+    "distill": ("puna.tune.rl.recipe", "DistillRecipe", "puna.tune.rl.distill"),
 }
 
 

@@ -22,6 +22,7 @@ from puna.core.units import format_count
 from puna.engine.generate import Engine, SamplingParams, load_engine
 from puna.model.store import load_lineage
 from puna.tasks.catalogue import find
+from puna.tasks.heldout import training_problem
 from puna.tasks.task import PASS, Problem
 from puna.tasks.tools import SCHEMAS, calls_in
 from puna.text.chat import render
@@ -29,9 +30,8 @@ from puna.train.machine import best_device
 from puna.train.stopping import StopRequest
 from puna.tune.dialogues import Message, read_dialogues
 from puna.tune.measure import answer
-from puna.tune.problems import training_problem
+from puna.tune.preference.reward import Judge
 from puna.tune.rejection_recipe import RejectionRecipe
-from puna.tune.reward import Judge
 
 SAMPLES, PICKED, PREFERENCES = "samples.jsonl", "sft.jsonl", "preferences.jsonl"
 _TOGETHER = 16  # prompts whose answers are written at once

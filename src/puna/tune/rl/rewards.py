@@ -18,9 +18,9 @@ from puna.core.errors import PunaError
 from puna.tasks import programs
 from puna.tasks.catalogue import find
 from puna.tasks.task import Problem, Task, Verdict
-from puna.tune.rl_losses import overlong_penalty
-from puna.tune.rl_recipe import RewardConfig
-from puna.tune.rollout import Sample
+from puna.tune.rl.losses import overlong_penalty
+from puna.tune.rl.recipe import RewardConfig
+from puna.tune.rl.rollout import Sample
 
 GRADERS = 2
 """Programs checked at a time: each has a warm process of its own."""

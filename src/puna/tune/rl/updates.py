@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from puna.tune.loop import Stage
-from puna.tune.rl_rows import EMPTY, Answer, Group, Rows, lay_out, split
+from puna.tune.rl.rows import EMPTY, Answer, Group, Rows, lay_out, split
 
 
 @dataclass

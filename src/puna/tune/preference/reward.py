@@ -21,11 +21,11 @@ from puna.model.store import load_config, read_tensor, save_tensors, tensor_head
 from puna.text.tokenizer import Tokenizer
 from puna.tune.dialogues import Message
 from puna.tune.loop import SCORE, Metrics, Stage, run_stage
-from puna.tune.preference_losses import bradley_terry
-from puna.tune.preference_recipe import RewardRecipe
-from puna.tune.preferences import read_preferences
-from puna.tune.ranked import Ranked, numbers_of_step, ranked_of, read_ranked
-from puna.tune.rl_rows import Row, Rows, lay_out
+from puna.tune.preference.losses import bradley_terry
+from puna.tune.preference.pairs import read_preferences
+from puna.tune.preference.ranked import Ranked, numbers_of_step, ranked_of, read_ranked
+from puna.tune.preference.recipe import RewardRecipe
+from puna.tune.rl.rows import Row, Rows, lay_out
 
 
 class RewardModel(LlamaForCausalLM):

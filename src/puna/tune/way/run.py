@@ -22,12 +22,12 @@ from puna.engine.generate import load_engine
 from puna.model.store import load_config
 from puna.tasks.catalogue import find
 from puna.train.machine import Machine, best_device, measure
-from puna.tune.all_recipe import AllRecipe
-from puna.tune.all_report import render
-from puna.tune.gain import Gain, gain, mean
 from puna.tune.measure import measure_tasks
 from puna.tune.rejection import PICKED, PREFERENCES
 from puna.tune.stages import check_stage, runner
+from puna.tune.way.gain import Gain, gain, mean
+from puna.tune.way.recipe import AllRecipe
+from puna.tune.way.report import render
 
 STATE = "all.json"
 

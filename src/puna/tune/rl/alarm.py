@@ -9,7 +9,7 @@ Everything is a function of the measures in their order, and the state is plain 
 from collections.abc import Sequence
 from typing import Any
 
-from puna.tune.rl_recipe import AlarmConfig
+from puna.tune.rl.recipe import AlarmConfig
 
 _MOVING = 0.7  # how much of the moving reward stays from set to set
 _ENDED_FLOOR = 0.2  # a model that hardly ever ended cannot stop ending

@@ -18,14 +18,14 @@ import torch.distributed as dist
 from puna.core.errors import PunaError
 from puna.tasks.catalogue import find
 from puna.tasks.curriculum import Curriculum
+from puna.tasks.heldout import is_heldout
 from puna.tasks.task import Problem, Task, Verdict, refused
 from puna.tune.loop import SCORE, Stage
 from puna.tune.measure import Measured, measure_tasks
-from puna.tune.problems import is_heldout
-from puna.tune.rewards import Check, checker, reward
-from puna.tune.rl_recipe import OnPolicyRecipe
-from puna.tune.rl_rows import Answer
-from puna.tune.rollout import Asked, Generator, ask, make_generator, seed_of, send_weights, vllm_generator
+from puna.tune.rl.recipe import OnPolicyRecipe
+from puna.tune.rl.rewards import Check, checker, reward
+from puna.tune.rl.rollout import Asked, Generator, ask, make_generator, seed_of, send_weights, vllm_generator
+from puna.tune.rl.rows import Answer
 
 _TRIES = 400  # problems drawn in a row that are all held out: the level has no others
 

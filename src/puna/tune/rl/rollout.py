@@ -32,7 +32,7 @@ from puna.text.chat import render
 from puna.text.tokenizer import Tokenizer
 from puna.tune.lora import merged_state
 from puna.tune.recipe import LoRAConfig
-from puna.tune.rl_rows import Answer
+from puna.tune.rl.rows import Answer
 
 
 class Generator(Protocol):

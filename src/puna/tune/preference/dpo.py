@@ -14,13 +14,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from puna.core.console import progress
-from puna.tune import preference_losses as losses
 from puna.tune.heldout import measure_stage
 from puna.tune.loop import SCORE, Metrics, Stage, run_stage
-from puna.tune.preference_recipe import DPORecipe
-from puna.tune.preferences import Judged, Preference, read_judged, read_preferences
-from puna.tune.ranked import Ranked, formatting, numbers_of_step, ranked_of, read_ranked
-from puna.tune.rl_rows import Rows, lay_out, token_logprobs
+from puna.tune.preference import losses
+from puna.tune.preference.pairs import Judged, Preference, read_judged, read_preferences
+from puna.tune.preference.ranked import Ranked, formatting, numbers_of_step, ranked_of, read_ranked
+from puna.tune.preference.recipe import DPORecipe
+from puna.tune.rl.rows import Rows, lay_out, token_logprobs
 
 
 class Part(NamedTuple):

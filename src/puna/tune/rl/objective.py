@@ -8,7 +8,7 @@ an end without signal is the end, and when entropy, divergence, length, ended an
 weights go back to the best ones, with lower rates. At every step that learns from fresh answers the trainer's log
 probabilities are held against those of the engine that wrote them.
 
-Losses and papers: `tune.rl_losses`. Rows: `tune.rl_rows`.
+Losses and papers: `tune.rl.losses`. Rows: `tune.rl.rows`.
 """
 
 from collections.abc import Sequence
@@ -25,13 +25,13 @@ from puna.model.llama import LlamaForCausalLM
 from puna.model.store import load_model
 from puna.train import parallel
 from puna.tune.loop import RollBack, Stage, run_stage
-from puna.tune.rewards import Check, hack_measure
-from puna.tune.rl_alarm import Alarm
-from puna.tune.rl_collect import Collector, Scored, summary
-from puna.tune.rl_losses import METHODS, advantages, policy_loss, token_weights
-from puna.tune.rl_recipe import RLRecipe
-from puna.tune.rl_rows import Group, Rows, grouped, token_logprobs
-from puna.tune.rl_updates import MicroBatch, Shares, Update, micro_batches, plan_updates
+from puna.tune.rl.alarm import Alarm
+from puna.tune.rl.collect import Collector, Scored, summary
+from puna.tune.rl.losses import METHODS, advantages, policy_loss, token_weights
+from puna.tune.rl.recipe import RLRecipe
+from puna.tune.rl.rewards import Check, hack_measure
+from puna.tune.rl.rows import Group, Rows, grouped, token_logprobs
+from puna.tune.rl.updates import MicroBatch, Shares, Update, micro_batches, plan_updates
 
 _START_SAMPLES = 8  # of which one must be right, for a problem to count at the start
 _MOVING = 0.8  # how much of the moving reward stays from set to set

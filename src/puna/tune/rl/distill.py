@@ -22,11 +22,11 @@ from puna.model.llama import LlamaForCausalLM
 from puna.model.store import load_model
 from puna.text.tokenizer import Tokenizer
 from puna.tune.loop import Stage, run_stage
-from puna.tune.rewards import Check
-from puna.tune.rl_collect import Collector, summary
-from puna.tune.rl_recipe import DistillRecipe
-from puna.tune.rl_rows import Rows, grouped
-from puna.tune.rl_updates import MicroBatch, Shares, Update, micro_batches, plan_updates
+from puna.tune.rl.collect import Collector, summary
+from puna.tune.rl.recipe import DistillRecipe
+from puna.tune.rl.rewards import Check
+from puna.tune.rl.rows import Rows, grouped
+from puna.tune.rl.updates import MicroBatch, Shares, Update, micro_batches, plan_updates
 
 
 def run(recipe: DistillRecipe, run_dir: Path, *, resume: bool = False, **options: Any) -> dict[str, Any]:
