@@ -46,14 +46,14 @@ STAGES = {
     "1-rl": "after RL",
     "1-rl-control": "control: more SFT instead of RL",
 }
-SHARES = (0.12, 0.33)
-"""Of the time: SFT, and RL; the control has RL's, the rest is measuring."""
+SHARES = (0.28, 0.28)
+"""Of the time: SFT, until more of it teaches little, and RL; the control has RL's, the rest is measuring."""
 PROBLEMS, SAMPLES, MAX_TOKENS = 120, 4, 36
 SEQ_LEN, SFT_BATCH, RL_BATCH, ANSWERS = 256, 6, 16, 8
 _TABLE_RATES = ("lr", "embedding_lr", "head_lr")
 RL_TOKENS = 220
 """Tokens that the trainer computes for a problem with its answers; the generator computes about as many."""
-RL_COST = 2.0
+RL_COST = 1.5
 """Time of a step of reinforcement, as a multiple of what training on its tokens alone would take."""
 
 
