@@ -44,7 +44,7 @@ STAGES = {
     "before": "before",
     "1-sft": "after SFT",
     "1-rl": "after RL",
-    "1-rl-control": "control: more SFT instead of RL",
+    "1-rl-control": "control: more SFT",
 }
 SHARES = (0.28, 0.28)
 """Of the time: SFT, until more of it teaches little, and RL; the control has RL's, the rest is measuring."""
