@@ -27,7 +27,7 @@ from typing import Any
 from puna.core.errors import PunaError
 from puna.sandbox import plain, room
 from puna.sandbox.result import Answer, Limits, Result
-from puna.sandbox.warm import ANSWER_SECONDS, family
+from puna.sandbox.warm import ANSWER_SECONDS, encoded_inputs, family
 
 PLACES = ("bwrap", "docker:IMAGE", "podman:IMAGE", "ssh:HOST", "command:WORDS")
 START_SECONDS = 120.0  # an image may have to be unpacked first
@@ -105,12 +105,7 @@ class Outer:
     ) -> Result:
         """One evaluation; see `run_python`."""
         limits = limits or Limits()
-        try:
-            texts = [plain.encode(list(arguments)) for arguments in inputs]
-        except (TypeError, ValueError) as error:
-            raise PunaError(
-                f"The inputs of '{function}' are not plain data: {error}.", "See puna.sandbox.plain."
-            ) from None
+        texts = encoded_inputs(function, inputs)
         asked = {
             "source": source, "function": function, "inputs": texts, "stdin": stdin, "limits": asdict(limits)
         }  # fmt: skip

@@ -74,12 +74,7 @@ class Sandbox:
         """One evaluation; see `run_python`. Raises PunaError when a wall that stood before could not be raised."""
         limits = limits or Limits()
         nonce = secrets.token_hex(16)
-        try:
-            texts = [plain.encode(list(arguments)) for arguments in inputs]
-        except (TypeError, ValueError) as error:
-            raise PunaError(
-                f"The inputs of '{function}' are not plain data: {error}.", "See puna.sandbox.plain."
-            ) from None
+        texts = encoded_inputs(function, inputs)
         job = {"source": source, "function": function, "inputs": texts, "nonce": nonce}
         caught, report = self._evaluate(json.dumps(job).encode(), stdin.encode(errors="replace"), limits)
         if "error" in report:
@@ -206,6 +201,14 @@ class Sandbox:
         if over and "error" not in report:
             report["over"] = over
         return {name: bytes(data[: limits.output_bytes]) for name, data in caught.items()}, report
+
+
+def encoded_inputs(function: str, inputs: Sequence[Sequence[Any]]) -> list[str]:
+    """The arguments of each call as text. Raises PunaError where they are not plain data."""
+    try:
+        return [plain.encode(list(arguments)) for arguments in inputs]
+    except (TypeError, ValueError) as error:
+        raise PunaError(f"The inputs of '{function}' are not plain data: {error}.", "See puna.sandbox.plain.") from None
 
 
 def family(pid: int) -> list[int]:
