@@ -11,8 +11,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from puna.core.errors import PunaError
-from puna.engine.generate import Engine, SamplingParams
-from puna.evals.benchmark import Likelihood, Text
+from puna.engine.generate import Completion, Engine, SamplingParams
+from puna.evals.benchmark import Conversation, Likelihood, Text, Turns
+from puna.tasks.attempts import Attempt, Group, work
+from puna.tasks.catalogue import find
 from puna.text.chat import render
 from puna.text.tokenizer import Tokenizer
 
@@ -25,6 +27,14 @@ class Written(NamedTuple):
 
     text: str
     samples: tuple[str, ...] = ()
+    cut: int = 0
+
+
+class Held(NamedTuple):
+    """What came of conversations. cut: tokens of the problem that did not fit; there was then no conversation."""
+
+    greedy: Conversation
+    samples: tuple[Conversation, ...] = ()
     cut: int = 0
 
 
@@ -120,6 +130,64 @@ def write(
     return [
         Written(texts[at * each], tuple(texts[at * each + 1 : (at + 1) * each]), cut) for at, cut in enumerate(cuts)
     ]
+
+
+def converse(engine: Engine, asks: Sequence[Turns], keys: Sequence[str], *, sampling: Sampling) -> list[Held]:
+    """What the model makes of each problem with its tools; keys as for `write`.
+
+    Raises PunaError for a tokenizer without chat tokens, and where programs are called and there is no sandbox.
+    """
+    tokenizer, longest = tokenizer_of(engine), engine.model.config.max_position_embeddings
+
+    def attempts(ask: Turns, key: str, number: int) -> list[Attempt]:
+        task, seed = find(ask.problem.task), _seed(sampling.seed, key)
+        return [
+            Attempt(
+                task,
+                ask.problem,
+                tokenizer,
+                max_tokens=ask.max_tokens,
+                seed=seed,
+                sample=sample,
+                instruct=ask.instruct,
+            )
+            for sample in range(number)
+        ]
+
+    greedy = [attempts(ask, key, 1) for ask, key in zip(asks, keys, strict=True)]
+    drawn = [attempts(ask, key, sampling.samples) for ask, key in zip(asks, keys, strict=True)]
+    cuts = [max(0, len(one.prompt) - longest + 1) for [one] in greedy]
+    fits = [at for at, cut in enumerate(cuts) if not cut]
+    _work(engine, [greedy[at] for at in fits], temperature=0.0)
+    if sampling.samples:
+        _work(engine, [drawn[at] for at in fits], temperature=sampling.temperature, top_p=sampling.top_p)
+    return [
+        Held(_conversation(one), tuple(map(_conversation, others)), cut)
+        for [one], others, cut in zip(greedy, drawn, cuts, strict=True)
+    ]
+
+
+def _work(engine: Engine, groups: Sequence[Group], *, temperature: float, top_p: float = 1.0) -> None:
+    def turn(waiting: Sequence[Group]) -> list[Completion]:
+        params = [
+            SamplingParams(
+                max_tokens=group[0].max_tokens,
+                temperature=temperature,
+                top_p=top_p,
+                seed=group[0].turn_seed,
+                n=len(group),
+            )
+            for group in waiting
+        ]
+        return engine.generate([group[0].prompt for group in waiting], params)
+
+    work(groups, turn, longest=engine.model.config.max_position_embeddings)
+
+
+def _conversation(attempt: Attempt) -> Conversation:
+    assert attempt.verdict is not None
+    messages = ({"role": message["role"], "content": message["content"]} for message in attempt.said)
+    return Conversation(tuple(messages), attempt.verdict)
 
 
 def prompt_ids(ask: Text, tokenizer: Tokenizer, longest: int, *, chat: bool) -> tuple[list[int], int]:

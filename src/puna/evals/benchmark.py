@@ -1,13 +1,16 @@
 """The contract: a benchmark is a list of items, each asks the model one thing, and a function scores what came back.
 
-A model is asked in one of two ways. `Choices`: how likely is each of these continuations? `Text`: what do you write?
-An item holds all that its score needs as plain JSON, so that a result can be read, checked and drawn long after. A
-benchmark is a value, not a class to derive from: a loader, a scorer and sentences that say what was asked and how.
+A model is asked in one of three ways. `Choices`: how likely is each of these continuations? `Text`: what do you write?
+`Turns`: what do you make of this problem with tools, in several turns? An item
+holds all that its score needs as plain JSON, so that a result can be read, checked and drawn long after. A benchmark is
+a value, not a class to derive from: a loader, a scorer and sentences that say what was asked and how.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+from puna.tasks.task import Problem, Verdict
 
 if TYPE_CHECKING:
     from puna.evals.files import EvalData
@@ -45,6 +48,36 @@ class Text(NamedTuple):
     tools: tuple[Mapping[str, Any], ...] = ()
 
 
+class Turns(NamedTuple):
+    """What does the model make of a problem of ours with its task's tools? Asked in chat turns, which a model that is
+    asked in text cannot hold.
+
+    max_tokens: of a turn. instruct: whether the task is explained.
+    """
+
+    problem: Problem
+    max_tokens: int
+    instruct: bool = True
+
+    @property
+    def prompt(self) -> str:
+        """What the problem says."""
+        return self.problem.prompt
+
+
+class Conversation(NamedTuple):
+    """What came of `Turns`. messages: all that was said after the prompt, by the model and by its tools."""
+
+    messages: tuple[Mapping[str, str], ...]
+    verdict: Verdict
+
+    @property
+    def answer(self) -> str:
+        """The model's last message, unless it called tools: what they said is nobody's answer."""
+        last = self.messages[-1] if self.messages else {"role": "tool"}
+        return last["content"] if last["role"] == "assistant" else ""
+
+
 class Likelihood(NamedTuple):
     """Of one continuation: the sum of its tokens' log probabilities in nats, how many there are, and whether each of
     them was the likeliest token."""
@@ -77,14 +110,14 @@ class Item:
     """
 
     id: str
-    ask: Choices | Text
+    ask: Choices | Text | Turns
     target: Any
     group: str = ""
     body: str = ""
     reference: str = ""
 
 
-Response = str | Sequence[Likelihood]
+Response = str | Conversation | Sequence[Likelihood]
 Scorer = Callable[[Item, Any], Score]
 
 
@@ -110,6 +143,8 @@ class Benchmark:
     chance: float | Callable[[Sequence[Item]], float] | None = None
     code: bool = False
     """Whether answers are programs, which only the sandbox may run."""
+    sandbox: bool = False
+    """Whether programs are run on the way to an answer, by tools."""
     summary: bool = True
     """Whether the value is a share of items; False where only `whole` says how good the model is (chrF)."""
     whole: Callable[[Sequence[Mapping[str, Any]]], dict[str, float]] | None = field(default=None, compare=False)

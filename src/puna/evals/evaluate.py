@@ -21,7 +21,7 @@ from puna.data.corpus import Corpus
 from puna.engine.generate import Engine
 from puna.engine.importer import stage
 from puna.evals.ask import Sampling
-from puna.evals.benchmark import Benchmark, Item
+from puna.evals.benchmark import Benchmark, Item, Turns
 from puna.evals.card import write_cards
 from puna.evals.compare import compare
 from puna.evals.contamination import contamination, seen_items
@@ -30,6 +30,7 @@ from puna.evals.report import write_report
 from puna.evals.results import summarise
 from puna.evals.runner import OnProgress, Row, chosen, run
 from puna.model.store import load_lineage
+from puna.tasks.isolation import require
 
 Loaded = list[tuple[Benchmark, list[Item], int]]
 """Benchmarks with the items to run and how many each has in all."""
@@ -39,7 +40,8 @@ def load_items(
     benchmarks: Sequence[Benchmark], data: EvalData, limit: int | None, *, named: bool, say: Callable[[str], None] = say
 ) -> Loaded:
     """The items of each benchmark. named: the benchmarks were named one by one, so one whose files are missing is an
-    error; of a suite the others run, and what is left out is said."""
+    error; of a suite the others run, and what is left out is said. Raises PunaError, before anything is asked, where
+    programs are to be run and there is no sandbox for them."""
     found: Loaded = []
     left_out: list[str] = []
     for benchmark in benchmarks:
@@ -50,6 +52,8 @@ def load_items(
                 raise
             left_out.append(benchmark.name)
             continue
+        if benchmark.code or benchmark.sandbox:
+            require()
         found.append((benchmark, chosen(benchmark, items, limit), len(items)))
     if left_out and not found:
         raise PunaError(
@@ -59,6 +63,22 @@ def load_items(
     if left_out:
         say(f"Left out, as their files are not in {data.place}: {', '.join(left_out)}.")
     return found
+
+
+def askable(loaded: Loaded, *, chat: bool, say: Callable[[str], None] = say) -> Loaded:
+    """What a model can be asked: conversations only in chat turns. What is left out is said.
+
+    Raises PunaError when nothing is left.
+    """
+    talks = [] if chat else [one for one, items, _ in loaded if any(isinstance(item.ask, Turns) for item in items)]
+    if not talks:
+        return loaded
+    names = ", ".join(benchmark.name for benchmark in talks)
+    left = [entry for entry in loaded if entry[0] not in talks]
+    if not left:
+        raise PunaError(f"{names}: asked in chat turns only, but this model is asked in text.", "Give --form chat.")
+    say(f"Left out, as they are asked in chat turns only and this model in text: {names}. See --form chat.")
+    return left
 
 
 def describe_model(directory: Path, engine: Engine) -> dict[str, Any]:
@@ -109,8 +129,9 @@ def evaluate(
     """Run what was loaded, write the folder and return what results.json says.
 
     corpus: searched for the items. against: another model's engine, directory and whether it is asked in chat turns;
-    its items lie in folder/against. Raises PunaError as `runner.run`.
+    its items lie in folder/against. Raises PunaError as `askable` and `runner.run`.
     """
+    loaded = askable(loaded, chat=chat and (against is None or against[2]))
     model = describe_model(directory, engine)
     settings = settings_of(model, engine, chat=chat, sampling=sampling)
     plan = [(benchmark, items) for benchmark, items, _ in loaded]

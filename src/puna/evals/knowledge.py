@@ -155,7 +155,7 @@ def true_share(item: Item, response: Sequence[Any]) -> Score:
 
 
 def _true_chance(items: Sequence[Item]) -> float:
-    return sum(one.target / len(one.ask[0]) for one in items) / len(items)
+    return sum(one.target / len(one.ask.continuations) for one in items if isinstance(one.ask, Choices)) / len(items)
 
 
 def _lambada(data: EvalData) -> list[Item]:

@@ -1,12 +1,12 @@
 """Our own tasks as benchmarks: 50 held-out problems at each level, a group for each.
 
 The problems are those that nobody trains on (`tasks.heldout`), so a model that was tuned on a task is measured on what
-it has not seen. Tasks with tools are worked on in several turns and are not among these; `puna tune` measures them.
+it has not seen. Tasks with tools are worked on in several turns.
 """
 
 from collections.abc import Callable
 
-from puna.evals.benchmark import Benchmark, Item, Score, Text
+from puna.evals.benchmark import Benchmark, Conversation, Item, Score, Text, Turns
 from puna.evals.files import EvalData
 from puna.tasks.catalogue import TASKS, find
 from puna.tasks.heldout import heldout_problems
@@ -14,7 +14,10 @@ from puna.tasks.task import Problem, Task
 
 PER_LEVEL = 50
 MAX_TOKENS = 256
-_SUITES = {"arithmetic": "reasoning", "rewriting": "reasoning", "code": "code", "planning": "planning"}
+"""Of an answer, or of a turn."""
+_SUITES = {
+    "arithmetic": "reasoning", "rewriting": "reasoning", "code": "code", "planning": "planning", "tools": "tools"
+}  # fmt: skip
 
 
 def _load(task: Task) -> Callable[[EvalData], list[Item]]:
@@ -31,17 +34,25 @@ def _load(task: Task) -> Callable[[EvalData], list[Item]]:
 def _item(task: Task, problem: Problem, instruct: bool) -> Item:
     instruction = task.instruction if instruct else ""
     prompt = f"{instruction}\n\n{problem.prompt}\n" if instruct else f"{problem.prompt}\n"
-    ask = Text(prompt, ("\n\n\n",), MAX_TOKENS, tuple(problem.messages(instruction)))
+    ask: Text | Turns = Text(prompt, ("\n\n\n",), MAX_TOKENS, tuple(problem.messages(instruction)))
+    if task.tools:
+        ask = Turns(problem, MAX_TOKENS, instruct)
     solution = task.solution(problem)
     body = f"{problem.prompt}\n{solution}"
     name = f"{problem.level}-{problem.seed}"
     return Item(name, ask, problem.plain(), f"level {problem.level}", body, solution)
 
 
-def checked(item: Item, response: str) -> Score:
-    """1 when the task's own check counts the problem as solved. parts: the check's score and its breakdown."""
-    verdict = find(item.target["task"]).check(Problem(**item.target), response)
-    return Score(float(verdict.passed), response.strip(), verdict.reason if not verdict.passed else "",
+def checked(item: Item, response: str | Conversation) -> Score:
+    """1 when the task's own check counts the problem as solved. parts: the check's score and its breakdown.
+
+    A text for a task with tools is an answer that was given without them.
+    """
+    if isinstance(response, Conversation):
+        answer, verdict = response.answer, response.verdict
+    else:
+        answer, verdict = response, find(item.target["task"]).check(Problem(**item.target), response)
+    return Score(float(verdict.passed), answer.strip(), verdict.reason if not verdict.passed else "",
                  {"score": verdict.score, **verdict.breakdown})  # fmt: skip
 
 
@@ -52,12 +63,12 @@ BENCHMARKS = tuple(
         (_SUITES[task.name.partition(".")[0]], "puna"),
         _load(task),
         checked,
-        "zero-shot; the task's instruction and the problem",
+        "zero-shot; the task's instruction and the problem" + ("; chat turns with tools" if task.tools else ""),
         f"solved; {task.scored}",
         "made by puna.tasks, held-out problems, Apache-2.0",
         constants=task.constants[:6],
         code=task.code,
+        sandbox="python" in task.tools,
     )
     for task in TASKS.values()
-    if not task.tools
 )

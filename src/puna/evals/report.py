@@ -248,7 +248,12 @@ def _wrong(measured: Sequence[Result], rows: Sequence[Mapping[str, Any]]) -> str
 
 def _entry(row: Mapping[str, Any], title: str) -> str:
     response = row.get("response")
-    answer = row["answer"] if response is None else response
+    answer = {"role": "assistant", "content": row["answer"] if response is None else response}
+    said = "".join(
+        f"<dt>{'said' if one['role'] == 'assistant' else escape(one['role'])}</dt>"
+        f"<dd><pre>{_text(one['content'])}</pre></dd>"
+        for one in row.get("conversation") or [answer]
+    )
     samples = [one["answer"] for one in row.get("samples") or () if one["answer"]][:2]
     drawn = "".join(f"<dt>drawn</dt><dd><pre>{_text(text)}</pre></dd>" for text in samples)
     group = f" · {escape(row['group'])}" if row["group"] else ""
@@ -257,7 +262,7 @@ def _entry(row: Mapping[str, Any], title: str) -> str:
         f" <small>{escape(row['reason'])}</small></summary><dl>"
         f"<dt>asked</dt><dd><pre>{_text(row['question'])}</pre></dd>"
         f"<dt>right</dt><dd><pre>{_text(row['target'])}</pre></dd>"
-        f"<dt>said</dt><dd><pre>{_text(answer)}</pre></dd>{drawn}</dl></details>"
+        f"{said}{drawn}</dl></details>"
     )
 
 
@@ -265,7 +270,10 @@ def _asked(measured: Sequence[Result], results: Result) -> str:
     rows = [[one["title"], one["prompt"], one["source"], f"{one['cut']:,}" if one["cut"] else ""] for one in measured]
     drawn = table(("benchmark", "prompt", "source", "prompts cut"), rows, numeric=(3,))
     shown = json.dumps({"settings": results["settings"], "model": results["model"]}, indent=1, ensure_ascii=False)
-    text = "Prompts cut: those that did not fit into the model's context and lost their beginning."
+    text = (
+        "Prompts cut: those that did not fit into the model's context and lost their beginning; a conversation whose "
+        "first prompt did not fit was not held."
+    )
     more = f"<details><summary>Settings and lineage</summary><pre>{escape(shown)}</pre></details>"
     return section("How it was asked", text, f"<div class='scroll'>{drawn}</div>{more}")
 

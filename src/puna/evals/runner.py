@@ -16,8 +16,8 @@ from typing import IO, Any
 from puna.core.errors import PunaError
 from puna.core.files import disk_errors, lock_directory, read_json, write_json
 from puna.engine.generate import Engine
-from puna.evals.ask import Sampling, likelihoods, write
-from puna.evals.benchmark import MAX_ANSWER, Benchmark, Choices, Item, Score, Text
+from puna.evals.ask import Held, Sampling, Written, converse, likelihoods, write
+from puna.evals.benchmark import MAX_ANSWER, Benchmark, Choices, Conversation, Item, Score, Text, Turns
 
 Row = dict[str, Any]
 
@@ -98,12 +98,17 @@ def _ask(
     engine: Engine, benchmark: Benchmark, items: Sequence[Item], *, chat: bool, sampling: Sampling
 ) -> Iterator[Row]:
     """A row for each item. All that are asked in one way are asked together."""
-    choices = [item for item in items if isinstance(item.ask, Choices)]
-    pairs = [pair for item in choices for pair in zip(item.ask[0], item.ask[1], strict=True)]
+    pairs = [
+        pair
+        for item in items
+        if isinstance(item.ask, Choices)
+        for pair in zip(item.ask.contexts, item.ask.continuations, strict=True)
+    ]
     likely = iter(likelihoods(engine, pairs))
-    texts = [item for item in items if isinstance(item.ask, Text)]
-    asks = [item.ask for item in texts if isinstance(item.ask, Text)]
-    written = iter(write(engine, asks, [f"{benchmark.name}/{i.id}" for i in texts], chat=chat, sampling=sampling))
+    texts = {f"{benchmark.name}/{item.id}": item.ask for item in items if isinstance(item.ask, Text)}
+    written = iter(write(engine, [*texts.values()], [*texts], chat=chat, sampling=sampling))
+    turns = {f"{benchmark.name}/{item.id}": item.ask for item in items if isinstance(item.ask, Turns)}
+    held = iter(converse(engine, [*turns.values()], [*turns], sampling=sampling))
     for item in items:
         row: Row = {"benchmark": benchmark.name, "id": item.id, "group": item.group}
         if isinstance(item.ask, Choices):
@@ -115,12 +120,10 @@ def _ask(
             }
             shown = item.ask.contexts[0]
         else:
-            answer = next(written)
-            row |= _judged(scored(benchmark, item, answer.text)) | {
-                "response": answer.text[:MAX_SHOWN],
-                "samples": [_judged(scored(benchmark, item, text)) for text in answer.samples],
-                "cut": answer.cut,
-            }
+            done: Written | Held = next(held) if isinstance(item.ask, Turns) else next(written)
+            answer, samples, cut = done
+            row |= _judged(scored(benchmark, item, answer)) | _said(answer)
+            row |= {"samples": [_judged(scored(benchmark, item, one)) for one in samples], "cut": cut}
             shown = item.ask.prompt
         yield row | {"question": (item.body or shown)[-MAX_SHOWN:], "target": _shown(item)}
 
@@ -132,6 +135,14 @@ def _judged(score: Score) -> Row:
         "reason": score.reason,
         "parts": dict(score.parts),
     }
+
+
+def _said(response: str | Conversation) -> Row:
+    """What the model wrote, and where tools spoke too, who said what."""
+    if isinstance(response, str):
+        return {"response": response[:MAX_SHOWN]}
+    talk = [{**message, "content": message["content"][:MAX_SHOWN]} for message in response.messages]
+    return {"response": response.answer[:MAX_SHOWN], "conversation": talk}
 
 
 def _shown(item: Item) -> str:

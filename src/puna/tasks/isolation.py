@@ -27,5 +27,12 @@ def run(
     try:
         return run_python(source, function=function, inputs=inputs, limits=limits, floor=floor)
     except PunaError:
-        run_python("", floor=floor)  # raises again unless it was the program's doing
+        require(floor)  # raises again unless it was the program's doing
         return None
+
+
+def require(floor: str = FLOOR) -> None:
+    """Raises PunaError where this machine's isolation is below `floor`."""
+    from puna.sandbox.run import run_python
+
+    run_python("", floor=floor)

@@ -13,15 +13,13 @@ from typing import Any
 
 from puna.core.errors import PunaError
 from puna.core.statistics import clustered, pass_at_k, wilson
-from puna.engine.generate import Engine, SamplingParams
+from puna.engine.generate import Completion, Engine, SamplingParams
+from puna.tasks.attempts import Attempt, Group, work
 from puna.tasks.catalogue import find
 from puna.tasks.heldout import heldout_problems
-from puna.tasks.task import Problem, Task, Verdict, refused
-from puna.tasks.tools import Episode
-from puna.text.chat import render
+from puna.tasks.task import Problem, Task, Verdict
 
 Check = Callable[[Task, Problem, str], Verdict]
-_TURN = 7919  # between the seeds of an episode's turns, more than samples are ever drawn
 _GRADERS = 2  # programs are checked in the sandbox, one process a thread
 
 
@@ -120,73 +118,39 @@ def answer(
     """
     check = check or (lambda task, problem, text: task.check(problem, text))
     tasks = {problem.task: find(problem.task) for problem in problems}
-    episodes = [
-        _Episode(tasks[problem.task], problem, instruct, seed + index * samples + number)
-        for index, problem in enumerate(problems)
-        for number in range(samples)
-    ]
-    waiting, together = episodes, samples  # at first the samples of a problem share their prompt
-    while waiting:
-        begun = waiting[::together]
-        params = [
-            SamplingParams(
-                max_tokens=max_tokens, temperature=temperature, seed=entry.seed + _TURN * entry.turn, n=together
+    if engine.tokenizer is None:
+        raise PunaError("The model has no tokenizer, so it cannot be given problems.", "Add tokenizer.json.")
+    groups = [
+        [
+            Attempt(
+                tasks[problem.task],
+                problem,
+                engine.tokenizer,
+                max_tokens=max_tokens,
+                seed=seed + index * samples,
+                sample=number,
+                instruct=instruct,
             )
-            for entry in begun
+            for number in range(samples)
         ]
-        prompts = [entry.prompt(engine) for entry in begun]
-        for entry, done in zip(waiting, engine.generate(prompts, params), strict=True):
-            entry.take(done.text, done.ids, done.finish_reason == "stop")
-        longest = engine.model.config.max_position_embeddings
-        waiting = [entry for entry in waiting if not entry.done and len(entry.prompt(engine)) < longest]
-        together = 1
+        for index, problem in enumerate(problems)
+    ]
+
+    def write(waiting: Sequence[Group]) -> list[Completion]:
+        params = [
+            SamplingParams(max_tokens=max_tokens, temperature=temperature, seed=group[0].turn_seed, n=len(group))
+            for group in waiting
+        ]
+        return engine.generate([group[0].prompt for group in waiting], params)
+
+    work(groups, write, longest=engine.model.config.max_position_embeddings)
+    attempts = [attempt for group in groups for attempt in group]
     with ThreadPoolExecutor(_GRADERS) as pool:
-        graded = pool.map(lambda entry: entry.verdict or check(entry.task, entry.problem, entry.text), episodes)
+        graded = pool.map(lambda one: one.verdict or check(one.task, one.problem, one.text), attempts)
         return [
-            Answer(entry.problem, entry.text, verdict, entry.ended, entry.tokens, entry.said)
-            for entry, verdict in zip(episodes, graded, strict=True)
+            Answer(one.problem, one.text, verdict, one.ended, sum(len(t.written.ids) for t in one.turns), one.said)
+            for one, verdict in zip(attempts, graded, strict=True)
         ]
-
-
-class _Episode:
-    """One problem being answered: a single answer, or turns with tools."""
-
-    def __init__(self, task: Task, problem: Problem, instruct: bool, seed: int) -> None:
-        self.task, self.problem, self.seed = task, problem, seed
-        self.messages = problem.messages(task.instruction if instruct else "")
-        self.episode = Episode(task, problem, instruct=instruct) if task.tools else None
-        self.text, self.ended, self.done = "", False, False
-        self.turn = self.tokens = 0
-
-    @property
-    def verdict(self) -> Verdict | None:
-        """What the episode ended with; a single answer is graded later, with the others."""
-        if self.episode is None:
-            return None
-        return self.episode.verdict or refused("The episode did not fit the model's context.")
-
-    @property
-    def said(self) -> list[dict[str, Any]]:
-        """All messages after the prompt."""
-        if self.episode is None:
-            return [{"role": "assistant", "content": self.text}]
-        return self.episode.messages[len(self.messages) :]
-
-    def prompt(self, engine: Engine) -> list[int]:
-        """The ids that the model continues."""
-        if engine.tokenizer is None:
-            raise PunaError("The model has no tokenizer, so it cannot be given problems.", "Add tokenizer.json.")
-        messages, tools = (self.episode.messages, self.episode.tools) if self.episode else (self.messages, None)
-        return render(messages, engine.tokenizer, tools=tools, add_generation_prompt=True).ids
-
-    def take(self, text: str, ids: Sequence[int], ended: bool) -> None:
-        """What the model wrote."""
-        self.text, self.ended = text, ended
-        self.turn += 1
-        self.tokens += len(ids)
-        if self.episode:
-            self.episode.step(text, ids)
-        self.done = self.episode is None or self.episode.done
 
 
 def _measured(

@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 
 from puna.core.errors import PunaError
+from puna.tasks.attempts import seed_of
 from puna.tasks.catalogue import find
 from puna.tasks.curriculum import Curriculum
 from puna.tasks.heldout import is_heldout
@@ -24,7 +25,7 @@ from puna.tune.loop import SCORE, Stage
 from puna.tune.measure import Measured, measure_tasks
 from puna.tune.rl.recipe import OnPolicyRecipe
 from puna.tune.rl.rewards import Check, checker, reward
-from puna.tune.rl.rollout import Asked, Generator, ask, make_generator, seed_of, send_weights, vllm_generator
+from puna.tune.rl.rollout import Asked, Generator, ask, make_generator, send_weights, vllm_generator
 from puna.tune.rl.rows import Answer
 
 _TRIES = 400  # problems drawn in a row that are all held out: the level has no others

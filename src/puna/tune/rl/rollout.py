@@ -8,7 +8,6 @@ with tools goes on from the ids themselves, and what tools answered is marked as
 vLLM can write the answers instead (`vllm_generator`), behind the same two methods.
 """
 
-import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -27,8 +26,8 @@ from puna.engine.generate import Completion, Engine, SamplingParams
 from puna.model.config import ModelConfig
 from puna.model.llama import LlamaForCausalLM
 from puna.tasks import tools
+from puna.tasks.attempts import Attempt, Group, work
 from puna.tasks.task import Problem, Task, Verdict
-from puna.text.chat import render
 from puna.text.tokenizer import Tokenizer
 from puna.tune.lora import merged_state
 from puna.tune.recipe import LoRAConfig
@@ -120,12 +119,6 @@ def send_weights(model: nn.Module, generator: Generator, *, lora: LoRAConfig | N
     return generator.update_weights(whole())
 
 
-def seed_of(*parts: object) -> int:
-    """A seed below 2**62 that depends on all parts and nothing else."""
-    digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 2
-
-
 def ask(
     generator: Generator,
     tokenizer: Tokenizer,
@@ -145,102 +138,58 @@ def ask(
     turn; seq_len: of a prompt with its answer. A task with tools is an episode of at most `turns` turns.
     Raises PunaError for a prompt that leaves no room, and where an episode's program has no sandbox of that level.
     """
-    episodes = [
-        _Episode(task, problem, tokenizer, seed, index, turns, instruct, sandbox)
+    run_code = partial(tools.in_sandbox, floor=sandbox)
+    groups = [
+        [
+            Attempt(
+                task,
+                problem,
+                tokenizer,
+                max_tokens=max_tokens,
+                seed=seed,
+                sample=number,
+                instruct=instruct,
+                turns=turns,
+                run_code=run_code,
+            )
+            for number in range(samples)
+        ]
         for (task, problem), seed in zip(problems, seeds, strict=True)
-        for index in range(samples)
     ]
-    for first in episodes[::samples]:
+    for first, *_ in groups:
         if len(first.prompt) >= seq_len:
             raise PunaError(
                 f"A problem of {first.problem.task} is {len(first.prompt)} tokens long; rows of train.seq_len = "
                 f"{seq_len} leave no room for an answer.",
                 "Make rows longer.",
             )
-    waiting, together = episodes, samples  # at first the answers to a problem share its prompt
-    while waiting:
-        begun = waiting[::together]
-        prompts = [episode.ids() for episode in begun]
+
+    def write(waiting: Sequence[Group]) -> list[Completion]:
         params = [
-            SamplingParams(max_tokens=min(max_tokens, seq_len - len(ids)), seed=episode.turn_seed(), n=together)
-            for episode, ids in zip(begun, prompts, strict=True)
+            SamplingParams(
+                max_tokens=min(max_tokens, seq_len - len(group[0].prompt)), seed=group[0].turn_seed, n=len(group)
+            )
+            for group in waiting
         ]
-        for episode, made in zip(waiting, generator.generate(prompts, params), strict=True):
-            episode.take(made)
-        waiting = [episode for episode in waiting if not episode.done and len(episode.ids()) < seq_len]
-        together = 1
-    done = [episode.sample() for episode in episodes]
-    return [
-        Asked(first.problem, first.prompt, done[at : at + samples])
-        for at, first in zip(range(0, len(done), samples), episodes[::samples], strict=True)
-    ]
+        return generator.generate([group[0].prompt for group in waiting], params)
+
+    work(groups, write, longest=seq_len)
+    return [Asked(group[0].problem, group[0].turns[0].prompt, [_sample(one) for one in group]) for group in groups]
 
 
-class _Episode:
-    """One answer in the making; several turns where the task has tools."""
-
-    def __init__(
-        self,
-        task: Task,
-        problem: Problem,
-        tokenizer: Tokenizer,
-        seed: int,
-        index: int,
-        turns: int,
-        instruct: bool,
-        sandbox: str,
-    ) -> None:
-        self.problem, self.tokenizer, self.seed, self.index = problem, tokenizer, seed, index
-        run_code = partial(tools.in_sandbox, floor=sandbox)
-        self.episode = (
-            tools.Episode(task, problem, instruct=instruct, turns=turns, run_code=run_code) if task.tools else None
-        )
-        self.messages: list[dict[str, Any]] = (
-            self.episode.messages if self.episode else [*problem.messages(task.instruction if instruct else "")]
-        )
-        self.prompt = self.ids()
-        self.made: list[int] = []
-        self.mask: list[int] = []
-        self.logprobs: list[float] = []
-        self.versions: list[int] = []
-        self.text, self.turn, self.done, self.ended = "", 0, False, False
-
-    def ids(self) -> list[int]:
-        """What the model continues now."""
-        shown = self.episode.tools if self.episode else None
-        return render(self.messages, self.tokenizer, tools=shown, add_generation_prompt=True).ids
-
-    def turn_seed(self) -> int:
-        """Of the next turn. In the first, the engine itself counts on from answer to answer."""
-        return self.seed if not self.turn else seed_of(self.seed, self.index, self.turn)
-
-    def take(self, done: Completion) -> None:
-        """What the model wrote, and what its tools answer."""
-        if self.turn:
-            # Between two turns stand the end of the message, tool results and the next header: not the model's.
-            between = self.ids()[len(self.prompt) + len(self.made) :]
-            self._add(between, 0, [0.0] * len(between))
-        self._add(done.ids, 1, done.logprobs)
-        self.versions += done.weight_versions
-        self.text, self.turn, self.ended = done.text, self.turn + 1, done.finish_reason == "stop"
-        if self.episode:
-            self.episode.step(done.text, done.ids)
-            self.done = self.episode.done
-        else:
-            self.done = True
-
-    def _add(self, ids: Sequence[int], learn: int, logprobs: Sequence[float]) -> None:
-        self.made += ids
-        self.mask += [learn] * len(ids)
-        self.logprobs += logprobs
-
-    def sample(self) -> Sample:
-        """The finished answer."""
-        answer = Answer(self.made, self.mask, self.logprobs, self.ended)
-        verdict = None
-        if self.episode:
-            verdict = self.episode.verdict or Verdict(0.0, {}, "The episode did not fit into a row.")
-        return Sample(self.problem, self.text, answer, self.versions, verdict)
+def _sample(attempt: Attempt) -> Sample:
+    """A finished attempt as the trainer reads it."""
+    answer = Answer([], [], [], attempt.ended)
+    versions: list[int] = []
+    begin = len(attempt.turns[0].prompt)
+    for prompt, written in attempt.turns:
+        # Between two turns stand the end of the message, tool results and the next header: not the model's.
+        between = prompt[begin + len(answer.ids) :]
+        answer.ids.extend([*between, *written.ids])
+        answer.mask.extend([0] * len(between) + [1] * len(written.ids))
+        answer.logprobs.extend([0.0] * len(between) + written.logprobs)
+        versions += written.weight_versions
+    return Sample(attempt.problem, attempt.text, answer, versions, attempt.verdict)
 
 
 def vllm_generator(config: ModelConfig, tokenizer: Tokenizer, parent: Path, *, max_batch: int, seq_len: int) -> Any:
