@@ -16,7 +16,7 @@ def test_without_the_harness_one_sentence_says_what_to_install(model_directory, 
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     monkeypatch.setitem(sys.modules, "lm_eval.api.model", None)
     assert main(["eval", str(model_directory), "--lm-eval", "arc_easy", "--device", "cpu"]) == 2
-    assert "needs the package lm-eval. pip install lm-eval." in capsys.readouterr().err
+    assert "needs the package lm-eval, 0.4.10 or later. pip install 'puna[lm-eval]'." in capsys.readouterr().err
 
 
 def test_its_requests_get_what_our_own_benchmarks_get(make_engine):

@@ -1,4 +1,4 @@
-"""EleutherAI's lm-evaluation-harness on our engine (optional package `lm-eval`).
+"""EleutherAI's lm-evaluation-harness on our engine (the extra `lm-eval`).
 
 The harness brings its tasks, prompts and metrics, we answer its three kinds of requests. They go the same way as our
 own benchmarks' (`ask`), so on the same items and prompts both give the same scores; `bench/lm_eval_scores.py` shows it.
@@ -25,7 +25,9 @@ def engine_model(engine: Engine, *, chat: bool = False) -> Any:
         from lm_eval.models.utils import normalize_gen_kwargs
         from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
     except ImportError:
-        raise PunaError("Running lm-eval's tasks needs the package lm-eval.", "pip install lm-eval.") from None
+        raise PunaError(
+            "Running lm-eval's tasks needs the package lm-eval, 0.4.10 or later.", "pip install 'puna[lm-eval]'."
+        ) from None
     tokenizer: Tokenizer = tokenizer_of(engine)
     longest = engine.model.config.max_position_embeddings
 
