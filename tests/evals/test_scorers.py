@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from puna.core.statistics import mcnemar, paired_interval, pass_at_k
-from puna.evals import chrf, ifeval, latex, numbers, planbench, reading, refusals, tool_calls
+from puna.evals import chrf, equality, ifeval, latex, numbers, planbench, reading, refusals, tool_calls
 from puna.evals.benchmark import Choices, Item, Likelihood, Text, likeliest
 
 # -- mathematics -------------------------------------------------------------------------------------------------------
@@ -31,13 +31,19 @@ DIFFERENT = [
 
 @pytest.mark.parametrize(("one", "other"), SAME)
 def test_the_same_expression(one, other):
-    assert latex.same(one, other)
-    assert latex.same(other, one)
+    assert equality.same(one, other)
+    assert equality.same(other, one)
 
 
 @pytest.mark.parametrize(("one", "other"), DIFFERENT)
 def test_another_expression(one, other):
-    assert not latex.same(one, other)
+    assert not equality.same(one, other)
+
+
+@pytest.mark.parametrize("name", latex.FUNCTIONS)
+def test_every_function_that_is_read_can_be_computed(name):
+    assert equality.same(rf"\{name}(0.5)+1", rf"1+\{name}{{0.5}}")
+    assert not equality.same(rf"\{name}(0.5)", rf"\{name}(0.25)")
 
 
 HOSTILE = ["9**9**9**9", "9^" * 900, "(" * 1900, "{" * 1900, r"\frac" * 380, "!" * 1900, "5" + "!" * 900, "1+" * 900,
@@ -48,15 +54,15 @@ HOSTILE = ["9**9**9**9", "9^" * 900, "(" * 1900, "{" * 1900, r"\frac" * 380, "!"
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_no_text_hurts_the_comparison(text):
-    assert not latex.same(text, "3")
-    assert not latex.same("3", text)
+    assert not equality.same(text, "3")
+    assert not equality.same("3", text)
 
 
 @settings(max_examples=300)
 @given(st.text(alphabet="0123456789+-*/^_{}()[]|!,.=<>\\abfracsqtpi x&%$", max_size=40))
 def test_any_text_is_compared_with_any(text):
-    assert isinstance(latex.same(text, text[::-1]), bool)
-    assert latex.same(text, text) or not latex.undressed(text)
+    assert isinstance(equality.same(text, text[::-1]), bool)
+    assert equality.same(text, text) or not latex.undressed(text)
 
 
 def test_the_final_answer_is_the_last_box_or_what_is_said():

@@ -1,44 +1,25 @@
-r"""Whether two answers to a mathematics problem are the same, as LaTeX or plain text. Python evaluates nothing of them.
+r"""An answer to a mathematics problem, from a model's text to a tree: where it stands, what is dressing, what it says.
 
-An answer is taken apart by a small parser of our own into a tree: numbers as exact fractions, variables, + - * /,
-powers, roots, functions, and around these tuples, intervals, sets, matrices and equations. Two expressions are the same
-when they agree at several fixed points, to a relative 1e-9: x(x+1) is x^2+x, \frac12 is 0.5, 2\sqrt{2} is \sqrt 8. An
-answer the parser does not know is compared as text without its dressing. Exponents and sizes are bounded, so
-9**9**9**9 is only another answer that is wrong.
+`parse` takes LaTeX or plain text apart by recursive descent: numbers as exact fractions, variables, + - * /, powers,
+roots, functions, and around these tuples, intervals, sets, matrices and equations. Nothing is evaluated, and length and
+nesting are bounded. What the trees are worth is `equality`'s question.
 """
 
-import cmath
-import hashlib
-import math
 import re
 from dataclasses import dataclass
 from fractions import Fraction
 
 MAX_LENGTH = 2_000
-"""Characters of an answer that is compared."""
+"""Characters of an answer that is looked at."""
 MAX_TOKENS = 600
 MAX_DEPTH = 60
-POINTS = 3
-TOLERANCE = 1e-9
 
+FUNCTIONS = ("sin", "cos", "tan", "ln", "log", "exp", "sec", "csc", "cot", "arcsin", "arccos", "arctan")
+"""Names before what they are applied to, as in sin x; `equality` computes them."""
 _TOKEN = re.compile(
     r"\s+|(?P<number>[0-9]+(?:\.[0-9]+)?|\.[0-9]+)|(?P<command>\\[A-Za-z]+|\\.)|(?P<power>\*\*)"
     r"|(?P<letter>[A-Za-z])|(?P<sign>[-+*/^_(){}\[\],=<>|!:;&%°π√∞≤≥±·×÷])"
 )
-_FUNCTIONS = {
-    "sin": cmath.sin,
-    "cos": cmath.cos,
-    "tan": cmath.tan,
-    "ln": cmath.log,
-    "log": lambda x: cmath.log(x) / math.log(10),
-    "exp": cmath.exp,
-    "sec": lambda x: 1 / cmath.cos(x),
-    "csc": lambda x: 1 / cmath.sin(x),
-    "cot": lambda x: 1 / cmath.tan(x),
-    "arcsin": cmath.asin,
-    "arccos": cmath.acos,
-    "arctan": cmath.atan,
-}
 # Dressing that does not change a value.
 _DROPPED = ("left", "right", "bigl", "bigr", "Bigl", "Bigr", "big", "Big", "displaystyle", "limits", "!", ",", ";", ":",
             "quad", "qquad", " ", "$", "%", "circ", "degree")  # fmt: skip
@@ -51,7 +32,7 @@ _UNITS = re.compile(
 )
 
 
-class _Unknown(Exception):
+class Unknown(Exception):
     """The parser does not know this text."""
 
 
@@ -85,24 +66,6 @@ def final_answer(text: str) -> str | None:
     return line.removesuffix(".").strip("$ ").removesuffix(".") or None
 
 
-def same(one: str, other: str) -> bool:
-    """Whether two answers are the same. Never raises, and takes no longer than their length allows."""
-    if len(one) > MAX_LENGTH or len(other) > MAX_LENGTH:
-        return False
-    return _alike(undressed(one), undressed(other)) or (
-        "=" in one and "=" in other and _alike(undressed(one, whole=True), undressed(other, whole=True))
-    )
-
-
-def _alike(one: str, other: str) -> bool:
-    if one == other and one:
-        return True
-    try:
-        return _equal(_parsed(one), _parsed(other))
-    except (_Unknown, RecursionError):
-        return False
-
-
 def undressed(text: str, *, whole: bool = False) -> str:
     """The text without dollars, spacing commands, units behind it and, unless `whole`, `x =` before it."""
     text = text.strip().strip("$").strip().rstrip(".").strip()
@@ -119,156 +82,24 @@ def undressed(text: str, *, whole: bool = False) -> str:
     return " ".join(text.split())
 
 
-# -- comparing ---------------------------------------------------------------------------------------------------------
-
-
-def _equal(one: Node, other: Node) -> bool:
-    kinds = {one.kind, other.kind}
-    if kinds & _CONTAINERS:
-        if one.kind != other.kind or one.value != other.value or len(one.parts) != len(other.parts):
-            return False
-        if one.kind in ("set", "list", "union"):
-            return _same_members(list(one.parts), list(other.parts))
-        if one.kind == "relation" and one.value == "=":
-            return _same_equation(one, other)
-        return all(_equal(a, b) for a, b in zip(one.parts, other.parts, strict=True))
-    exact = _exact(one), _exact(other)
-    if exact[0] is not None and exact[1] is not None:
-        return exact[0] == exact[1]
-    for point in range(POINTS):
-        first, second = _value(one, point), _value(other, point)
-        if first is None or second is None:
-            return False
-        if abs(first - second) > TOLERANCE * max(1.0, abs(first), abs(second)):
-            return False
-    return True
-
-
-_CONTAINERS = {"tuple", "set", "list", "union", "matrix", "relation", "plusminus"}
-
-
-def _same_members(one: list[Node], other: list[Node]) -> bool:
-    for member in one:
-        match = next((index for index, candidate in enumerate(other) if _equal(member, candidate)), None)
-        if match is None:
-            return False
-        other.pop(match)
-    return True
-
-
-def _same_equation(one: Node, other: Node) -> bool:
-    """Whether the differences of the sides are multiples of each other: y = 2x is 2x - y = 0 and 4x = 2y."""
-    ratios = []
-    for point in range(POINTS):
-        (a, b), (c, d) = ([_value(side, point) for side in node.parts] for node in (one, other))
-        if a is None or b is None or c is None or d is None or abs(c - d) < 1e-12:
-            return False
-        ratios.append((a - b) / (c - d))
-    return abs(ratios[0]) > 1e-12 and all(abs(r - ratios[0]) <= 1e-7 * abs(ratios[0]) for r in ratios)
-
-
-def _exact(node: Node) -> Fraction | None:
-    """The value as a fraction where it is one without roots, names or large powers."""
-    if node.kind == "number":
-        assert isinstance(node.value, Fraction)
-        return node.value
-    if node.kind not in ("add", "multiply", "divide", "power"):
-        return None
-    parts = [_exact(part) for part in node.parts]
-    known = [part for part in parts if part is not None]
-    if len(known) < len(parts):
-        return None
-    if node.kind == "add":
-        return sum(known, Fraction(0))
-    if node.kind == "multiply":
-        return math.prod(known, start=Fraction(1))
-    if node.kind == "divide":
-        return known[0] / known[1] if known[1] else None
-    base, exponent = known
-    small = exponent.denominator == 1 and abs(exponent) <= 64 and max(abs(base.numerator), base.denominator) < 10**6
-    return base**exponent.numerator if small and (base or exponent > 0) else None
-
-
-def _value(node: Node, point: int) -> complex | None:
-    """The value at a point where every variable has a number of its own; None where there is none, or a huge one."""
-    try:
-        value = _compute(node, point)
-    except (ArithmeticError, ValueError, OverflowError):
-        return None
-    return value if cmath.isfinite(value) and abs(value) < 1e200 else None
-
-
-def _compute(node: Node, point: int) -> complex:
-    if node.kind == "number":
-        assert isinstance(node.value, Fraction)
-        return complex(float(node.value))
-    if node.kind == "name":
-        return _constant(str(node.value), point)
-    parts = [_compute(part, point) for part in node.parts]
-    if node.kind == "add":
-        return sum(parts, 0j)
-    if node.kind == "multiply":
-        return math.prod(parts, start=1 + 0j)
-    if node.kind == "divide":
-        return parts[0] / parts[1]
-    if node.kind == "root":
-        return (
-            parts[0] ** (1 / parts[1])
-            if parts[0].imag or parts[0].real >= 0 or parts[1] != 3
-            else -((-parts[0]) ** (1 / 3))
-        )
-    if node.kind == "absolute":
-        return complex(abs(parts[0]))
-    if node.kind == "factorial":
-        count = parts[0].real
-        if parts[0].imag or count != int(count) or not 0 <= count <= 150:
-            raise ValueError
-        return complex(math.factorial(int(count)))
-    if node.kind == "binomial":
-        top, bottom = parts[0].real, parts[1].real
-        if not (top == int(top) and bottom == int(bottom) and 0 <= bottom <= top <= 500):
-            raise ValueError
-        return complex(math.comb(int(top), int(bottom)))
-    if node.kind == "call":
-        return complex(_FUNCTIONS[str(node.value)](parts[0]))
-    base, exponent = parts
-    if abs(exponent) > 1000:
-        raise OverflowError
-    if base == 0:
-        return 0j if exponent.real > 0 else 1 + 0j if exponent == 0 else 1 / base
-    return complex(base**exponent)
-
-
-def _constant(name: str, point: int) -> complex:
-    known = {"pi": math.pi, "π": math.pi, "e": math.e, "infty": 1e150, "∞": 1e150}
-    if name in known:
-        return complex(known[name])
-    if name == "i":
-        return 1j
-    digest = hashlib.sha256(f"{name}/{point}".encode()).digest()
-    return complex(0.5 + int.from_bytes(digest[:6], "big") / 2**47)  # 0.5 to 2.5
-
-
-# -- parsing -----------------------------------------------------------------------------------------------------------
-
-
-def _parsed(text: str) -> Node:
+def parse(text: str) -> Node:
+    """The tree of an undressed answer. Raises Unknown for what is none, or is too long or too deep."""
     tokens, place = [], 0
     while place < len(text):
         match = _TOKEN.match(text, place)
         if match is None:
-            raise _Unknown
+            raise Unknown
         place = match.end()
         if match.lastgroup:
             tokens.append(match.group().strip())
     tokens = [_simple(token) for token in tokens]
     tokens = [token for token in tokens if token]
     if not tokens or len(tokens) > MAX_TOKENS:
-        raise _Unknown
+        raise Unknown
     parser = _Parser(tokens)
     node = parser.listed(None)
     if parser.place != len(tokens):
-        raise _Unknown
+        raise Unknown
     return node
 
 
@@ -297,7 +128,7 @@ class _Parser:
     def take(self, expected: str | None = None) -> str:
         token = self.peek()
         if not token or (expected is not None and token != expected):
-            raise _Unknown
+            raise Unknown
         self.place += 1
         return token
 
@@ -312,7 +143,7 @@ class _Parser:
     def relation(self) -> Node:
         self.depth += 1
         if self.depth > MAX_DEPTH:
-            raise _Unknown
+            raise Unknown
         left = self.sum()
         if self.peek() == "\\cup":
             members = [left]
@@ -356,7 +187,7 @@ class _Parser:
                 node = Node("divide", (node, self.signed()))
             elif token and (token[0].isalnum() or token in ("(", "{", "[") or self._begins(token)):
                 if token == "[" or (token[0].isdigit() and node.kind == "number"):
-                    raise _Unknown  # two numbers side by side are no product
+                    raise Unknown  # two numbers side by side are no product
                 node = Node("multiply", (node, self.power()))
             else:
                 break
@@ -369,7 +200,7 @@ class _Parser:
 
     @staticmethod
     def _begins(token: str) -> bool:
-        return token.startswith("\\") and (token[1:] in ("frac", "sqrt", "pi", "infty", "binom", *_FUNCTIONS, *_GREEK))
+        return token.startswith("\\") and (token[1:] in ("frac", "sqrt", "pi", "infty", "binom", *FUNCTIONS, *_GREEK))
 
     def signed(self) -> Node:
         negative = False
@@ -387,7 +218,7 @@ class _Parser:
             self.take()
             node = Node("power", (node, self.argument()))
             if self.peek() == "^":
-                raise _Unknown  # a tower of powers is no answer
+                raise Unknown  # a tower of powers is no answer
         return node
 
     def argument(self) -> Node:
@@ -405,7 +236,7 @@ class _Parser:
         self.take(opening)
         self.depth += 1
         if self.depth > MAX_DEPTH:
-            raise _Unknown
+            raise Unknown
         node = self.listed(closing)
         self.take(closing)
         self.depth -= 1
@@ -453,11 +284,11 @@ class _Parser:
                 degree = self.sum()
                 self.take("]")
             return Node("root", (self.argument(), degree))
-        if name in _FUNCTIONS:
+        if name in FUNCTIONS:
             return Node("call", (self.power() if self.peek() not in ("{",) else self.argument(),), name)
         if name == "begin":
             return self._matrix()
-        raise _Unknown
+        raise Unknown
 
     def _subscript(self) -> str:
         if self.peek() != "_":
@@ -475,16 +306,16 @@ class _Parser:
     def _bracketed(self, opening: str) -> Node:
         self.depth += 1
         if self.depth > MAX_DEPTH:
-            raise _Unknown
+            raise Unknown
         node = self.listed(None)
         closing = self.take()
         self.depth -= 1
         if closing not in (")", "]"):
-            raise _Unknown
+            raise Unknown
         if node.kind == "list":
             return Node("tuple", node.parts, opening + closing)
         if opening + closing != "()" and opening + closing != "[]":
-            raise _Unknown
+            raise Unknown
         return node
 
     def _matrix(self) -> Node:
@@ -503,7 +334,7 @@ class _Parser:
                     continue
                 token = self.take()
             if token != "\\end" or self._environment() != name:
-                raise _Unknown
+                raise Unknown
             return Node("matrix", tuple(rows))
 
     def _environment(self) -> str:

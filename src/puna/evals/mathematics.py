@@ -5,8 +5,9 @@ import re
 from collections.abc import Callable
 
 from puna.evals.benchmark import Benchmark, Item, Score, Text
+from puna.evals.equality import same
 from puna.evals.files import EvalData, OnHub, Row
-from puna.evals.latex import final_answer, same
+from puna.evals.latex import final_answer
 from puna.evals.numbers import last_number, same_number
 
 _INSTRUCTION = "Work the problem out step by step. End with a line that says: The answer is N."
@@ -115,7 +116,7 @@ def _math_item(number: int, row: Row, before: str) -> Item:
 
 
 def math_answer(item: Item, response: str) -> Score:
-    """Right when the final answer is the same expression as the reference's (see `latex`)."""
+    """Right when the final answer is the same expression as the reference's (see `equality`)."""
     found = final_answer(response)
     if found is None:
         return Score(0.0, "", "no final answer")
