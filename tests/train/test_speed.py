@@ -127,8 +127,12 @@ def test_a_gpu_is_looked_up_and_an_unknown_one_is_described_by_its_rates(
     assert unknown.question.accelerator.name == "GPU"
 
 
+@pytest.mark.parametrize("bf16", [False, True])
 @pytest.mark.parametrize("shape", [(64, 64), (64, 96), (64, 128), (176, 64)])
-def test_muons_products_are_those_that_torch_counts(shape: tuple[int, int]) -> None:
+def test_muons_products_are_those_that_torch_counts(
+    shape: tuple[int, int], bf16: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("puna.train.optimizer.multiplies_bfloat16", lambda: bf16)
     for iterations in (1, 5):
         with FlopCounterMode(display=False) as counter:
             orthogonalize(torch.randn(3, *shape), iterations)
@@ -141,4 +145,6 @@ def test_muons_products_are_those_that_torch_counts(shape: tuple[int, int]) -> N
         # Of a block's seven matrices the three of the feed-forward have this shape.
         m = min(shape)
         attention = 4 * iterations * 6 * m**3
-        assert counter.get_total_flops() == pytest.approx(muon_flops(blocks, iterations, through_gram=True) - attention)
+        assert counter.get_total_flops() == pytest.approx(
+            muon_flops(blocks, iterations, through_gram=not bf16) - attention
+        )

@@ -3,7 +3,9 @@
 import json
 import math
 import os
+import random
 import signal
+import statistics
 import sys
 from functools import partial
 from pathlib import Path
@@ -246,7 +248,7 @@ def test_verdicts_of_the_tasks_are_the_default(values, tmp_path, machine):
         rl.run(recipe_of(values), tmp_path / "run", machine=machine)
 
 
-HEALTHY = {"reward": 0.5, "ended": 0.9, "length": 20.0}
+HEALTHY = {"reward": 0.5, "reward_error": 0.03, "ended": 0.9, "length": 20.0}
 
 
 @pytest.mark.parametrize(
@@ -264,6 +266,18 @@ def test_alarms_about_answers(found, said):
     again.restore(json.loads(json.dumps(alarm.state())))
     assert again.state() == alarm.state()
     assert again.answers(HEALTHY) == ""
+
+
+def test_a_reward_of_few_problems_may_move_by_chance():
+    draw = random.Random(0)
+    for _ in range(20):  # runs of 100 sets, of 16 problems that each earn 0 or 1, and 0.3 on average
+        alarm = Alarm(AlarmConfig())
+        for _ in range(100):
+            earned = [float(draw.random() < 0.3) for _ in range(16)]
+            found = {"reward": statistics.mean(earned), "reward_error": statistics.stdev(earned) / 4}
+            assert alarm.answers({**HEALTHY, **found}) == ""
+        told = [alarm.answers({**HEALTHY, "reward": 0.0, "reward_error": 0.0}) for _ in range(8)]
+        assert any(told), "it fell for good"
 
 
 def test_alarms_about_updates_and_a_falling_reward():

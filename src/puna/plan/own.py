@@ -136,14 +136,17 @@ def update_seconds(
         assert found.launch_seconds
         seconds += launches * found.launch_seconds
         rate = found.muon_tflops
+        assert found.products and found.products_fp32
+        through_gram = found.products.tflops <= found.products_fp32.tflops  # else Muon multiplies in bf16
     else:
+        through_gram = False
         rate = calibration.muon_tflops if calibration else None
         rate = rate or accelerator.peak_tflops("bf16") * float(
             constants_for(values, question.workload().owners()).matmul_bf16
         )
     assert rate
     if muon_iterations:
-        seconds += muon_flops(shape, muon_iterations, through_gram=on_cpu) / (rate * 1e12) / ranks
+        seconds += muon_flops(shape, muon_iterations, through_gram=through_gram) / (rate * 1e12) / ranks
     return seconds
 
 
@@ -182,7 +185,7 @@ def _of_cpu(question: Question, calibration: Calibration | None) -> Calibration:
         "products_fp32": Products(tflops=fp32, half_size=CPU_HALF_SIZE),
         "attention": (AttentionRate(seq_len=512, head_dim=64, tflops=CPU_ATTENTION * fp32),),
         "attention_fp32": (AttentionRate(seq_len=512, head_dim=64, tflops=CPU_ATTENTION * fp32),),
-        "muon_tflops": CPU_MUON * fp32,
+        "muon_tflops": CPU_MUON * max(fp32, bf16),
         "loss": (LossRate(vocab=4096, gb_per_s=CPU_LOSS_BYTES * rate),),
         "gate_gb_per_s": CPU_GATE_BYTES * rate,
         "launch_seconds": CPU_LAUNCH_SECONDS,

@@ -19,6 +19,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.optim.adamw import adamw
 
+from puna.model.features import multiplies_bfloat16
 from puna.train.recipe import OptimizerConfig
 
 # Polar Express (arXiv 2505.16932), table 1 and its safety factor of 1.02: the composition of these odd quintics takes
@@ -36,10 +37,11 @@ def orthogonalize(matrices: Tensor, steps: int) -> Tensor:
     """The nearest semi-orthogonal matrix of each: U Vᵀ of the singular value decomposition, approximately.
 
     matrices: (stack, rows, columns). Returns the same shape in float32. All singular values of a result lie within
-    about 0.3 of 1 after 5 steps. bf16 products on CUDA (as in the source), fp32 elsewhere; in fp32 long matrices are
-    iterated on through their small Gram matrix, a third fewer operations at 1:2.7, which bf16 is too coarse for.
+    about 0.3 of 1 after 5 steps. bf16 products on CUDA (as in the source) and on CPUs with instructions for them, fp32
+    elsewhere; in fp32 long matrices are iterated on through their small Gram matrix, a third fewer operations at 1:2.7,
+    which bf16 is too coarse for.
     """
-    x = matrices.bfloat16() if matrices.is_cuda else matrices.float()
+    x = matrices.bfloat16() if matrices.is_cuda or multiplies_bfloat16() else matrices.float()
     tall = x.shape[1] > x.shape[2]
     if tall:
         x = x.mT

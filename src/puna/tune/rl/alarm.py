@@ -2,16 +2,19 @@
 
 Collapse is quick (a rate five times too high ended a small model within 15 seconds, docs/log.md) and looks the same
 everywhere: entropy runs to nothing or to everything, answers stop ending or grow without end, the policy leaves the one
-that wrote the answers, the reward falls. Bounds are relative to the first set of answers, so they need no tuning.
+that wrote the answers, the reward falls. Bounds are relative to the first set of answers, so they need no tuning. Rewards
+of few problems move by themselves: a fall counts when it is beyond two standard errors on both sides.
 Everything is a function of the measures in their order, and the state is plain JSON.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 from puna.tune.rl.recipe import AlarmConfig
 
-_MOVING = 0.7  # how much of the moving reward stays from set to set
+_MOVING = 0.7  # how much of a set counts in the moving reward when the next one is there
+_ERRORS = 2.0  # standard errors on both sides of a fall
 _ENDED_FLOOR = 0.2  # a model that hardly ever ended cannot stop ending
 
 
@@ -22,28 +25,29 @@ class Alarm:
         self.config = config
         self.first: dict[str, float] = {}
         """Measures of the first set: entropy, ended, length."""
-        self.moving: float | None = None
-        self.best = 0.0
+        self.sums = [0.0, 0.0, 0.0]
+        """Of the moving reward: weights, weighted rewards, squared weights times squared standard errors."""
+        self.reached = 0.0
+        """The highest moving reward, less its error: what the policy surely earned once."""
         self.positions: list[float] = []
 
     def answers(self, found: dict[str, float], positions: Sequence[float] = ()) -> str:
-        """Judge a set of answers by its `reward`, `ended` and `length`, before anything is learned from it.
+        """Judge a set of answers by `reward`, `reward_error`, `ended` and `length`, before it is learned from.
 
         positions: of the curricula. Rewards are compared while these stay: harder problems earn less.
         """
         if list(positions) != self.positions:
-            self.positions, self.moving, self.best = list(positions), None, 0.0
+            self.positions, self.sums, self.reached = list(positions), [0.0, 0.0, 0.0], 0.0
         ended = self.first.setdefault("ended", found["ended"])
         length = self.first.setdefault("length", found["length"])
         if ended > _ENDED_FLOOR and found["ended"] < self.config.ended * ended:
             return self._alarm(f"Only {found['ended']:.0%} of the answers end by themselves; it was {ended:.0%}.")
         if found["length"] > self.config.length * length:
             return self._alarm(f"Answers are {found['length']:.0f} tokens long; it was {length:.0f}.")
-        reward = found["reward"]
-        self.moving = reward if self.moving is None else _MOVING * self.moving + (1 - _MOVING) * reward
-        self.best = max(self.best, self.moving)
-        if self.moving < self.config.reward * self.best:
-            return self._alarm(f"The moving reward fell to {self.moving:.2f}; it was {self.best:.2f}.")
+        moving, error = self._move(found["reward"], found["reward_error"])
+        self.reached = max(self.reached, moving - error)
+        if moving + error < self.config.reward * self.reached:
+            return self._alarm(f"The moving reward fell to {moving:.2f}; it was above {self.reached:.2f}.")
         return ""
 
     def update(self, *, entropy: float, kl: float) -> str:
@@ -57,16 +61,22 @@ class Alarm:
             return self._alarm(f"The policy is {kl:.3g} nats a token away from the one that wrote the answers.")
         return ""
 
+    def _move(self, reward: float, error: float) -> tuple[float, float]:
+        """The moving reward with this set in it, and two of its standard errors."""
+        weights, rewards, errors = self.sums
+        self.sums = [_MOVING * weights + 1, _MOVING * rewards + reward, _MOVING**2 * errors + error**2]
+        return self.sums[1] / self.sums[0], _ERRORS * math.sqrt(self.sums[2]) / self.sums[0]
+
     def _alarm(self, reason: str) -> str:
         """After going back the reward starts anew."""
-        self.moving = None
+        self.sums = [0.0, 0.0, 0.0]
         return reason
 
     def state(self) -> dict[str, Any]:
         """Plain JSON."""
-        return {"first": dict(self.first), "moving": self.moving, "best": self.best, "positions": self.positions}
+        return {"first": dict(self.first), "sums": self.sums, "reached": self.reached, "positions": self.positions}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take back what `state` gave."""
-        self.first, self.moving, self.best = dict(state["first"]), state["moving"], state["best"]
+        self.first, self.sums, self.reached = dict(state["first"]), state["sums"], state["reached"]
         self.positions = state["positions"]

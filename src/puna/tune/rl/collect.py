@@ -6,7 +6,9 @@ is a function of (seed, data step, round, number) and of the curricula, whose st
 """
 
 import dataclasses
+import math
 import random
+import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -47,9 +49,14 @@ class Scored:
         return [bool(verdict and verdict.passed) for verdict in self.verdicts]
 
     @property
+    def known(self) -> list[float]:
+        """The rewards that there are."""
+        return [value for value in self.rewards if value == value]
+
+    @property
     def teaches(self) -> bool:
         """Whether the answers' rewards differ."""
-        known = [value for value in self.rewards if value == value]
+        known = self.known
         return len(known) > 1 and max(known) > min(known)
 
 
@@ -225,15 +232,22 @@ def pass_rates(scored: Sequence[Scored]) -> dict[str, tuple[int, int]]:
 
 
 def summary(scored: Sequence[Scored]) -> dict[str, float]:
-    """What a set of answers was like: mean reward, pass rate, length, share that ended, share that teaches."""
+    """What a set of answers was like: mean reward and its standard error over problems, pass rate, length, share that
+    ended, share that teaches."""
     answers = [answer for one in scored for answer in one.answers]
-    rewards = [value for one in scored for value in one.rewards if value == value]
+    rewards = [value for one in scored for value in one.known]
     passed = [ok for one in scored for ok in one.passed]
     return {
         "reward": sum(rewards) / max(1, len(rewards)),
+        "reward_error": _standard_error([sum(known) / len(known) for one in scored if (known := one.known)]),
         "pass": sum(passed) / max(1, len(passed)),
         "length": sum(sum(answer.mask) for answer in answers) / max(1, len(answers)),
         "ended": sum(answer.ended for answer in answers) / max(1, len(answers)),
         "teaching": sum(one.teaches for one in scored) / max(1, len(scored)),
         "broken": float(sum(value != value for one in scored for value in one.rewards)),
     }
+
+
+def _standard_error(values: Sequence[float]) -> float:
+    """Of their mean; as large as it can be for rewards from 0 to 1 where there is only one."""
+    return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.5
