@@ -1,19 +1,20 @@
 """What minutes of tuning teach the demo's model: three abilities before, after fine-tuning on few demonstrations, after
 reinforcement, and after a control that spent reinforcement's time on more fine-tuning instead.
 
-    puna demo ; python bench/tune_demo.py models/demo [--seeds 0 1 2]
-    python bench/tune_demo.py models/demo --seeds 1 --raw seed1.json     # a seed on its own
+    puna demo ; python bench/tune_demo.py models/demo-base [--seeds 0 1 2]
+    python bench/tune_demo.py models/demo-base --seeds 1 --raw seed1.json     # a seed on its own
     python bench/tune_demo.py --merge seed0.json seed1.json seed2.json
 
-One task stands for each ability: programs (code.synthesis), lists (rewriting.list), paths (planning.grid). Stages are
-`puna tune sft` and `puna tune rl` as anybody runs them, on one thread. Budgets are steps, as seconds on a busy machine
-are not the same twice; the control gets as many steps as reinforcement's CPU seconds buy of fine-tuning's, measured in
-the same run. Problems are held out by construction and the same for all; intervals are 95 %: Wilson's for greedy
-answers, over problems for samples, each pooled over the seeds.
+One task stands for each ability; tasks, demonstrations and settings are those of `puna.demo.tuning`, and stages are
+`puna tune sft` and `puna tune rl` as anybody runs them. Reinforcement has a number of steps; the control gets as many
+as reinforcement's seconds buy of fine-tuning's, both measured in the same run, so the machine should have nothing else
+to do. A seed draws its own demonstrations. Problems are held out by construction and the same for all; intervals are
+95 %: Wilson's for greedy answers, over problems for samples, each pooled over the seeds.
 """
 
 import argparse
 import json
+import os
 import shutil
 import sys
 import tempfile
@@ -26,46 +27,33 @@ import torch
 
 import common
 from puna.core.statistics import clustered, wilson
+from puna.demo.tuning import ABILITIES, MAX_TOKENS, SFT_STEPS, sections
 
-TASKS = {"code": ("code.synthesis", 2), "reasoning": ("rewriting.list", 1), "planning": ("planning.grid", 1)}
-DEMONSTRATIONS = {"code": 30, "reasoning": 100, "planning": 150}
-SHARES = {"code": 2.0, "reasoning": 2.0, "planning": 1.0}  # of reinforcement's problems
-SFT = {
-    "train": {"steps": 40, "batch": 6, "seq_len": 256, "precision": "fp32"},
-    "optimizer": {"kind": "muon", "matrix_lr": 0.01, "lr": 1e-3, "embedding_lr": 1e-3, "head_lr": 1e-3},
-}
-RL = {
-    "train": {"steps": 100, "batch": 16, "seq_len": 384, "precision": "fp32", "final": "last"},
-    "rollout": {"samples": 8, "max_tokens": 36},
-    "curriculum": {"refill": 1},
-    "optimizer": {"lr": 2e-4},
-    "schedule": {"warmup": 0.1},
-    "log": {"every": 1, "eval_every": 0},
-    "measure": {"problems": 1, "samples": 1},
-}
+TASKS = {one.name.lower(): (one.task, one.level) for one in ABILITIES}
+LOAD = 0.3  # of other programs, above which times mean little
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("model", type=Path, nargs="?", help="model directory, as `puna demo` makes one")
+    parser.add_argument("model", type=Path, nargs="?", help="model directory that was not tuned")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds (default 0 1 2)")
+    parser.add_argument("--steps", type=int, default=200, help="steps of reinforcement (default 200)")
     parser.add_argument("--problems", type=int, default=100, help="held-out problems of each task (default 100)")
     parser.add_argument("--samples", type=int, default=4, help="samples of each problem (default 4)")
     parser.add_argument("--raw", type=Path, help="keep the answers of these seeds in a file, to be merged")
     parser.add_argument("--merge", type=Path, nargs="+", help="make the table of such files")
     args = parser.parse_args()
-    torch.set_num_threads(1)
     if args.merge:
         write([json.loads(path.read_text(encoding="utf-8")) for path in args.merge])
         return
     measured: dict[str, list[dict[str, Any]]] = {"before": [measure(args.model, args)]}
     spent: dict[str, list[float]] = {}
     logs: list[dict[str, Any]] = []
-    made = {"measured": measured, "cpu_seconds": spent, "rl": logs, "seeds": args.seeds}
-    made |= {"problems": args.problems, "samples": args.samples}
+    made = {"measured": measured, "seconds": spent, "rl": logs, "seeds": args.seeds, "steps": args.steps}
+    made |= {"problems": args.problems, "samples": args.samples, "parameters": parameters(args.model)}
     with tempfile.TemporaryDirectory() as folder:
         for seed in args.seeds:
-            stages = one_seed(args.model, Path(folder) / str(seed), seed)
+            stages = one_seed(args.model, Path(folder) / str(seed), seed, args.steps)
             logs.append(stages.pop("rl_log"))
             for name, (model, seconds) in stages.items():
                 measured.setdefault(name, []).append(measure(model, args))
@@ -87,32 +75,41 @@ def write(parts: list[dict[str, Any]]) -> None:
                 measured[name] = rows  # the same model every time
             else:
                 measured.setdefault(name, []).extend(rows)
-        for name, seconds in part["cpu_seconds"].items():
+        for name, seconds in part["seconds"].items():
             spent.setdefault(name, []).extend(seconds)
     table = {name: {ability: pooled(rows, ability) for ability in TASKS} for name, rows in measured.items()}
     show(table)
     settings = {
-        "parameters": 5261568,
+        **{name: parts[0][name] for name in ("parameters", "problems", "samples", "steps")},
         "tasks": {name: list(task) for name, task in TASKS.items()},
-        "demonstrations": DEMONSTRATIONS,
-        "shares": SHARES,
-        "sft": SFT,
-        "rl": RL,
+        **sections(sft_steps=SFT_STEPS, rl_steps=parts[0]["steps"]),
         "seeds": [seed for part in parts for seed in part["seeds"]],
-        "problems": parts[0]["problems"],
-        "samples": parts[0]["samples"],
-        "threads": 1,
+        "threads": torch.get_num_threads(),
     }
     logs = [log for part in parts for log in part["rl"]]
-    common.save("tune-demo", settings, {"table": table, "cpu_seconds": spent, "rl": logs})
+    common.save("tune-demo", settings, {"table": table, "seconds": spent, "rl": logs})
 
 
-def one_seed(base: Path, folder: Path, seed: int) -> dict[str, Any]:
-    """Model directory and CPU seconds of each stage, and how reinforcement went."""
-    tuned, sft_seconds, _ = stage("sft", base, folder / "sft", sft_recipe(seed))
-    reinforced, rl_seconds, events = stage("rl", tuned, folder / "rl", rl_recipe(seed))
-    steps = max(1, round(SFT["train"]["steps"] * rl_seconds / sft_seconds))
-    control, control_seconds, _ = stage("sft", tuned, folder / "control", sft_recipe(seed, steps=steps))
+def parameters(model: Path) -> int:
+    """How many the model has."""
+    from puna.model.store import load_config
+
+    return load_config(model).num_parameters()
+
+
+def one_seed(base: Path, folder: Path, seed: int, steps: int) -> dict[str, Any]:
+    """Model directory and seconds of each stage, and how reinforcement went."""
+    recipes = sections(sft_steps=SFT_STEPS, rl_steps=steps)
+    recipes["rl"]["log"]["every"] = 1
+
+    def run(stage: str, model: Path, name: str, **train: int) -> tuple[Path, float, list[dict[str, Any]]]:
+        recipe = recipes[stage]
+        return run_stage(stage, model, folder / name, {**recipe, "train": {**recipe["train"], "seed": seed, **train}})
+
+    tuned, sft_seconds, _ = run("sft", base, "sft")
+    reinforced, rl_seconds, events = run("rl", tuned, "rl")
+    control_steps = max(1, round(SFT_STEPS * rl_seconds / sft_seconds))
+    control, control_seconds, _ = run("sft", tuned, "control", steps=control_steps)
     log = [
         {"step": event["step"], **{key: event["metrics"].get(key) for key in LOGGED}}
         for event in events
@@ -146,35 +143,23 @@ LOGGED = (
 )
 
 
-def sft_recipe(seed: int, steps: int = 0) -> dict[str, Any]:
-    """Fine-tuning on the few demonstrations that there are, the same ones for the control."""
-    tasks = [
-        {"name": name, "levels": [level], "count": DEMONSTRATIONS[ability], "share": DEMONSTRATIONS[ability]}
-        for ability, (name, level) in TASKS.items()
-    ]
-    train = {**SFT["train"], "seed": seed, **({"steps": steps} if steps else {})}
-    return {**SFT, "train": train, "data": {"tasks": tasks}}
-
-
-def rl_recipe(seed: int) -> dict[str, Any]:
-    """Reinforcement on the same tasks, problems without end."""
-    tasks = [{"name": name, "levels": [level], "share": SHARES[ability]} for ability, (name, level) in TASKS.items()]
-    return {**RL, "train": {**RL["train"], "seed": seed}, "tasks": tasks}
-
-
-def stage(name: str, model: Path, run_dir: Path, values: Mapping[str, Any]) -> tuple[Path, float, list[dict[str, Any]]]:
-    """Run a stage; its model directory, its CPU seconds and its events."""
+def run_stage(
+    name: str, model: Path, run_dir: Path, values: Mapping[str, Any]
+) -> tuple[Path, float, list[dict[str, Any]]]:
+    """Run a stage; its model directory, its seconds and its events."""
     from puna.tune.stages import check_stage, runner
 
     events: list[dict[str, Any]] = []
     recipe = check_stage({"stage": name, "model": str(model), **values}, "the benchmark's recipe")
     machine = _machine()
-    begin = time.process_time()
+    if os.getloadavg()[0] > LOAD + torch.get_num_threads():
+        print("other programs are running: the control may get too much or too little", file=sys.stderr)
+    begin = time.perf_counter()
     last = runner(name)(recipe, run_dir, observers=[events.append], machine=machine)
     if last["kind"] != "end":
         sys.exit(f"{name} was stopped.")
-    seconds = time.process_time() - begin
-    print(f"{run_dir.name}: {seconds:.0f} s of CPU, {last['seconds']:.0f} s", file=sys.stderr, flush=True)
+    seconds = time.perf_counter() - begin
+    print(f"{run_dir.name}: {last['step']} steps in {seconds:.0f} s", file=sys.stderr, flush=True)
     return run_dir / "model", seconds, events
 
 
@@ -197,7 +182,7 @@ def measure(model: Path, args: argparse.Namespace) -> dict[str, Any]:
     found = {}
     for ability, (name, level) in TASKS.items():
         problems = heldout_problems(name, level, args.problems)
-        ask = partial(answer, engine, problems, max_tokens=RL["rollout"]["max_tokens"])
+        ask = partial(answer, engine, problems, max_tokens=MAX_TOKENS)
         greedy = ask(samples=1)
         drawn = ask(samples=args.samples, temperature=1.0)
         groups = [drawn[at : at + args.samples] for at in range(0, len(drawn), args.samples)]

@@ -52,7 +52,7 @@ GOLDEN: dict[str, str] = json.loads("""
   "rewriting.string-4": "0ac895709ea159a1",
   "rewriting.string-5": "109f11c4f66533e5",
   "rewriting.string-6": "21fd9857132c3a1c",
-  "rewriting.list-1": "abf64b9e649dde00",
+  "rewriting.list-1": "3a7575fd389bfc16",
   "rewriting.list-2": "afd78cf7684caec8",
   "rewriting.list-3": "3511304f3077858a",
   "rewriting.list-4": "5fdb137fb6d98e19",

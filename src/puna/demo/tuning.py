@@ -3,10 +3,11 @@
     measure -> SFT on a few demonstrations -> measure -> RL against the verifiers    -> measure
                                                      \\-> as long a time of more SFT -> measure
 
-Demonstrations are few and repeated; checking an answer costs nothing, so reinforcement has new problems without end.
-Which of the two is worth more in so short a time is what the control is for, and the table shows it whoever wins: in
-the one run measured so far it was more SFT (docs/log.md, 2026-11-25). All are measured on the same problems, which no
-stage was trained on.
+Demonstrations are few, and more steps on them soon teach nothing new; checking an answer costs nothing, so
+reinforcement has new problems without end. Which of the two is worth more in so short a time is what the control is
+for, and the table shows it whoever wins. All are measured on the same problems, which no stage was trained on.
+
+bench/tune_demo.py measures these settings with three seeds; docs/log.md tells how they were found.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,31 +31,36 @@ class Ability:
     task: str
     level: int
     demonstrations: int
+    often: float = 1.0
+    """How often SFT shows each of them, beside those of the other abilities."""
     share: float = 1.0
     """Of reinforcement's problems."""
 
 
 ABILITIES = (
-    Ability("Code", "code.synthesis", 2, demonstrations=30, share=2.0),
-    Ability("Reasoning", "rewriting.list", 1, demonstrations=100, share=2.0),
-    Ability("Planning", "planning.grid", 1, demonstrations=150),
+    Ability("Code", "code.synthesis", 2, demonstrations=20, often=2.0),
+    Ability("Reasoning", "rewriting.list", 1, demonstrations=60, share=1.5),
+    Ability("Planning", "planning.grid", 1, demonstrations=60, share=1.5),
 )
 # Where nothing may run programs: what a program prints, which is checked without running anything.
-TRACING = Ability("Code", "code.tracing", 1, demonstrations=150)
+TRACING = Ability("Code", "code.tracing", 1, demonstrations=100)
 STAGES = {
     "before": "before",
     "1-sft": "after SFT",
     "1-rl": "after RL",
     "1-rl-control": "control: more SFT",
 }
-SHARES = (0.28, 0.28)
-"""Of the time: SFT, until more of it teaches little, and RL; the control has RL's, the rest is measuring."""
+SFT_STEPS = 32
+"""Enough to know the demonstrations by heart. After many more the model is so sure of itself that its answers to one
+problem are all alike, and reinforcement has nothing to choose from."""
+SFT_SHARE, MEASURE_SHARE = 0.2, 0.16
+"""Of the time: SFT at most, and measuring. RL and its control halve the rest."""
 PROBLEMS, SAMPLES, MAX_TOKENS = 120, 4, 36
-SEQ_LEN, SFT_BATCH, RL_BATCH, ANSWERS = 256, 6, 16, 8
-_TABLE_RATES = ("lr", "embedding_lr", "head_lr")
+SFT_BATCH, RL_BATCH, ANSWERS = 6, 16, 8
+SFT_LEN, RL_LEN = 256, 384
 RL_TOKENS = 220
 """Tokens that the trainer computes for a problem with its answers; the generator computes about as many."""
-RL_COST = 1.5
+RL_COST = 1.0
 """Time of a step of reinforcement, as a multiple of what training on its tokens alone would take."""
 
 
@@ -76,7 +82,21 @@ def tune_demo(
     from puna.tune.way.run import run
 
     chosen = _possible(ABILITIES)
-    tree = recipe_tree(model, chosen, step_seconds=_step_seconds(model, machine), seconds=seconds)
+    sft_steps, rl_steps = _steps(seconds, _step_seconds(model, machine))
+    problems = max(12, min(PROBLEMS, int(seconds / 2)))
+    tree = {
+        "stage": "all",
+        "name": "demo-tune",
+        "model": str(model),
+        "average": False,
+        "measure": {
+            "tasks": [{"name": one.task, "levels": [one.level]} for one in chosen],
+            "problems": problems,
+            "samples": SAMPLES,
+            "max_tokens": MAX_TOKENS,
+        },
+        **sections(chosen, sft_steps=sft_steps, rl_steps=rl_steps),
+    }
     event = run(check(AllRecipe, tree, "the demo's tuning"), run_dir, observers=observers, machine=machine)
     if event["kind"] != "end":
         raise PunaError(event["detail"][0].upper() + event["detail"][1:] + ".")
@@ -89,44 +109,40 @@ def tune_demo(
     return rows
 
 
-def recipe_tree(model: Path, abilities: Sequence[Ability], *, step_seconds: float, seconds: float) -> dict[str, Any]:
-    """The recipe of all stages for about so many seconds. step_seconds: of one step of SFT."""
-    sft_steps = max(8, int(SHARES[0] * seconds / step_seconds))
-    rl_step = RL_COST * step_seconds * RL_BATCH * RL_TOKENS / (SFT_BATCH * SEQ_LEN)
+def sections(abilities: Sequence[Ability] = ABILITIES, *, sft_steps: int, rl_steps: int) -> dict[str, dict[str, Any]]:
+    """The recipes of both stages, "sft" and "rl", less the model that they start from."""
     tasks = [{"name": one.task, "levels": [one.level]} for one in abilities]
-    counts = [{"count": one.demonstrations, "share": one.demonstrations} for one in abilities]
+    shown = [{"count": one.demonstrations, "share": one.often * one.demonstrations} for one in abilities]
     return {
-        "stage": "all",
-        "name": "demo-tune",
-        "model": str(model),
-        "average": False,
-        "measure": {
-            "tasks": tasks,
-            "problems": max(12, min(PROBLEMS, int(seconds / 2))),
-            "samples": SAMPLES,
-            "max_tokens": MAX_TOKENS,
-        },
         "sft": {
-            "train": {"steps": sft_steps, "batch": SFT_BATCH, "seq_len": SEQ_LEN},
-            "optimizer": {"kind": "muon", "matrix_lr": 0.01, **dict.fromkeys(_TABLE_RATES, 1e-3)},
-            "data": {"tasks": [task | count for task, count in zip(tasks, counts, strict=True)]},
+            "train": {"steps": sft_steps, "batch": SFT_BATCH, "seq_len": SFT_LEN},
+            "optimizer": _muon(matrices=0.01, tables=1e-3),
+            "data": {"tasks": [task | count for task, count in zip(tasks, shown, strict=True)]},
         },
         "rl": {
             "tasks": [{**task, "share": one.share} for task, one in zip(tasks, abilities, strict=True)],
-            "train": {
-                "steps": max(4, int(SHARES[1] * seconds / rl_step)),
-                "batch": RL_BATCH,
-                "seq_len": SEQ_LEN,
-                "final": "last",
-            },
-            "optimizer": {"lr": 2e-4},
-            "schedule": {"warmup": 0.1},
+            "train": {"steps": rl_steps, "batch": RL_BATCH, "seq_len": RL_LEN, "final": "last"},
+            "optimizer": _muon(matrices=2e-3, tables=3e-4),
+            "schedule": {"warmup": 0.1, "decay": 0.3},
             "rollout": {"samples": ANSWERS, "max_tokens": MAX_TOKENS},
+            # A demo too short to learn much still shows all its stages.
+            "curriculum": {"refill": 1, "min_pass": 0.0},
             "measure": {"problems": 1, "samples": 1},  # the stages are measured apart
-            "curriculum": {"min_pass": 0.0},  # a demo too short to learn much still shows all its stages
             "log": {"every": 2, "eval_every": 0},
         },
     }
+
+
+def _muon(*, matrices: float, tables: float) -> dict[str, Any]:
+    return {"kind": "muon", "matrix_lr": matrices, "lr": tables, "embedding_lr": tables, "head_lr": tables}
+
+
+def _steps(seconds: float, sft_step: float) -> tuple[int, int]:
+    """Steps of SFT and RL for about so many seconds. sft_step: seconds of one step of SFT."""
+    sft = max(8, min(SFT_STEPS, int(SFT_SHARE * seconds / sft_step)))
+    rl_step = RL_COST * sft_step * RL_BATCH * RL_TOKENS / (SFT_BATCH * SFT_LEN)
+    left = (1 - MEASURE_SHARE) * seconds - sft * sft_step
+    return sft, max(4, int(left / 2 / rl_step))
 
 
 def _step_seconds(model: Path, machine: "Machine") -> float:
@@ -135,7 +151,7 @@ def _step_seconds(model: Path, machine: "Machine") -> float:
     from puna.train.speed import expected_step
     from puna.tune.sft_recipe import SFTRecipe
 
-    tree = recipe_tree(model, ABILITIES, step_seconds=1.0, seconds=1.0)["sft"] | {"stage": "sft", "model": str(model)}
+    tree = sections(sft_steps=1, rl_steps=1)["sft"] | {"stage": "sft", "model": str(model)}
     recipe = check(SFTRecipe, tree, "the demo's SFT")
     step = expected_step(recipe.as_training(load_config(model)), machine, 1)
     assert step is not None

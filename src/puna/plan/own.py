@@ -136,7 +136,8 @@ def update_seconds(
         assert found.launch_seconds
         seconds += launches * found.launch_seconds
         rate = found.muon_tflops
-        assert found.products and found.products_fp32
+        assert found.products
+        assert found.products_fp32
         through_gram = found.products.tflops <= found.products_fp32.tflops  # else Muon multiplies in bf16
     else:
         through_gram = False

@@ -15,7 +15,7 @@ _STRINGS = ((3, 6, 1), (5, 8, 1), (6, 8, 2), (8, 12, 2), (10, 16, 3), (16, 26, 4
 # (length, largest number, operations)
 _LISTS = ((3, 9, 1), (5, 9, 1), (5, 20, 2), (7, 50, 2), (8, 99, 3), (12, 999, 4))
 _SIMPLE_STRINGS = ("reverse", "double", "sort", "first", "left")
-_SIMPLE_LISTS = ("reverse", "sort", "left", "even", "plus")
+_SIMPLE_LISTS = ("reverse", "sort", "left", "even")  # nothing to compute
 
 
 def _rotate(things: list, count: int) -> list:
@@ -75,7 +75,7 @@ def string(draw: Draw, level: int) -> tuple[str, Data]:
 def lists(draw: Draw, level: int) -> tuple[str, Data]:
     """A list of the level's length and as many operations as the level has, which change it."""
     length, largest, count = _LISTS[level - 1]
-    names = _SIMPLE_LISTS if level <= 2 else tuple(_ON_LISTS)
+    names = tuple(_ON_LISTS) if level > 2 else (*_SIMPLE_LISTS, "plus") if level == 2 else _SIMPLE_LISTS
     while True:
         items = [draw.randint(0, largest) for _ in range(length)]
         steps, result = [], items

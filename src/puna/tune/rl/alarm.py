@@ -2,8 +2,8 @@
 
 Collapse is quick (a rate five times too high ended a small model within 15 seconds, docs/log.md) and looks the same
 everywhere: entropy runs to nothing or to everything, answers stop ending or grow without end, the policy leaves the one
-that wrote the answers, the reward falls. Bounds are relative to the first set of answers, so they need no tuning. Rewards
-of few problems move by themselves: a fall counts when it is beyond two standard errors on both sides.
+that wrote the answers, the reward falls. Bounds are relative to the first set of answers, so they need no tuning. A
+reward of few problems moves by itself: a fall counts when it is beyond two standard errors on both sides.
 Everything is a function of the measures in their order, and the state is plain JSON.
 """
 
