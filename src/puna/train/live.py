@@ -118,7 +118,7 @@ class LiveView:
                 bits += f" · {_number(self._eval['bits_per_byte'], '.3f')} held-out at step {self._eval['step']:,}"
             shown.append(f"  {'bits/byte':<12}{bits}")
         else:
-            shown.append(f"  {'training':<12}{measures(train)}")
+            shown.append(f"  {'training':<12}{measures(train, start.get('shown'))}")
             shown += [f"  {'held-out':<12}{measures(self._eval)} at step {self._eval['step']:,}"] if self._eval else []
         speed = f"{train['tokens_per_second']:,.0f} tokens/s"
         if train["mfu"]:
@@ -139,19 +139,22 @@ class LiveView:
 _LABELS = ("loss", "bits/byte", "training", "held-out", "speed", "memory", "sample")
 
 
-def measures(event: Event) -> str:
-    """The measures of a stage of tuning, of its steps or held-out, by their own names."""
-    return "  ".join(f"{name} {_number(value, '.4g')}" for name, value in event.get("metrics", {}).items())
+def measures(event: Event, shown: Sequence[str] | None = None) -> str:
+    """The measures of a stage of tuning, of its steps or held-out, by their own names. shown: no others."""
+    found = event.get("metrics", {})
+    names = [name for name in shown if name in found] if shown else found
+    return "  ".join(f"{name} {_number(found[name], '.4g')}" for name in names)
 
 
 def expectation(event: Event) -> str:
     """What is about to run and what it should take, from the start event."""
     device = f"{event['world_size']} processes on {event['device']}" if event["world_size"] > 1 else event["device"]
     precision = event["precision"] + (", compiled" if event["compiled"] else "")
-    tokens = event["total_steps"] * event["tokens_per_step"]
+    each = event["tokens_per_step"]
+    tokens = f", {format_count(event['total_steps'] * each)} tokens" if each else ""
     lines = [
         f"{format_count(event['parameters'])} parameters, {precision}, {device}",
-        f"{event['total_steps']:,} steps, {format_count(tokens)} tokens. Expected: {_expected(event)}",
+        f"{event['total_steps']:,} steps{tokens}. Expected: {_expected(event)}",
     ]
     if event["resumed_from"] is not None:
         lines.append(f"Going on from step {event['resumed_from']:,}.")
@@ -184,10 +187,11 @@ def plain_line(event: Event, start: Event) -> str:
         return f"sample at step {event['step']:,}: " + "\n".join(_printable(line) for line in lines)
     total = start["total_steps"]
     left = (total - event["step"]) * event["step_seconds"]
+    told = measures(event, start.get("shown"))
     parts = [
         f"step {event['step']:>{len(str(total))}}/{total}",
         f"loss {_number(event['loss'], '.4f')}",
-        f"{_number(event['bits_per_byte'], '.3f')} bits/byte" if "bits_per_byte" in event else measures(event),
+        f"{_number(event['bits_per_byte'], '.3f')} bits/byte" if "bits_per_byte" in event else told,
         f"norm {_number(event['grad_norm'], '.3g')}",
         f"{format_count(event['tokens_per_second'])} tokens/s",
     ]

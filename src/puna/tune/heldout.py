@@ -16,7 +16,7 @@ def measure_stage(stage: Stage, config: MeasureConfig) -> dict[str, float]:
 
     Empty where the recipe asks for nothing. Every process must call it; the first one measures.
     """
-    if not config.tasks:
+    if not config.asked:
         return {}
     engine = _engine(stage, config) if stage.world.first or stage.sharded else None
 

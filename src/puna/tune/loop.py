@@ -112,7 +112,8 @@ class Stage:
         training = recipe.as_training(self.config)
         self.memory = predict_memory(training, device_type=device.type, world_size=world.size)
         check_fits(training, self.memory, self.machine)
-        self.expected = expected_step(training, self.machine, world.size)
+        known = recipe.knows_its_rows  # else nobody can say what a step takes
+        self.expected = expected_step(training, self.machine, world.size) if known else None
         rows, count = parallel.check_batch(recipe.train.batch, recipe.train.micro_batch, layout.data_parallel)
         self.share = Share(world.rank * rows * count, rows, count)
         self.sharded = layout.dp_shard > 1
@@ -406,7 +407,8 @@ class Stage:
             "compiled": train.compile == "on",
             "parameters": self.config.num_parameters(),
             "trained_parameters": sum(parameter.numel() for parameter in trainable(self.model).values()),
-            "tokens_per_step": self.tokens_per_step,
+            "tokens_per_step": self.tokens_per_step if self.recipe.knows_its_rows else None,
+            "shown": list(getattr(self.objective, "SHOWN", ())),
             "total_steps": self.total,
             "predicted": {
                 "memory_bytes": self.memory.total,

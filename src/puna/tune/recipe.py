@@ -8,7 +8,7 @@ when a recipe asks for them.
 import importlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -106,7 +106,7 @@ class MeasureConfig(Config):
     """Held-out problems that the stage is measured on."""
 
     tasks: tuple[TaskLevels, ...] = Field((), description="tasks and levels; none: the stage is not measured on tasks")
-    problems: int = Field(50, gt=0, description="problems of each task and level")
+    problems: int = Field(50, ge=0, description="problems of each task and level; 0: nothing is measured")
     samples: int = Field(4, ge=0, description="samples for each problem, besides the greedy answer")
     max_tokens: int = Field(128, gt=0, description="tokens of an answer, at most")
     instruct: bool = Field(False, description="give the task's instruction as the system message")
@@ -114,7 +114,7 @@ class MeasureConfig(Config):
     @property
     def asked(self) -> list[tuple[str, int]]:
         """(task, level) of everything that is measured."""
-        return [(entry.name, level) for entry in self.tasks for level in entry.levels]
+        return [(entry.name, level) for entry in self.tasks for level in entry.levels] if self.problems else []
 
 
 class StageBase(Config):
@@ -139,6 +139,9 @@ class StageBase(Config):
 
 class StageRecipe(StageBase):
     """What every stage that moves weights is told."""
+
+    knows_its_rows: ClassVar[bool] = True
+    """Whether a step's rows are as long as the recipe says; no, where the model writes them."""
 
     train: StageTrainConfig = Field(default_factory=StageTrainConfig, description="length, batch, precision")
     lora: LoRAConfig = Field(default_factory=LoRAConfig, description="adapters instead of all weights")

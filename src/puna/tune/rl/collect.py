@@ -177,7 +177,9 @@ class Collector:
         return measured
 
     def evaluate(self) -> dict[str, float]:
-        """Held-out accuracy, greedy and sampled; the score is the mean of both over tasks and levels."""
+        """Held-out accuracy, greedy and sampled; the score is the mean of both over tasks and levels. See `measure`."""
+        if not self.recipe.measure.problems:
+            return {}
         measures: dict[str, float] = {}
         scores = []
         for one in self.measure():

@@ -45,6 +45,9 @@ def run(recipe: RLRecipe, run_dir: Path, *, resume: bool = False, **options: Any
 class RL:
     """The objective; see `tune.loop.Objective`. check: how answers are scored, by their task's verdict if None."""
 
+    SHOWN = ("reward", "pass", "teaching", "entropy", "length", "logprob_gap", "visible", "hidden")
+    """Measures that a person watching sees; metrics.jsonl has all."""
+
     def __init__(self, stage: Stage, recipe: RLRecipe, check: Check | None = None) -> None:
         self.stage, self.recipe = stage, recipe
         self.collector = Collector(stage, recipe, check)

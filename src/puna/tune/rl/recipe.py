@@ -1,6 +1,6 @@
 """Recipes of the stages that learn from the model's own answers: reinforcement and on-policy distillation. No torch."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -117,6 +117,8 @@ class OnPolicyLogConfig(StageLogConfig):
 
 class OnPolicyRecipe(StageRecipe):
     """What reinforcement and distillation share: tasks, and answers that the model writes itself."""
+
+    knows_its_rows: ClassVar[bool] = False
 
     tasks: tuple[TaskShare, ...] = Field(min_length=1, description="where problems come from")
     rollout: RolloutConfig = Field(default_factory=RolloutConfig, description="how answers are made")
