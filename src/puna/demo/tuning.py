@@ -129,6 +129,7 @@ def sections(abilities: Sequence[Ability] = ABILITIES, *, sft_steps: int, rl_ste
             "curriculum": {"refill": 1, "min_pass": 0.0},
             "measure": {"problems": 0},  # the stages are measured apart
             "log": {"every": 2, "eval_every": 0},
+            "checkpoint": {"every": 40},  # where to go back to if it collapses
         },
     }
 

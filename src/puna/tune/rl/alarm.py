@@ -13,7 +13,7 @@ from typing import Any
 
 from puna.tune.rl.recipe import AlarmConfig
 
-_MOVING = 0.7  # how much of a set counts in the moving reward when the next one is there
+_MOVING = 0.7  # how much of a set counts in moving measures when the next one is there
 _ERRORS = 2.0  # standard errors on both sides of a fall
 _ENDED_FLOOR = 0.2  # a model that hardly ever ended cannot stop ending
 
@@ -25,6 +25,8 @@ class Alarm:
         self.config = config
         self.first: dict[str, float] = {}
         """Measures of the first set: entropy, ended, length."""
+        self.entropy: float | None = None
+        """The moving entropy: that of one set depends on which problems are in it."""
         self.sums = [0.0, 0.0, 0.0]
         """Of the moving reward: weights, weighted rewards, squared weights times squared standard errors."""
         self.reached = 0.0
@@ -53,10 +55,12 @@ class Alarm:
     def update(self, *, entropy: float, kl: float) -> str:
         """Judge the updates on a set: mean entropy of a token, and divergence from who wrote the answers, in nats."""
         first = self.first.setdefault("entropy", entropy)
-        if not entropy >= self.config.entropy_low * first:  # NaN too
-            return self._alarm(f"The entropy of a token fell to {entropy:.3g} nats; it was {first:.3g}.")
-        if entropy > self.config.entropy_high * first:
-            return self._alarm(f"The entropy of a token rose to {entropy:.3g} nats; it was {first:.3g}.")
+        moving = entropy if self.entropy is None else _MOVING * self.entropy + (1 - _MOVING) * entropy
+        self.entropy = moving
+        if not moving >= self.config.entropy_low * first:  # NaN too
+            return self._alarm(f"The moving entropy of a token fell to {moving:.3g} nats; it was {first:.3g}.")
+        if moving > self.config.entropy_high * first:
+            return self._alarm(f"The moving entropy of a token rose to {moving:.3g} nats; it was {first:.3g}.")
         if kl > self.config.kl:
             return self._alarm(f"The policy is {kl:.3g} nats a token away from the one that wrote the answers.")
         return ""
@@ -68,15 +72,21 @@ class Alarm:
         return self.sums[1] / self.sums[0], _ERRORS * math.sqrt(self.sums[2]) / self.sums[0]
 
     def _alarm(self, reason: str) -> str:
-        """After going back the reward starts anew."""
-        self.sums = [0.0, 0.0, 0.0]
+        """After going back all that moves starts anew."""
+        self.sums, self.entropy = [0.0, 0.0, 0.0], None
         return reason
 
     def state(self) -> dict[str, Any]:
         """Plain JSON."""
-        return {"first": dict(self.first), "sums": self.sums, "reached": self.reached, "positions": self.positions}
+        return {
+            "first": dict(self.first),
+            "entropy": self.entropy,
+            "sums": self.sums,
+            "reached": self.reached,
+            "positions": self.positions,
+        }
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take back what `state` gave."""
         self.first, self.sums, self.reached = dict(state["first"]), state["sums"], state["reached"]
-        self.positions = state["positions"]
+        self.positions, self.entropy = state["positions"], state["entropy"]

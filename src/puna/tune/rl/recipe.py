@@ -77,7 +77,7 @@ class CurriculumConfig(Config):
 class AlarmConfig(Config):
     """Signs that the policy collapses; each takes the stage back to its best weights, with lower learning rates."""
 
-    entropy_low: float = Field(0.05, ge=0, description="mean entropy of a token, as a share of the first iteration's")
+    entropy_low: float = Field(0.05, ge=0, description="moving entropy of a token, as a share of the first iteration's")
     entropy_high: float = Field(4.0, gt=0, description="the same, above which the policy dissolves")
     kl: float = Field(0.5, gt=0, description="mean divergence of a token from the policy that wrote it, in nats")
     ended: float = Field(0.5, ge=0, description="share of answers that end by themselves, as a share of the first's")
