@@ -32,11 +32,11 @@ def demo(results: dict[str, Any]) -> str:
         for stage, abilities in table.items():
             found = abilities[ability]
             shares = {key: value for key, value in found.items() if isinstance(value, dict)}
-            seconds = results["cpu_seconds"].get(stage)
+            seconds = results["seconds"].get(stage)
             spent = f"{sum(seconds) / len(seconds):.0f} s" if seconds else ""
             rows.append([ability, stage, *map(_share, shares.values()), spent])
             heads = list(shares)
-    return plan_tables.markdown(["ability", "model", *heads, "CPU time of the stage"], rows)
+    return plan_tables.markdown(["ability", "model", *heads, "time of the stage"], rows)
 
 
 def _spread(value: dict[str, float]) -> str:
