@@ -41,11 +41,11 @@ def logprobs(engine: Engine) -> torch.Tensor:
 @pytest.mark.parametrize(
     ("dtype", "quantize", "bound"),
     [
-        (torch.float32, None, 1e-4),
-        (torch.bfloat16, None, 0.05),
-        (torch.bfloat16, "int8", 0.15),
-        (torch.bfloat16, "int4", 1.0),
-        (torch.float32, "int8", 0.15),
+        (torch.float32, None, 1e-5),
+        (torch.bfloat16, None, 0.018),  # torch's own bfloat16 is 0.009 to 0.014 away
+        (torch.bfloat16, "int8", 0.04),
+        (torch.bfloat16, "int4", 0.3),
+        (torch.float32, "int8", 0.04),
     ],
 )
 def test_a_fused_model_is_the_model(
@@ -53,7 +53,9 @@ def test_a_fused_model_is_the_model(
 ) -> None:
     plain = Engine(random_model(config), None)
     fused = Engine(fuse(random_model(config).to(dtype), quantize), None)
-    assert (logprobs(fused) - logprobs(plain)).abs().max() < bound
+    off = (logprobs(fused) - logprobs(plain)).abs()
+    assert off.mean() < bound
+    assert off.max() < 10 * bound
     if dtype == torch.float32 and quantize is None:
         greedy = SamplingParams(max_tokens=30, temperature=0)
         assert [d.ids for d in fused.generate(PROMPTS, greedy)] == [d.ids for d in plain.generate(PROMPTS, greedy)]

@@ -28,10 +28,11 @@ def _give_gradients(parameters, seed):
         parameter.grad = torch.randn(parameter.shape, generator=generator)
 
 
+@pytest.mark.parametrize("bf16", [False, True])
 @pytest.mark.parametrize("shape", [(3, 32, 32), (2, 64, 16), (2, 16, 64), (1, 48, 130)])
-def test_orthogonalized_matrices_keep_singular_vectors_and_have_singular_values_near_one(shape):
+def test_orthogonalized_matrices_keep_singular_vectors_and_have_singular_values_near_one(shape, bf16):
     matrices = torch.randn(shape, generator=torch.Generator().manual_seed(1))
-    done = orthogonalize(matrices, 5)
+    done = orthogonalize(matrices, 5, bf16=bf16)
     values = torch.linalg.svdvals(done)
     assert values.min() > 0.6
     assert values.max() < 1.4

@@ -135,10 +135,11 @@ def update_seconds(
         found = _of_cpu(question, calibration)
         assert found.launch_seconds
         seconds += launches * found.launch_seconds
-        rate = found.muon_tflops
         assert found.products
         assert found.products_fp32
-        through_gram = found.products.tflops <= found.products_fp32.tflops  # else Muon multiplies in bf16
+        fast = found.products.tflops > found.products_fp32.tflops  # Muon multiplies in bf16, but in runs in fp32
+        through_gram = not fast or question.precision == "fp32"
+        rate = CPU_MUON * found.products_fp32.tflops if fast and through_gram else found.muon_tflops
     else:
         through_gram = False
         rate = calibration.muon_tflops if calibration else None

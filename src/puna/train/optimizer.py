@@ -33,15 +33,15 @@ _POLAR_EXPRESS = (
 )
 
 
-def orthogonalize(matrices: Tensor, steps: int) -> Tensor:
+def orthogonalize(matrices: Tensor, steps: int, *, bf16: bool = False) -> Tensor:
     """The nearest semi-orthogonal matrix of each: U Vᵀ of the singular value decomposition, approximately.
 
     matrices: (stack, rows, columns). Returns the same shape in float32. All singular values of a result lie within
-    about 0.3 of 1 after 5 steps. bf16 products on CUDA (as in the source) and on CPUs with instructions for them, fp32
-    elsewhere; in fp32 long matrices are iterated on through their small Gram matrix, a third fewer operations at 1:2.7,
-    which bf16 is too coarse for.
+    about 0.3 of 1 after 5 steps. bf16 products on CUDA (as in the source) and with `bf16`, else fp32; in fp32 long
+    matrices are iterated on through their small Gram matrix, a third fewer operations at 1:2.7, which bf16 is too
+    coarse for.
     """
-    x = matrices.bfloat16() if matrices.is_cuda or multiplies_bfloat16() else matrices.float()
+    x = matrices.bfloat16() if matrices.is_cuda or bf16 else matrices.float()
     tall = x.shape[1] > x.shape[2]
     if tall:
         x = x.mT
@@ -75,13 +75,20 @@ class Optimizer:
     """The update rule of a run: `step` moves the weights, `state_dict` is what a checkpoint keeps.
 
     parameters: (name, parameter) as the network names them; DTensors under FSDP2. mesh: the data-parallel mesh whose
-    ranks share Muon's work (its last dimension is the sharded one), or None for one process.
+    ranks share Muon's work (its last dimension is the sharded one), or None for one process. bf16: whether the run
+    multiplies in bf16; then Muon does too, on CPUs with instructions for it.
     """
 
     def __init__(
-        self, parameters: Iterable[tuple[str, nn.Parameter]], config: OptimizerConfig, mesh: DeviceMesh | None = None
+        self,
+        parameters: Iterable[tuple[str, nn.Parameter]],
+        config: OptimizerConfig,
+        mesh: DeviceMesh | None = None,
+        *,
+        bf16: bool = False,
     ) -> None:
         self.config, self.mesh = config, mesh
+        self.bf16 = bf16 and multiplies_bfloat16()
         self.state: dict[str, dict[str, Tensor]] = {}
         stacks: dict[tuple[int, ...], list[tuple[str, nn.Parameter]]] = defaultdict(list)
         rest: dict[tuple[float, float], list[tuple[str, nn.Parameter]]] = defaultdict(list)
@@ -156,7 +163,7 @@ class Optimizer:
     def _orthogonalize_shared(self, stack: Tensor, like: nn.Parameter) -> Tensor:
         """Orthogonalise (matrices, local rows, columns), each process its share of the matrices."""
         if self.mesh is None:
-            return orthogonalize(stack, self.config.newton_schulz_steps)
+            return orthogonalize(stack, self.config.newton_schulz_steps, bf16=self.bf16)
         shape = torch.Size((len(stack), *like.shape))
         if isinstance(like, DTensor):
             mesh, placed = like.device_mesh, [Shard(p.dim + 1) if isinstance(p, Shard) else p for p in like.placements]
@@ -165,7 +172,7 @@ class Optimizer:
         owned = [*placed[:-1], Shard(0)]
         whole = DTensor.from_local(stack, mesh, placed, shape=shape, stride=_strides(shape))
         mine = whole.redistribute(mesh, owned)
-        done = orthogonalize(mine.to_local(), self.config.newton_schulz_steps)
+        done = orthogonalize(mine.to_local(), self.config.newton_schulz_steps, bf16=self.bf16)
         back = DTensor.from_local(done, mesh, owned, shape=shape, stride=_strides(shape))
         return back.redistribute(mesh, placed).to_local()
 

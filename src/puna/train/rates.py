@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch.nn.functional import ScalingType, scaled_dot_product_attention, scaled_mm, silu
 
+from puna.model.features import multiplies_bfloat16
 from puna.plan.cost import BACKWARD_FLASH
 from puna.plan.machine import Products
 from puna.train.fp8 import has_fp8, quantize
@@ -147,9 +148,9 @@ def attention_flops(seq_len: int, head_dim: int, device: str, *, backward: bool)
 
 
 def muon(size: int, device: str) -> Operation:
-    """Muon's orthogonalisation of MUON_STACK square matrices: `muon_flops`."""
+    """Muon's orthogonalisation of MUON_STACK square matrices, as in a run that is not in fp32: `muon_flops`."""
     matrices = torch.randn(MUON_STACK, size, size, device=device)
-    return lambda: orthogonalize(matrices, MUON_ITERATIONS)
+    return lambda: orthogonalize(matrices, MUON_ITERATIONS, bf16=multiplies_bfloat16())
 
 
 def muon_flops(size: int) -> float:

@@ -136,7 +136,8 @@ class Trainer:
         with self.clock.part("setup"):
             fill_weights(self.model, recipe, self.corpus, device)
         self.network = self.model if self.sharded else parallel.replicate(self.model, mesh)
-        self.optimizer = Optimizer(self.model.named_parameters(), recipe.optimizer, mesh if world.size > 1 else None)
+        shared = mesh if world.size > 1 else None
+        self.optimizer = Optimizer(self.model.named_parameters(), recipe.optimizer, shared, bf16=precision != "fp32")
         self.guard = Guard(recipe.guard, device)
         self.checkpoints = Checkpointer(run_dir, recipe.checkpoint, self._fingerprint())
         self.step, self.data_step, self.rollbacks = 0, 0, 0

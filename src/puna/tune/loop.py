@@ -122,7 +122,8 @@ class Stage:
         with self.clock.part("setup"):
             self._build(layout, mesh, precision, compiled)
         parameters = trainable(self.model)
-        self.optimizer = Optimizer(parameters.items(), recipe.optimizer, mesh if world.size > 1 else None)
+        shared = mesh if world.size > 1 else None
+        self.optimizer = Optimizer(parameters.items(), recipe.optimizer, shared, bf16=precision != "fp32")
         self.guard = Guard(recipe.guard, device)
         self.checkpoints = Checkpointer(run_dir, recipe.checkpoint, self._fingerprint())
         self.step, self.data_step, self.rollbacks, self.tokens = 0, 0, 0, 0.0
