@@ -14,7 +14,6 @@ to do. A seed draws its own demonstrations. Problems are held out by constructio
 
 import argparse
 import json
-import os
 import shutil
 import sys
 import tempfile
@@ -30,7 +29,7 @@ from puna.core.statistics import clustered, wilson
 from puna.demo.tuning import ABILITIES, MAX_TOKENS, SFT_STEPS, sections
 
 TASKS = {one.name.lower(): (one.task, one.level) for one in ABILITIES}
-LOAD = 0.3  # of other programs, above which times mean little
+LOGGED_EVERY = 10  # steps of reinforcement
 
 
 def main() -> None:
@@ -100,7 +99,7 @@ def parameters(model: Path) -> int:
 def one_seed(base: Path, folder: Path, seed: int, steps: int) -> dict[str, Any]:
     """Model directory and seconds of each stage, and how reinforcement went."""
     recipes = sections(sft_steps=SFT_STEPS, rl_steps=steps)
-    recipes["rl"]["log"]["every"] = 1
+    recipes["rl"]["log"]["every"] = LOGGED_EVERY
 
     def run(stage: str, model: Path, name: str, **train: int) -> tuple[Path, float, list[dict[str, Any]]]:
         recipe = recipes[stage]
@@ -152,8 +151,6 @@ def run_stage(
     events: list[dict[str, Any]] = []
     recipe = check_stage({"stage": name, "model": str(model), **values}, "the benchmark's recipe")
     machine = _machine()
-    if os.getloadavg()[0] > LOAD + torch.get_num_threads():
-        print("other programs are running: the control may get too much or too little", file=sys.stderr)
     begin = time.perf_counter()
     last = runner(name)(recipe, run_dir, observers=[events.append], machine=machine)
     if last["kind"] != "end":

@@ -39,23 +39,23 @@ def logprobs(engine: Engine) -> torch.Tensor:
 
 @pytest.mark.parametrize("config", [CONFIG, TIED], ids=["untied", "tied"])
 @pytest.mark.parametrize(
-    ("dtype", "quantize", "bound"),
+    ("dtype", "quantize", "mean", "most"),
     [
-        (torch.float32, None, 1e-5),
-        (torch.bfloat16, None, 0.018),  # torch's own bfloat16 is 0.009 to 0.014 away
-        (torch.bfloat16, "int8", 0.04),
-        (torch.bfloat16, "int4", 0.3),
-        (torch.float32, "int8", 0.04),
+        (torch.float32, None, 1e-5, 1e-4),
+        (torch.bfloat16, None, 0.018, 0.08),  # torch's own bfloat16 is 0.009 to 0.014 away, and 0.03 to 0.05 at most
+        (torch.bfloat16, "int8", 0.04, 0.15),
+        (torch.bfloat16, "int4", 0.3, 1.3),
+        (torch.float32, "int8", 0.04, 0.15),
     ],
 )
 def test_a_fused_model_is_the_model(
-    random_model: Maker, config: ModelConfig, dtype: torch.dtype, quantize: str | None, bound: float
+    random_model: Maker, config: ModelConfig, dtype: torch.dtype, quantize: str | None, mean: float, most: float
 ) -> None:
     plain = Engine(random_model(config), None)
     fused = Engine(fuse(random_model(config).to(dtype), quantize), None)
     off = (logprobs(fused) - logprobs(plain)).abs()
-    assert off.mean() < bound
-    assert off.max() < 10 * bound
+    assert off.mean() < mean
+    assert off.max() < most
     if dtype == torch.float32 and quantize is None:
         greedy = SamplingParams(max_tokens=30, temperature=0)
         assert [d.ids for d in fused.generate(PROMPTS, greedy)] == [d.ids for d in plain.generate(PROMPTS, greedy)]

@@ -59,9 +59,7 @@ PROBLEMS, SAMPLES, MAX_TOKENS = 120, 4, 36
 SFT_BATCH, RL_BATCH, ANSWERS = 6, 16, 8
 SFT_LEN, RL_LEN = 256, 384
 RL_TOKENS = 220
-"""Tokens that the trainer computes for a problem with its answers; the generator computes about as many."""
-RL_COST = 1.0
-"""Time of a step of reinforcement, as a multiple of what training on its tokens alone would take."""
+"""A step of reinforcement, everything in it, takes about as long as SFT on so many tokens for each of its problems."""
 
 
 def tune_demo(
@@ -141,7 +139,7 @@ def _muon(*, matrices: float, tables: float) -> dict[str, Any]:
 def _steps(seconds: float, sft_step: float) -> tuple[int, int]:
     """Steps of SFT and RL for about so many seconds. sft_step: seconds of one step of SFT."""
     sft = max(8, min(SFT_STEPS, int(SFT_SHARE * seconds / sft_step)))
-    rl_step = RL_COST * sft_step * RL_BATCH * RL_TOKENS / (SFT_BATCH * SFT_LEN)
+    rl_step = sft_step * RL_BATCH * RL_TOKENS / (SFT_BATCH * SFT_LEN)
     left = (1 - MEASURE_SHARE) * seconds - sft * sft_step
     return sft, max(4, int(left / 2 / rl_step))
 

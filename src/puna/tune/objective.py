@@ -16,7 +16,8 @@ class Objective(Protocol):
 
     It may also have `evaluate(step) -> dict[str, float]`, called before the first step, every `log.eval_every` steps
     and at the end; the largest value under "score" marks the best weights. And `steps`, the length of the stage where
-    the recipe's train.steps is 0. And `notes`, sentences about its data that are written down at the start.
+    the recipe's train.steps is 0. And `notes`, sentences about its data that are written down at the start. And
+    `SHOWN`, the measures that a person watching sees, where these are not all.
     """
 
     def batch(self, data_step: int) -> Sequence[Any]:

@@ -177,7 +177,10 @@ class Collector:
         return measured
 
     def evaluate(self) -> dict[str, float]:
-        """Held-out accuracy, greedy and sampled; the score is the mean of both over tasks and levels. See `measure`."""
+        """Held-out accuracy, greedy and sampled; the score is the mean of both over tasks and levels.
+
+        Empty where the recipe asks for no problems.
+        """
         if not self.recipe.measure.problems:
             return {}
         measures: dict[str, float] = {}
