@@ -3,6 +3,7 @@
 import asyncio
 import json
 import re
+import time
 from collections.abc import Iterator
 
 import httpx
@@ -175,17 +176,27 @@ def test_vllm_words_reach_a_server_that_knows_them(live) -> None:
         )
 
 
-def test_who_leaves_stops_the_work_behind(live, front, eventually) -> None:
-    body = {**CHAT, "max_tokens": 400, "n": 4, "temperature": 1, "stream": True}
+def test_who_leaves_stops_the_work_behind(live, front, eventually, monkeypatch) -> None:
+    runner = live.engine._stepper.runner
+    real, before_us = runner.forward, live.engine.stats()["steps"]
+
+    def forward(*args, **options):
+        time.sleep(0.05)  # 400 tokens take 20 s: nothing ends by itself while we look
+        return real(*args, **options)
+
+    monkeypatch.setattr(runner, "forward", forward)
+    never_ends = {str(token): -100 for token in live.engine.end_ids}
+    body = {**CHAT, "max_tokens": 400, "n": 4, "temperature": 1, "stream": True, "logit_bias": never_ends}
     with front.api.stream("POST", "/v1/chat/completions", json=body) as answer:
         next(answer.iter_lines())
         assert eventually(lambda: live.server.in_flight() == 4)
     assert live.settled()
     with pytest.raises(httpx.ReadTimeout):
-        front.api.post("/v1/chat/completions", json={**body, "stream": False}, timeout=0.05)
+        front.api.post("/v1/chat/completions", json={**body, "stream": False}, timeout=1)
     assert live.settled()
     assert eventually(lambda: front.server.in_flight() == 0)
     assert front.backend.stats() == {"running": 0}
+    assert live.engine.stats()["steps"] - before_us < 400  # one text to its end would be as many
 
 
 # -- words -----------------------------------------------------------------------------------------------------------
