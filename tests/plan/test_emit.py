@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -249,9 +250,19 @@ def test_any_folder_and_size_make_files_that_parse(folder: str, nodes: int, per_
     assert load(Recipe, result.files[0]).value.layout.dp_shard == nodes * per_node
     for path in result.files[1:]:
         if path.suffix == ".yaml":
-            assert place in str(list(yaml.safe_load_all(path.read_text()))) or "'" in place or "\\" in place
+            said = [text for one in yaml.safe_load_all(path.read_text()) for text in _strings(one)]
+            assert any(place in text or shlex.quote(place) in text for text in said)
         else:
             assert subprocess.run(["bash", "-n", path], capture_output=True).stderr == b""
+
+
+def _strings(value: object) -> list[str]:
+    """All strings in what was read from YAML."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list):
+        return [text for item in value for text in _strings(item)]
+    return [value] if isinstance(value, str) else []
 
 
 def stub(name: str, body: str) -> None:

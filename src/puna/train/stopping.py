@@ -26,11 +26,14 @@ class StopRequest:
 
     def agreed(self) -> bool:
         """Whether any process of the run was asked; all of them get the same answer before the next step."""
-        if dist.is_initialized() and dist.get_world_size() > 1:
-            asked = torch.tensor(self.signal)
-            dist.all_reduce(asked, op=dist.ReduceOp.MAX)
-            self.signal = int(asked.item())
-        return self.signal != 0
+        if not dist.is_initialized() or dist.get_world_size() == 1:
+            return self.signal != 0
+        asked = torch.tensor(self.signal)
+        dist.all_reduce(asked, op=dist.ReduceOp.MAX)
+        said = int(asked.item())
+        if said:  # else a signal that came while all were being asked waits here for the next time
+            self.signal = said
+        return said != 0
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
