@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import settings
 
-# No test is about wall-clock time, and a busy machine is no defect. On a desk each run draws examples of its own; where a
-# change is judged (CI is set) they are the same ones every time.
+# No test is about wall-clock time, and a busy machine is no defect. On a desk each run draws examples of its own; where
+# a change is judged (CI is set) they are the same ones every time.
 settings.register_profile("puna", deadline=None, derandomize="CI" in os.environ)
 settings.load_profile("puna")
 

@@ -138,7 +138,7 @@ ESCAPE = _all(
         "killing a neighbour": "os.kill(host['victim'], 9)\nreturn True",
         "killing everybody": "os.kill(-1, 9)\nreturn True",
         "killing its group": "os.kill(0, 9)\nreturn True",
-        "killing its watcher": "p = os.getppid()\nif p: os.kill(p, 9)\nreturn p",
+        "killing its parent": "p = os.getppid()\nif p: os.kill(p, 9)\nreturn p",
         "signals by fcntl": "import fcntl\nr, w = os.pipe()\nfcntl.fcntl(r, 10, 9)\nfcntl.fcntl(r, 8, host['victim'])\n"
         "fcntl.fcntl(r, 4, 0o20000 | os.O_NONBLOCK)\nos.write(w, b'x')\nreturn True",
         "pidfd": "return syscall(434, 434, host['victim'], 0)",

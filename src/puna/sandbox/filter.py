@@ -6,6 +6,7 @@ until somebody puts it here. A process may work with files, memory, clocks and i
 itself. Classic BPF as in the kernel's Documentation/userspace-api/seccomp_filter.rst; numbers from its syscall tables.
 """
 
+import functools
 import os
 import struct
 
@@ -39,6 +40,7 @@ _REFUSE = 0x00050000 | 1  # EPERM
 _ABSENT = 0x00050000 | 38  # ENOSYS: libraries then fall back to an older call
 
 
+@functools.cache
 def program(pid: int) -> bytes:
     """The filter for process `pid` (as it sees itself). Raises OSError on a processor whose numbers are not known."""
     machine = os.uname().machine
@@ -65,12 +67,23 @@ def program(pid: int) -> bytes:
         (fcntl, 1, _EQUAL, _FCNTLS),
     ):
         code += _when(number, argument, how, values)
+    return _packed(code) + _allowed(machine)
+
+
+@functools.cache
+def _allowed(machine: str) -> bytes:
+    """The end of every filter: the calls on the list are allowed, all others refused."""
+    code = []
     for low, high in ranges(ALLOWED[machine]):
         if low == high:
             code += [(_EQUAL, 0, 1, low), (_RETURN, 0, 0, _ALLOW)]
         else:
             code += [(_GREATER_EQUAL, 0, 2, low), (_GREATER_EQUAL, 1, 0, high + 1), (_RETURN, 0, 0, _ALLOW)]
     code.append((_RETURN, 0, 0, _REFUSE))
+    return _packed(code)
+
+
+def _packed(code: list[tuple[int, int, int, int]]) -> bytes:
     return b"".join(struct.pack("=HBBI", *instruction) for instruction in code)
 
 

@@ -29,8 +29,6 @@ def run(job: int, values: int) -> NoReturn:
         while data:
             data = data[write(values, data) :]
 
-    for name in [name for name in sys.modules if name.split(".")[0] == "puna"]:
-        del sys.modules[name]
     module = types.ModuleType("__main__")
     sys.modules["__main__"] = module
     sys.argv[:] = ["solution.py"]

@@ -1,11 +1,11 @@
-"""The warm process inside the room: waits for work, forks for every evaluation, raises the walls, watches, sweeps up.
+"""The warm process inside the room: waits for work, forks for every evaluation, watches, kills, sweeps up.
 
-    run.Sandbox ── socket ──> warm process (process 1 of the room) ──fork──> watcher ──fork──> untrusted code
-                                   knows limits only                   deadline, kill      harness.run, all walls
+    run.Sandbox ── socket ──> warm process (process 1 of the room) ──fork──> untrusted code
+                            knows limits only; deadline, kill             all walls, harness.run
 
-A fork of a started interpreter takes milliseconds where a fresh one takes tens. The warm process began as a fresh
-interpreter with an empty environment and reads neither source nor inputs: those wait in files handed through to the
-last process. So there is nothing in its memory, hence in a child's, that is worth reading. Standard library only.
+A fork of a started interpreter takes a millisecond or two where a fresh one takes tens. The warm process began as a
+fresh interpreter with an empty environment and reads neither source nor inputs: those wait in files handed through to
+the child. So there is nothing in its memory, hence in a child's, that is worth reading. Standard library only.
 """
 
 import gc
@@ -27,7 +27,7 @@ from puna.sandbox import filter as calls
 from puna.sandbox import harness, kernel, room
 
 PRELOADED = (
-    "abc array ast asyncio base64 bisect calendar cmath collections collections.abc copy csv ctypes dataclasses "
+    "abc array ast base64 bisect calendar cmath collections collections.abc copy csv ctypes dataclasses "
     "datetime decimal difflib enum fractions functools hashlib heapq html inspect io itertools json keyword locale "
     "math numbers operator pprint queue random re secrets statistics string struct textwrap threading time traceback "
     "types typing unicodedata unittest uuid weakref zlib "
@@ -56,6 +56,13 @@ def main(control: int, plan: str, ceiling: str, uid: int) -> None:
 def _serve(line: socket.socket, plan: str, ceiling: str, uid: int) -> None:
     uid_inside = uid if plan != "user" else 0  # in a user namespace the whole room has become that user already
     walls = _walls(plan, ceiling, uid, uid_inside)
+    if plan == "plain":
+        kernel.prctl(kernel.PR_SET_CHILD_SUBREAPER, 1)  # who escapes from its parent becomes our child
+    # What children would do each for itself, on pages of memory of their own, is done here once.
+    if not walls["seccomp"]:
+        calls.program(1)
+    for name in [name for name in sys.modules if name.split(".")[0] == "puna"]:
+        del sys.modules[name]
     gc.collect()
     gc.freeze()  # our objects leave the collector's lists, and pages stay shared after a fork
     line.send(json.dumps({"walls": walls}).encode())
@@ -65,20 +72,11 @@ def _serve(line: socket.socket, plan: str, ceiling: str, uid: int) -> None:
             return
         if message == b"cancel":
             continue  # came when its evaluation had just ended
-        reading, writing = os.pipe()
-        watcher = os.fork()
-        if watcher == 0:
-            try:
-                said: dict[str, Any] = _watch(line, json.loads(message), files, plan, walls, uid_inside)
-            except BaseException as error:
-                said = {"error": f"{type(error).__name__}: {error}"[:500]}
-            os.write(writing, json.dumps(said).encode())
-            os._exit(0)
-        for file in (*files, writing):
-            os.close(file)
-        os.waitpid(watcher, 0)  # told only when the watcher is gone too: then nothing of the evaluation is left
-        line.send(os.read(reading, 65536) or b'{"error": "the watcher died"}')
-        os.close(reading)
+        try:
+            said = _watch(line, json.loads(message), files, plan, walls, uid_inside)
+        except BaseException as error:
+            said = {"error": f"{type(error).__name__}: {error}"[:500]}
+        line.send(json.dumps(said).encode())
 
 
 def _walls(plan: str, ceiling: str, uid: int, uid_inside: int) -> dict[str, str]:
@@ -125,22 +123,24 @@ def _try(raise_wall: Callable[[], object]) -> str:
 def _watch(
     line: socket.socket, limits: dict[str, Any], files: list[int], plan: str, walls: dict[str, str], uid: int
 ) -> dict[str, Any]:
-    """Run one evaluation below this process; returns its report once nothing of it is left."""
+    """Run one evaluation below this process; returns its report once nothing of it is left.
+
+    Where there are namespaces the child is process 1 of a new one: its end is the end of all in it.
+    """
+    place = "/tmp"
     if plan == "plain":
-        kernel.prctl(kernel.PR_SET_CHILD_SUBREAPER, 1)  # who escapes from its parent becomes our child
-        place = tempfile.mkdtemp(prefix=f"puna-sandbox-{os.getppid()}-")
+        place = tempfile.mkdtemp(prefix=f"puna-sandbox-{os.getpid()}-")
         if uid:
             os.chown(place, uid, uid)
-    else:
-        kernel.unshare(kernel.CLONE_NEWNS | kernel.CLONE_NEWPID | kernel.CLONE_NEWIPC)
-        place = "/tmp"
-        options = f"size={limits['disk_bytes']},nr_inodes={limits['files'] + 1},mode=700,uid={uid or os.geteuid()}"
-        kernel.mount("none", place, "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC, options)
     reading, writing = os.pipe()
     began = time.monotonic()
+    if plan != "plain":
+        kernel.unshare(kernel.CLONE_NEWPID)
     child = os.fork()
     if child == 0:
-        _become_untrusted(limits, files, writing, place, walls, uid)
+        _become_untrusted(limits, files, writing, place, plan, walls, uid)
+    if plan != "plain":
+        kernel.children_here_again()
     for file in (*files, writing):
         os.close(file)
     try:
@@ -151,6 +151,7 @@ def _watch(
             shutil.rmtree(place, ignore_errors=True)
     report["seconds"] = time.monotonic() - began
     said = os.read(reading, 500).decode(errors="replace")
+    os.close(reading)
     if said != "ready" and not report["timeout"] and not report["cancelled"]:
         report["error"] = said or "the walls did not rise"
     return report
@@ -199,11 +200,18 @@ def _parent_of(pid: str) -> int:
 
 
 def _become_untrusted(
-    limits: dict[str, Any], files: list[int], writing: int, place: str, walls: dict[str, str], uid: int
+    limits: dict[str, Any], files: list[int], writing: int, place: str, plan: str, walls: dict[str, str], uid: int
 ) -> None:
     """Raise every wall around this process, then run the harness. Never returns; says "ready" or what went wrong."""
     try:
         kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
+        if plan != "plain":
+            kernel.unshare(kernel.CLONE_NEWNS | kernel.CLONE_NEWIPC)
+            size = f"size={limits['disk_bytes']},nr_inodes={limits['files'] + 1}"
+            owner = f"mode=700,uid={uid or os.geteuid()}"
+            kernel.mount(
+                "none", place, "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC, f"{size},{owner}"
+            )
         os.setsid()
         moved = [_high(file) for file in (*files, writing)]
         job, stdin, stdout, stderr, values, ready = moved

@@ -8,6 +8,7 @@ refuses. Numbers are from the kernel's headers (include/uapi/linux); those below
 import ctypes
 import os
 import struct
+from collections.abc import Sequence
 
 CLONE_NEWNS, CLONE_NEWCGROUP, CLONE_NEWUTS, CLONE_NEWIPC = 0x20000, 0x2000000, 0x4000000, 0x8000000
 CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 0x10000000, 0x20000000, 0x40000000
@@ -42,6 +43,15 @@ def _syscall(what: str, number: int, *arguments: object) -> int:
 def unshare(flags: int) -> None:
     """Move this process (or, for process ids, its later children) into new namespaces."""
     _call("unshare", _libc.unshare(ctypes.c_int(flags)))
+
+
+def children_here_again() -> None:
+    """After unshare(CLONE_NEWPID): later children live in this process's own process namespace again (Linux 5.8)."""
+    this = os.pidfd_open(os.getpid())
+    try:
+        _call("setns", _libc.setns(ctypes.c_int(this), ctypes.c_int(CLONE_NEWPID)))
+    finally:
+        os.close(this)
 
 
 def mount(source: str, target: str, kind: str = "", flags: int = 0, options: str = "") -> None:
@@ -105,7 +115,7 @@ def landlock_abi() -> int:
     return _syscall("landlock", _LANDLOCK_CREATE, None, ctypes.c_size_t(0), ctypes.c_uint32(1))
 
 
-def landlock(readable: list[str], writable: list[str]) -> None:
+def landlock(readable: Sequence[str], writable: Sequence[str]) -> None:
     """Confine this process to reading below some paths and to working with files below others; no execution anywhere.
 
     From version 4 on it also loses TCP, from 6 on signals to and abstract sockets of processes outside.

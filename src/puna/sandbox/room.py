@@ -6,6 +6,7 @@ holds Python's standard library and the system's shared libraries, read-only, th
 no /proc, no /etc, no installed packages, nothing of the user's. Standard library only.
 """
 
+import functools
 import os
 import sys
 import sysconfig
@@ -20,7 +21,8 @@ SPOTS = ("/mnt", "/media", "/srv", "/opt", "/var/tmp", "/run", "/tmp")
 _OWN = kernel.CLONE_NEWNS | kernel.CLONE_NEWPID | kernel.CLONE_NEWNET | kernel.CLONE_NEWIPC | kernel.CLONE_NEWUTS
 
 
-def readable() -> list[str]:
+@functools.cache
+def readable() -> tuple[str, ...]:
     """Directories with code that the interpreter may need: its standard library and the system's shared libraries."""
     paths = [sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib")]
     if sysconfig.get_config_var("Py_ENABLE_SHARED"):
@@ -29,7 +31,7 @@ def readable() -> list[str]:
     for path in (*LIBRARIES, *dict.fromkeys(path for path in paths if path)):
         if os.path.isdir(path) and not any(_within(path, other) for other in kept):
             kept.append(path)
-    return kept
+    return tuple(kept)
 
 
 def enter(plan: str, uid: int, serve: Callable[[], None]) -> None:

@@ -152,7 +152,7 @@ class Sandbox:
         return {"failed": last}
 
     def _evaluate(self, job: bytes, stdin: bytes, limits: Limits) -> tuple[dict[str, bytes], dict[str, Any]]:
-        """Hand over one job; returns what came out of its pipes (cut at the limit) and the watcher's report."""
+        """Hand over one job; returns what came out of its pipes (cut at the limit) and the warm process' report."""
         names = ("stdout", "stderr", "values")
         pipes = [os.pipe2(os.O_CLOEXEC) for _ in names]
         files = [_sealed(job), _sealed(stdin), *(writing for _, writing in pipes)]
