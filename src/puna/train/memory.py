@@ -8,6 +8,7 @@ largest of them. What a block keeps was counted tensor by tensor with `torch.aut
 `model.llama` (torch 2.13, November 2026); bench/memory.py compares the whole with what real runs took.
 """
 
+import math
 import os
 from collections import defaultdict
 from collections.abc import Iterator
@@ -40,6 +41,8 @@ class MemoryEstimate:
     """Expected peak of one process on its device, bytes: `parts` by what they are for, and their sum."""
 
     parts: dict[str, int]
+    held: int = 0
+    """What of it the process has before it starts: on CPUs the interpreter with what it imported."""
 
     @property
     def total(self) -> int:
@@ -53,7 +56,7 @@ def predict_memory(recipe: Recipe, *, device_type: str, world_size: int = 1) -> 
     precision and compile set to "auto" are taken as the device's usual: mixed and compiled on GPUs, fp32 and compiled
     on CPUs. Raises PunaError when the layout does not fit the number of processes.
     """
-    return _Prediction(recipe, device_type, world_size).estimate()
+    return Prediction(recipe, device_type, world_size).estimate()
 
 
 def largest_preset_that_fits(recipe: Recipe, available: int, *, device_type: str, world_size: int = 1) -> str | None:
@@ -72,25 +75,31 @@ def largest_preset_that_fits(recipe: Recipe, available: int, *, device_type: str
     return best[1] if best else None
 
 
-def check_fits(recipe: Recipe, estimate: MemoryEstimate, machine: "Machine") -> None:
+def check_fits(recipe: Recipe, estimate: MemoryEstimate, machine: "Machine", advice: str = "") -> None:
     """Raise PunaError when the prediction is more than the machine has free, naming the largest preset that fits.
 
-    Processes of one node share a CPU's memory; each GPU process has its own.
+    advice: said instead, where the model is given. Processes of one node share a CPU's memory; each GPU process has its
+    own.
     """
     on_cpu = machine.device == "cpu"
     sharing = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if on_cpu else 1
     available = machine.memory_bytes // sharing
     if on_cpu:
-        available += _BASE  # this process has its own interpreter already
+        available += estimate.held
     if estimate.total <= available:
         return
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    fitting = largest_preset_that_fits(recipe, available, device_type=machine.device, world_size=world_size)
     parts = sorted(estimate.parts.items(), key=lambda part: -part[1])[:3]
     largest = ", ".join(f"{name} {format_bytes(size)}" for name, size in parts)
-    raise PunaError(
+    problem = (
         f"A model of {format_count(recipe.model.num_parameters())} parameters would need about "
-        f"{format_bytes(estimate.total)} in each process ({largest}), but {format_bytes(available)} are free.",
+        f"{format_bytes(estimate.total)} in each process ({largest}), but {format_bytes(available)} are free."
+    )
+    if advice:
+        raise PunaError(problem, advice)
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    fitting = largest_preset_that_fits(recipe, available, device_type=machine.device, world_size=world_size)
+    raise PunaError(
+        problem,
         (
             f"The largest preset that fits with this recipe is model.preset = '{fitting}'; "
             if fitting
@@ -100,12 +109,16 @@ def check_fits(recipe: Recipe, estimate: MemoryEstimate, machine: "Machine") -> 
     )
 
 
-class _Prediction:
-    """One recipe on one kind of device: its sizes, and the peak moments made of them."""
+class Prediction:
+    """One recipe on one kind of device: its sizes, and the peak moments made of them.
 
-    def __init__(self, recipe: Recipe, device_type: str, world_size: int) -> None:
+    held: on a CPU, what the process has taken already, where it is known to be more than an interpreter usually has.
+    """
+
+    def __init__(self, recipe: Recipe, device_type: str, world_size: int, held: int = 0) -> None:
         self.recipe, self.model, train = recipe, recipe.model, recipe.train
         self.on_cpu = device_type == "cpu"
+        self.held = max(_BASE, held) if self.on_cpu else 0
         auto = "fp32" if self.on_cpu else "mixed"
         self.precision = auto if train.precision == "auto" else train.precision
         self.compiled = train.compile != "off"
@@ -135,7 +148,7 @@ class _Prediction:
         for source in (always, moment):
             for name, size in source.items():
                 parts[name] += size
-        return MemoryEstimate({name: round(size) for name, size in parts.items() if size >= 1})
+        return MemoryEstimate({name: round(size) for name, size in parts.items() if size >= 1}, self.held)
 
     # -- what is always there ----------------------------------------------------------------------------------------
 
@@ -146,7 +159,7 @@ class _Prediction:
             "optimizer state": self.weight_bytes * self.state_numbers() / self.shards,
         }
         if self.on_cpu:
-            parts["Python and torch"] = _BASE + (_COMPILER if self.compiled else 0)
+            parts["Python and torch"] = self.held + (_COMPILER if self.compiled else 0)
         if self.grads_stay():
             parts["gradients"] = self.grad_bytes()
         if self.shards > 1:
@@ -159,24 +172,30 @@ class _Prediction:
 
     def state_numbers(self) -> int:
         """Numbers in the optimizer's state: two for each weight under AdamW, one under Muon."""
-        if self.recipe.optimizer.kind == "adamw":
-            return 2 * self.model.num_parameters()
-        muon = sum(count for _, count in self.stacks())
-        return 2 * self.model.num_parameters() - muon
+        trained = self.trained()
+        return 2 * trained - (0 if self.recipe.optimizer.kind == "adamw" else sum(count for _, count in self.stacks()))
 
     def stacks(self) -> Iterator[tuple[tuple[int, int], int]]:
         """((rows, columns), numbers) of each stack of equal matrices that Muon turns at once."""
         sizes: dict[tuple[int, int], int] = defaultdict(int)
-        for name, shape in self.model.parameter_shapes().items():
+        for name, shape in self.trained_shapes().items():
             if ".layers." in name and len(shape) == 2:
                 sizes[shape[0], shape[1]] += shape[0] * shape[1]
         yield from sizes.items()
+
+    def trained_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the weights that have gradients."""
+        return self.model.parameter_shapes()
+
+    def trained(self, part: str = "") -> int:
+        """How many numbers those are, in names with this part."""
+        return sum(math.prod(shape) for name, shape in self.trained_shapes().items() if part in name)
 
     def outer_parameters(self) -> int:
         return self.model.num_parameters() - self.model.block_parameters() * self.model.num_hidden_layers
 
     def grad_bytes(self) -> float:
-        return self.weight_bytes * self.model.num_parameters() / self.shards
+        return self.weight_bytes * self.trained() / self.shards
 
     def grads_stay(self) -> bool:
         """Gradients are there through the whole step: summed over micro-batches, or living in DDP's buckets."""
@@ -220,7 +239,7 @@ class _Prediction:
         """After a step: the copy of weights and states, written while training goes on (GPUs copy to the host)."""
         if not (self.on_cpu and self.recipe.checkpoint.every and self.recipe.checkpoint.asynchronous):
             return {}
-        copy = self.weight_bytes * (self.model.num_parameters() + self.state_numbers()) / self.shards
+        copy = self.weight_bytes * (self.trained() + self.state_numbers()) / self.shards
         return {"gradients": 0.0 if self.grads_stay() else self.grad_bytes(), "checkpoint copy": copy}
 
     # -- pieces ------------------------------------------------------------------------------------------------------
@@ -286,8 +305,9 @@ class _Prediction:
         return float(per_logit * chunk * self.model.vocab_size)
 
     def head_gradients(self) -> float:
-        """The head's gradient, computed in fp32 together with the loss."""
-        return 4.0 * self.model.vocab_size * self.model.hidden_size
+        """The head's gradient, computed in fp32 together with the loss, if it has one."""
+        head = "embed_tokens" if self.model.tie_word_embeddings else "lm_head"
+        return 4.0 * self.trained(head)
 
     def backward_bytes(self) -> float:
         """Temporaries of one block's backward pass, with what it recomputes before that."""
@@ -300,8 +320,9 @@ class _Prediction:
         flowing = (3 * self.product_bytes * model.intermediate_size + 2 * self.stream_bytes * model.hidden_size) * (
             self.tokens
         )
-        grads = 0.0 if self.grads_stay() else self.weight_bytes * model.block_parameters() / self.shards
+        block = self.trained(".layers.0.")
+        grads = 0.0 if self.grads_stay() else self.weight_bytes * block / self.shards
         if self.shards > 1:
             # One block's whole gradient, in bf16 as computed and in fp32 as it is reduced.
-            grads += (self.product_bytes + 4.0) * model.block_parameters()
+            grads += (self.product_bytes + 4.0) * block
         return recomputed + flowing + grads

@@ -29,7 +29,7 @@ from puna.train import parallel
 from puna.train.checkpoint import Checkpointer
 from puna.train.guard import Guard, decide
 from puna.train.machine import Machine, measure
-from puna.train.memory import check_fits, predict_memory
+from puna.train.memory import check_fits
 from puna.train.metrics import MetricsLog
 from puna.train.optimizer import Optimizer
 from puna.train.schedule import lr_factor
@@ -38,6 +38,7 @@ from puna.train.speed import expected_step
 from puna.train.steplog import Clock, forget_peak_memory, peak_memory, quiet_gc
 from puna.train.stopping import StopRequest
 from puna.tune.lora import LoRA
+from puna.tune.memory import advice_on_memory, predict_stage_memory
 from puna.tune.network import CausalLM, Kind, trainable
 from puna.tune.objective import SCORE, Metrics, Objective, RollBack, Share
 from puna.tune.recipe import StageRecipe
@@ -100,7 +101,6 @@ class Stage:
                 "Lower it, or extend the model's context first (stage 'extend').",
             )
         device = world.device
-        forget_peak_memory(device)
         layout = default_layout(recipe.layout, device).resolve(world.size)
         precision = parallel.resolve_precision(recipe.train, device)
         compiled = parallel.resolve_compile(recipe.train, device)
@@ -109,9 +109,12 @@ class Stage:
         self.kept_recipe = recipe.model_copy(update={"train": settled})
         self.recipe = recipe = recipe.model_copy(update={"train": settled, "layout": layout})
         self.machine = machine or measure(device.type)
+        forget_peak_memory(device)  # of stages before, and of measuring
         training = recipe.as_training(self.config)
-        self.memory = predict_memory(training, device_type=device.type, world_size=world.size)
-        check_fits(training, self.memory, self.machine)
+        self.memory = predict_stage_memory(
+            recipe, self.config, device_type=device.type, world_size=world.size, held=peak_memory(device)
+        )
+        check_fits(training, self.memory, self.machine, advice_on_memory(recipe))
         known = recipe.knows_its_rows  # else nobody can say what a step takes
         self.expected = expected_step(training, self.machine, world.size) if known else None
         rows, count = parallel.check_batch(recipe.train.batch, recipe.train.micro_batch, layout.data_parallel)
