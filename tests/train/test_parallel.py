@@ -21,7 +21,7 @@ def _run(tmp_path: Path, processes: int, layout: str = "{}", recompute: str = "n
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     command = (launch if processes > 1 else [sys.executable]) + [str(WORKER), layout, recompute, str(micro), str(out)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.returncode == 0, f"{done.stderr[:6000]} … {done.stderr[-2000:]}"
     return json.loads(out.read_text())
 
 
