@@ -103,6 +103,25 @@ def test_seeds(random_model: Maker) -> None:
     assert len({tuple(run) for run in runs}) == 4
 
 
+def test_each_prompt_is_told_of_as_soon_as_it_and_those_before_have_ended(random_model: Maker) -> None:
+    engine = Engine(random_model(ModelConfig(preset="nano")), None)
+    asked = prompts(3)
+    params = [SamplingParams(max_tokens=size, n=2, seed=size) for size in (4, 60, 8)]
+    whole = [done.ids for done in engine.generate(asked, params)]
+    rows = engine.generate_each(asked, params)
+    first = next(rows)
+    assert [done.ids for done in first] == whole[:2]
+    assert engine.stats()["running"] > 0  # the second is being written
+    assert [done.ids for done in (*first, *next(rows), *next(rows))] == whole
+    assert next(rows, None) is None
+    rows = engine.generate_each(asked, params)
+    next(rows)
+    rows.close()  # type: ignore[attr-defined]
+    assert engine.stats()["running"] == engine.stats()["pages"]["held"] == 0
+    with pytest.raises(PunaError):
+        engine.generate_each([[]])  # at the call, not at the first answer
+
+
 def test_end_tokens_stop_ids_and_the_context_end_a_text(random_model: Maker) -> None:
     model = random_model(ModelConfig(preset="nano"))
     ids = Engine(model, None).generate([[1, 2, 3]], GREEDY)[0].ids

@@ -8,7 +8,8 @@ from puna.core.errors import PunaError
 from puna.tasks.catalogue import find
 from puna.tasks.task import Verdict
 from puna.tune.rl.recipe import RewardConfig
-from puna.tune.rl.rewards import checker, hack_measure, reward
+from puna.tune.rl.rewards import Grading, Rewarded, checker, hack_measure
+from puna.tune.rl.rewards import reward as reward_by
 from puna.tune.rl.rollout import Sample
 from puna.tune.rl.rows import Answer
 
@@ -17,6 +18,11 @@ GRID = find("planning.grid")
 
 def _sample(text, number=1, length=3, verdict=None):
     return Sample(GRID.sample(number, 1), text, Answer([1] * length, [1] * length, [0.0] * length, True), [], verdict)
+
+
+def reward(samples, config, *, max_tokens, check=None) -> Rewarded:
+    with Grading(check or checker(config.sandbox)) as grading:
+        return reward_by(samples, config, grading, max_tokens=max_tokens)
 
 
 def test_a_check_that_raises_shifts_no_other_reward():
@@ -46,6 +52,24 @@ def test_the_same_answer_is_checked_once_and_another_problem_apart():
     samples = [_sample("a", 1), _sample("a", 1), _sample("a", 2)]
     assert reward(samples, RewardConfig(), max_tokens=9, check=check).rewards == [0.1, 0.1, 0.2]
     assert sorted(seen) == [(1, "a"), (2, "a")]
+
+
+def test_programs_are_checked_while_others_are_written_and_nothing_else_is():
+    seen = []
+
+    def check(task, problem, text):
+        seen.append(task.name)
+        return Verdict(1.0, {}, "")
+
+    code = find("code.synthesis")
+    program = Sample(code.sample(1, 1), "x", Answer([1], [1], [0.0], True))
+    with Grading(check) as grading:
+        grading.begin(_sample("a"))
+        grading.begin(program)
+        assert grading.verdict(program).result().score == 1.0
+        assert seen == ["code.synthesis"]
+        assert reward_by([_sample("a"), program], RewardConfig(), grading, max_tokens=9).rewards == [1.0, 1.0]
+    assert seen == ["code.synthesis", "planning.grid"]
 
 
 def test_parts_and_length_count_as_the_recipe_says():

@@ -31,10 +31,10 @@ class Scripted:
     def __init__(self, tokenizer, texts, end=END_OF_TURN):
         self.tokenizer, self.texts, self.end, self.asked = tokenizer, list(texts), end, []
 
-    def generate(self, prompts, params):
-        done = []
+    def generate_each(self, prompts, params):
         for prompt, one in zip(prompts, params, strict=True):
             self.asked.append(list(prompt))
+            done = []
             for _ in range(one.n):
                 text = self.texts.pop(0)
                 ids = [self.tokenizer.encode(letter)[0] for letter in text]
@@ -42,7 +42,7 @@ class Scripted:
                     ids.append(self.tokenizer.special[self.end])
                 logprobs = [-0.5 - 0.01 * at for at in range(len(ids))]
                 done.append(Completion(ids, text, logprobs, "stop" if self.end else "length", [1] * len(ids)))
-        return done
+            yield done
 
 
 def test_the_trainers_forward_finds_the_engines_log_probabilities(generator, tokenizer, config, random_model):
@@ -66,6 +66,15 @@ def test_answers_do_not_depend_on_who_is_asked_beside(generator, tokenizer):
     together = ask(generator, tokenizer, problems, seeds=[7, 8, 9], **options)
     alone = ask(generator, tokenizer, problems[1:2], seeds=[8], **options)
     assert [s.answer.ids for s in together[1].samples] == [s.answer.ids for s in alone[0].samples]
+
+
+def test_programs_are_heard_of_first_and_the_order_stays_that_of_the_problems(generator, tokenizer):
+    code, heard = find("code.synthesis"), []
+    problems = [(GRID, GRID.sample(1, 1)), (code, code.sample(1, 1)), (GRID, GRID.sample(2, 1))]
+    options = {"samples": 2, "seeds": [1, 2, 3], "max_tokens": 8, "seq_len": 250}
+    asked = ask(generator, tokenizer, problems, **options, ended=lambda sample: heard.append(sample.problem.task))
+    assert heard == ["code.synthesis"] * 2 + ["planning.grid"] * 4
+    assert [one.problem for one in asked] == [problem for _, problem in problems]
 
 
 def test_an_episode_keeps_its_ids_and_marks_what_tools_said(tokenizer):
@@ -156,5 +165,6 @@ def test_vllms_answers_become_completions(config, tokenizer):
     assert done.logprobs == [-0.25] * len(ids)
     assert done.finish_reason == "stop"
     assert end in seen["params"][0].stop_token_ids
+    assert list(generator.generate_each([[1, 2]], SamplingParams(max_tokens=9, seed=4))) == [[done]]
     assert seen["weights"][0] == "load_weights"
     assert seen["reset"]

@@ -91,16 +91,30 @@ class Engine:
         Returns n completions for the first prompt, then those of the second, and so on. Raises PunaError for an empty
         or overlong prompt, or ids outside the vocabulary, before anything is computed.
         """
+        return [done for row in self.generate_each(prompts, params) for done in row]
+
+    def generate_each(
+        self, prompts: Sequence[Sequence[int]], params: SamplingParams | Sequence[SamplingParams] | None = None
+    ) -> Iterator[list[Completion]]:
+        """As `generate`, one prompt after the other: its continuations as soon as they and all before them have ended.
+
+        Closing the iterator ends what is still being written.
+        """
         each = [params or SamplingParams()] * len(prompts) if not isinstance(params, Sequence) else list(params)
         if len(each) != len(prompts):
             raise PunaError(f"{len(prompts)} prompts but {len(each)} sampling parameters.", "Give one each, or one.")
         requests = [self._request(prompt, p) for prompt, p in zip(prompts, each, strict=True)]
-        try:
-            for request in requests:
-                self._loop.enqueue(request)
-            return [done for request in requests for done in request.completions(list(self._loop.follow(request)))]
-        finally:
-            self._loop.abandon(requests)
+
+        def rows() -> Iterator[list[Completion]]:
+            try:
+                for request in requests:
+                    self._loop.enqueue(request)
+                for request in requests:
+                    yield request.completions(list(self._loop.follow(request)))
+            finally:
+                self._loop.abandon(requests)
+
+        return rows()
 
     def stream(self, prompt_ids: Sequence[int], params: SamplingParams | None = None) -> Iterator[tuple[int, str]]:
         """Yield (id, text piece) as they are made; a piece is empty while its characters or a stop string are open.

@@ -6,7 +6,7 @@ together. Ids that the model wrote are never decoded and encoded again: the next
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from puna.tasks.task import Problem, Task, Verdict, refused
@@ -108,11 +108,18 @@ Group = Sequence[Attempt]
 """Attempts at one problem from one seed, in the order of their `sample`."""
 
 
-def work(groups: Sequence[Group], write: Callable[[Sequence[Group]], Sequence["Completion"]], *, longest: int) -> None:
+def work(
+    groups: Sequence[Group],
+    write: Callable[[Sequence[Group]], Iterable["Completion"]],
+    *,
+    longest: int,
+    ended: Callable[[Attempt], None] | None = None,
+) -> None:
     """Work on all attempts, turn by turn, until each is over or its prompt has `longest` tokens.
 
     write: for each group len(group) continuations of group[0].prompt, drawn from group[0].turn_seed, those of the first
-    group first, as `Engine.generate` gives them. In their first turn the attempts of a group are asked as one.
+    group first, as `Engine.generate` gives them. In their first turn the attempts of a group are asked as one. ended:
+    hears of an attempt that is over, while `write` may still be writing others.
     Raises what `write` and `Attempt.take` raise.
     """
     waiting = groups
@@ -120,6 +127,8 @@ def work(groups: Sequence[Group], write: Callable[[Sequence[Group]], Sequence["C
         attempts = [attempt for group in waiting for attempt in group]
         for attempt, written in zip(attempts, write(waiting), strict=True):
             attempt.take(written)
+            if ended and attempt.done:
+                ended(attempt)
         waiting = [[attempt] for attempt in attempts if not attempt.done and len(attempt.prompt) < longest]
 
 

@@ -26,7 +26,7 @@ from puna.tasks.task import Problem, Task, Verdict, refused
 from puna.tune.loop import SCORE, Stage
 from puna.tune.measure import Measured, measure_tasks
 from puna.tune.rl.recipe import OnPolicyRecipe
-from puna.tune.rl.rewards import Check, checker, reward
+from puna.tune.rl.rewards import Check, Grading, checker, reward
 from puna.tune.rl.rollout import Asked, Generator, ask, make_generator, send_weights, vllm_generator
 from puna.tune.rl.rows import Answer
 
@@ -61,7 +61,7 @@ class Scored:
 
 
 class Collector:
-    """Makes sets of answers. seconds: where its time went, "generation" and "reward"."""
+    """Makes sets of answers. seconds: where its time went, "generation" and "reward", what of it came after."""
 
     def __init__(self, stage: Stage, recipe: OnPolicyRecipe, check: Check | None = None) -> None:
         self.stage, self.recipe = stage, recipe
@@ -103,21 +103,23 @@ class Collector:
         drawn = [self._draw(data_step, round_, number) for number in range(count)]
         mine = range(world.rank, count, world.size)
         start = time.perf_counter()
-        asked = ask(
-            self.generator,
-            self.stage.tokenizer,
-            [drawn[number] for number in mine],
-            samples=rollout.samples,
-            seeds=[seed_of(recipe.train.seed, data_step, round_, number) for number in mine],
-            max_tokens=rollout.max_tokens,
-            seq_len=min(recipe.train.seq_len, self.stage.config.max_position_embeddings),
-            turns=rollout.turns,
-            instruct=rollout.instruct,
-            sandbox=recipe.reward.sandbox,
-        )
-        written = time.perf_counter()
-        self.seconds["generation"] += written - start
-        scored = self._rewarded(asked)
+        with Grading(self.check) as grading:
+            asked = ask(
+                self.generator,
+                self.stage.tokenizer,
+                [drawn[number] for number in mine],
+                samples=rollout.samples,
+                seeds=[seed_of(recipe.train.seed, data_step, round_, number) for number in mine],
+                max_tokens=rollout.max_tokens,
+                seq_len=min(recipe.train.seq_len, self.stage.config.max_position_embeddings),
+                turns=rollout.turns,
+                instruct=rollout.instruct,
+                sandbox=recipe.reward.sandbox,
+                ended=grading.begin,
+            )
+            written = time.perf_counter()
+            self.seconds["generation"] += written - start
+            scored = self._rewarded(asked, grading)
         self.seconds["reward"] += time.perf_counter() - written
         whole = _gather(scored, world.size)
         result = [whole[number % world.size][number // world.size] for number in range(count)]
@@ -141,9 +143,9 @@ class Collector:
                 return task, problem
         raise PunaError(f"{name} has no problems to train on at these levels.", "Choose higher levels.")
 
-    def _rewarded(self, asked: Sequence[Asked]) -> list[Scored]:
+    def _rewarded(self, asked: Sequence[Asked], grading: Grading) -> list[Scored]:
         samples = [sample for one in asked for sample in one.samples]
-        done = reward(samples, self.recipe.reward, max_tokens=self.recipe.rollout.max_tokens, check=self.check)
+        done = reward(samples, self.recipe.reward, grading, max_tokens=self.recipe.rollout.max_tokens)
         if done.broken:
             self.stage.note("warning", f"{len(done.broken)} checks broke down; the first: {done.broken[0]}")
         rows, at = [], 0

@@ -1,14 +1,14 @@
 """Rewards: the verdict of a task on each answer, weighed as the recipe says.
 
 What breaks stays where it breaks: a check that raises leaves its own answer without a reward and moves no other. The
-same answer to the same problem is checked once; programs are run by the sandbox, several at a time, behind at least the
-isolation that the recipe asks for. How often programs pass what they could see beside what they could not is the
-measure of hacking.
+same answer to the same problem is checked once. Programs are run by the sandbox, several at a time and while other
+answers are still being written, behind at least the isolation that the recipe asks for. How often programs pass what
+they could see beside what they could not is the measure of hacking.
 """
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -49,22 +49,41 @@ def checker(sandbox: str) -> Check:
     return check
 
 
-def reward(samples: Sequence[Sample], config: RewardConfig, *, max_tokens: int, check: Check | None = None) -> Rewarded:
+class Grading(ThreadPoolExecutor):
+    """Checks answers on threads of its own, the same answer to the same problem once; a context that ends with them."""
+
+    def __init__(self, check: Check) -> None:
+        super().__init__(GRADERS)
+        self.check = check
+        self._found: dict[tuple[str, int, int, str], Future[Verdict | str]] = {}
+
+    def begin(self, sample: Sample) -> None:
+        """Check a program while other answers are being written. Other checks would take the interpreter from them."""
+        if find(sample.problem.task).code:
+            self.verdict(sample)
+
+    def verdict(self, sample: Sample) -> "Future[Verdict | str]":
+        """What a check says of an answer, or in a sentence why it broke down."""
+        problem = sample.problem
+        key = (problem.task, problem.level, problem.seed, sample.text)
+        if key not in self._found:
+            self._found[key] = self.submit(_verdict, self.check, sample)
+        return self._found[key]
+
+
+def reward(samples: Sequence[Sample], config: RewardConfig, grading: Grading, *, max_tokens: int) -> Rewarded:
     """The reward of each sample, in their order.
 
     Raises PunaError where this machine's sandbox is below the recipe's floor, before anything is learned from it.
     """
-    check = check or checker(config.sandbox)
-    open_ones = {_key(sample): sample for sample in samples if sample.verdict is None}
-    with ThreadPoolExecutor(GRADERS) as pool:
-        found = dict(zip(open_ones, pool.map(partial(_verdict, check), open_ones.values()), strict=True))
+    found = [None if sample.verdict else grading.verdict(sample) for sample in samples]
     done = Rewarded([], [])
     lengths = torch.tensor([sum(sample.answer.mask) for sample in samples])
     losses = torch.zeros(len(samples))
     if config.overlong == "penalty":
         losses = overlong_penalty(lengths, max_tokens, config.overlong_cache)
-    for sample, loss in zip(samples, losses.tolist(), strict=True):
-        verdict = sample.verdict or found[_key(sample)]
+    for sample, future, loss in zip(samples, found, losses.tolist(), strict=True):
+        verdict = sample.verdict or (future.result() if future else "it was not checked")
         if isinstance(verdict, str):
             done.broken.append(verdict)
             done.rewards.append(math.nan)
@@ -73,11 +92,6 @@ def reward(samples: Sequence[Sample], config: RewardConfig, *, max_tokens: int, 
         done.verdicts.append(verdict)
         done.rewards.append(_weighed(verdict, config) + loss)
     return done
-
-
-def _key(sample: Sample) -> tuple[str, int, int, str]:
-    problem = sample.problem
-    return problem.task, problem.level, problem.seed, sample.text
 
 
 def _verdict(check: Check, sample: Sample) -> Verdict | str:

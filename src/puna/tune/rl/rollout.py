@@ -8,9 +8,10 @@ with tools goes on from the ids themselves, and what tools answered is marked as
 vLLM can write the answers instead (`vllm_generator`), behind the same two methods.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain, islice
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Protocol
@@ -41,6 +42,12 @@ class Generator(Protocol):
         self, prompts: Sequence[Sequence[int]], params: SamplingParams | Sequence[SamplingParams] | None = None
     ) -> list[Completion]:
         """See `Engine.generate`."""
+        ...
+
+    def generate_each(
+        self, prompts: Sequence[Sequence[int]], params: SamplingParams | Sequence[SamplingParams] | None = None
+    ) -> Iterator[list[Completion]]:
+        """See `Engine.generate_each`."""
         ...
 
     def update_weights(self, weights: Iterable[tuple[str, Tensor]]) -> int:
@@ -131,11 +138,13 @@ def ask(
     turns: int = 4,
     instruct: bool = False,
     sandbox: str = "confined",
+    ended: Callable[[Sample], None] | None = None,
 ) -> list[Asked]:
     """`samples` answers to each problem, drawn from the model's own distribution.
 
     seeds: one per problem; the same seed gives the same answers, whatever else is asked. max_tokens: of an answer or a
-    turn; seq_len: of a prompt with its answer. A task with tools is an episode of at most `turns` turns.
+    turn; seq_len: of a prompt with its answer. A task with tools is an episode of at most `turns` turns. ended: hears
+    of each single answer as soon as it and those before it are written; programs come first.
     Raises PunaError for a prompt that leaves no room, and where an episode's program has no sandbox of that level.
     """
     run_code = partial(tools.in_sandbox, floor=sandbox)
@@ -164,16 +173,20 @@ def ask(
                 "Make rows longer.",
             )
 
-    def write(waiting: Sequence[Group]) -> list[Completion]:
+    def write(waiting: Sequence[Group]) -> Iterator[Completion]:
         params = [
             SamplingParams(
                 max_tokens=min(max_tokens, seq_len - len(group[0].prompt)), seed=group[0].turn_seed, n=len(group)
             )
             for group in waiting
         ]
-        return generator.generate([group[0].prompt for group in waiting], params)
+        return chain.from_iterable(generator.generate_each([group[0].prompt for group in waiting], params))
 
-    work(groups, write, longest=seq_len)
+    def heard(attempt: Attempt) -> None:
+        if ended and not attempt.task.tools:
+            ended(_sample(attempt))
+
+    work(sorted(groups, key=lambda group: not group[0].task.code), write, longest=seq_len, ended=heard)
     return [Asked(group[0].problem, group[0].turns[0].prompt, [_sample(one) for one in group]) for group in groups]
 
 
@@ -239,6 +252,15 @@ class VLLMGenerator:
         ]
         rows = self.llm.generate([{"prompt_token_ids": list(ids)} for ids in prompts], asked, use_tqdm=False)
         return [self._completion(output) for row in rows for output in row.outputs]
+
+    def generate_each(
+        self, prompts: Sequence[Sequence[int]], params: SamplingParams | Sequence[SamplingParams] | None = None
+    ) -> Iterator[list[Completion]]:
+        """See `Engine.generate_each`; vLLM tells of all prompts at once."""
+        done = iter(self.generate(prompts, params))
+        for number in range(len(prompts)):
+            one = params[number] if isinstance(params, Sequence) else params or SamplingParams()
+            yield list(islice(done, one.n))
 
     def _completion(self, output: Any) -> Completion:
         ids = list(output.token_ids)
