@@ -23,6 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from puna.core.errors import PunaError
+from puna.model.features import multiplies_bfloat16
 from puna.model.layout import Layout
 from puna.model.llama import LlamaForCausalLM
 from puna.train.recipe import ComputeConfig
@@ -83,8 +84,7 @@ def resolve_precision(config: ComputeConfig, device: torch.device) -> str:
         return config.precision
     if device.type == "cuda":
         return "mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    flags = _cpu_flags()
-    return "mixed" if flags & {"avx512_bf16", "amx_bf16"} else "fp32"
+    return "mixed" if multiplies_bfloat16() else "fp32"
 
 
 def resolve_compile(config: ComputeConfig, device: torch.device) -> bool:
@@ -204,11 +204,3 @@ def _keep_products(_ctx: Any, op: Any, *_args: Any, **_kwargs: Any) -> Checkpoin
         for part in ("aten.mm", "aten.addmm", "aten.bmm", "scaled_dot_product", "scaled_mm", "flash_attn")
     )
     return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
-
-
-def _cpu_flags() -> set[str]:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            return next((set(line.split()) for line in file if line.startswith("flags")), set())
-    except OSError:
-        return set()
