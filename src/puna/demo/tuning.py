@@ -68,11 +68,13 @@ def tune_demo(
     *,
     seconds: float,
     machine: "Machine",
+    pace: float = 1.0,
     observers: Sequence[Callable[[dict[str, Any]], None]] = (),
 ) -> list[dict[str, Any]]:
     """Tune the demo's model for about so many seconds, all measuring included; the end is run_dir/model.
 
-    Returns rows for `train.abilities`. Raises PunaError when it was interrupted (`puna tune all --resume` goes on).
+    pace: what a step takes, over what is predicted for it. Returns rows for `train.abilities`. Raises PunaError when it
+    was interrupted (`puna tune all --resume` goes on).
     """
     from puna.tasks.catalogue import baseline, find
     from puna.tune.way.recipe import AllRecipe
@@ -80,7 +82,7 @@ def tune_demo(
     from puna.tune.way.run import run
 
     chosen = _possible(ABILITIES)
-    sft_steps, rl_steps = _steps(seconds, _step_seconds(model, machine))
+    sft_steps, rl_steps = _steps(seconds, pace * _step_seconds(model, machine))
     problems = max(12, min(PROBLEMS, int(seconds / 2)))
     tree = {
         "stage": "all",
