@@ -1,8 +1,11 @@
 """Fixtures that several rooms share."""
 
 import os
+import random
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -19,6 +22,15 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 if TYPE_CHECKING:
     from puna.model.config import ModelConfig
     from puna.model.llama import LlamaForCausalLM
+
+
+@pytest.fixture(autouse=True)
+def drawn_as_always(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """What is sampled without a seed comes out the same in every run: a random model may end a text at any token."""
+    sampling = sys.modules.get("puna.engine.sampling")
+    if sampling is not None:
+        numbers = random.Random(request.node.name)
+        monkeypatch.setattr(sampling, "secrets", SimpleNamespace(randbits=numbers.getrandbits))
 
 
 @pytest.fixture(scope="session")
