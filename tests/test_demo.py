@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from puna.core.errors import PunaError
 from puna.core.recipe import check, load
 from puna.data.recipe import DataRecipe
+from puna.demo import tuning
 from puna.demo.run import CORPUS_RECIPE, SIZES, plan
 from puna.demo.tuning import STAGES
 from puna.engine.generate import SamplingParams, load_engine
@@ -148,3 +150,18 @@ def test_no_time_and_no_room_are_sentences(tmp_path):
     assert done.returncode == 2
     assert "minutes = 0" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_machine_that_is_faster_than_predicted_gets_more_steps(monkeypatch, tmp_path) -> None:
+    asked = []
+
+    def run(recipe, *_, **__):
+        asked.append(recipe.rl["train"]["steps"])
+        return {"kind": "interrupted", "detail": "enough"}
+
+    monkeypatch.setattr(tuning, "_step_seconds", lambda *_: 0.6)
+    monkeypatch.setattr("puna.tune.way.run.run", run)
+    for pace in (1.0, 0.5):
+        with pytest.raises(PunaError, match="Enough"):
+            tuning.tune_demo(tmp_path, tmp_path, seconds=240, machine=None, pace=pace)
+    assert asked[1] > 1.8 * asked[0]

@@ -76,14 +76,14 @@ def reward(samples: Sequence[Sample], config: RewardConfig, grading: Grading, *,
 
     Raises PunaError where this machine's sandbox is below the recipe's floor, before anything is learned from it.
     """
-    found = [None if sample.verdict else grading.verdict(sample) for sample in samples]
+    found = [sample.verdict or grading.verdict(sample) for sample in samples]
     done = Rewarded([], [])
     lengths = torch.tensor([sum(sample.answer.mask) for sample in samples])
     losses = torch.zeros(len(samples))
     if config.overlong == "penalty":
         losses = overlong_penalty(lengths, max_tokens, config.overlong_cache)
-    for sample, future, loss in zip(samples, found, losses.tolist(), strict=True):
-        verdict = sample.verdict or (future.result() if future else "it was not checked")
+    for known, loss in zip(found, losses.tolist(), strict=True):
+        verdict = known.result() if isinstance(known, Future) else known
         if isinstance(verdict, str):
             done.broken.append(verdict)
             done.rewards.append(math.nan)
