@@ -7,10 +7,10 @@ import pytest
 
 from puna.cli.main import main
 from puna.core.errors import PunaError
-from puna.evals.ask import Sampling
-from puna.evals.benchmark import Benchmark, Item, Score, Text
 from puna.evals.catalogue import BENCHMARKS
-from puna.evals.files import EvalData
+from puna.evals.contract import Benchmark, Item, Score, Text
+from puna.evals.datasets import EvalData
+from puna.evals.generation import Sampling
 from puna.evals.runner import chosen, run
 
 SAMPLING = Sampling(samples=2, temperature=1.0)

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from puna.core.recipe import check
-from puna.tasks.task import Problem, Task, Verdict
+from puna.tasks.contract import Problem, Task, Verdict
 from puna.train.machine import Machine
 from puna.tune.loop import run_stage
 from puna.tune.rl.objective import RL

@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 
 from puna.core.errors import PunaError
 from puna.core.recipe import check
+from puna.tasks.contract import Verdict
 from puna.tasks.heldout import is_heldout
-from puna.tasks.task import Verdict
 from puna.train.launch import launch
 from puna.train.metrics import read_metrics
 from puna.tune.loop import run_stage

@@ -32,10 +32,22 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     score = actions.add_parser("score", help="score a file of answers")
     score.add_argument("file", type=Path, metavar="FILE", help="JSON lines of task, level, seed, answer")
     score.add_argument("--json", action="store_true", help="print one JSON object, with a verdict for every row")
+    for action in (listed, sample, score):
+        action.add_argument(
+            "--include",
+            action="append",
+            default=[],
+            type=Path,
+            metavar="FILE.py",
+            help="load tasks from this file (repeatable)",
+        )
 
 
 def run(args: argparse.Namespace) -> None:
     """Do what the first word says."""
+    from puna.core.plugins import include_all
+
+    include_all(args.include)
     {"list": _list, "sample": _sample, "score": _score}[args.action](args)
 
 
@@ -92,7 +104,7 @@ def _sample(args: argparse.Namespace) -> None:
 
 def _score(args: argparse.Namespace) -> None:
     from puna.core.console import print_json, show_table
-    from puna.tasks.score import read_rows, score_rows, table
+    from puna.tasks.score_file import read_rows, score_rows, table
 
     scored = score_rows(read_rows(args.file))
     lines = table(scored)

@@ -114,7 +114,7 @@ def completions(
     samples = []
     for head, result in zip(used, results, strict=True):
         body = cut_body(result.text, head.indent, whole=result.finish_reason == "stop")
-        verdict = judge(head, body)
+        verdict = classify_body(head, body)
         counts[verdict] += 1
         samples.append({"document": head.document, "prompt": head.head, "text": body, "verdict": verdict})
     low, high = wilson(counts["parsed"], len(used))
@@ -151,7 +151,7 @@ def cut_body(text: str, indent: str, *, whole: bool) -> str:
     return "".join(body).rstrip() + "\n"
 
 
-def judge(head: Head, body: str) -> str:
+def classify_body(head: Head, body: str) -> str:
     """'parsed', 'trivial' (parses and does nothing), 'empty' (no code) or 'refused' by the parser."""
     if not any(line.strip() and not line.strip().startswith("#") for line in body.splitlines()):
         return "empty"

@@ -13,7 +13,7 @@ import numpy as np
 
 from puna.data.corpus import Corpus
 from puna.data.shingles import shingle_hashes, word_hashes
-from puna.evals.benchmark import Benchmark, Item
+from puna.evals.contract import Benchmark, Item
 from puna.evals.results import share
 
 NGRAM, SHORTEST = 13, 8

@@ -20,17 +20,17 @@ from puna.core.files import sha256_file, write_json
 from puna.data.corpus import Corpus
 from puna.engine.generate import Engine
 from puna.engine.importer import stage
-from puna.evals.ask import Sampling
-from puna.evals.benchmark import Benchmark, Item, Turns
-from puna.evals.card import write_cards
 from puna.evals.compare import compare
 from puna.evals.contamination import contamination, seen_items
-from puna.evals.files import EvalData, Missing
+from puna.evals.contract import Benchmark, Item, MultiTurn
+from puna.evals.datasets import EvalData, MissingFiles
+from puna.evals.generation import Sampling
+from puna.evals.model_card import write_cards
 from puna.evals.report import write_report
 from puna.evals.results import summarise
 from puna.evals.runner import OnProgress, Row, chosen, run
 from puna.model.store import load_lineage
-from puna.tasks.isolation import require
+from puna.tasks.sandboxed import require
 
 Loaded = list[tuple[Benchmark, list[Item], int]]
 """Benchmarks with the items to run and how many each has in all."""
@@ -47,7 +47,7 @@ def load_items(
     for benchmark in benchmarks:
         try:
             items = benchmark.load(data)
-        except Missing:
+        except MissingFiles:
             if named or len(benchmarks) == 1:
                 raise
             left_out.append(benchmark.name)
@@ -70,7 +70,7 @@ def askable(loaded: Loaded, *, chat: bool, say: Callable[[str], None] = say) -> 
 
     Raises PunaError when nothing is left.
     """
-    talks = [] if chat else [one for one, items, _ in loaded if any(isinstance(item.ask, Turns) for item in items)]
+    talks = [] if chat else [one for one, items, _ in loaded if any(isinstance(item.ask, MultiTurn) for item in items)]
     if not talks:
         return loaded
     names = ", ".join(benchmark.name for benchmark in talks)

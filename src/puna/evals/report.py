@@ -16,7 +16,7 @@ from puna.core.page import Html, document, figures, named, section, table
 from puna.core.plots import STYLE, interval_bar
 from puna.core.units import format_count
 from puna.evals import published
-from puna.evals.core_set import centred
+from puna.evals.benchmarks.dclm_core import centred
 
 MOST_SHOWN = 60
 """Wrong answers of one benchmark on the page; all are in items.jsonl."""

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from puna.core.statistics import clustered, pass_at_k
-from puna.evals.benchmark import Benchmark, Choices, Item
+from puna.evals.contract import Benchmark, Choices, Item
 from puna.evals.runner import Row, scored
 
 CONSTANTS_ON = 200
@@ -49,8 +49,8 @@ def summarise(
     }
     if len(result["groups"]) < 2:
         result["groups"] = {}
-    if benchmark.whole is not None:
-        result["whole"] = benchmark.whole(rows)
+    if benchmark.corpus_metric is not None:
+        result["whole"] = benchmark.corpus_metric(rows)
     return result
 
 

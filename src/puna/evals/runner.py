@@ -16,8 +16,8 @@ from typing import IO, Any
 from puna.core.errors import PunaError
 from puna.core.files import disk_errors, lock_directory, read_json, write_json
 from puna.engine.generate import Engine
-from puna.evals.ask import Held, Sampling, Written, converse, likelihoods, write
-from puna.evals.benchmark import MAX_ANSWER, Benchmark, Choices, Conversation, Item, Score, Text, Turns
+from puna.evals.contract import MAX_ANSWER, Benchmark, Choices, Item, MultiTurn, Score, Text, Transcript
+from puna.evals.generation import MultiTurnSamples, Sampling, TextSamples, converse, likelihoods, write
 
 Row = dict[str, Any]
 
@@ -107,7 +107,7 @@ def _ask(
     likely = iter(likelihoods(engine, pairs))
     texts = {f"{benchmark.name}/{item.id}": item.ask for item in items if isinstance(item.ask, Text)}
     written = iter(write(engine, [*texts.values()], [*texts], chat=chat, sampling=sampling))
-    turns = {f"{benchmark.name}/{item.id}": item.ask for item in items if isinstance(item.ask, Turns)}
+    turns = {f"{benchmark.name}/{item.id}": item.ask for item in items if isinstance(item.ask, MultiTurn)}
     held = iter(converse(engine, [*turns.values()], [*turns], sampling=sampling))
     for item in items:
         row: Row = {"benchmark": benchmark.name, "id": item.id, "group": item.group}
@@ -120,7 +120,7 @@ def _ask(
             }
             shown = item.ask.contexts[0]
         else:
-            done: Written | Held = next(held) if isinstance(item.ask, Turns) else next(written)
+            done: TextSamples | MultiTurnSamples = next(held) if isinstance(item.ask, MultiTurn) else next(written)
             answer, samples, cut = done
             row |= _judged(scored(benchmark, item, answer)) | _said(answer)
             row |= {"samples": [_judged(scored(benchmark, item, one)) for one in samples], "cut": cut}
@@ -137,7 +137,7 @@ def _judged(score: Score) -> Row:
     }
 
 
-def _said(response: str | Conversation) -> Row:
+def _said(response: str | Transcript) -> Row:
     """What the model wrote, and where tools spoke too, who said what."""
     if isinstance(response, str):
         return {"response": response[:MAX_SHOWN]}

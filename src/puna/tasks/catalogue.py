@@ -1,29 +1,44 @@
-"""All tasks by name, and the score of the best constant answer to each."""
+"""All tasks by name, Puna's own and those of plugins, and the score of the best constant answer to each."""
 
 from collections import Counter
+from collections.abc import Iterator
 from functools import lru_cache, partial
+from types import ModuleType
 from typing import NamedTuple
 
-from puna.core.errors import PunaError, nearest
-from puna.tasks import (
+from puna.core.plugins import Registry, entries
+from puna.tasks.contract import Data, Grade, Problem, Task, Verdict
+from puna.tasks.problems import (
     arithmetic,
     blocks,
     grid,
-    gym,
     hanoi,
     pipelines,
     programs,
+    reasoning_gym,
     rewriting,
-    routes,
     schedules,
-    tools,
+    shortest_path,
+    tool_use,
     tracing,
 )
-from puna.tasks.task import Data, Grade, Problem, Task
 
-_ROOMS = (arithmetic, rewriting, tracing, programs, grid, routes, blocks, hanoi, schedules, tools)
-TASKS: dict[str, Task] = {task.name: task for room in _ROOMS for task in room.TASKS}
-"""Every task by its name, easiest families first."""
+_INTERPRETED = {task.name for task in programs.TASKS}
+_MODULES = (arithmetic, rewriting, tracing, programs, grid, shortest_path, blocks, hanoi, schedules, tool_use)
+
+
+def _named(module: ModuleType) -> list[tuple[str, Task]]:
+    return [(task.name, task) for task in entries(module, "TASKS", Task)]
+
+
+def built_in() -> Iterator[Task]:
+    """Puna's own tasks, easiest families first."""
+    for module in _MODULES:
+        yield from module.TASKS
+
+
+TASKS: Registry[Task] = Registry("task", ("puna.tasks",), lambda: ((task.name, task) for task in built_in()), _named)
+"""Every task by its name, easiest families first, plugins last."""
 
 BASELINE_SEED = 10**9
 """Seeds from here make the problems that constant answers are tried on, away from those that people sample."""
@@ -31,11 +46,9 @@ BASELINE_SEED = 10**9
 
 def find(name: str) -> Task:
     """The task of this name. Raises PunaError naming the nearest."""
-    if name.startswith("gym."):
-        return gym.find(name)
-    if name not in TASKS:
-        raise PunaError(f"There is no task '{name}'.", nearest(str(name), TASKS))
-    return TASKS[name]
+    if name.startswith("gym.") and name not in TASKS:
+        return reasoning_gym.find(name)
+    return TASKS.find(name)
 
 
 class Baseline(NamedTuple):
@@ -59,7 +72,9 @@ def baseline(name: str, level: int, problems: int = 200) -> Baseline:
     tried = [*task.constants, "", *(answer for answer, _ in seen.most_common(32))]
     asked = [task.sample(BASELINE_SEED + 2 * problems + number, level) for number in range(problems)]
     grade: Grade = task.grade
-    if task.code:
+    if task.code and task.name not in _INTERPRETED:
+        tried = [""]
+    elif task.code:
         known = {programs.solve({"stages": stages}): stages for stages in _programs(task, level, problems)}
         tried = ["", *known]
         grade = partial(_grade_known, known)
@@ -78,10 +93,10 @@ def _programs(task: Task, level: int, problems: int) -> list[list[pipelines.Stag
     return [by_text[text] for text, _ in seen.most_common(32)]
 
 
-def _grade_known(known: dict[str, list[pipelines.Stage]], data: Data, answer: str) -> programs.Verdict:
+def _grade_known(known: dict[str, list[pipelines.Stage]], data: Data, answer: str) -> Verdict:
     """Grade one of our own programs by its stages instead of running its source."""
 
-    def evaluate(_source: str, _function: str, inputs: list) -> list[programs.Outcome]:
-        return [programs.Outcome(pipelines.apply(known[answer], given)) for (given,) in inputs]
+    def evaluate(_source: str, _function: str, inputs: list) -> list[programs.CallResult]:
+        return [programs.CallResult(pipelines.apply(known[answer], given)) for (given,) in inputs]
 
     return programs.grade(data, answer, evaluate)  # type: ignore[arg-type]

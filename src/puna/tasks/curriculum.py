@@ -14,7 +14,7 @@ import random
 from typing import Any, NamedTuple
 
 from puna.core.errors import PunaError
-from puna.tasks.task import MAX_SEED, PASS, Problem, Task
+from puna.tasks.contract import MAX_SEED, PASS, Problem, Task
 
 
 class Drawn(NamedTuple):

@@ -10,7 +10,7 @@ import random
 
 from puna.core.errors import PunaError
 from puna.tasks.catalogue import find
-from puna.tasks.task import MAX_SEED, Problem, Task
+from puna.tasks.contract import MAX_SEED, Problem, Task
 
 HELDOUT_SHARE = 0.25
 """Of all prompts. Measuring draws 4 problems for one that it may use, training 4 for 3."""

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from puna.core.errors import PunaError
 from puna.tasks.catalogue import find
+from puna.tasks.contract import Problem, Task
 from puna.tasks.heldout import training_problem
-from puna.tasks.task import Problem, Task
 from puna.tasks.tools import SCHEMAS, calls_in, first_call
 from puna.text.chat import render
 from puna.text.tokenizer import Tokenizer

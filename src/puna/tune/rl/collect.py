@@ -18,11 +18,11 @@ import torch
 import torch.distributed as dist
 
 from puna.core.errors import PunaError
-from puna.tasks.attempts import seed_of
 from puna.tasks.catalogue import find
+from puna.tasks.contract import Problem, Task, Verdict, refused
 from puna.tasks.curriculum import Curriculum
+from puna.tasks.episodes import seed_of
 from puna.tasks.heldout import is_heldout
-from puna.tasks.task import Problem, Task, Verdict, refused
 from puna.tune.loop import SCORE, Stage
 from puna.tune.measure import Measured, measure_tasks
 from puna.tune.rl.recipe import OnPolicyRecipe

@@ -27,8 +27,8 @@ from puna.engine.generate import Completion, Engine, SamplingParams
 from puna.model.config import ModelConfig
 from puna.model.llama import LlamaForCausalLM
 from puna.tasks import tools
-from puna.tasks.attempts import Attempt, Group, work
-from puna.tasks.task import Problem, Task, Verdict
+from puna.tasks.contract import Problem, Task, Verdict
+from puna.tasks.episodes import Attempt, Group, run_attempts
 from puna.text.tokenizer import Tokenizer
 from puna.tune.lora import merged_state
 from puna.tune.recipe import LoRAConfig
@@ -186,7 +186,7 @@ def ask(
         if ended and not attempt.task.tools:
             ended(_sample(attempt))
 
-    work(sorted(groups, key=lambda group: not group[0].task.code), write, longest=seq_len, ended=heard)
+    run_attempts(sorted(groups, key=lambda group: not group[0].task.code), write, longest=seq_len, on_finished=heard)
     return [Asked(group[0].problem, group[0].turns[0].prompt, [_sample(one) for one in group]) for group in groups]
 
 
