@@ -189,7 +189,7 @@ def run_demo(
         _heading(6, f"Tuning, about {format_seconds(tune_minutes * 60)}: code, reasoning, planning")
         base = _publish(run_dir / "model", folder / "models" / "demo-base")
         tune_dir = run_dir / "tune"
-        pace = 1 / (1 + (event["error"]["step_seconds"] or 0.0))  # what was measured first may have been disturbed
+        pace = 1 + (event["over_prediction"]["step_seconds"] or 0.0)  # what was measured first may have been disturbed
         abilities = tune_demo(
             base, tune_dir, seconds=tune_minutes * 60, machine=machine, pace=pace, observers=observers
         )
