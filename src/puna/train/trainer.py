@@ -58,22 +58,20 @@ def train(
     observers: Sequence[Callable[[dict[str, Any]], None]] = (),
     hooks: Mapping[float, Hook] | None = None,
     machine: Machine | None = None,
-    seconds: float | None = None,
 ) -> dict[str, Any]:
     """Run a recipe to its end, or until it is interrupted; returns the last event ("end" or "interrupted").
 
     run_dir: holds the resolved recipe, metrics, checkpoints and, at the end, the model directory `model/`.
     observers: called with every event that is also written to metrics.jsonl. hooks: functions called with the trainer
     before the step of that number (an int), or when that share of the run is done (a float; 1.0: after the last step);
-    their time does not count as training. machine: measurements of this device, made here when not given. seconds: the
-    promised training time; the number of steps is changed when the run would miss it by more than a tenth.
+    their time does not count as training. machine: measurements of this device, made here when not given.
     Raises PunaError for anything in recipe, corpus, checkpoint or machine that does not fit, before the first step.
     """
     with parallel.join_world() as world, contextlib.ExitStack() as stack:
         if world.first:
             stack.enter_context(files.lock_directory(run_dir))
         trainer = Trainer(recipe, run_dir, world, machine=machine, observers=observers)
-        return trainer.run(resume=resume, hooks=hooks or {}, seconds=seconds)
+        return trainer.run(resume=resume, hooks=hooks or {})
 
 
 def step_seconds(recipe: Recipe, folder: Path, *, machine: Machine, seconds: float = 10.0) -> float:
@@ -153,7 +151,7 @@ class Trainer:
 
     # -- the run -----------------------------------------------------------------------------------------------------
 
-    def run(self, *, resume: bool, hooks: Mapping[float, Hook], seconds: float | None = None) -> dict[str, Any]:
+    def run(self, *, resume: bool, hooks: Mapping[float, Hook]) -> dict[str, Any]:
         """Train from the newest good checkpoint (when resuming) to the last step."""
         recipe = self.recipe
         resumed_from = self._restore() if resume else None
@@ -186,8 +184,8 @@ class Trainer:
                         self._roll_back(log)
                         batches = self.batches()
                         continue
-                    if seconds and self.step % recipe.log.every == 0:
-                        self._keep_pace(seconds)
+                    if self.step % recipe.log.every == 0:
+                        self._keep_pace()
                     self._periodic(total)
                     if saving:
                         self._save_checkpoint(wait=not recipe.checkpoint.asynchronous)
@@ -292,10 +290,10 @@ class Trainer:
             hook for at, hook in hooks.items() if (before < at <= now if isinstance(at, float) else at == self.step)
         ]
 
-    def _keep_pace(self, promised: float) -> None:
+    def _keep_pace(self) -> None:
         """Change the number of steps when the run would end much later or sooner than promised."""
-        step_seconds = self.clock.recent_step_seconds
-        if step_seconds is None:
+        promised, step_seconds = self.recipe.schedule.seconds, self.clock.recent_step_seconds
+        if not promised or step_seconds is None:
             return
         before = self.horizon.total
         holds = self.horizon.progress(self.step) < 1 - self.recipe.schedule.decay
