@@ -173,7 +173,7 @@ def calibration() -> Finding:
         found = read_calibration(device_here(device))
         if found is None:
             return Finding("calibration", "none: plans for this machine stand on estimates", "missing", advice)
-        check_plausible(found, accelerator_here(device), device)
+        check_plausible(found, accelerator_here(device))
     except PunaError as error:
         return Finding("calibration", str(error), "note")
     days = (datetime.now(UTC).date() - date.fromisoformat(found.date)).days

@@ -85,12 +85,12 @@ def calibrate(device: str | None = None, *, quick: bool = False) -> Calibration:
         found = _measure(device, quick, show)
         bar.update(task, description="measuring collectives")
         found = found.model_copy(update=collective_rates(device, quick=quick))
-    check_plausible(found, accelerator_here(device), device)
+    check_plausible(found, accelerator_here(device))
     write_calibration(found)
     return found
 
 
-def check_plausible(found: Calibration, estimate: Accelerator, device: str) -> None:
+def check_plausible(found: Calibration, estimate: Accelerator) -> None:
     """Raise PunaError when products are five times faster or slower than the estimate: no calibration to keep.
 
     On a CPU products in fp32 are compared: how fast those in bf16 are differs more between processors than that.
