@@ -123,7 +123,7 @@ def _llama(corpus: Any, args: argparse.Namespace, changes: list[str]) -> Made:
     trainer = Trainer(recipe, Path(tempfile.mkdtemp()), world, machine=machine)
     batches = trainer.batches()
     share = {"now": 0.0}
-    trainer.lr_factor = lambda: lr_factor(recipe.schedule, int(share["now"] * 1e9), 10**9)  # type: ignore[method-assign]
+    trainer.lr_factor = lambda: lr_factor(recipe.schedule, share["now"])  # type: ignore[method-assign]
 
     def step(_number: int, now: float) -> int:
         share["now"] = now

@@ -26,7 +26,7 @@ SAMPLE = {"kind": "sample", "step": 50, "prompt": "def ", "text": "f(x):\n\tretu
 SKIP = {"kind": "event", "step": 41, "event": "skip", "detail": "loss [14.2]: the update was left out"}
 END = {
     "kind": "end", "step": 100, "tokens": 409_600, "seconds": 20.0, "tokens_per_second": 20_480.0,
-    "step_seconds": 0.208, "peak_memory_bytes": 2**30, "error": {"memory": 0.01, "step_seconds": -0.0385},
+    "step_seconds": 0.208, "peak_memory_bytes": 2**30, "over_prediction": {"memory": -0.01, "step_seconds": 0.04},
     "goodput": {},
 }  # fmt: skip
 
@@ -65,9 +65,9 @@ def test_says_what_it_expects_and_how_far_off_that_was():
         "1 GiB of memory, 20.5k tokens/s,\n0.2 s a step (0.18 s to 0.222 s with 80 % probability), done in\n20 s, at"
         in text
     )
-    assert "0.208 s a step (prediction −3.9%), 1 GiB at most (prediction +1.0%)" in text
+    assert "0.208 s a step (4% more than predicted), 1 GiB at most (1% less than predicted)" in text
     unknown = {**START["predicted"], "tokens_per_second": None, "step_seconds": None, "seconds": None}
-    none = {**END, "step_seconds": None, "error": {"memory": 0.01, "step_seconds": None}}
+    none = {**END, "step_seconds": None, "over_prediction": {"memory": -0.01, "step_seconds": None}}
     text = show([{**START, "predicted": unknown}, none], False)
     assert "Expected: 1 GiB of memory." in text
     assert "a step" not in text

@@ -58,7 +58,8 @@ def whole_run():
         {"kind": "eval", "step": 400, "tokens": 1, "loss": 3.0, "bits_per_byte": 1.4567, "bytes": 9, "elapsed": 80},
         {
             "kind": "end", "step": 400, "tokens": 1_638_400, "seconds": 81.0, "tokens_per_second": 20_227.0,
-            "step_seconds": 0.2, "peak_memory_bytes": 1.2 * 2**30, "error": {"memory": 0.25, "step_seconds": -0.07},
+            "step_seconds": 0.2, "peak_memory_bytes": 1.2 * 2**30,
+            "over_prediction": {"memory": -0.2, "step_seconds": 0.075},
             "goodput": {"compute": 75.0, "data": 1.0, "checkpoint": 2.0, "eval": 3.0},
         },
     ]  # fmt: skip
@@ -145,10 +146,10 @@ def test_wilson_interval_is_shown_and_agrees_with_the_published_example(page):
     assert f"{low:.1%} – {high:.1%}" in page.text
 
 
-def test_prediction_errors_are_predicted_over_actual(page):
-    assert "+25.0%" in page.text  # 1.5 GiB said, 1.2 GiB used
-    assert f"{80 / 81 - 1:+.1%}".replace("-", "−") in page.text
-    assert "a step, usually 0.186 s 0.2 s −7.0%" in page.text
+def test_a_miss_has_one_sign_for_memory_time_and_speed(page):
+    assert "−20.0%" in page.text  # 1.5 GiB predicted, 1.2 GiB used
+    assert f"{81 / 80 - 1:+.1%}" in page.text
+    assert "a step, usually 0.186 s 0.2 s +7.5%" in page.text
     assert "between 0.165 s and 0.21 s with 80 % probability" in page.text
 
 

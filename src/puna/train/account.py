@@ -19,6 +19,7 @@ SHAPES = {
     "skip": ("cross", True, "step skipped"),
     "rollback": ("back", True, "rolled back"),
     "resume": ("play", False, "resumed"),
+    "pace": ("diamond", False, "number of steps changed"),
     "interrupted": ("square", False, "interrupted"),
     "stopped": ("square", True, "stopped by the guard"),
 }
@@ -42,15 +43,19 @@ def predicted(run: Run, facts: dict[str, Any]) -> str:
     ):
         if expected is None and actual is None:
             continue
-        error = f"{expected / actual - 1:+.1%}".replace("-", "−") if expected and actual else "–"
-        rows.append([name, or_dash(expected, form), or_dash(actual, form), error])
+        over = "–"
+        if expected and actual:  # a speed is compared as the time that a token takes
+            ratio = expected / actual if name == "tokens per second" else actual / expected
+            over = f"{ratio - 1:+.1%}".replace("-", "−")
+        rows.append([name, or_dash(expected, form), or_dash(actual, form), over])
     parts = _goodput(run)
     if not rows and not parts:
         return ""
-    rendered = table(["", "predicted", "actual", "off by"], rows, numeric=(1, 2, 3)) if rows else ""
-    text = "What was said before the run started, and what came of it."
+    rendered = table(["", "predicted", "measured", "cost"], rows, numeric=(1, 2, 3)) if rows else ""
+    text = "What was said before the run started, and what came of it. + means that it cost more than predicted:"
+    text += " more memory, more time, more time for a token."
     if rows and not run.end:
-        text += " The run is unfinished: actual values are those so far."
+        text += " The run is unfinished: measured values are those so far."
     if step:
         ends = f"{_step_seconds(step['low'])} and {_step_seconds(step['high'])}"
         text += f" A step was to take between {ends} with 80 % probability. Compilation counts in the time alone"

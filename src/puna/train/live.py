@@ -48,6 +48,8 @@ class LiveView:
             if self._console.is_terminal:
                 self._open()
         elif kind == "event":
+            if "total_steps" in event:
+                self._start = {**self._start, "total_steps": event["total_steps"]}
             if event["event"] != "checkpoint":
                 self._console.print(f"{event['event']} at step {event['step']:,}: {event['detail']}", markup=False)
             if event["event"] in ("interrupted", "stopped"):
@@ -205,14 +207,14 @@ def plain_line(event: Event, start: Event) -> str:
 
 def outcome(event: Event) -> str:
     """How the run ended and how good the predictions were, from the end event."""
-    error, step = event["error"], ""
+    over, step = event["over_prediction"], ""
     if event["step_seconds"]:
-        off = "" if error["step_seconds"] is None else f" (prediction {_percent(error['step_seconds'])})"
+        off = "" if over["step_seconds"] is None else f" ({against_prediction(over['step_seconds'])})"
         step = f"{_seconds(event['step_seconds'])} a step{off}, "
     return (
         f"Done: {format_count(event['tokens'])} tokens in {format_seconds(event['seconds'])}, "
         f"{format_count(event['tokens_per_second'])} tokens/s, {step}"
-        f"{format_bytes(event['peak_memory_bytes'])} at most (prediction {_percent(error['memory'])})."
+        f"{format_bytes(event['peak_memory_bytes'])} at most ({against_prediction(over['memory'])})."
     )
 
 
@@ -241,8 +243,11 @@ def _seconds(value: float) -> str:
     return f"{1e3 * value:.3g} ms" if value < 0.0995 else f"{value:.3g} s" if value < 99.5 else format_seconds(value)
 
 
-def _percent(value: float) -> str:
-    return f"{value:+.1%}".replace("-", "−")
+def against_prediction(over: float) -> str:
+    """How a measured time or memory compares with its prediction, in words. over: measured / predicted - 1."""
+    if abs(over) < 0.005:
+        return "as predicted"
+    return f"{over:.0%} more than predicted" if over > 0 else f"{-over:.0%} less than predicted"
 
 
 def _number(value: float | None, form: str) -> str:

@@ -171,6 +171,15 @@ def sum_over_ranks(value: Tensor) -> Tensor:
     return value
 
 
+def from_first_rank(value: int, world: World) -> int:
+    """The first process' number, on every process."""
+    if world.size == 1:
+        return value
+    box = torch.tensor(value, device=world.device)
+    dist.broadcast(box, src=0)
+    return int(box.item())
+
+
 def full_state(model: nn.Module) -> dict[str, Tensor]:
     """Every parameter, gathered whole on the CPU of every rank."""
     from torch.distributed.tensor import DTensor

@@ -82,6 +82,12 @@ class ScheduleConfig(Config):
     warmup: float = Field(0.0, ge=0, le=1, description="share of the run's tokens for linear warm-up")
     decay: float = Field(0.65, ge=0, le=1, description="wsd: share of the run's tokens for linear decay at the end")
     final: float = Field(0.0, ge=0, le=1, description="factor at the very end")
+    seconds: float = Field(
+        0.0,
+        ge=0,
+        description="promised training time; the number of steps changes when it would be missed by more than a tenth; "
+        "0: no promise",
+    )
 
 
 class CheckpointConfig(Config):

@@ -74,7 +74,7 @@ def summary(run: Run) -> dict[str, Any]:
         "stage": run.start.get("stage"),
         "status": state,
         "step": end.get("step", last.get("step", 0)),
-        "total_steps": run.start.get("total_steps"),
+        "total_steps": _total_steps(run),
         "tokens": end.get("tokens", last.get("tokens", 0)),
         "parameters": run.start.get("parameters"),
         "seconds": end.get("seconds", last.get("elapsed")),
@@ -97,6 +97,14 @@ def status(run: Run) -> tuple[str, bool]:
     if last in ("interrupted", "stopped") and run.events[-1]["step"] >= newest:
         return str(last), True
     return "unfinished", True
+
+
+def _total_steps(run: Run) -> int | None:
+    """Steps of the whole run, as last planned."""
+    begun = run.start.get("step", 0)
+    changed = [event["total_steps"] for event in run.events if "total_steps" in event and event["step"] >= begun]
+    total: int | None = changed[-1] if changed else run.start.get("total_steps")
+    return total
 
 
 def _heldout(run: Run) -> float | None:

@@ -177,6 +177,12 @@ class Clock:
         return None
 
     @property
+    def recent_step_seconds(self) -> float | None:
+        """Seconds of a step lately: the mean over the last two intervals. None before there is one."""
+        last = self.intervals[-2:]
+        return sum(seconds for _, seconds in last) / sum(steps for steps, _ in last) if last else None
+
+    @property
     def training_here(self) -> float:
         """Seconds of training steps in this process: all but evaluation and checkpoints."""
         return time.perf_counter() - self.begin - self.seconds["eval"] - self.seconds["checkpoint"]

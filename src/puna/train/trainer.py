@@ -8,6 +8,7 @@ are read once per log interval. Before the first step the run says what it expec
 """
 
 import contextlib
+import dataclasses
 import platform
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -24,6 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 from puna.core import files
 from puna.core.errors import PunaError
 from puna.core.recipe import dump
+from puna.core.units import format_seconds
 from puna.model.llama import DocumentMask
 from puna.model.store import save_model
 from puna.train import parallel
@@ -37,6 +39,7 @@ from puna.train.machine import Machine, measure
 from puna.train.memory import check_fits, predict_memory
 from puna.train.metrics import MetricsLog
 from puna.train.optimizer import Optimizer
+from puna.train.pace import Horizon, replan
 from puna.train.recipe import Recipe
 from puna.train.schedule import lr_factor
 from puna.train.setup import build_model, default_layout, fill_weights, open_corpus
@@ -53,15 +56,15 @@ def train(
     *,
     resume: bool = False,
     observers: Sequence[Callable[[dict[str, Any]], None]] = (),
-    hooks: Mapping[int, Hook] | None = None,
+    hooks: Mapping[float, Hook] | None = None,
     machine: Machine | None = None,
 ) -> dict[str, Any]:
     """Run a recipe to its end, or until it is interrupted; returns the last event ("end" or "interrupted").
 
     run_dir: holds the resolved recipe, metrics, checkpoints and, at the end, the model directory `model/`.
     observers: called with every event that is also written to metrics.jsonl. hooks: functions called with the trainer
-    before the step of that number (total_steps: after the last one); their time does not count as training.
-    machine: measurements of this device, made here when not given.
+    before the step of that number (an int), or when that share of the run is done (a float; 1.0: after the last step);
+    their time does not count as training. machine: measurements of this device, made here when not given.
     Raises PunaError for anything in recipe, corpus, checkpoint or machine that does not fit, before the first step.
     """
     with parallel.join_world() as world, contextlib.ExitStack() as stack:
@@ -141,15 +144,16 @@ class Trainer:
         self.guard = Guard(recipe.guard, device)
         self.checkpoints = Checkpointer(run_dir, recipe.checkpoint, self._fingerprint())
         self.step, self.data_step, self.rollbacks = 0, 0, 0
+        self.horizon = Horizon(recipe.total_steps)
         self.skipped: list[int] = []  # steps within the guard's window, since the last roll-back
         self._peak = 0
         self.stop = StopRequest(first=world.first)
 
     # -- the run -----------------------------------------------------------------------------------------------------
 
-    def run(self, *, resume: bool, hooks: Mapping[int, Hook]) -> dict[str, Any]:
+    def run(self, *, resume: bool, hooks: Mapping[float, Hook]) -> dict[str, Any]:
         """Train from the newest good checkpoint (when resuming) to the last step."""
-        recipe, total = self.recipe, self.recipe.total_steps
+        recipe = self.recipe
         resumed_from = self._restore() if resume else None
         if self.world.first:
             files.write_text(self.run_dir / "recipe.toml", dump(self.kept_recipe))
@@ -162,16 +166,17 @@ class Trainer:
         with self.stop.listening(), quiet_gc(), _profiler(recipe.log.profile, self.run_dir) as profile:
             batches = self.batches()
             try:
-                while self.step < total and not self.stop.agreed():
-                    if self.step in hooks:
+                while self.step < self.horizon.total and not self.stop.agreed():
+                    for hook in self._due(hooks):
                         with self.clock.part("eval"), self.apart():
-                            hooks[self.step](self)
+                            hook(self)
                     with self.clock.part("data"):
                         batch = next(batches)
                     log.add(*self.train_step(batch))
                     self.step += 1
                     self.data_step += 1
                     profile()
+                    total = self.horizon.total
                     saving = self._checkpoint_due(total)
                     # Lines end where checkpoints do, so a resumed run writes the same ones.
                     if (saving or self.step % recipe.log.every == 0 or self.step == total) and log.flush():
@@ -179,13 +184,15 @@ class Trainer:
                         self._roll_back(log)
                         batches = self.batches()
                         continue
+                    if self.step % recipe.log.every == 0:
+                        self._keep_pace()
                     self._periodic(total)
                     if saving:
                         self._save_checkpoint(wait=not recipe.checkpoint.asynchronous)
             finally:
                 batches.close()
         log.flush()
-        event = self._finish(hooks) if self.step >= total else self._interrupted()
+        event = self._finish(hooks) if self.step >= self.horizon.total else self._interrupted()
         if self.world.first:
             self.metrics.close()
         return event
@@ -224,10 +231,7 @@ class Trainer:
 
     def lr_factor(self) -> float:
         """Factor of the learning rates for the coming step."""
-        recipe = self.recipe
-        return lr_factor(
-            recipe.schedule, self.step * recipe.tokens_per_step, recipe.total_steps * recipe.tokens_per_step
-        )
+        return lr_factor(self.recipe.schedule, self.horizon.progress(self.step))
 
     def evaluate(self, max_bytes: int | None = None) -> dict[str, Any]:
         """Bits per byte on held-out documents."""
@@ -277,6 +281,39 @@ class Trainer:
             self.metrics.write(event)
 
     # -- parts of the loop -------------------------------------------------------------------------------------------
+
+    def _due(self, hooks: Mapping[float, Hook]) -> list[Hook]:
+        """Hooks to call before the coming step, or after the last one."""
+        now = self.horizon.progress(self.step)
+        before = self.horizon.progress(self.step - 1) if self.step else -1.0
+        return [
+            hook for at, hook in hooks.items() if (before < at <= now if isinstance(at, float) else at == self.step)
+        ]
+
+    def _keep_pace(self) -> None:
+        """Change the number of steps when the run would end much later or sooner than promised."""
+        promised, step_seconds = self.recipe.schedule.seconds, self.clock.recent_step_seconds
+        if not promised or step_seconds is None:
+            return
+        before = self.horizon.total
+        holds = self.horizon.progress(self.step) < 1 - self.recipe.schedule.decay
+        horizon = replan(
+            self.horizon,
+            self.step,
+            elapsed=self.clock.training,
+            promised=promised,
+            step_seconds=step_seconds,
+            may_extend=self.recipe.schedule.kind == "wsd" and holds,
+        )
+        total = parallel.from_first_rank(horizon.total, self.world)
+        if total == before:
+            return
+        self.horizon = self.horizon.moved(self.step, total)
+        detail = (
+            f"a step takes {step_seconds:.2g} s now: {before:,} steps become {total:,}, to end after the promised "
+            f"{format_seconds(promised)}"
+        )
+        self.emit({"kind": "event", "step": self.step, "event": "pace", "total_steps": total, "detail": detail})
 
     def batches(self) -> Generator[Rows, None, None]:
         """This process' rows from the current data step on."""
@@ -337,6 +374,7 @@ class Trainer:
         with self.clock.part("checkpoint"):
             seconds = {"training_seconds": self.clock.training}
             meta = {"step": self.step, "data_step": self.data_step, "rollbacks": self.rollbacks, **seconds}
+            meta |= {"planned_steps": self.recipe.total_steps, "horizon": dataclasses.astuple(self.horizon)}
             self.checkpoints.save(self.step, self._state(), {**meta, "skipped": self.skipped}, wait=wait)
         self.emit({"kind": "event", "step": self.step, "event": "checkpoint", "detail": f"saved step {self.step}"})
 
@@ -350,6 +388,8 @@ class Trainer:
         self.step, self.data_step = meta["step"], meta["data_step"]
         if before is None:
             self.rollbacks, self.skipped = meta["rollbacks"], meta["skipped"]
+            if meta.get("planned_steps") == self.recipe.total_steps:  # else somebody asked for another number
+                self.horizon = Horizon(*meta["horizon"])
             self.clock.training_before = meta["training_seconds"]
         return self.step
 
@@ -403,7 +443,7 @@ class Trainer:
             "compiled": recipe.train.compile == "on",
             "parameters": model.num_parameters(),
             "tokens_per_step": recipe.tokens_per_step,
-            "total_steps": recipe.total_steps,
+            "total_steps": self.horizon.total,
             "flops_per_token": self.flops,
             "peak_flops": self.peak,
             "bytes_per_token": self.bytes_per_token,
@@ -412,7 +452,7 @@ class Trainer:
         }
 
     def _predicted(self) -> dict[str, Any]:
-        step, left = self.expected, self.recipe.total_steps - self.step
+        step, left = self.expected, self.horizon.total - self.step
         return {
             "memory_bytes": self.memory.total,
             "step_seconds": {"low": step.low, "value": step.step_seconds, "high": step.high} if step else None,
@@ -422,16 +462,16 @@ class Trainer:
         }
 
     def _finish(self, hooks: Mapping[int, Hook]) -> dict[str, Any]:
-        recipe, total = self.recipe, self.recipe.total_steps
+        recipe = self.recipe
         memory = self.peak_memory()
         self._save_checkpoint(wait=True)
         result = self._emit_evaluation(None)
         self.save_model(self.run_dir / "model")
-        if total in hooks:
-            hooks[total](self)
+        for hook in self._due(hooks):
+            hook(self)
         tokens = (self.step - self.clock.first_step) * recipe.tokens_per_step
         usual, expected = self.clock.step_seconds, self.expected
-        error = expected.step_seconds / usual - 1 if expected and usual else None
+        slower = usual / expected.step_seconds - 1 if expected and usual else None
         event = {
             "kind": "end",
             "step": self.step,
@@ -442,7 +482,7 @@ class Trainer:
             "peak_memory_bytes": memory,
             "bits_per_byte": result["bits_per_byte"],
             "interval": result["interval"],
-            "error": {"memory": self.memory.total / memory - 1, "step_seconds": error},
+            "over_prediction": {"memory": memory / self.memory.total - 1, "step_seconds": slower},
             "goodput": self.clock.parts(),
         }
         self.emit(event)
@@ -450,9 +490,7 @@ class Trainer:
 
     def _interrupted(self) -> dict[str, Any]:
         self._save_checkpoint(wait=True)
-        detail = (
-            f"stopped at step {self.step} of {self.recipe.total_steps}; resume with: puna train --resume {self.run_dir}"
-        )
+        detail = f"stopped at step {self.step} of {self.horizon.total}; resume with: puna train --resume {self.run_dir}"
         event = {"kind": "event", "step": self.step, "event": "interrupted", "detail": detail}
         event["signal"] = self.stop.name
         self.emit(event)

@@ -192,7 +192,7 @@ class Stage:
 
     def lr_factor(self) -> float:
         """Factor of the learning rates for the coming step."""
-        return self.lr_scale * lr_factor(self.recipe.schedule, self.step, self.total)
+        return self.lr_scale * lr_factor(self.recipe.schedule, self.step / max(1, self.total))
 
     # -- the run -----------------------------------------------------------------------------------------------------
 
@@ -438,7 +438,7 @@ class Stage:
             self.note("best", f"the weights of step {self.step} are kept")
         self.save_model(self.run_dir / "model")
         usual, expected = self.clock.step_seconds, self.expected
-        error = expected.step_seconds / usual - 1 if expected and usual else None
+        slower = usual / expected.step_seconds - 1 if expected and usual else None
         event = {
             "kind": "end",
             "stage": self.recipe.stage,
@@ -451,7 +451,7 @@ class Stage:
             "peak_memory_bytes": memory,
             "best": self.best,
             "finished": self.finished,
-            "error": {"memory": self.memory.total / memory - 1, "step_seconds": error},
+            "over_prediction": {"memory": memory / self.memory.total - 1, "step_seconds": slower},
             "goodput": self.clock.parts(),
         }
         self.emit(event)

@@ -1,0 +1,48 @@
+"""Keep a promised training time: the number of steps follows the pace that is measured.
+
+A plan is made from a few timed steps. Other programs may start later, or may have been running while it was made. So
+a run that promised a time projects its end at every log line, and changes the number of remaining steps when it would
+miss the promise by more than a tenth. The learning rate is a function of the share of the schedule that is done, not
+of the step, so it stays continuous and always decays to its end.
+"""
+
+from dataclasses import dataclass
+
+TOLERANCE = 0.1
+"""Of the promised time: a projection that is further off changes the number of steps."""
+
+
+@dataclass(frozen=True)
+class Horizon:
+    """Where a run ends: its total steps, and the share of the schedule that was done when that number was last set."""
+
+    total: int
+    since: int = 0
+    done: float = 0.0
+
+    def progress(self, step: int) -> float:
+        """Share of the schedule, in [0, 1], that is done before `step`."""
+        share = (step - self.since) / max(1, self.total - self.since)
+        return min(1.0, max(0.0, self.done + (1.0 - self.done) * share))
+
+    def moved(self, step: int, total: int) -> "Horizon":
+        """The same schedule, what is left of it after `step` spread over the steps up to `total`."""
+        return Horizon(total, step, self.progress(step))
+
+
+def replan(
+    horizon: Horizon, step: int, *, elapsed: float, promised: float, step_seconds: float, may_extend: bool
+) -> Horizon:
+    """The horizon that ends a run when it promised to, or the same one when it is on time.
+
+    elapsed, promised: seconds of training so far and in all. step_seconds: what a step takes now. may_extend: whether
+    steps may be added to a run that is faster than planned (only before the learning rate's decay begins).
+    """
+    left = horizon.total - step
+    projected = elapsed + left * step_seconds
+    fits = max(1, round((promised - elapsed) / step_seconds))
+    if left <= 0 or abs(projected / promised - 1) <= TOLERANCE or fits == left:
+        return horizon
+    if fits > left and not may_extend:
+        return horizon
+    return horizon.moved(step, step + fits)
