@@ -223,7 +223,7 @@ def test_heads_are_chosen_by_seed_from_python_documents():
     assert heads == function_heads(corpus, limit=10, seed=1)
     assert heads != function_heads(corpus, limit=10, seed=2)
     assert len(function_heads(corpus, limit=1000)) == 20 + 4  # at most 20 from one document
-    with pytest.raises(PunaError, match="holds a Python function"):
+    with pytest.raises(PunaError, match="contains a Python function"):
         function_heads(corpus_of("no code here ("))
 
 

@@ -107,7 +107,7 @@ def test_the_command_writes_results_with_intervals_and_baselines(model_directory
         (None, ["--suite", "arc_easy", "--limit", "0"], "--limit 0 is below 1."),
         (None, ["--suite", "arc_easy", "--data", "/no/such/folder"], "no folder of evaluation data at /no/such/folder"),
         ("cut", ["--suite", "arc_easy"], "arc_easy_validation.jsonl, line 2: this is not JSON"),
-        ("list", ["--suite", "arc_easy"], "arc_easy_validation.jsonl, line 1: this is no JSON object."),
+        ("list", ["--suite", "arc_easy"], "arc_easy_validation.jsonl, line 1: this is not a JSON object."),
         ("field", ["--suite", "arc_easy"], "arc_easy_validation.jsonl, line 1: 'choices' is missing."),
         ("gone", ["--suite", "arc_easy"], "arc_easy_validation.jsonl is not there."),
     ],

@@ -10,7 +10,7 @@ from puna.tasks.problems import reasoning_gym
 
 def test_refused_generators_say_why() -> None:
     for name in reasoning_gym.REFUSED:
-        with pytest.raises(PunaError, match="not let in"):
+        with pytest.raises(PunaError, match="is not allowed"):
             find(f"gym.{name}")
     with pytest.raises(PunaError, match=r"Did you mean 'gym\.chain_sum'"):
         find("gym.chain_sums")

@@ -48,7 +48,7 @@ BENCHMARKS: Registry[Benchmark] = Registry("benchmark", ("puna.benchmarks", "pun
 
 
 def suites() -> dict[str, tuple[str, ...]]:
-    """The names of the benchmarks in each suite; `all` holds every one."""
+    """Return the names of the benchmarks in each suite; `all` has every one."""
     found: dict[str, tuple[str, ...]] = {}
     for one in BENCHMARKS.values():
         for suite in dict.fromkeys((*one.suites, "all")):
@@ -57,8 +57,10 @@ def suites() -> dict[str, tuple[str, ...]]:
 
 
 def select(names: str) -> list[Benchmark]:
-    """The benchmarks of suites and single benchmarks, separated by commas, each once. Raises PunaError naming the
-    nearest for a name that is neither."""
+    """Return the benchmarks of suites and single benchmarks, separated by commas, each once.
+
+    Raises PunaError naming the nearest known name for an unknown one.
+    """
     known, found = suites(), dict[str, Benchmark]()
     for name in (part.strip() for part in names.split(",")):
         if name not in known and name not in BENCHMARKS:

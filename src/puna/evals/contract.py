@@ -1,9 +1,9 @@
-"""The contract: a benchmark is a list of items, each asks the model one thing, and a function scores what came back.
+"""The contract of a benchmark: a list of items, each with one question, and a function that scores the answers.
 
-A model is asked in one of three ways. `Choices`: how likely is each of these continuations? `Text`: what do you write?
-`MultiTurn`: what do you make of this problem with tools, in several turns? An item
-holds all that its score needs as plain JSON, so that a result can be read, checked and drawn long after. A benchmark is
-a value, not a class to derive from: a loader, a scorer and sentences that say what was asked and how.
+There are three kinds of questions. `Choices`: how likely is each of these continuations? `Text`: what does the model
+write? `MultiTurn`: how does it solve this problem with tools, in several turns? An item has everything that scoring
+needs as plain JSON, so that a result can be read and checked long after. A benchmark is a value, not a class to derive
+from: a loader, a scorer and sentences that say what was asked and how.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from puna.evals.datasets import EvalData
 
 MAX_ANSWER = 200_000
-"""Characters of an answer that a scorer looks at; a longer one scores 0 unread."""
+"""The longest answer, in characters, that is scored; a longer one scores 0."""
 
 
 class Choices(NamedTuple):
     """How likely is each continuation after its context? contexts and continuations: one of each per choice.
 
-    lengths: characters of each choice as a person reads it, without the blank that joins it to its context.
+    lengths: characters of each choice, without the space that joins it to its context.
     """
 
     contexts: tuple[str, ...]
@@ -31,7 +31,7 @@ class Choices(NamedTuple):
 
     @staticmethod
     def after(context: str, choices: Sequence[str], *, join: str = " ") -> "Choices":
-        """The same context for every choice, with `join` between them."""
+        """Use the same context for every choice, with `join` between them."""
         return Choices((context,) * len(choices), tuple(join + choice for choice in choices), tuple(map(len, choices)))
 
 
@@ -49,10 +49,9 @@ class Text(NamedTuple):
 
 
 class MultiTurn(NamedTuple):
-    """What does the model make of a problem of ours with its task's tools? Asked in chat turns, which a model that is
-    asked in text cannot hold.
+    """How does the model solve a task's problem with the task's tools? Asked in chat turns only.
 
-    max_tokens: of a turn. instruct: whether the task is explained.
+    max_tokens: of one turn. instruct: whether the task is explained.
     """
 
     problem: Problem
@@ -61,26 +60,29 @@ class MultiTurn(NamedTuple):
 
     @property
     def prompt(self) -> str:
-        """What the problem says."""
+        """The text of the problem."""
         return self.problem.prompt
 
 
 class Transcript(NamedTuple):
-    """What came of `MultiTurn`. messages: all that was said after the prompt, by the model and by its tools."""
+    """The answer to `MultiTurn`. messages: everything after the prompt, from the model and its tools."""
 
     messages: tuple[Mapping[str, str], ...]
     verdict: Verdict
 
     @property
     def answer(self) -> str:
-        """The model's last message, unless it called tools: what they said is nobody's answer."""
+        """The model's last message; empty if the dialogue ends with a tool's result, which is not an answer."""
         last = self.messages[-1] if self.messages else {"role": "tool"}
         return last["content"] if last["role"] == "assistant" else ""
 
 
 class Likelihood(NamedTuple):
-    """Of one continuation: the sum of its tokens' log probabilities in nats, how many there are, and whether each of
-    them was the likeliest token."""
+    """How likely one continuation is.
+
+    logprob: the sum of its tokens' log probabilities, in nats. tokens: their number. greedy: whether each of them was
+    the likeliest token.
+    """
 
     logprob: float
     tokens: int
@@ -88,9 +90,9 @@ class Likelihood(NamedTuple):
 
 
 class Score(NamedTuple):
-    """value: 0 to 1, higher is better. answer: what was read out of the response, shown to people. parts: more numbers.
+    """value: 0 to 1, higher is better. answer: what was extracted from the response, for the report.
 
-    reason: why the value is not 1, in a few words.
+    parts: further numbers. reason: why the value is not 1, in a few words.
     """
 
     value: float
@@ -103,10 +105,9 @@ class Score(NamedTuple):
 class Item:
     """One question.
 
-    id: unique in its benchmark and the same for ever; target: what the score compares with, plain JSON. group: a part
-    of the benchmark that gets a row of its own (a subject, a level). body: the question and its answer without
-    instructions and examples, which is what a corpus is searched for. reference: what a model that is right would
-    write, which the scorer gives 1.
+    id: unique in its benchmark, and stable. target: what the answer is compared with, plain JSON. group: a part of the
+    benchmark that is reported separately (a subject, a level). body: the question and its answer without instructions
+    and examples, which is what a corpus is searched for. reference: a right answer, which the scorer gives 1.
     """
 
     id: str
@@ -125,9 +126,9 @@ Scorer = Callable[[Item, Any], Score]
 class Benchmark:
     """What is asked and how it is scored.
 
-    prompt: the prompt format in words, as it stands in every result; metric: what the value is; source: paper or origin
-    with licence. constants: texts a model that knows nothing might always write, scored beside it. chance: what
-    guessing scores; None: one divided by the number of choices, and 0 where the model writes. corpus_metric: turns all
+    prompt: the prompt format in words, repeated in every result. metric: what the value is. source: paper or origin,
+    and licence. constants: texts that a model which knows nothing might always write; they are scored too. chance: what
+    guessing scores; None: one divided by the number of choices, and 0 for text. corpus_metric: turns all
     rows into further figures of the benchmark, such as chrF over a corpus.
     """
 
@@ -144,18 +145,20 @@ class Benchmark:
     code: bool = False
     """Whether answers are programs, which only the sandbox may run."""
     sandbox: bool = False
-    """Whether programs are run on the way to an answer, by tools."""
+    """Whether tools run programs that the model wrote."""
     summary: bool = True
-    """Whether the value is a share of items; False where only `corpus_metric` says how good the model is (chrF)."""
+    """Whether the mean value is meaningful; False if only `corpus_metric` is (chrF)."""
     corpus_metric: Callable[[Sequence[Mapping[str, Any]]], dict[str, float]] | None = field(default=None, compare=False)
 
 
 def most_likely(by: str) -> Scorer:
-    """Right when the likeliest choice is item.target. by: "sum" of log probabilities, or the sum per "character" or per
-    "token", which takes away the advantage of short choices.
+    """Return a scorer that is right if the likeliest choice is item.target.
 
-    parts: the same question answered by each of the three, and `probability`, the share of the right choice when one is
-    drawn by `by` (softmax over the choices): what a sampled answer scores on average.
+    by: the "sum" of log probabilities, or the sum per "character" or per "token", which removes the advantage of short
+    choices.
+
+    The score's parts are the result by each of the three, and `probability`: the softmax over the choices at the right
+    one, which is what a sampled answer scores on average.
     """
     import math
 
@@ -180,7 +183,7 @@ def most_likely(by: str) -> Scorer:
 
 
 def exact_continuation(item: Item, response: Sequence[Likelihood]) -> Score:
-    """Right when every token of the one continuation is the likeliest (LAMBADA)."""
+    """Score 1 if every token of the single continuation is the likeliest (LAMBADA)."""
     [one] = response
     import math
 

@@ -1,8 +1,8 @@
-"""Where benchmark items come from: files that are here, or the Hugging Face Hub when that was asked for.
+"""Reads benchmark files: from a local folder, or from the Hugging Face Hub if that was asked for.
 
-A file is named by its path in the data folder without its packing: `gsm8k/test.jsonl` is found as `test.jsonl`, `.gz`,
-`.xz`, `.zst` or `.bz2`. What the Hub offers instead is said beside each use, as (dataset, configuration, split): rows
-of its own parquet conversion, which have the same columns.
+A file is named by its path in the data folder without compression: `gsm8k/test.jsonl` may be stored as `test.jsonl`,
+`.gz`, `.xz`, `.zst` or `.bz2`. Each use names what the Hub offers instead, as (dataset, configuration, split): rows of
+the Hub's parquet conversion, which have the same columns.
 """
 
 import csv
@@ -31,8 +31,8 @@ class OnHub(NamedTuple):
 class EvalData:
     """A folder with benchmark files.
 
-    hub: fetch from the Hub what the folder does not have. instruct: give our own tasks' problems with the instruction
-    that explains them; without it for a model that was tuned on the bare problems.
+    hub: fetch from the Hub what the folder does not have. instruct: give the problems of tasks with the instruction
+    that explains them; False for a model that was tuned on the bare problems.
     """
 
     def __init__(self, place: Path | None, *, hub: bool = False, instruct: bool = True) -> None:
@@ -40,9 +40,9 @@ class EvalData:
 
     @staticmethod
     def find(given: Path | None, *, hub: bool = False, instruct: bool = True) -> "EvalData":
-        """The folder that was given, or that PUNA_EVAL_DATA or PUNA_TEST_DATA name; it, or `eval` in it.
+        """Return the given folder, or the one that PUNA_EVAL_DATA or PUNA_TEST_DATA names; its subfolder `eval` if any.
 
-        Raises PunaError when it is not there. None of the three: benchmarks that make their own items still run.
+        Raises DataError if it does not exist. Without any of the three, benchmarks that make their own items still run.
         """
         named = given or os.environ.get("PUNA_EVAL_DATA") or os.environ.get("PUNA_TEST_DATA")
         if named is None:
@@ -54,13 +54,13 @@ class EvalData:
         return EvalData(inner if inner.is_dir() else place, hub=hub, instruct=instruct)
 
     def path(self, name: str) -> Path | None:
-        """The file of this name, packed or not, or None."""
+        """Return the file of this name, compressed or not, or None."""
         if self.place is None:
             return None
         return next((path for packing in PACKINGS if (path := self.place / (name + packing)).is_file()), None)
 
     def text(self, name: str) -> str:
-        """A file as text. Raises MissingFiles when it is not here, PunaError when it is damaged."""
+        """Read a file as text. Raises MissingFiles if it is missing, DataError if it is damaged."""
         path = self._required(name)
         try:
             return b"".join(read_chunks(path)).decode("utf-8-sig")
@@ -68,17 +68,17 @@ class EvalData:
             raise DataError(f"{path} is not UTF-8 ({error.reason} at byte {error.start}).", "Fetch it again.") from None
 
     def json(self, name: str) -> Any:
-        """A JSON file. Raises as `text`, and when it is not JSON."""
+        """Read a JSON file. Raises as `text`, and DataError if it is not JSON."""
         try:
             return json.loads(self.text(name))
         except (ValueError, RecursionError) as error:
             raise DataError(f"{self.path(name)} is not JSON ({error}).", "Fetch it again.") from None
 
     def rows(self, name: str, *columns: str, hub: OnHub | None = None) -> list[Row]:
-        """The rows of a JSON-lines, JSON, CSV or TSV file, each with `columns`.
+        """Return the rows of a JSON-lines, JSON, CSV or TSV file, each with `columns`.
 
-        Raises MissingFiles when the file is not here and the Hub was not asked, and PunaError that names the line for a
-        row that is damaged or lacks a column.
+        Raises MissingFiles if the file is missing and the Hub was not asked, and DataError naming the line for a row
+        that is damaged or lacks a column.
         """
         if self.path(name) is None and hub is not None and self.hub:
             found = [(number, row) for number, row in enumerate(_from_hub(hub), 1)]
@@ -86,7 +86,7 @@ class EvalData:
         else:
             path = self._required(name)
             text = self.text(name)
-            # Several sets are JSON lines under the name .json.
+            # Several datasets are JSON lines with the suffix .json.
             if name.endswith(".jsonl") or (name.endswith(".json") and not text.lstrip().startswith("[")):
                 found = [(n, _row(path, n, line)) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
             elif name.endswith((".csv", ".tsv")):
@@ -96,7 +96,7 @@ class EvalData:
                     delimiter=delimiter,
                     quoting=csv.QUOTE_MINIMAL if delimiter == "," else csv.QUOTE_NONE,
                 )
-                # A TSV without a head has its columns named by `columns`.
+                # `columns` names the columns of a TSV without a header.
                 head = next(lines, []) if delimiter == "," else list(columns)
                 found = [(lines.line_num, dict(zip(head, row, strict=False))) for row in lines]
             else:
@@ -126,7 +126,7 @@ class _Present(Exception):
 
 
 class _Probe(EvalData):
-    """Data that is only asked whether it is there."""
+    """Finds out whether files exist, without reading them."""
 
     def _required(self, name: str) -> Path:
         super()._required(name)
@@ -134,7 +134,7 @@ class _Probe(EvalData):
 
 
 def is_held(load: Callable[[EvalData], object], data: EvalData) -> bool:
-    """Whether the first file that a loader reads is in the folder. A loader that reads none makes its own items."""
+    """Whether the first file that a loader reads exists. True for a loader that makes its own items."""
     try:
         load(_Probe(data.place))
     except _Present:
@@ -150,12 +150,12 @@ def _row(path: Path, number: int, line: str) -> Row:
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}, line {number}: this is not JSON ({str(error)[:80]}).", "Fetch it again.") from None
     if not isinstance(row, dict):
-        raise DataError(f"{path}, line {number}: this is no JSON object.", "Fetch it again.")
+        raise DataError(f"{path}, line {number}: this is not a JSON object.", "Fetch it again.")
     return row
 
 
 def _from_hub(where: OnHub) -> list[Row]:
-    """Rows of a split, from the Hub's parquet conversion; files stay in the Hub's cache."""
+    """Fetch the rows of a split from the Hub's parquet conversion; the files stay in the Hub's cache."""
     from puna.data.hub import fetch, list_dataset
     from puna.data.recipe import SourceConfig
 

@@ -1,6 +1,6 @@
-"""Evaluate a model by name: find it, load it, choose the benchmarks, run them. `puna eval` and `puna.evaluate_model`.
+"""Evaluates a model by name, for `puna eval` and `puna.evaluate_model`: choose benchmarks, load the model, run.
 
-Everything that can be wrong with what was asked is found before the model is loaded.
+Mistakes in the arguments are found before the model is loaded.
 """
 
 from collections.abc import Sequence
@@ -64,12 +64,12 @@ def evaluate_model(
     against: str | Path | None = None,
     on_progress: OnProgress | None = None,
 ) -> dict[str, Any]:
-    """Run benchmarks on a model and return what `results.json` says.
+    """Run benchmarks on a model and return the content of `results.json`.
 
     benchmarks: names of suites and benchmarks (in one text, separated by commas, or a list), or Benchmark values. out:
     the folder for results, by default evals/NAME; a run that was stopped goes on there. limit: at most so many items of
     each. data: folder of benchmark files, by default PUNA_EVAL_DATA; hub: fetch what it does not have. instruct: give
-    tasks with their instruction. samples, temperature, seed: of the answers drawn besides the greedy one. form: ask in
+    tasks with their instruction. samples, temperature, seed: of the sampled answers. form: ask in
     chat turns or as text; auto: as the model was trained. fast: 5 to 15 times faster on a CPU, without the promise that
     a score does not depend on the batch. corpus: searched for the items. against: a second model, compared item by
     item. on_progress: called with the benchmark, the items done and the items in all.

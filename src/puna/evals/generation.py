@@ -1,9 +1,9 @@
-"""From a benchmark's question to the engine and back: which tokens are scored, how prompts are cut, what is drawn.
+"""Asks a model: turns questions into prompts, and engine output into answers.
 
-Everything that asks a model goes through here, our benchmarks and lm-evaluation-harness alike, so both get the same
-numbers. A context and its continuation are encoded as one text and split where the context alone ends, with a blank at
-the end of the context counted to the continuation: the harness' way. A prompt that is too long for the model loses its
-beginning, and says so.
+All questions go through here, those of Puna's benchmarks and of lm-evaluation-harness alike, so that both get the same
+numbers. As in the harness, a context and its continuation are encoded as one text and split where the context alone
+ends; a space at the end of the context belongs to the continuation. A prompt that is too long for the model loses its
+beginning, and the result says so.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ Pair = tuple[str, str]
 
 
 class TextSamples(NamedTuple):
-    """What a model wrote: greedily, and drawn at a temperature. cut: tokens of the prompt that did not fit."""
+    """The greedy answer and the sampled ones. cut: tokens of the prompt that did not fit."""
 
     text: str
     samples: tuple[str, ...] = ()
@@ -31,7 +31,8 @@ class TextSamples(NamedTuple):
 
 
 class MultiTurnSamples(NamedTuple):
-    """What came of conversations. cut: tokens of the problem that did not fit; there was then no conversation."""
+    """The greedy dialogue and the sampled ones. cut: tokens of the problem that did not fit; then there is no
+    dialogue."""
 
     greedy: Transcript
     samples: tuple[Transcript, ...] = ()
@@ -39,14 +40,14 @@ class MultiTurnSamples(NamedTuple):
 
 
 class ScoredContinuation(NamedTuple):
-    """A likelihood, and the tokens of the context that did not fit."""
+    """A likelihood, and the number of tokens of the context that did not fit."""
 
     likelihood: Likelihood
     cut: int = 0
 
 
 class Sampling(NamedTuple):
-    """How often and how freely each question is answered besides the greedy answer."""
+    """How answers are sampled, besides the greedy one."""
 
     samples: int = 0
     temperature: float = 0.8
@@ -55,7 +56,7 @@ class Sampling(NamedTuple):
 
 
 def encode_pair(tokenizer: Tokenizer, context: str, continuation: str) -> tuple[list[int], list[int]]:
-    """Ids of the context, begin-of-text first where the tokenizer has one, and of the continuation.
+    """Encode a context, with begin-of-text if the tokenizer has one, and its continuation.
 
     An empty context is begin-of-text alone, or the end token of a tokenizer that has none.
     """
@@ -70,13 +71,13 @@ def encode_pair(tokenizer: Tokenizer, context: str, continuation: str) -> tuple[
 
 
 def likelihoods(engine: Engine, pairs: Sequence[Pair]) -> list[ScoredContinuation]:
-    """How likely each continuation is after its context. Raises PunaError for a model without a tokenizer."""
+    """Score each continuation after its context. Raises PunaError for a model without a tokenizer."""
     tokenizer = tokenizer_of(engine)
     return score_ids(engine, [encode_pair(tokenizer, *pair) for pair in pairs])
 
 
 def score_ids(engine: Engine, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[ScoredContinuation]:
-    """The same for ids of (context, continuation). Of a continuation longer than the model the last ids are scored."""
+    """Score ids of (context, continuation). Of a continuation longer than the context, the last ids are scored."""
     longest = engine.model.config.max_position_embeddings
     prompts, params, cuts, counts = [], [], [], []
     for context, continuation in pairs:
@@ -100,10 +101,10 @@ def score_ids(engine: Engine, pairs: Sequence[tuple[Sequence[int], Sequence[int]
 def write(
     engine: Engine, asks: Sequence[Text], keys: Sequence[str], *, chat: bool, sampling: Sampling
 ) -> list[TextSamples]:
-    """What the model writes for each question. keys: a name for each, from which its random numbers follow.
+    """Generate the answers to each question. keys: a name for each, the source of its random numbers.
 
-    So an answer depends on neither the order of the questions nor on which others are asked. chat: whether the model
-    was trained to chat. Raises PunaError for a model without a tokenizer.
+    So an answer depends neither on the order of the questions nor on the other questions. chat: whether the model was
+    trained to chat. Raises PunaError for a model without a tokenizer.
     """
     tokenizer = tokenizer_of(engine)
     prompts, params, cuts = [], [], []
@@ -135,9 +136,9 @@ def write(
 def converse(
     engine: Engine, asks: Sequence[MultiTurn], keys: Sequence[str], *, sampling: Sampling
 ) -> list[MultiTurnSamples]:
-    """What the model makes of each problem with its tools; keys as for `write`.
+    """Let the model solve each problem with its tools; keys as for `write`.
 
-    Raises PunaError for a tokenizer without chat tokens, and where programs are called and there is no sandbox.
+    Raises PunaError for a tokenizer without chat tokens, and if a program must be run and there is no sandbox.
     """
     tokenizer, longest = tokenizer_of(engine), engine.model.config.max_position_embeddings
 
@@ -193,7 +194,7 @@ def _conversation(attempt: Attempt) -> Transcript:
 
 
 def prompt_ids(ask: Text, tokenizer: Tokenizer, longest: int, *, chat: bool) -> tuple[list[int], int]:
-    """The ids of a question, and how many tokens of its beginning were cut so that an answer has room."""
+    """Return the ids of a question, and how many tokens of its beginning were cut to leave room for an answer."""
     if chat and ask.messages:
         ids = render(list(ask.messages), tokenizer, tools=list(ask.tools) or None, add_generation_prompt=True).ids
     else:
@@ -202,13 +203,13 @@ def prompt_ids(ask: Text, tokenizer: Tokenizer, longest: int, *, chat: bool) -> 
 
 
 def fitted(ids: list[int], tokenizer: Tokenizer, longest: int, max_tokens: int) -> tuple[list[int], int]:
-    """The end of a prompt that leaves room for max_tokens, or for half of the context, and how many ids were cut."""
+    """Return the end of a prompt that leaves room for max_tokens (at most half the context), and the ids cut."""
     begins = tokenizer.bos_id is not None and ids[:1] == [tokenizer.bos_id]
     return _fit(ids, longest - min(max_tokens, longest // 2), keep_first=begins)
 
 
 def _fit(ids: list[int], longest: int, *, keep_first: bool) -> tuple[list[int], int]:
-    """At most `longest` ids: the last ones, behind the first, which begins a text."""
+    """Keep at most `longest` ids: the last ones, and the first if it begins a text."""
     cut = len(ids) - longest
     if cut <= 0:
         return ids, 0
@@ -220,7 +221,9 @@ def _seed(seed: int, key: str) -> int:
 
 
 def tokenizer_of(engine: Engine) -> Tokenizer:
-    """The engine's tokenizer. Raises PunaError when there is none."""
+    """Return the engine's tokenizer. Raises PunaError if there is none."""
     if engine.tokenizer is None:
-        raise PunaError("The model has no tokenizer, so it cannot be asked anything.", "Put the model's own beside it.")
+        raise PunaError(
+            "The model has no tokenizer, so it cannot be asked anything.", "Put the model's own next to its weights."
+        )
     return engine.tokenizer

@@ -1,8 +1,8 @@
-"""EleutherAI's lm-evaluation-harness on our engine (the extra `lm-eval`).
+"""Runs EleutherAI's lm-evaluation-harness on Puna's engine (the extra `lm-eval`).
 
-The harness brings its tasks, prompts and metrics, we answer its three kinds of requests. They go the same way as our
-own benchmarks' (`ask`), so on the same items and prompts both give the same scores; `bench/lm_eval_scores.py` shows it.
-Its stock tasks fetch their data from the Hub; local ones are described by YAML files in a folder.
+The harness brings its tasks, prompts and metrics; Puna answers its three kinds of requests through `generation`, like
+its own benchmarks, so that the same items and prompts get the same scores (`bench/lm_eval_scores.py` shows it). The
+harness's stock tasks fetch their data from the Hub; local ones are described by YAML files in a folder.
 """
 
 from collections.abc import Sequence
@@ -16,9 +16,9 @@ from puna.text.tokenizer import Tokenizer
 
 
 def engine_model(engine: Engine, *, chat: bool = False) -> Any:
-    """The engine as a model of the harness. chat: prompts were rendered by the chat template, special tokens and all.
+    """Wrap the engine as a model of the harness. chat: the chat template rendered the prompts, with special tokens.
 
-    Raises PunaError when the harness is not installed.
+    Raises PunaError if the harness is not installed.
     """
     try:
         from lm_eval.api.model import LM
@@ -90,10 +90,10 @@ def engine_model(engine: Engine, *, chat: bool = False) -> Any:
 def run_harness(
     engine: Engine, tasks: Sequence[str], *, limit: int | None = None, include: Path | None = None, chat: bool = False
 ) -> dict[str, Any]:
-    """The harness' results for `tasks`: {"results", "n-samples", "versions", "configs"} as it gives them.
+    """Run `tasks` and return the harness's own {"results", "n-samples", "versions", "configs"}.
 
-    include: a folder of task files. Raises PunaError when the harness is not installed, knows no such task, or cannot
-    fetch a task's data.
+    include: a folder of task files. Raises PunaError if the harness is not installed, does not know a task, or cannot
+    fetch its data.
     """
     model = engine_model(engine, chat=chat)
     import lm_eval

@@ -1,8 +1,8 @@
-"""Results in the two forms that model cards on the Hugging Face Hub read.
+"""Writes results in the two forms that model cards on the Hugging Face Hub understand.
 
 `.eval_results/puna.yaml` is the newer one (huggingface_hub's EvalResultEntry: dataset, value, date, source, notes), one
-entry for each benchmark whose dataset the Hub knows by an id. `model-index.yaml` is the older block for the head of a
-README.md. Both name what the score is, on how many items, with its interval and how it was asked.
+entry for each benchmark whose dataset has an id on the Hub. `model-index.yaml` is the older block for the header of a
+README.md. Both say what the score is, on how many items, with its interval and how it was asked.
 """
 
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from typing import Any
 from puna.core.files import write_text
 from puna.model.card import public_name
 
-# Ids of datasets on the Hub, with the configuration that was asked.
+# Ids of datasets on the Hub, with the configuration.
 DATASETS = {
     "humaneval": ("openai/openai_humaneval", "openai_humaneval"), "mbpp": ("google-research-datasets/mbpp", "full"),
     "mbpp_sanitized": ("google-research-datasets/mbpp", "sanitized"), "gsm8k": ("openai/gsm8k", "main"),
@@ -43,7 +43,7 @@ def write_cards(folder: Path, results: Mapping[str, Any]) -> None:
 
 
 def entries(measured: list[dict[str, Any]], results: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """EvalResultEntry for each benchmark that has a dataset on the Hub."""
+    """Return an EvalResultEntry for each benchmark that has a dataset on the Hub."""
     return [
         {
             "dataset": {"id": DATASETS[one["benchmark"]][0], "task_id": one["benchmark"]},
@@ -57,7 +57,7 @@ def entries(measured: list[dict[str, Any]], results: Mapping[str, Any]) -> list[
 
 
 def model_index(measured: list[dict[str, Any]], results: Mapping[str, Any]) -> dict[str, Any]:
-    """The `model-index` block of a model card."""
+    """Return the `model-index` block of a model card."""
     return {
         "model-index": [
             {

@@ -1,43 +1,43 @@
-r"""Where an answer stands in a text: one strict reader for all tasks.
+r"""Finds the answer in a model's text: one strict parser for all tasks.
 
-A value is given in one of these forms, which may be mixed as long as all of them say the same:
+A value is written in one of these forms, which may be mixed as long as all of them agree:
 
 1. a line that begins with `answer:` (any case; `the answer:`, `final answer:` and Markdown's `*`, `#`, `>` before it);
 2. `\boxed{…}` with balanced braces;
-3. where neither is there, one fenced block.
+3. if there is neither, one fenced block.
 
-The last one counts. If any other differs from it, the model hedged, and the text has no answer. Reasoning up to the
-last `</think>` is not read; reasoning that never ends leaves no answer. Numbers are ASCII digits and nothing else: a
-reader that takes every digit of Unicode, or rounds, or looks for the number anywhere in the text pays for noise.
+The last one counts. If another differs from it, the model hedged, and the text has no answer. Reasoning up to the last
+`</think>` is ignored; reasoning that never ends leaves no answer. Numbers are ASCII digits only: a parser that accepts
+every Unicode digit, rounds, or takes a number from anywhere in the text rewards noise.
 
-A program is given in one fenced block (several that differ are a hedge), or is the whole text if it begins with `def`.
+A program is one fenced block (several that differ are a hedge), or the whole text if it begins with `def`.
 
-Everything here is linear in the text and holds for any text.
+Everything here takes time linear in the text and accepts any text.
 """
 
 import re
 from typing import NamedTuple
 
 MAX_VALUE = 10_000
-"""Characters of a value or program."""
+"""The longest value or program, in characters."""
 MAX_MARKS = 200
-"""Marked answers in one text; more are a flood."""
+"""The most marked answers in one text; more are refused."""
 
-# Every quantifier is bounded or followed by something it cannot match, so no text makes the search slow.
+# Every quantifier is bounded or followed by something that it cannot match, so no text makes the search slow.
 _LINE = re.compile(r"^[ \t>*#_]{0,12}(?:the )?(?:final )?answer[*_]{0,3}[ \t]{0,4}:[*_]{0,3}", re.IGNORECASE)
 _INTEGER = re.compile(r"-?(?:0|[1-9][0-9]*)")
 _FENCE = re.compile(r"[ \t]{0,3}```")
 
 
 class Extracted(NamedTuple):
-    """text: the answer, or None with the reason."""
+    """text: the answer, or None and the reason."""
 
     text: str | None
     reason: str = ""
 
 
 def value(text: str) -> Extracted:
-    """The answer of a task whose answers are values, or why there is none."""
+    """Return the answer to a task whose answers are values, or why there is none."""
     body = _without_reasoning(text)
     if body is None:
         return Extracted(None, "The reasoning never ended.")
@@ -54,7 +54,7 @@ def value(text: str) -> Extracted:
 
 
 def program(text: str) -> Extracted:
-    """The source of a task whose answers are programs, or why there is none. Nothing is parsed or run."""
+    """Return the program in an answer, or why there is none. Nothing is parsed or run."""
     body = _without_reasoning(text)
     if body is None:
         return Extracted(None, "The reasoning never ended.")
@@ -67,7 +67,7 @@ def program(text: str) -> Extracted:
 
 
 def integer(text: str, *, digits: int = 40) -> int | None:
-    """A whole number written canonically in ASCII, with at most one full stop after it; None for all else."""
+    """Return an integer in canonical ASCII, with at most one full stop after it; None for anything else."""
     text = text.strip(" \t")
     text = text[:-1] if text.endswith(".") else text
     if len(text) > digits + 1 or not _INTEGER.fullmatch(text) or text == "-0":
@@ -76,7 +76,7 @@ def integer(text: str, *, digits: int = 40) -> int | None:
 
 
 def integers(text: str, *, most: int = 1000) -> list[int] | None:
-    """Whole numbers with commas or blanks between them, bare or in brackets (`[]` for none); None for all else."""
+    """Return integers separated by commas or spaces, bare or in brackets (`[]` for none); None for anything else."""
     text = text.strip(" \t")
     if text.startswith("[") != text.endswith("]"):
         return None
@@ -91,7 +91,7 @@ def integers(text: str, *, most: int = 1000) -> list[int] | None:
 
 
 def words(text: str, *, most: int = 2000) -> list[str] | None:
-    """Words with blanks or commas between them; None for none or too many."""
+    """Return words separated by spaces or commas; None for none or too many."""
     parts = text.replace(",", " ").split()
     return parts if 0 < len(parts) <= most else None
 
@@ -103,7 +103,7 @@ def _without_reasoning(text: str) -> str | None:
 
 
 def _boxed(text: str) -> list[tuple[int, str]]:
-    r"""Contents of each outermost \boxed{…} with its place; one that is not closed counts as an empty answer."""
+    r"""The content of each outermost \boxed{…} and its position; one that is not closed counts as an empty answer."""
     marks: list[tuple[int, str]] = []
     start = text.find("\\boxed{")
     while start >= 0 and len(marks) <= MAX_MARKS:
@@ -119,7 +119,7 @@ def _boxed(text: str) -> list[tuple[int, str]]:
 
 
 def _fenced(text: str) -> list[str]:
-    """Contents of each closed fenced block."""
+    """The content of each closed fenced block."""
     blocks: list[str] = []
     block: list[str] | None = None
     for line in text.split("\n"):
@@ -133,7 +133,7 @@ def _fenced(text: str) -> list[str]:
 
 
 def _trim(text: str) -> str:
-    """Without the blanks and the Markdown around a value."""
+    """Strip spaces and Markdown around a value."""
     text = text.strip()
     for mark in ("**", "`", "$"):
         if len(text) > 2 * len(mark) and text.startswith(mark) and text.endswith(mark):
@@ -142,7 +142,7 @@ def _trim(text: str) -> str:
 
 
 def _only(marks: list[str]) -> Extracted:
-    """The one answer that all marks give."""
+    """Return the one answer that all marks agree on."""
     if not marks:
         return Extracted(None, "There is no answer: line.")
     if len(marks) > MAX_MARKS:

@@ -41,18 +41,18 @@ TASKS: Registry[Task] = Registry("task", ("puna.tasks",), lambda: ((task.name, t
 """Every task by its name, easiest families first, plugins last."""
 
 BASELINE_SEED = 10**9
-"""Seeds from here make the problems that constant answers are tried on, away from those that people sample."""
+"""Constant answers are tried on problems of the seeds from here on, far from those that people sample."""
 
 
 def find(name: str) -> Task:
-    """The task of this name. Raises PunaError naming the nearest."""
+    """Return the task of this name. Raises PunaError naming the nearest."""
     if name.startswith("gym.") and name not in TASKS:
         return reasoning_gym.find(name)
     return TASKS.find(name)
 
 
 class Baseline(NamedTuple):
-    """The best constant answer to a task at a level, its mean score over so many problems, and the answer."""
+    """The best constant answer to a task at a level: its mean score, the answer, and the number of problems."""
 
     score: float
     answer: str
@@ -61,11 +61,11 @@ class Baseline(NamedTuple):
 
 @lru_cache(maxsize=256)
 def baseline(name: str, level: int, problems: int = 200) -> Baseline:
-    """The best that a model could score by giving one answer to every problem.
+    """Return the best that a model could score by giving the same answer to every problem.
 
-    Tried are the task's own `constants`, the empty answer, and the reference answers to other problems that occur most
-    often (32 of them). The best of many tries on few problems flatters itself, so this errs upwards. Programs are
-    scored by our own interpreter, without a sandbox: those that are not ours to interpret are not tried.
+    It tries the task's own `constants`, the empty answer and the 32 most frequent reference answers to other problems.
+    The best of many tries on few problems is overestimated, so this errs upwards. Puna's own programs are scored by
+    its interpreter, without a sandbox; of other tasks with programs only the empty answer is tried.
     """
     task = find(name)
     seen = Counter(task.solution(task.sample(BASELINE_SEED + number, level)) for number in range(2 * problems))
@@ -86,7 +86,7 @@ def baseline(name: str, level: int, problems: int = 200) -> Baseline:
 
 
 def _programs(task: Task, level: int, problems: int) -> list[list[pipelines.Stage]]:
-    """The most frequent programs among the references, and the shortest constant ones."""
+    """The most frequent programs among the references."""
     samples: list[Problem] = [task.sample(BASELINE_SEED + number, level) for number in range(2 * problems)]
     seen = Counter(repr(problem.data["stages"]) for problem in samples)
     by_text = {repr(problem.data["stages"]): problem.data["stages"] for problem in samples}
@@ -94,7 +94,7 @@ def _programs(task: Task, level: int, problems: int) -> list[list[pipelines.Stag
 
 
 def _grade_known(known: dict[str, list[pipelines.Stage]], data: Data, answer: str) -> Verdict:
-    """Grade one of our own programs by its stages instead of running its source."""
+    """Grade one of Puna's own programs by its stages instead of running its source."""
 
     def evaluate(_source: str, _function: str, inputs: list) -> list[programs.CallResult]:
         return [programs.CallResult(pipelines.apply(known[answer], given)) for (given,) in inputs]

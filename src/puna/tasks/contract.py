@@ -1,12 +1,12 @@
-"""The contract: `sample(seed, level) -> Problem`, `check(problem, answer) -> Verdict`.
+"""The contract of a task: `sample(seed, level) -> Problem`, `check(problem, answer) -> Verdict`.
 
-A task is a value that holds three plain functions. `generate(draw, level)` gives a prompt and its data, `grade(data,
-answer)` scores a text, `solve(data)` writes the reference answer, which a model may be taught from. Data are plain JSON
-and hold all that grading needs (the right answer, the cost of the best plan, hidden tests), so a problem can be written
-to a file and graded elsewhere.
+A task is a value with three plain functions. `generate(draw, level)` returns a prompt and its data, `grade(data,
+answer)` scores a text, and `solve(data)` writes the reference answer, which a model may learn from. Data are plain JSON
+and contain everything that grading needs (the right answer, the cost of the best plan, hidden tests), so a problem can
+be written to a file and graded elsewhere.
 
-Prompts are short, because a model of a million parameters must read them; what they mean is said by the task's
-`instruction`, which goes before them as a system message for models that were never tuned on the task.
+Prompts are short, because a model of a million parameters must read them. The task's `instruction` explains them; it
+becomes the system message for models that were not tuned on the task.
 """
 
 import json
@@ -21,9 +21,9 @@ Data = dict[str, Any]
 Draw = random.Random
 
 MAX_ANSWER = 200_000
-"""Characters of an answer that are looked at; a longer one scores 0 unread."""
+"""The longest answer, in characters, that is read; a longer one scores 0."""
 PASS = 0.999
-"""A score from which a problem counts as solved."""
+"""The score from which a problem counts as solved."""
 MAX_SEED = 2**63
 
 
@@ -55,7 +55,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Verdict:
-    """score: 0 to 1. breakdown: parts of the answer that were looked at, each a number. reason: one sentence."""
+    """score: 0 to 1. breakdown: what was examined, each as a number. reason: one sentence."""
 
     score: float
     breakdown: dict[str, float]
@@ -63,12 +63,12 @@ class Verdict:
 
     @property
     def passed(self) -> bool:
-        """Whether this counts as solved."""
+        """Whether the problem counts as solved."""
         return self.score >= PASS
 
 
 def refused(reason: str, **breakdown: float) -> Verdict:
-    """A score of 0."""
+    """Return a verdict with score 0."""
     return Verdict(0.0, breakdown, reason)
 
 
@@ -79,10 +79,10 @@ Grade = Callable[[Data, str], Verdict]
 class Task:
     """A family of problems.
 
-    name: dotted, such as "planning.grid". scored: what earns which score, one sentence. instruction: explains the
-    notation and the form of the answer. levels: what each level is, from level 1, easiest first. constants: answers
-    that a model which has learned nothing might always give, tried by `baseline` beside real answers to other problems.
-    tools: names of the tools that an episode offers (`puna.tasks.tools`); none for a single answer.
+    name: dotted, such as "planning.grid". scored: which answer earns which score, one sentence. instruction: explains
+    the notation and the form of the answer. levels: what each level is, from level 1, easiest first. constants: answers
+    that a model which has learned nothing might always give; `baseline` tries them together with answers to other
+    problems. tools: names of the tools that an episode offers (`puna.tasks.tools`); empty for a single answer.
     """
 
     name: str
@@ -95,25 +95,26 @@ class Task:
     constants: tuple[str, ...] = ()
     tools: tuple[str, ...] = ()
     code: bool = False
-    """Whether answers are programs, which only a sandbox may run."""
+    """Whether answers are programs, which only the sandbox may run."""
     suite: str = ""
     """The suite of `puna eval` that the task belongs to; by default its family, the name up to the first dot."""
 
     def sample(self, seed: int, level: int = 1) -> Problem:
-        """The problem of this seed and level. Raises PunaError for a level or seed that there is not."""
+        """Return the problem of this seed and level. Raises PunaError for an unknown level or seed."""
         if isinstance(level, bool) or not isinstance(level, int) or not 1 <= level <= len(self.levels):
             raise PunaError(f"{self.name} has no level {level!r}.", f"It has levels 1 to {len(self.levels)}.")
         if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < MAX_SEED:
             raise PunaError(f"{seed!r} is not a seed.", "Give a whole number from 0.")
-        # A string seed goes through SHA-512 in random.Random, so it does not depend on the process' hash seed.
+        # random.Random hashes a string seed with SHA-512, so it does not depend on the process's hash seed.
         draw = random.Random(f"{self.name}/{level}/{seed}")
         prompt, data = self.generate(draw, level)
         return Problem(self.name, level, seed, prompt, data)
 
     def check(self, problem: Problem, answer: Any, grade: Grade | None = None) -> Verdict:
-        """Score any value as the answer. Never raises, except PunaError where no sandbox is there to run a program.
+        """Score any value as the answer. Never raises, except PunaError where a program needs a sandbox that is
+        missing.
 
-        grade: another grader with the same meaning, such as one bound to another sandbox.
+        grade: another grader with the same meaning, for example one bound to another sandbox.
         """
         if not isinstance(answer, str):
             return refused("The answer is not a text.")
@@ -123,14 +124,14 @@ class Task:
             return (grade or self.grade)(problem.data, answer)
         except PunaError:
             raise
-        except Exception as error:  # a grader that fails must not shift or end a batch of rewards
+        except Exception as error:  # a grader that fails must not end a batch of rewards
             return refused(f"The check failed with {type(error).__name__}; the problem may be damaged.")
 
     def solution(self, problem: Problem) -> str:
-        """The reference answer, with its working."""
+        """Return the reference answer, with its working."""
         return self.solve(problem.data)
 
 
 def canonical(problem: Problem) -> str:
-    """The problem as one line of JSON that is the same wherever it is made."""
+    """Return the problem as one line of JSON, the same on every machine."""
     return json.dumps(problem.plain(), sort_keys=True, ensure_ascii=True, separators=(",", ":"))

@@ -1,4 +1,4 @@
-"""Answers in the making: the one loop in which a model works on problems, in a single message or, with tools, in turns.
+"""The loop in which a model works on problems: in a single message or, with tools, in several turns.
 
 Rollouts, measuring and benchmarks all go through `run_attempts`. The caller generates: it is given the attempts that
 wait for a turn and returns what was generated, so nothing here needs torch. All attempts that are not finished are
@@ -20,17 +20,17 @@ if TYPE_CHECKING:
 
 
 class Turn(NamedTuple):
-    """What the model wrote, and the ids that it went on from."""
+    """What the model generated, and the prompt ids that it continued."""
 
     prompt: list[int]
     written: "Completion"
 
 
 class Attempt:
-    """One answer to one problem: a single message, or as many `turns` as are allowed where the task has tools.
+    """One answer to one problem: a single message, or up to `turns` messages if the task has tools.
 
-    prompt: the ids that the model continues next. turns: what came of it so far. max_tokens: of a turn, for whoever
-    writes. seed: what random numbers follow from; attempts of one seed are told apart by `sample`.
+    prompt: the ids that the model continues next. turns: what it has generated so far. max_tokens: of one turn. seed:
+    the source of random numbers; `sample` tells attempts with the same seed apart.
     """
 
     def __init__(
@@ -60,38 +60,38 @@ class Attempt:
 
     @property
     def turn_seed(self) -> int:
-        """Of the next turn. In the first, the engine itself counts on from sample to sample."""
+        """The seed of the next turn. In the first turn the engine itself counts up from sample to sample."""
         return seed_of(self.seed, self.sample, len(self.turns)) if self.turns else self.seed
 
     @property
     def done(self) -> bool:
-        """Whether no further turn is wanted."""
+        """Whether the attempt is finished."""
         return self._episode.done if self._episode else bool(self.turns)
 
     @property
     def text(self) -> str:
-        """What the model wrote last."""
+        """The text that the model generated last."""
         return self.turns[-1].written.text if self.turns else ""
 
     @property
     def ended(self) -> bool:
-        """Whether what the model wrote last ended by itself."""
+        """Whether the last text ended by itself instead of at the length limit."""
         return bool(self.turns) and self.turns[-1].written.finish_reason == "stop"
 
     @property
     def transcript(self) -> list[dict[str, Any]]:
-        """All messages after the prompt, tool results included."""
+        """All messages after the prompt, including tool results."""
         return self._messages[self._asked :]
 
     @property
     def verdict(self) -> Verdict | None:
-        """What an episode ended with. None for a single answer, which is checked by whoever asked for it."""
+        """The verdict of an episode with tools. None for a single answer, which the caller checks."""
         if self._episode is None:
             return None
         return self._episode.verdict or refused("There was no room for another turn.")
 
     def add_turn(self, written: "Completion") -> None:
-        """The model's turn, which tools answer where it calls them. Raises PunaError as `Episode.step`."""
+        """Add the model's turn and answer its tool calls. Raises PunaError as `Episode.step`."""
         self.turns.append(Turn(self.prompt, written))
         if self._episode is None:
             self._messages.append({"role": "assistant", "content": written.text})
@@ -116,11 +116,11 @@ def run_attempts(
     longest: int,
     on_finished: Callable[[Attempt], None] | None = None,
 ) -> None:
-    """Work on all attempts, turn by turn, until each is over or its prompt has `longest` tokens.
+    """Continue all attempts, turn by turn, until each is finished or its prompt has `longest` tokens.
 
-    write: for each group len(group) continuations of group[0].prompt, drawn from group[0].turn_seed, those of the first
-    group first, as `Engine.generate` gives them. In their first turn the attempts of a group are asked as one. ended:
-    hears of an attempt that is over, while `write` may still be writing others.
+    write: returns len(group) continuations of group[0].prompt for each group, drawn from group[0].turn_seed, in the
+    order of the groups, as `Engine.generate` does. In the first turn the attempts of a group share one prompt.
+    on_finished: called with each finished attempt, while `write` may still be generating others.
     Raises what `write` and `Attempt.add_turn` raise.
     """
     waiting = groups
@@ -134,6 +134,6 @@ def run_attempts(
 
 
 def seed_of(*parts: object) -> int:
-    """A seed below 2**62 that depends on all parts and nothing else."""
+    """Return a seed below 2**62 that depends on all parts and nothing else."""
     digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 2

@@ -1,4 +1,4 @@
-"""The one way from a task to the sandbox: model code runs there, plain values come back."""
+"""Runs model code for tasks: only in the sandbox, and only plain values come back."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -9,17 +9,17 @@ if TYPE_CHECKING:
     from puna.sandbox.run import Result
 
 FLOOR = "confined"
-"""The least isolation that model code is run behind, unless a recipe asks for more."""
+"""The minimum isolation for model code, unless a recipe asks for more."""
 CPU_SECONDS, SECONDS = 1.0, 5.0
-"""A task's program needs milliseconds. CPU time is the fair limit: scores must not depend on the machine's load."""
+"""A task's program needs milliseconds. The limit is CPU time, so that scores do not depend on the machine's load."""
 
 
 def run(
     source: str, *, function: str = "", inputs: Sequence[Sequence[Any]] = (), floor: str = FLOOR
 ) -> "Result | None":
-    """Run a program, or a function of it on each input. None when the program broke the sandbox that it was in.
+    """Run a program, or one of its functions on each input. Returns None if the program broke its sandbox.
 
-    Raises PunaError where this machine's isolation is below `floor`, and not for anything a program does.
+    Raises PunaError if this machine's isolation is below `floor`, never for anything that a program does.
     """
     from puna.sandbox.run import Limits, run_python
 
@@ -27,12 +27,12 @@ def run(
     try:
         return run_python(source, function=function, inputs=inputs, limits=limits, floor=floor)
     except PunaError:
-        require(floor)  # raises again unless it was the program's doing
+        require(floor)  # raises again unless the program caused it
         return None
 
 
 def require(floor: str = FLOOR) -> None:
-    """Raises PunaError where this machine's isolation is below `floor`."""
+    """Raise PunaError if this machine's isolation is below `floor`."""
     from puna.sandbox.run import run_python
 
     run_python("", floor=floor)

@@ -1,10 +1,10 @@
-"""Scores of a file of answers: JSON lines, each a problem or its seed, and the answer.
+"""Scores a file of answers: JSON lines, each with a problem or its seed, and the answer.
 
     {"task": "planning.grid", "level": 3, "seed": 7, "answer": "answer: UULD"}
     {"problem": {…as `puna tasks sample --json` prints it…}, "answer": "…"}
 
-A problem that a row brings along must be the one that this version makes of its seed: a file cannot smuggle in another
-right answer, and a set that was frozen long ago says so instead of being scored by other rules.
+A problem in a row must be the one that this version makes from its seed: a file cannot bring its own right answer, and
+an old file is rejected instead of being scored by different rules.
 """
 
 import json
@@ -18,18 +18,18 @@ from puna.tasks.catalogue import baseline, find
 from puna.tasks.contract import Problem, Verdict, canonical
 
 MAX_COMPLAINTS = 20
-"""Bad rows that are named before the rest is only counted."""
+"""Bad rows that are named; the rest is only counted."""
 
 
 class ScoredRow(NamedTuple):
-    """A row's problem and verdict."""
+    """A problem and the verdict on its answer."""
 
     problem: Problem
     verdict: Verdict
 
 
 class LevelScores(NamedTuple):
-    """The results of one task and level. solved: share with a score of 1, with its 95 % interval `low` to `high`."""
+    """The scores of one task and level. solved: the share solved, with its 95 % interval `low` to `high`."""
 
     task: str
     level: int
@@ -42,7 +42,7 @@ class LevelScores(NamedTuple):
 
 
 def read_rows(path: Path) -> list[tuple[Problem, str]]:
-    """Problems and answers of a file. Raises PunaError that names every bad row, one sentence each."""
+    """Read the problems and answers of a file. Raises PunaError naming every bad row, one sentence each."""
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
@@ -71,7 +71,7 @@ def _row(line: str) -> tuple[Problem, str]:
     except (ValueError, RecursionError) as error:
         raise PunaError(f"This is not JSON ({str(error)[:80]}).") from None
     if not isinstance(row, dict):
-        raise PunaError("This is no JSON object.")
+        raise PunaError("This is not a JSON object.")
     if not isinstance(row.get("answer"), str):
         raise PunaError("'answer' is missing or is not a text.")
     named = row.get("problem", row)
@@ -82,7 +82,7 @@ def _row(line: str) -> tuple[Problem, str]:
         raise PunaError(f"'{missing[0]}' is missing.")
     problem = find(named["task"]).sample(named["seed"], named["level"])
     if "problem" in row and not _equal(named, problem):
-        raise PunaError("The problem is not the one that this version makes of its task, level and seed.")
+        raise PunaError("The problem is not the one that this version makes from its task, level and seed.")
     return problem, row["answer"]
 
 
@@ -91,12 +91,12 @@ def _equal(plain: dict[str, Any], problem: Problem) -> bool:
 
 
 def score_rows(rows: Iterable[tuple[Problem, str]]) -> list[ScoredRow]:
-    """Check every answer. Raises PunaError where programs are to be checked and no sandbox is there."""
+    """Check every answer. Raises PunaError if programs must be checked and there is no sandbox."""
     return [ScoredRow(problem, find(problem.task).check(problem, answer)) for problem, answer in rows]
 
 
 def table(scored: Iterable[ScoredRow], *, constants: int = 100) -> list[LevelScores]:
-    """Results for each task and level; constants: problems on which the best constant answer is measured."""
+    """Sum up by task and level. constants: problems on which the best constant answer is measured."""
     groups: dict[tuple[str, int], list[Verdict]] = {}
     for problem, verdict in scored:
         groups.setdefault((problem.task, problem.level), []).append(verdict)

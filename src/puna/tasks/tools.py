@@ -1,11 +1,11 @@
-"""Tools that a model may call, a calculator and Python, and the dialogue in which it does: an environment with `step`.
+"""The tools that a model may call, a calculator and Python, and the episode in which it calls them.
 
-An `Episode` holds the dialogue. `step` takes what the model wrote: text with <tool_call> objects is answered by one
-tool message for each call, text without any is the final answer and ends the episode with a verdict. Messages are
-those of the chat renderer; ids that the model wrote are kept as `token_ids`, so nothing is tokenised twice, and tool
-messages are marked by their role, so nobody trains on them.
+An `Episode` holds the dialogue. `step` takes the model's text: text with <tool_call> objects is answered by one tool
+message for each call; text without any is the final answer and ends the episode with a verdict. Messages have the form
+of the chat renderer. Ids that the model generated are kept as `token_ids`, so nothing is tokenized twice, and tool
+messages are marked by their role, so that training skips them.
 
-A model may call wrongly: what it gets back is a sentence that begins with "error:", never an exception of ours.
+A wrong call is answered by a sentence that begins with "error:"; it never raises.
 """
 
 import json
@@ -17,12 +17,12 @@ from puna.tasks import calculator, sandboxed
 from puna.tasks.contract import MAX_ANSWER, Data, Problem, Task, Verdict, refused
 
 MAX_CALLS = 8
-"""Calls in one message."""
+"""The most calls in one message."""
 MAX_RESULT = 2_000
-"""Characters of a result that the model gets to see."""
+"""The length of a result that the model sees, in characters."""
 
 RunCode = Callable[[str], str]
-"""Runs a Python program in a sandbox and gives what it printed. Raises PunaError where there is no sandbox."""
+"""Runs a Python program in a sandbox and returns what it printed. Raises PunaError if there is no sandbox."""
 
 SCHEMAS: dict[str, dict[str, Any]] = {
     "calculator": {
@@ -52,7 +52,7 @@ _PARAMETERS = {"calculator": "expression", "python": "code"}
 class Episode:
     """One problem being worked on.
 
-    messages: the dialogue so far; tools: what `render` is told of. done and verdict are set by the step that ends it.
+    messages: the dialogue so far. tools: the tools to render. The step that ends the episode sets the verdict.
     """
 
     def __init__(
@@ -71,12 +71,12 @@ class Episode:
         return self.verdict is not None
 
     def step(self, text: str, token_ids: Sequence[int] | None = None) -> list[dict[str, Any]]:
-        """Take the model's turn; returns the tool messages that answer it, none when the episode is over.
+        """Take the model's turn and return the tool messages that answer it, none if the episode is finished.
 
-        Raises PunaError after the end, and where Python is called and no sandbox is there.
+        Raises PunaError after the end, and if Python is called and there is no sandbox.
         """
         if self.done:
-            raise PunaError("The episode is over.", "Begin another one.")
+            raise PunaError("The episode is finished.", "Start another one.")
         message: dict[str, Any] = {"role": "assistant", "content": text}
         if token_ids is not None:
             message["token_ids"] = list(token_ids)
@@ -119,7 +119,7 @@ class Episode:
 
 
 def calls_in(text: str) -> list[tuple[str, Any] | str]:
-    """The calls of a model's message: (name, arguments), or the error the model is told. Empty without <tool_call>."""
+    """Return the calls in a message: (name, arguments), or an error for the model. Empty without <tool_call>."""
     calls: list[tuple[str, Any] | str] = []
     end = text.rfind("</think>")
     place = text.find("<tool_call>", end + 1)
@@ -146,7 +146,7 @@ def _call(body: str) -> tuple[str, Any] | str:
 
 
 def in_sandbox(code: str, *, floor: str = sandboxed.FLOOR) -> str:
-    """What a program prints, run in `puna.sandbox`; the last line of its error where it fails."""
+    """Run a program in the sandbox; return what it prints, or the last line of its error."""
     result = sandboxed.run(code, floor=floor)
     if result is None:
         return "error: the program broke its sandbox."
@@ -158,7 +158,7 @@ def in_sandbox(code: str, *, floor: str = sandboxed.FLOOR) -> str:
 
 
 def first_call(data: Data) -> str:
-    """The reference's first turn: one call whose result is the answer."""
+    """Return the first turn of the reference: one call whose result is the answer."""
     name = "python" if "code" in data else "calculator"
     arguments = {_PARAMETERS[name]: data["code"] if name == "python" else data["expression"]}
     return f"<tool_call>\n{json.dumps({'name': name, 'arguments': arguments})}\n</tool_call>"

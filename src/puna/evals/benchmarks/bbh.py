@@ -1,4 +1,4 @@
-"""BIG-Bench Hard: 27 tasks that ask for several steps of reasoning, each behind its three worked examples."""
+"""BIG-Bench Hard: 27 tasks that need several steps of reasoning, each after its three worked examples."""
 
 import re
 
@@ -19,7 +19,7 @@ TASKS = (
 def _load(data: EvalData) -> list[Item]:
     items = []
     for task in TASKS:
-        # The first line is the canary, the second a rule.
+        # The first line is the canary, the second a line of dashes.
         shots = data.text(f"bbh/cot-prompts/{task}.txt").partition("-----\n")[2].strip()
         for number, row in enumerate(data.json(f"bbh/{task}.json")["examples"]):
             asked = f"{shots}\n\nQ: {row['input']}\nA: Let's think step by step.\n"
@@ -32,7 +32,7 @@ def _load(data: EvalData) -> list[Item]:
 
 
 def answer(item: Item, response: str) -> Score:
-    """Right when what follows the last "answer is" is the target, whatever its case, brackets and full stop."""
+    """Score 1 if the text after the last "answer is" is the target, ignoring case, brackets and full stop."""
     place = response.lower().rfind("answer is")
     if place < 0:
         return Score(0.0, "", "no 'answer is'")
@@ -45,7 +45,7 @@ def _plain(text: str) -> str:
     text = text[:2000].strip(" :*.")
     if letter := re.match(r"\(([A-R])\)", text):
         return letter.group(1).lower()
-    # Brackets are what the task about brackets asks for.
+    # In the task about brackets, brackets are the answer.
     return " ".join((text.strip("()") if re.search(r"\w", text) else text).lower().split())
 
 

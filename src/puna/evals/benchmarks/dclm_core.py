@@ -1,10 +1,10 @@
-"""DCLM's CORE set, as far as its files are held: 20 of 22 tasks, each with its own number of examples.
+"""DCLM's CORE set: 20 of its 22 tasks, each with its own number of examples.
 
-Examples are other rows of the same file, the same for all questions (the originals draw them anew for each), parted by
-an empty line. Choices are compared by log probability per token, a text to be continued must come out as the likeliest
-at every token. A task's centred accuracy is (accuracy - baseline) / (1 - baseline) with CORE's own baselines, and CORE
-is their mean. Jeopardy and CoQA are wanting, HellaSwag is a sample of 1,000, and SQuAD is XQuAD's English part, which
-was taken from it: ours is a mean of 20, and says so.
+Examples are other rows of the same file, the same for all questions (the original draws new ones for each), separated
+by an empty line. Choices are compared by log probability per token; of a continuation every token must be the
+likeliest. A task's centred accuracy is (accuracy - baseline) / (1 - baseline) with CORE's own baselines, and CORE is
+their mean. Jeopardy and CoQA are missing, HellaSwag is a sample of 1,000, and SQuAD is XQuAD's English part, which was
+taken from it: the reported value is a mean of 20 tasks, and says so.
 """
 
 import hashlib
@@ -112,7 +112,7 @@ def _squad(data: EvalData) -> list[Row]:
 
 
 def centred(results: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """CORE over the results that belong to it: tasks, mean centred accuracy, and what is wanting; None without any."""
+    """Return CORE over the results that belong to it: tasks and mean centred accuracy; None without any."""
     by_name = {f"core_{task.name}": task for task in TASKS}
     found = {
         one["benchmark"]: (one["value"] - task.baseline) / (1 - task.baseline)

@@ -1,10 +1,10 @@
-"""Function calling: the Berkeley leaderboard's single-turn parts (BFCL v4), judged call by call.
+"""Function calling: the single-turn parts of the Berkeley leaderboard (BFCL v4), judged call by call.
 
-A call is right when its function is, every argument is one of the values that the set allows, no required one is
-missing and none is made up. Calls are read in two forms: Hermes' <tool_call> objects, which our chat format writes, and
-a Python list of calls, which text models are asked for. The Python form is taken apart by `ast` as literals; nothing
-runs. Comparison follows the leaderboard: numbers by value (a whole number is a fine float), texts without case, blanks
-and , . / - _ * ^ ' quotes, lists in order, calls at once in any order.
+A call is right if it names the right function, every argument has one of the allowed values, no required argument is
+missing and none is invented. Calls are read in two forms: <tool_call> objects, as in Puna's chat format, and a Python
+list of calls, which text models are asked for. The Python form is parsed by `ast` as literals; nothing runs. Comparison
+follows the leaderboard: numbers by value (an integer may stand for a float), strings without case, spaces and
+, . / - _ * ^ ' quotes, lists in order, parallel calls in any order.
 """
 
 import ast
@@ -48,7 +48,7 @@ def _item(row: dict[str, Any], part: str, truth: list[dict[str, Any]] | None) ->
 
 
 def _schema(function: dict[str, Any]) -> dict[str, Any]:
-    """BFCL's description of a function in OpenAI's form: JSON schema's names of types."""
+    """Convert BFCL's description of a function to OpenAI's form, with the type names of JSON schema."""
     return {
         "type": "function",
         "function": {
@@ -69,7 +69,7 @@ def _typed(value: Any) -> Any:
 
 
 def _written(truth: Sequence[dict[str, Any]]) -> str:
-    """The first of the allowed answers as Python calls."""
+    """Write the first of the allowed answers as Python calls."""
     calls = []
     for call in truth:
         [(name, allowed)] = call.items()
@@ -79,7 +79,7 @@ def _written(truth: Sequence[dict[str, Any]]) -> str:
 
 
 def _first(value: Any) -> Any:
-    """One value that an allowed one stands for: nested fields list their own choices."""
+    """Pick one value of an allowed one: nested fields list their own choices."""
     if isinstance(value, dict):
         return {key: _first(found[0]) if isinstance(found, list) else found for key, found in value.items()
                 if found != [""] and not (isinstance(found, list) and found and found[0] == "")}  # fmt: skip
@@ -87,7 +87,7 @@ def _first(value: Any) -> Any:
 
 
 def read_calls(text: str) -> list[Call] | None:
-    """The calls in an answer; [] for none; None when what is there cannot be read."""
+    """Return the calls in an answer; [] for none; None if they cannot be parsed."""
     if "<tool_call>" in text:
         found = calls_in(text[:50_000])
         calls = [call for call in found if not isinstance(call, str) and isinstance(call[1], dict)]
@@ -114,7 +114,7 @@ def _python_calls(text: str) -> list[Call] | None:
 
 
 def calls_are_right(item: Item, response: str) -> Score:
-    """Right when there are exactly the calls of item.target, in any order; where its truth is None, no call at all."""
+    """Score 1 for exactly the calls of item.target, in any order; if its truth is None, for no call at all."""
     calls, truth = read_calls(response), item.target["truth"]
     shown = response.strip()[:2000]
     if calls is None:
@@ -133,7 +133,7 @@ def calls_are_right(item: Item, response: str) -> Score:
 
 
 def _wrong(call: Call, truth: dict[str, Any], required: dict[str, list[str]]) -> str:
-    """What is wrong with a call, "" for nothing."""
+    """Say what is wrong with a call; "" if nothing is."""
     [(name, allowed)] = truth.items()
     if call[0] != name:
         return f"{call[0][:50]} instead of {name}"
@@ -145,7 +145,7 @@ def _wrong(call: Call, truth: dict[str, Any], required: dict[str, list[str]]) ->
             return f"'{parameter[:50]}' is made up"
         if not any(_same(value, one) for one in allowed[parameter] if one != "" or value == ""):
             return f"'{parameter}' has another value"
-    # A few entries allow nothing at all, which can only mean that the parameter is left out.
+    # A few entries allow no value, which can only mean that the parameter must be left out.
     missing = next((key for key, values in allowed.items() if key not in call[1] and values and "" not in values), None)
     return f"'{missing}' is missing" if missing else ""
 

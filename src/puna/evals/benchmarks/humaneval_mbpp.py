@@ -1,17 +1,17 @@
-"""HumanEval and MBPP: the model writes a function, and its values are judged where it cannot reach.
+"""HumanEval and MBPP: the model writes a function, and its values are checked in another process.
 
-Their tests are Python that calls a function and asserts things about what it returns. Run beside the model's code, as
-usual, they are its prey: it can exit with 0, redefine equality, walk the frames. Here three processes share the work,
-all of them in the sandbox, and only the second one ever holds model code:
+The tests are Python code that calls a function and asserts things about its values. In the same process as the model's
+code, as usual, they are at its mercy: it can exit with 0, redefine equality, walk the frames. Here three sandboxed
+processes share the work, and only the second one runs model code:
 
-1. the tests run with the reference solution, and the arguments of every call are written down;
+1. the tests run with the reference solution, and the arguments of every call are recorded;
 2. the model's function is called with these arguments, and its values come back as plain data;
 3. the tests run again, with a stand-in that answers each call with the value that came back.
 
-So model code sees neither the tests nor what is expected, it decides nothing, and a value that is equal to everything
-cannot travel. It can still know the tests by heart: both sets are on the public web, and MBPP shows its tests. Where
-arguments or values are no plain data (a tree of the test's own class), the tests run beside the model's code after all
-and give their verdict through a name it cannot know; such items are marked `asserted`.
+So model code sees neither the tests nor the expected values, it decides nothing, and a value that is equal to
+everything cannot be sent. It can still have memorized the tests: both sets are on the public web, and MBPP shows its
+tests. If arguments or values are not plain data (a tree of the test's own class), the tests run in the process of the
+model's code after all and report through a name that it cannot know; such items are marked `asserted`.
 """
 
 import ast
@@ -28,10 +28,10 @@ from puna.sandbox.run import run_python
 from puna.tasks.sandboxed import FLOOR
 
 LIMITS = Limits(cpu_seconds=6, seconds=20, memory_bytes=512 << 20)
-"""CPU time is the fair limit: a score must not depend on how busy the machine is."""
+"""The limit is CPU time, because a score must not depend on how busy the machine is."""
 MAX_PROGRAM = 50_000
 
-# The names of the reference's own functions and classes are there for the tests, but not the one that is tested.
+# The tests may use the reference's other functions and classes, but not the one that is tested.
 _TRUSTED = """
 import copy, random
 SOURCE, TESTS, NAME = {source!r}, {tests!r}, {name!r}
@@ -75,7 +75,7 @@ def replay(calls, answers):
 
 
 def score_program(item: Item, response: str) -> Score:
-    """Run the tests of an item against the program in a response. Raises PunaError where there is no sandbox."""
+    """Run the tests of an item on the program in a response. Raises PunaError if there is no sandbox."""
     test = item.target
     program = find_program(response, test["prompt"], test["name"])
     if program is None:
@@ -88,7 +88,7 @@ def score_program(item: Item, response: str) -> Score:
     try:
         done = run_python(program, function=test["name"], inputs=calls, limits=LIMITS, floor=FLOOR)
     except PunaError:
-        run_python("", floor=FLOOR)  # raises again unless it was the program's doing
+        run_python("", floor=FLOOR)  # raises again unless the program caused it
         return Score(0.0, program, "the program broke its sandbox", {"asserted": 0.0})
     if not done.values:
         return Score(0.0, program, done.reason or "no value came back", {"asserted": 0.0})
@@ -107,7 +107,7 @@ def score_program(item: Item, response: str) -> Score:
 
 @lru_cache(maxsize=4096)
 def _calls(reference: str, tests: str, name: str) -> list[list[Any]] | None:
-    """The arguments of every call that the tests make; None when they cannot be written down or are not answered."""
+    """Record the arguments of every call of the tests; None if they cannot be recorded or there are none."""
     calls = _trusted(reference, tests, name, "record", [])
     if not isinstance(calls, list) or not calls:
         return None
@@ -118,14 +118,14 @@ def _calls(reference: str, tests: str, name: str) -> list[list[Any]] | None:
 
 
 def _trusted(reference: str, tests: str, name: str, function: str, arguments: list[Any]) -> Any:
-    """Run a benchmark's own code, without the model's: what `function` gives, or None when it raised or did not end."""
+    """Run the benchmark's own code, without the model's. Returns None if it raised or did not end."""
     source = _TRUSTED.format(source=reference, tests=tests, name=name)
     done = run_python(source, function=function, inputs=[arguments], limits=LIMITS, floor=FLOOR)
     return done.values[0].value if done.values and not done.values[0].error else None
 
 
 def _asserted(program: str, test: dict[str, Any]) -> Score:
-    """The tests beside the program, in its process: weaker, because the program can get at them."""
+    """Run the tests in the program's process: weaker, because the program can reach them."""
     name = "t" + secrets.token_hex(16)
     body = "\n".join(f"    {line}" for line in [f"candidate = {test['name']}", *test["tests"].split("\n")])
     source = f"{program}\n\ndef {name}():\n{body}\n    return {name!r}\n"
@@ -141,8 +141,10 @@ def _asserted(program: str, test: dict[str, Any]) -> Score:
 
 
 def find_program(response: str, prompt: str, name: str) -> str | None:
-    """The program in a response: its last fenced block or the text itself, behind the prompt's head where it only goes
-    on from there. None when neither defines the function."""
+    """Find the program in a response: its last fenced block, or the text; after the prompt's head if it continues that.
+
+    Returns None if neither defines the function.
+    """
     blocks = re.findall(r"```[A-Za-z0-9+]{0,20}[ \t]{0,9}\n(.{0,50000}?)```", response[:200_000], re.DOTALL)
     if blocks:
         defining = [block for block in blocks if _defines(block, name)]
@@ -159,7 +161,7 @@ def _defines(text: str, name: str) -> bool:
 
 
 def _imports(prompt: str) -> str:
-    """What a prompt offers around its function: imports, and helpers before the last head."""
+    """The part of a prompt before its function: imports and helpers."""
     try:
         tree = ast.parse(prompt)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
@@ -222,7 +224,7 @@ def _mbpp_prompt(task: str, tests: list[str]) -> str:
 
 
 def tested_name(code: str, tests: list[str]) -> str | None:
-    """The function of `code` that the tests call; None when there is none."""
+    """Return the name of the function in `code` that the tests call, or None."""
     try:
         defined = [node.name for node in ast.walk(ast.parse(code)) if isinstance(node, ast.FunctionDef)]
         called = {
@@ -236,7 +238,7 @@ def tested_name(code: str, tests: list[str]) -> str | None:
 
 
 def _mbpp_rows(data: EvalData, name: str, config: str, text: str) -> list[Row]:
-    """All rows. The Hub keeps the tasks that serve as examples in a split of their own."""
+    """Return all rows. On the Hub the tasks that serve as examples are a split of their own."""
     columns = ("task_id", text, "code", "test_list")
     splits = [OnHub("google-research-datasets/mbpp", config, split) for split in ("prompt", "test")]
     if data.path(name) is None and data.hub:
@@ -259,7 +261,7 @@ def _mbpp_sanitized(data: EvalData) -> list[Item]:
 
 
 def _mbpp_items(rows: list[tuple[int, str, list[str], str, str]]) -> list[Item]:
-    """The test part, tasks 11 to 510, behind the first three of the tasks that the authors set aside as examples."""
+    """The test part, tasks 11 to 510, after the first three of the tasks that the authors set aside as examples."""
     rows = [(id, text, tests, setup, code.replace("\r\n", "\n")) for id, text, tests, setup, code in rows]
     examples = [row for row in rows if row[0] <= 10][:3]
     shots = "".join(f"{_mbpp_prompt(text, tests)}[BEGIN]\n{code}\n[DONE]\n\n" for _, text, tests, _, code in examples)

@@ -1,12 +1,12 @@
-"""IFEval: instructions that a program can check, each of 25 kinds (Zhou et al. 2023, arXiv 2311.07911).
+"""IFEval: 25 kinds of instructions that a program can check (Zhou et al. 2023, arXiv 2311.07911).
 
-The checks are written from the paper's description of each kind. An answer follows its prompt strictly when it follows
-every instruction as it stands; loosely when one of eight lenient readings does (without its first line, its last, its
-asterisks). The headline is the share of prompts followed strictly; the other three of the paper stand beside it.
+The checks are written from the paper's description of each kind. An answer follows its prompt strictly if it follows
+every instruction as it is; loosely if one of eight lenient readings does (without the first line, the last line,
+asterisks). The value is the share of prompts followed strictly; the paper's other three figures are reported too.
 
-Where the paper leaves a reading to a library, ours is: sentences end at . ! ? and their full-width kin, not after
-common abbreviations or single letters; words are runs of letters, digits, apostrophes and hyphens within; a language is
-known by its script and, for scripts that several share, by its commonest words or letters of its own.
+Where the paper relies on a library, this module uses rules of its own: sentences end at . ! ? and their full-width
+forms, except after common abbreviations and single letters; words are runs of letters, digits, and inner apostrophes
+and hyphens; a language is recognized by its script and, for shared scripts, by frequent words or letters of its own.
 """
 
 import json
@@ -33,7 +33,7 @@ def words(text: str) -> list[str]:
 
 
 def sentences(text: str) -> list[str]:
-    """Sentences, by what ends them; the text behind the last end is one too when it has a word."""
+    """Sentences, by their end; the rest after the last end is one too if it has a word."""
     found, start = [], 0
     for match in _SENTENCE_END.finditer(text):
         before = text[start : match.start()].split()
@@ -59,7 +59,7 @@ def _keyword_count(text: str, keyword: str) -> int:
 
 
 def _paragraph_count(text: str, a: Arguments) -> bool:
-    """Paragraphs are parted by the markdown divider ***."""
+    """Paragraphs are separated by the Markdown divider ***."""
     parts = paragraphs(text, r"\s?\*\*\*\s?")
     parts = parts[1:] if parts and not parts[0] else parts
     parts = parts[:-1] if parts and not parts[-1] else parts
@@ -67,7 +67,7 @@ def _paragraph_count(text: str, a: Arguments) -> bool:
 
 
 def _first_word(text: str, a: Arguments) -> bool:
-    """There are so many paragraphs, parted by empty lines, and the n-th begins with this word."""
+    """There are that many paragraphs, separated by empty lines, and the n-th begins with this word."""
     parts = [part for part in paragraphs(text, r"\n\n") if part]
     at = a["nth_paragraph"]
     if len(parts) != a["num_paragraphs"] or at > len(parts):
@@ -101,7 +101,7 @@ def _json(text: str, a: Arguments) -> bool:
 
 
 def _two_responses(text: str, a: Arguments) -> bool:
-    """Two different answers, parted by six asterisks; empty ones at the ends do not count."""
+    """Two different answers, separated by six asterisks; empty ones at the ends do not count."""
     parts = [part.strip() for part in text.split("******")]
     if any(not part for part in parts[1:-1]):
         return False
@@ -111,7 +111,7 @@ def _two_responses(text: str, a: Arguments) -> bool:
 
 _CONSTRAINED = ("My answer is yes.", "My answer is no.", "My answer is maybe.")
 
-# Scripts that settle, or narrow down, the languages that are written in them.
+# Scripts that identify a language, or a few languages.
 _SCRIPTS = {
     "kn": "\u0c80-\u0cff", "pa": "\u0a00-\u0a7f", "gu": "\u0a80-\u0aff", "te": "\u0c00-\u0c7f", "ta": "\u0b80-\u0bff",
     "ml": "\u0d00-\u0d7f", "bn": "\u0980-\u09ff", "th": "\u0e00-\u0e7f", "he": "\u0590-\u05ff", "el": "\u0370-\u03ff",
@@ -128,7 +128,7 @@ def _language(text: str, a: Arguments) -> bool:
         inside = sum(1 for c in letters if re.match(f"[{_SCRIPTS[wanted]}]", c))
         if not letters or inside <= 0.5 * len(letters):
             return False
-        # Among languages of one script the letters that only one of them uses decide, where any stands in the text.
+        # Among languages of one script, letters that only one of them uses decide, if the text has any.
         family = [one for one, script in _SCRIPTS.items() if script == _SCRIPTS[wanted] and one in _OWN_LETTERS]
         hits = {one: sum(text.count(c) for c in _OWN_LETTERS[one]) for one in family}
         if wanted == "ar":
@@ -136,7 +136,7 @@ def _language(text: str, a: Arguments) -> bool:
         if wanted == "fa":
             return hits["ur"] <= hits["fa"]
         return wanted != "ur" or hits["ur"] > 0
-    # A language that the guess does not know passes with any text of letters: nothing here can tell it.
+    # A language that is not known here passes with any text that has letters.
     return guess_language(text) == wanted if wanted in LANGUAGES else any(map(str.isalpha, text))
 
 
@@ -203,7 +203,7 @@ def follows(kind: str, text: str, arguments: Arguments) -> bool:
 
 
 def lenient(text: str) -> Iterator[str]:
-    """The readings of an answer in the loose measure: with or without its first line, its last, its asterisks."""
+    """The readings of an answer in the loose measure: with or without first line, last line and asterisks."""
     lines = text.split("\n")
     for first, last, stars in product((0, 1), (0, 1), (False, True)):
         part = "\n".join(lines[first : len(lines) - last]).strip()
@@ -211,7 +211,7 @@ def lenient(text: str) -> Iterator[str]:
 
 
 def instructions_followed(item: Item, response: str) -> Score:
-    """1 when every instruction is followed strictly. parts: the loose measure, and counts of instructions followed."""
+    """Score 1 if every instruction is followed strictly. parts: the loose measure, and counts of instructions."""
     kinds: Sequence[tuple[str, Arguments]] = [tuple(pair) for pair in item.target]
     strict = [follows(kind, response, arguments) for kind, arguments in kinds]
     readings = list(lenient(response))
@@ -242,7 +242,7 @@ def _load(data: EvalData) -> list[Item]:
 
 
 def loose_and_instruction_level(rows: Sequence[Any]) -> dict[str, float]:
-    """The paper's three other figures: prompts loosely, and instructions, strictly and loosely."""
+    """Return the paper's other figures: prompts followed loosely; instructions, strictly and loosely."""
     parts = [row["parts"] for row in rows if row["parts"]]
     total = sum(one["instructions"] for one in parts) or 1.0
     return {

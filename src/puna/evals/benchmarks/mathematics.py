@@ -1,4 +1,4 @@
-"""Word problems and competition mathematics: the model works a problem out and gives a final answer."""
+"""Word problems and competition mathematics: the model works out a problem and gives a final answer."""
 
 import hashlib
 import re
@@ -39,13 +39,13 @@ def _gsm8k(data: EvalData) -> list[Item]:
 
 
 def _worked(answer: str) -> str:
-    """GSM8K's solution without the calculator's marks, its result as a sentence."""
+    """GSM8K's solution without the calculator's annotations, and its result as a sentence."""
     text, _, result = answer.rpartition("####")
     return re.sub(r"<<[^<>]*>>", "", text).strip() + f"\nThe answer is {result.strip()}."
 
 
 def number_answer(item: Item, response: str) -> Score:
-    """Right when the number behind the last "answer is", or else the last number, is the reference's."""
+    """Score 1 if the number after the last "answer is", or else the last number, is the reference's."""
     found = last_number(response)
     right = found is not None and same_number(found, item.target)
     reason = "" if right else "no number" if found is None else "another number"
@@ -80,12 +80,12 @@ def _mgsm(data: EvalData) -> list[Item]:
 _BOXED = "Work the problem out step by step and put the final answer in \\boxed{}."
 SHOTS = 4
 MAX_SHOT = 500
-"""Characters of a solution that serves as an example."""
+"""The longest solution that serves as an example, in characters."""
 
 
 def _math(name: str) -> Callable[[EvalData], list[Item]]:
     def load(data: EvalData) -> list[Item]:
-        # The examples lie outside MATH-500, so that both sets are asked behind the same four.
+        # The examples are not in MATH-500, so that both sets use the same four.
         asked = {row["problem"] for row in data.rows("math/math500_test.json", "problem")}
         rows = data.rows("math/math_test_5000.json", "problem", "solution")
         rest = [row for row in rows if row["problem"] not in asked and len(row["solution"]) <= MAX_SHOT]
@@ -116,7 +116,7 @@ def _math_item(number: int, row: Row, before: str) -> Item:
 
 
 def math_answer(item: Item, response: str) -> Score:
-    """Right when the final answer is the same expression as the reference's (see `equality`)."""
+    """Score 1 if the final answer is equivalent to the reference's (see `math_equivalence`)."""
     found = final_answer(response)
     if found is None:
         return Score(0.0, "", "no final answer")

@@ -1,8 +1,8 @@
-"""Multiple choice: what a model holds for likelier. Knowledge, common sense and reading.
+"""Multiple choice, by which option the model finds likeliest: knowledge, common sense and reading.
 
-Formats are those of lm-evaluation-harness, so that scores can be set beside others': a question, a blank, each answer's
-text, and the likeliest wins (MMLU: the letters A to D after five examples of the subject). Where long answers would
-lose by their length alone, the log probability is divided by the answer's characters.
+Formats are those of lm-evaluation-harness, so that scores are comparable: a question, a space and each answer's text
+(MMLU: the letters A to D after five examples of the subject). Where long answers would lose by their length alone, the
+log probability is divided by the number of characters.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -18,14 +18,14 @@ Load = Callable[[EvalData], list[Item]]
 def item(
     id: Any, context: str, choices: Sequence[str], right: int, *, group: str = "", body: str = "", join: str = " "
 ) -> Item:
-    """A question with one context for all its choices."""
+    """Make a question with one context for all its choices."""
     return Item(
         str(id), Choices.after(context, choices, join=join), right, group, body or f"{context} {choices[right]}"
     )
 
 
 def lettered(question: str, choices: Sequence[str]) -> str:
-    """A question with its choices as lines A to J, up to "Answer:"."""
+    """Write a question with its choices as lines A to J, up to "Answer:"."""
     lines = "".join(f"{letter}. {choice}\n" for letter, choice in zip(LETTERS, choices, strict=False))
     return f"{question.strip()}\n{lines}Answer:"
 
@@ -116,7 +116,7 @@ def _listed(text: str) -> list[str]:
 
 
 def _one_true(number: int, asked: str, true: str, false: list[str], group: str) -> Item:
-    """The true answer stands at a place that says nothing, not always first."""
+    """Put the true answer at a position that gives nothing away, not always first."""
     place = number % (len(false) + 1)
     return item(number, asked, [*false[:place], true, *false[place:]], place, group=group)
 
@@ -145,7 +145,7 @@ def _truthful_all(data: EvalData) -> list[Item]:
 
 
 def true_share(item: Item, response: Sequence[Any]) -> Score:
-    """The share of all probability that the true answers have; item.target: how many of the choices, the first, are."""
+    """Score the probability on the true answers, which are the first item.target choices."""
     import math
 
     top = max(one.logprob for one in response)

@@ -1,8 +1,8 @@
-"""PlanBench: plans in English for four worlds, judged by carrying them out.
+"""PlanBench: plans in English for four domains, judged by executing them.
 
-A plan is right when every action could be done where it stands and the goal holds at the end, whichever plan it is: the
-worlds below are STRIPS, a handful of actions with facts they need, make true and make false. Statements, goals and
-plans are read in PlanBench's own phrases; a line in other words ends the plan as unreadable.
+Any plan is right if every action is applicable in its place and the goal holds at the end. The domains below are
+STRIPS: a few actions with the facts that they need, add and delete. Statements, goals and plans are read in PlanBench's
+own phrases; a line in other words ends the plan as unreadable.
 """
 
 import re
@@ -18,7 +18,7 @@ MAX_STEPS = 200
 
 
 class Action(NamedTuple):
-    """phrase: with the parameters' names in braces; needs, adds, deletes: facts over them. short: its name in PDDL."""
+    """phrase: with the parameters' names in braces. needs, adds, deletes: facts about them. short: its name in PDDL."""
 
     phrase: str
     needs: tuple[str, ...]
@@ -29,18 +29,18 @@ class Action(NamedTuple):
 
 @dataclass(frozen=True)
 class Domain:
-    """facts: phrases of what may hold, each with the fact it says. thing: what a name looks like."""
+    """facts: phrases for facts, each with its fact. thing: the pattern of an object's name."""
 
     thing: str
     facts: tuple[tuple[str, str], ...]
     actions: tuple[Action, ...]
 
     def fact(self, text: str) -> Fact | None:
-        """The fact that a phrase says."""
+        """Return the fact that a phrase states."""
         return next((_filled(fact, found) for phrase, fact in self.facts if (found := self._read(phrase, text))), None)
 
     def action(self, text: str) -> tuple[Action, dict[str, str]] | None:
-        """The action that a line of a plan says, with its arguments."""
+        """Return the action that a line of a plan states, with its arguments."""
         return next(((one, found) for one in self.actions if (found := self._read(one.phrase, text)) is not None), None)
 
     def _read(self, phrase: str, text: str) -> dict[str, str] | None:
@@ -68,7 +68,7 @@ _BLOCKS = Domain(
                ("holding x", "clear y"), ("on x y", "clear x", "empty"), "unstack"),
     ),
 )  # fmt: skip
-# The same world in words that mean nothing.
+# The same domain in words without meaning.
 _MYSTERY = Domain(
     r"[a-z]",
     (
@@ -127,7 +127,7 @@ _KINDS = {"package", "truck", "airplane", "depot", "distributor", "location"}
 
 
 class Execution(NamedTuple):
-    """facts: what holds after the plan, or up to the step that could not be done; reason: why it is no plan."""
+    """facts: what holds after the plan, or before the first impossible step. reason: why it is not a plan."""
 
     facts: frozenset[Fact]
     steps: int
@@ -135,7 +135,7 @@ class Execution(NamedTuple):
 
 
 def carry_out(world: Domain, start: frozenset[Fact], lines: Sequence[str]) -> Execution:
-    """Do the actions of a plan one after another."""
+    """Execute the actions of a plan one after another."""
     facts = set(start)
     for number, line in enumerate(lines, 1):
         found = world.action(line)
@@ -153,7 +153,7 @@ def carry_out(world: Domain, start: frozenset[Fact], lines: Sequence[str]) -> Ex
 
 
 def read_statement(world: Domain, text: str) -> tuple[frozenset[Fact], frozenset[Fact]] | None:
-    """The facts at the beginning and the goal of the last [STATEMENT]; None when a phrase is not known."""
+    """Return the initial facts and the goal of the last [STATEMENT]; None for an unknown phrase."""
     statement = text.rpartition("[STATEMENT]")[2]
     start = re.search(r"initial conditions I have that,? (.*?)\.(?:\n|$)", statement, re.DOTALL)
     goal = re.search(r"[Mm]y goal is to have that (.*?)\.(?:\s|$)", statement, re.DOTALL)
@@ -169,7 +169,7 @@ def read_statement(world: Domain, text: str) -> tuple[frozenset[Fact], frozenset
 
 
 def _kinds(facts: frozenset[Fact]) -> Iterator[Fact]:
-    """What things are, by their names: truck_0 is a truck."""
+    """The types of objects, by their names: truck_0 is a truck."""
     for thing in {part for fact in facts for part in fact[1:]}:
         kind = re.match(r"[a-z]+", thing)
         if kind and kind.group() in _KINDS:
@@ -186,7 +186,7 @@ def _filled(pattern: str, arguments: dict[str, str]) -> Fact:
 
 
 def plan_lines(text: str) -> list[str]:
-    """The lines of a plan, up to [PLAN END] and without numbers and dashes before them."""
+    """Return the lines of a plan, up to [PLAN END], without leading numbers and dashes."""
     text = text.rpartition("[PLAN]\n")[2].split("[PLAN END]")[0].split("[STATEMENT]")[0]
     lines = [re.sub(r"^\W{0,3}(?:\d{1,3}[.)])?\s{0,3}", "", line).strip() for line in text.split("\n")]
     return [line for line in lines if line and not line.startswith("```")][: MAX_STEPS + 1]
@@ -229,7 +229,7 @@ def _item(id: str, query: str, target: Any, group: str, reference: str, stop: tu
 
 
 def _reference(world: Domain, plan: str, start: frozenset[Fact]) -> str | None:
-    """A plan given in PDDL as PlanBench's English; one that is English already stays."""
+    """Translate a plan from PDDL to PlanBench's English; English stays as it is."""
     if not plan.lstrip().startswith("("):
         return plan.strip()
     things = sorted({part for fact in start for part in fact[1:]})
@@ -240,7 +240,7 @@ def _reference(world: Domain, plan: str, start: frozenset[Fact]) -> str | None:
         action = next((one for one in world.actions if one.short == short), None)
         if action is None:
             return None
-        # In PDDL the place comes last, as it does in the phrases.
+        # In PDDL the place is last, as in the phrases.
         arguments = [by_short.get(word, word) for word in words[1:]]
         names = list(dict.fromkeys(re.findall(r"\{(\w)\}", action.phrase)))
         lines.append(action.phrase.format(**dict(zip(names, arguments, strict=False))))
@@ -253,7 +253,7 @@ def _shortened(thing: str) -> str:
 
 
 def plan_is_right(item: Item, response: str) -> Score:
-    """Right when the plan can be carried out and reaches the goal, in no more steps than item.target allows."""
+    """Score 1 if the plan can be executed and reaches the goal, in at most as many steps as item.target allows."""
     target = item.target
     lines = plan_lines(response)
     if not lines:
@@ -285,7 +285,7 @@ def _verification(data: EvalData) -> list[Item]:
 
 
 def verified(item: Item, response: str) -> Score:
-    """Right when the first word of judgement is."""
+    """Score 1 if the first word of judgement is right."""
     found = re.search(r"\b(in)?valid\b", response[:5000].lower())
     if found is None:
         return Score(0.0, "", "neither valid nor invalid")
@@ -317,7 +317,7 @@ def _said(fact: Fact) -> str:
 
 
 def state_is_right(item: Item, response: str) -> Score:
-    """Right when exactly the facts that hold are said."""
+    """Score 1 if exactly the facts that hold are stated."""
     text = response.strip().split("\n\n")[0].rstrip(".")[:5000]
     facts = [_BLOCKS.fact(part) for part in re.split(r", and |, | and |\n", text) if part.strip()]
     if not facts or None in facts:

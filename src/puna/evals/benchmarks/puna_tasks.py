@@ -1,7 +1,7 @@
-"""Our own tasks as benchmarks: 50 held-out problems at each level, a group for each.
+"""Tasks as benchmarks: 50 held-out problems at each level, one group for each level.
 
-The problems are those that nobody trains on (`tasks.heldout`), so a model that was tuned on a task is measured on what
-it has not seen. Tasks with tools are worked on in several turns.
+Training never uses these problems (`tasks.heldout`), so a model that was tuned on a task is measured on what it has not
+seen. Tasks with tools are solved in several turns.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from puna.tasks.heldout import heldout_problems
 
 PER_LEVEL = 50
 MAX_TOKENS = 256
-"""Of an answer, or of a turn."""
+"""The length limit of an answer, or of one turn."""
 
 
 def _load(task: Task) -> Callable[[EvalData], list[Item]]:
@@ -41,9 +41,9 @@ def _item(task: Task, problem: Problem, instruct: bool) -> Item:
 
 
 def score_attempt(item: Item, response: str | Transcript) -> Score:
-    """1 when the task's own check counts the problem as solved. parts: the check's score and its breakdown.
+    """Score 1 if the task's own check counts the problem as solved. parts: the check's score and breakdown.
 
-    A text for a task with tools is an answer that was given without them.
+    For a task with tools, a text is an answer that was given without them.
     """
     if isinstance(response, Transcript):
         answer, verdict = response.answer, response.verdict
@@ -54,7 +54,7 @@ def score_attempt(item: Item, response: str | Transcript) -> Score:
 
 
 def benchmark_of(task: Task) -> Benchmark:
-    """A task as a benchmark, in the task's own suite and in `puna`."""
+    """Return a task as a benchmark, in the task's own suite and in `puna`."""
     return Benchmark(
         task.name,
         f"Puna: {task.name}",

@@ -13,13 +13,13 @@ SHOTS = 5
 
 
 def normalised(text: str) -> str:
-    """Lower case, without punctuation, articles and repeated blanks: SQuAD's way (arXiv 1606.05250)."""
+    """Normalize as SQuAD does (arXiv 1606.05250): lower case, no punctuation, articles or repeated spaces."""
     text = "".join(c for c in text.lower() if not unicodedata.category(c).startswith(("P", "S")))
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
 
 
 def short_answer(item: Item, response: str) -> Score:
-    """Right when the first line is one of the answers in item.target, both normalised. parts: f1, words in common."""
+    """Score 1 if the first line is one of the answers in item.target, both normalized. parts: f1, common words."""
     found = response.strip().split("\n")[0][:500]
     said = normalised(found)
     right = any(said == normalised(one) for one in item.target)
@@ -28,7 +28,7 @@ def short_answer(item: Item, response: str) -> Score:
 
 
 def f1(one: str, other: str) -> float:
-    """Harmonic mean of precision and recall of words; of characters where a text has no blanks (Chinese)."""
+    """Harmonic mean of precision and recall of words; of characters for text without spaces (Chinese)."""
     first, second = _units(one), _units(other)
     common = sum((Counter(first) & Counter(second)).values())
     return 2 * common / (len(first) + len(second)) if first and second else float(first == second)
@@ -39,7 +39,7 @@ def _units(text: str) -> list[str]:
 
 
 def _closed_book(name: str, asked: Sequence[tuple[str, str, list[str]]]) -> list[Item]:
-    """Questions behind five others of the same set, the same for all."""
+    """Questions after five others of the same set, the same for all."""
     order = sorted(range(len(asked)), key=lambda n: hashlib.sha256(f"{name}/{asked[n][0]}".encode()).digest())
     items = []
     for number, (id, question, answers) in enumerate(asked):

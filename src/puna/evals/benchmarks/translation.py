@@ -18,7 +18,7 @@ def _lines(data: EvalData, name: str) -> list[str]:
 
 def _load(data: EvalData) -> list[Item]:
     english = _lines(data, "src.eng")
-    # Examples are not scored. Short ones, so that small contexts hold them.
+    # Examples are not scored. They are short, so that they fit small contexts.
     order = sorted(range(len(english)), key=lambda n: hashlib.sha256(f"ntrex/{n}".encode()).digest())
     shots = [n for n in order if 20 < len(english[n]) < 120][:SHOTS]
     items = []
@@ -40,14 +40,14 @@ def _load(data: EvalData) -> list[Item]:
 
 
 def translated(item: Item, response: str) -> Score:
-    """Sentence chrF of the first paragraph."""
+    """Score the chrF of the first paragraph."""
     found = response.strip().split("\n\n")[0][:4000]
     value = chrf.score(chrf.counts(found, item.target))
     return Score(value, found, "" if value >= 0.999 else f"chrF {100 * value:.0f}")
 
 
 def corpus(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Corpus chrF of each direction, and the mean of the directions, with an interval over sentences."""
+    """Return the corpus chrF of each direction and their mean, with an interval over sentences."""
     groups: dict[str, list[chrf.Counts]] = {}
     for row in rows:
         groups.setdefault(row["group"], []).append(chrf.counts(row["answer"], row["target"].strip()))

@@ -1,8 +1,8 @@
 """chrF, the character n-gram F-score of translations (Popović 2015, aclanthology.org/W15-3049), as sacrebleu counts it.
 
-n-grams of 1 to 6 characters without white space, recall counted twice (β = 2), the corpus' counts added up before
+n-grams of 1 to 6 characters without white space, recall weighted twice (β = 2), counts of the corpus added up before
 precision and recall are taken, orders that no text has left out. sacrebleu's signature: nrefs:1|case:mixed|eff:yes|
-nc:6|nw:0|space:no. MultiTurnSamples to sacrebleu's own numbers in the tests.
+nc:6|nw:0|space:no. The tests compare it with sacrebleu's own numbers.
 """
 
 import random
@@ -13,11 +13,11 @@ ORDER = 6
 BETA = 2.0
 
 Counts = tuple[tuple[int, int, int], ...]
-"""For each order: n-grams of the hypothesis, of the reference, and common ones."""
+"""For each order: the n-grams of the hypothesis, of the reference, and the common ones."""
 
 
 def counts(hypothesis: str, reference: str) -> Counts:
-    """n-gram counts of one translation."""
+    """Count the n-grams of one translation."""
     one, other = "".join(hypothesis.split()), "".join(reference.split())
     found = []
     for n in range(1, ORDER + 1):
@@ -28,7 +28,7 @@ def counts(hypothesis: str, reference: str) -> Counts:
 
 
 def score(total: Sequence[Sequence[int]]) -> float:
-    """chrF of counts, 0 to 1."""
+    """Return the chrF of counts, 0 to 1."""
     precision = recall = 0.0
     orders = 0
     for hypothesis, reference, common in total:
@@ -43,12 +43,12 @@ def score(total: Sequence[Sequence[int]]) -> float:
 
 
 def corpus_score(found: Iterable[Counts]) -> float:
-    """chrF of all translations together."""
+    """Return the chrF of all translations together."""
     return score(_added(list(found)))
 
 
 def corpus_interval(found: Sequence[Counts], *, resamples: int = 300, seed: int = 0) -> tuple[float, float]:
-    """95 % interval of the corpus score: the percentile bootstrap over sentences, seeded."""
+    """Return the 95 % interval of the corpus score: the percentile bootstrap over sentences, seeded."""
     if not found:
         return 0.0, 1.0
     draw = random.Random(seed)

@@ -1,8 +1,8 @@
-r"""An answer to a mathematics problem, from a model's text to a tree: where it stands, what is dressing, what it says.
+r"""Parses the answer to a mathematics problem: finds it in a model's text, strips formatting, builds a tree.
 
-`parse` takes LaTeX or plain text apart by recursive descent: numbers as exact fractions, variables, + - * /, powers,
+`parse` reads LaTeX or plain text by recursive descent: numbers as exact fractions, variables, + - * /, powers,
 roots, functions, and around these tuples, intervals, sets, matrices and equations. Nothing is evaluated, and length and
-nesting are bounded. What the trees are worth is `equality`'s question.
+nesting are bounded. `math_equivalence` compares the trees.
 """
 
 import re
@@ -10,17 +10,17 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 MAX_LENGTH = 2_000
-"""Characters of an answer that is looked at."""
+"""The longest answer that is parsed, in characters."""
 MAX_TOKENS = 600
 MAX_DEPTH = 60
 
 FUNCTIONS = ("sin", "cos", "tan", "ln", "log", "exp", "sec", "csc", "cot", "arcsin", "arccos", "arctan")
-"""Names before what they are applied to, as in sin x; `equality` computes them."""
+"""Names before their argument, as in sin x; `math_equivalence` computes them."""
 _TOKEN = re.compile(
     r"\s+|(?P<number>[0-9]+(?:\.[0-9]+)?|\.[0-9]+)|(?P<command>\\[A-Za-z]+|\\.)|(?P<power>\*\*)"
     r"|(?P<letter>[A-Za-z])|(?P<sign>[-+*/^_(){}\[\],=<>|!:;&%°π√∞≤≥±·×÷])"
 )
-# Dressing that does not change a value.
+# Formatting that does not change a value.
 _DROPPED = ("left", "right", "bigl", "bigr", "Bigl", "Bigr", "big", "Big", "displaystyle", "limits", "!", ",", ";", ":",
             "quad", "qquad", " ", "$", "%", "circ", "degree")  # fmt: skip
 _RENAMED = {"dfrac": "frac", "tfrac": "frac", "cfrac": "frac", "times": "*", "cdot": "*", "div": "/", "le": "leq",
@@ -38,7 +38,7 @@ class Unknown(Exception):
 
 @dataclass(frozen=True)
 class Node:
-    """kind: number, name, add, multiply, divide, power, root, call, or a container. parts: what it is made of."""
+    """kind: number, name, add, multiply, divide, power, root, call, or a container. parts: its children."""
 
     kind: str
     parts: tuple["Node", ...] = ()
@@ -46,7 +46,7 @@ class Node:
 
 
 def final_answer(text: str) -> str | None:
-    r"""The content of the last \boxed{…}, or else what follows the last "answer is" on its line; None for neither."""
+    r"""Return the content of the last \boxed{…}, or the rest of the line after the last "answer is", or None."""
     text = text[-50_000:]
     start = max(text.rfind("\\boxed"), text.rfind("\\fbox"))
     if start >= 0:
@@ -67,7 +67,7 @@ def final_answer(text: str) -> str | None:
 
 
 def undressed(text: str, *, whole: bool = False) -> str:
-    """The text without dollars, spacing commands, units behind it and, unless `corpus_metric`, `x =` before it."""
+    """Strip dollar signs, spacing commands, units after it and, unless `whole`, `x =` before it."""
     text = text.strip().strip("$").strip().rstrip(".").strip()
     text = re.sub(r"(?<!\\)\\ ", " ", text.replace("\\$", "").replace("−", "-").replace("{,}", ","))
     text = _UNITS.sub("", text) if _UNITS.sub("", text).strip() else text
@@ -83,7 +83,7 @@ def undressed(text: str, *, whole: bool = False) -> str:
 
 
 def parse(text: str) -> Node:
-    """The tree of an undressed answer. Raises Unknown for what is none, or is too long or too deep."""
+    """Return the tree of a stripped answer. Raises Unknown for one that is unknown, too long or too deep."""
     tokens, place = [], 0
     while place < len(text):
         match = _TOKEN.match(text, place)
@@ -133,7 +133,7 @@ class _Parser:
         return token
 
     def listed(self, closing: str | None) -> Node:
-        """Relations parted by commas, or "and", up to a closing token or the end."""
+        """Relations separated by commas, or "and", up to a closing token or the end."""
         parts = [self.relation()]
         while self.peek() in (",", ";") and self.peek() != closing:
             self.take()
@@ -187,14 +187,14 @@ class _Parser:
                 node = Node("divide", (node, self.signed()))
             elif token and (token[0].isalnum() or token in ("(", "{", "[") or self._begins(token)):
                 if token == "[" or (token[0].isdigit() and node.kind == "number"):
-                    raise Unknown  # two numbers side by side are no product
+                    raise Unknown  # two adjacent numbers are not a product
                 node = Node("multiply", (node, self.power()))
             else:
                 break
         return Node("multiply", (Node("number", (), Fraction(-1)), node)) if negative else node
 
     def _mixed(self, node: Node) -> bool:
-        r"""Whether a whole number stands before a \frac: 6 \frac34 is six and three quarters."""
+        r"""Whether an integer precedes a \frac: 6 \frac34 is six and three quarters."""
         whole = node.kind == "number" and isinstance(node.value, Fraction) and node.value.denominator == 1
         return whole and self.peek() == "\\frac"
 
@@ -218,11 +218,11 @@ class _Parser:
             self.take()
             node = Node("power", (node, self.argument()))
             if self.peek() == "^":
-                raise Unknown  # a tower of powers is no answer
+                raise Unknown  # a tower of powers is not an answer
         return node
 
     def argument(self) -> Node:
-        """What stands behind ^, \\frac or \\sqrt: a group in braces, or one token."""
+        """The argument of ^, \\frac or \\sqrt: a group in braces, or one token."""
         token = self.peek()
         if token == "{":
             return self.group("{", "}")

@@ -1,9 +1,9 @@
-r"""Whether two answers to a mathematics problem are the same, as LaTeX or plain text. Python evaluates nothing of them.
+r"""Decides whether two mathematical answers are equivalent, as LaTeX or plain text. Python evaluates none of them.
 
-Both are parsed (`latex`) and compared exactly where they are fractions: \frac12 is 0.5. Other expressions are the same
-when they agree at several fixed points, to a relative 1e-9: x(x+1) is x^2+x, 2\sqrt{2} is \sqrt 8. Containers are
-compared part by part, sets in any order, and an answer that the parser does not know as text without its dressing.
-Exponents and sizes are bounded, so 9**9**9**9 is only another answer that is wrong.
+Both are parsed (`latex`) and compared exactly if they are fractions: \frac12 is 0.5. Other expressions are equivalent
+if they agree at several fixed points, to a relative 1e-9: x(x+1) is x^2+x, 2\sqrt{2} is \sqrt 8. Containers are
+compared part by part, sets in any order; an answer that the parser does not know is compared as stripped text.
+Exponents and sizes are bounded, so 9**9**9**9 is just another wrong answer.
 """
 
 import cmath
@@ -34,7 +34,7 @@ _FUNCTIONS = {
 
 
 def equivalent(one: str, other: str) -> bool:
-    """Whether two answers are the same. Never raises, and takes no longer than their length allows."""
+    """Whether two answers are equivalent. Never raises; its time is bounded by their length."""
     if len(one) > MAX_LENGTH or len(other) > MAX_LENGTH:
         return False
     return _alike(undressed(one), undressed(other)) or (
@@ -94,7 +94,7 @@ def _same_equation(one: Node, other: Node) -> bool:
 
 
 def _exact(node: Node) -> Fraction | None:
-    """The value as a fraction where it is one without roots, names or large powers."""
+    """The value as a fraction, if there are no roots, names or large powers."""
     if node.kind == "number":
         assert isinstance(node.value, Fraction)
         return node.value
@@ -116,7 +116,7 @@ def _exact(node: Node) -> Fraction | None:
 
 
 def _value(node: Node, point: int) -> complex | None:
-    """The value at a point where every variable has a number of its own; None where there is none, or a huge one."""
+    """The value at a point where every variable has its own number; None if undefined or huge."""
     try:
         value = _compute(node, point)
     except (ArithmeticError, ValueError, OverflowError):

@@ -1,9 +1,8 @@
-"""Arithmetic with working: addition, subtraction, multiplication and chains of whole numbers.
+"""Arithmetic with working: addition, subtraction, multiplication and chains of integers.
 
-The working is checked too: each equation that the text states before its answer (`7+8=15`) is computed again. A right
-answer with no false equation scores 1, a right answer beside a false equation 0.5, a wrong answer 0. The breakdown
-tells which share of the reference's own steps was written, so that a recipe may reward working without paying for
-noise.
+The working is checked too: every equation in the text before the answer (`7+8=15`) is computed again. A right answer
+without a false equation scores 1, a right answer with one 0.5, a wrong answer 0. The breakdown has the share of the
+reference's own steps that were written, so that a recipe may reward working without rewarding noise.
 """
 
 import re
@@ -13,7 +12,7 @@ from puna.tasks.contract import Data, Draw, Task, Verdict, refused
 
 MAX_EQUATIONS = 200
 MAX_SIDE = 120
-"""Characters of an equation's left side."""
+"""The longest left side of an equation, in characters."""
 _LEFT = re.compile(r"[0-9+\-*() ]*\Z")
 _RESULT = re.compile(r" {0,3}(-?[0-9]{1,40})(?![0-9])")
 _DIGITS = (1, 2, 3, 4, 6, 10)
@@ -21,13 +20,13 @@ _CHAINS = ((2, 9), (3, 9), (3, 99), (4, 99), (5, 99), (6, 999))
 
 
 def addition(draw: Draw, level: int) -> tuple[str, Data]:
-    """Two numbers of the level's digits."""
+    """Two numbers with as many digits as the level says."""
     first, second = (_number(draw, _DIGITS[level - 1]) for _ in range(2))
     return _problem([first, second], ["+"])
 
 
 def subtraction(draw: Draw, level: int) -> tuple[str, Data]:
-    """Two numbers of the level's digits, the larger first up to level 3."""
+    """Two numbers with as many digits as the level says, the larger first up to level 3."""
     first, second = (_number(draw, _DIGITS[level - 1]) for _ in range(2))
     if level <= 3 and first < second:
         first, second = second, first
@@ -35,7 +34,7 @@ def subtraction(draw: Draw, level: int) -> tuple[str, Data]:
 
 
 def multiplication(draw: Draw, level: int) -> tuple[str, Data]:
-    """One digit times one, up to four times four."""
+    """One digit times one, up to four digits times four."""
     left, right = ((1, 1), (2, 1), (3, 1), (2, 2), (3, 3), (4, 4))[level - 1]
     return _problem([_number(draw, left), _number(draw, right)], ["*"])
 
@@ -53,7 +52,7 @@ def chain(draw: Draw, level: int) -> tuple[str, Data]:
 
 
 def _number(draw: Draw, digits: int) -> int:
-    """A number of exactly so many digits; one digit begins at 1."""
+    """A number of exactly `digits` digits; a single digit is at least 1."""
     return draw.randint(10 ** (digits - 1), 10**digits - 1)
 
 
@@ -64,7 +63,7 @@ def _problem(numbers: list[int], signs: list[str]) -> tuple[str, Data]:
 
 
 def _steps(numbers: list[int], signs: list[str]) -> list[str]:
-    """The working a pupil writes: columns with their carry, or one operation a line."""
+    """The working that a pupil writes: columns with their carry, or one operation a line."""
     numbers, signs, steps = list(numbers), list(signs), []
     if len(numbers) == 2:
         return {"+": _columns_sum, "-": _columns_difference, "*": _partial_products}[signs[0]](*numbers)
@@ -83,7 +82,7 @@ def _steps(numbers: list[int], signs: list[str]) -> list[str]:
 
 
 def _columns_sum(first: int, second: int) -> list[str]:
-    """Columns from the right, each with what is carried into it: 7+8=15, 5+2+1=8."""
+    """Columns from the right, each with the carry into it: 7+8=15, 5+2+1=8."""
     steps, carry = [], 0
     if first < 10 and second < 10:
         return []
@@ -95,7 +94,7 @@ def _columns_sum(first: int, second: int) -> list[str]:
 
 
 def _columns_difference(first: int, second: int) -> list[str]:
-    """Columns from the right of the larger less the smaller, with what was borrowed: 12-7=5, 4-2-1=1."""
+    """Columns from the right of the larger minus the smaller, with what was borrowed: 12-7=5, 4-2-1=1."""
     swapped = first < second
     if first < 10 and second < 10:
         return []
@@ -110,7 +109,7 @@ def _columns_difference(first: int, second: int) -> list[str]:
 
 
 def _partial_products(first: int, second: int) -> list[str]:
-    """The first number by each digit of the second with its zeros, then their sum."""
+    """The first number times each digit of the second with its zeros, then their sum."""
     if first < 10 and second < 10:
         return []
     parts = [int(digit) * 10**place for place, digit in enumerate(reversed(str(second))) if digit != "0"]
@@ -121,7 +120,7 @@ def _partial_products(first: int, second: int) -> list[str]:
 
 
 def grade(data: Data, text: str) -> Verdict:
-    """1 for the right answer without a false equation, 0.5 beside one, else 0."""
+    """Score 1 for the right answer without a false equation, 0.5 with one, else 0."""
     found = answer_parser.value(text)
     if found.text is None:
         return refused(found.reason)
@@ -141,7 +140,7 @@ def grade(data: Data, text: str) -> Verdict:
 
 
 def _equations(text: str) -> tuple[set[str], int]:
-    """The true equations of a text, without blanks, and how many false ones. Looks at the first MAX_EQUATIONS signs."""
+    """The true equations of a text, without spaces, and the number of false ones, among the first MAX_EQUATIONS."""
     true, false = set(), 0
     place = text.find("=")
     for _ in range(MAX_EQUATIONS):
@@ -157,13 +156,13 @@ def _equations(text: str) -> tuple[set[str], int]:
                 else:
                     false += 1
             except calculator.Refused:
-                pass  # not an equation that we can read, so neither true nor false
+                pass  # not an equation that can be read, so neither true nor false
         place = text.find("=", place + 1)
     return true, false
 
 
 def solve(data: Data) -> str:
-    """The steps, a line each, then the answer."""
+    """Write the steps, one a line, then the answer."""
     return "\n".join([*data["steps"], f"answer: {data['answer']}"])
 
 

@@ -1,4 +1,4 @@
-"""Blocks world: rebuild towers, one free block at a time. Search from both ends finds the fewest moves.
+"""Blocks world: rebuild towers, one free block at a time. A search from both ends finds the fewest moves.
 
 A tower is a word, its first letter on the table. A move is `A>B` (put A, which has nothing on it, onto B, which has
 nothing on it) or `A>table`.
@@ -12,7 +12,7 @@ from puna.tasks.contract import Data, Draw, Task, Verdict, refused
 from puna.tasks.problems import plan_scoring
 
 Towers = tuple[str, ...]
-"""Towers in alphabetical order, so that equal situations are equal."""
+"""Towers in alphabetical order, so that equal states are equal values."""
 
 _NAMES = "ABCDEFGHIJ"
 # (blocks, fewest moves, most moves) of each level
@@ -20,7 +20,7 @@ _LEVELS = ((2, 1, 1), (3, 1, 2), (3, 2, 4), (4, 3, 5), (5, 4, 6), (6, 5, 9))
 
 
 def generate(draw: Draw, level: int) -> tuple[str, Data]:
-    """Two situations of the same blocks, as many moves apart as the level asks."""
+    """Two states of the same blocks, as many moves apart as the level says."""
     count, fewest, most = _LEVELS[level - 1]
     while True:
         names = draw.sample(_NAMES, count)
@@ -43,7 +43,7 @@ def _stack(draw: Draw, names: list[str]) -> Towers:
 
 
 def moves(state: Towers) -> Iterator[tuple[str, str, Towers]]:
-    """Every legal move: the block, what it goes onto, and the situation after it."""
+    """Yield every legal move: the block, what it is put onto, and the state after it."""
     for tower in state:
         rest = tuple(other for other in state if other != tower)
         below = (tower[:-1],) if len(tower) > 1 else ()
@@ -59,7 +59,7 @@ def _way(start: Towers, goal: Towers) -> list[Towers]:
 
 
 def grade(data: Data, text: str) -> Verdict:
-    """Make the moves; each must be legal, and the last must leave the goal."""
+    """Follow the moves; each must be legal, and the last must reach the goal."""
     found = answer_parser.value(text)
     if found.text is None:
         return refused(found.reason)
@@ -78,7 +78,7 @@ def grade(data: Data, text: str) -> Verdict:
 
 
 def solve(data: Data) -> str:
-    """A shortest row of moves."""
+    """Write a shortest sequence of moves."""
     states = _way(tuple(sorted(data["start"])), tuple(sorted(data["goal"])))
     plan = []
     for here, there in itertools.pairwise(states):

@@ -14,7 +14,7 @@ _LEVELS = ((3, 0.1, 2), (4, 0.2, 2), (5, 0.25, 3), (6, 0.3, 4), (8, 0.3, 6), (10
 
 
 def generate(draw: Draw, level: int) -> tuple[str, Data]:
-    """A square map with a start and a goal that can be reached in no fewer than the level's steps."""
+    """A square map whose goal is at least as many steps from the start as the level says."""
     side, share, fewest = _LEVELS[level - 1]
     while True:
         walls = [[draw.random() < share for _ in range(side)] for _ in range(side)]
@@ -67,7 +67,7 @@ def grade(data: Data, text: str) -> Verdict:
 
 
 def solve(data: Data) -> str:
-    """A shortest row of moves."""
+    """Write a shortest sequence of moves."""
     walls = [[sign == "#" for sign in row] for row in data["rows"]]
     goal = (data["goal"][0], data["goal"][1])
     cells = plan_scoring.path(_search(walls, (data["start"][0], data["start"][1])), goal)

@@ -1,7 +1,7 @@
-"""Towers of Hanoi between any two situations. Breadth-first search over the 3^n situations finds the fewest moves.
+"""Towers of Hanoi between any two states. Breadth-first search over the 3^n states finds the fewest moves.
 
-The pegs are a, b and c; a situation names the disks on each from the bottom up, larger numbers being larger disks, and
-`-` for an empty peg: `32 1 -`. A move is two pegs, from and to: `ac`.
+The pegs are a, b and c; a state names the disks on each from the bottom up, larger numbers for larger disks, and `-`
+for an empty peg: `32 1 -`. A move is two pegs, from and to: `ac`.
 """
 
 import itertools
@@ -20,7 +20,7 @@ _LEVELS = ((2, 1), (2, 2), (3, 3), (3, 5), (4, 7), (5, 12), (6, 24))
 
 
 def generate(draw: Draw, level: int) -> tuple[str, Data]:
-    """Two situations that are no fewer moves apart than the level asks; up to level 2, no more than two."""
+    """Two states at least as many moves apart as the level says; up to level 2, at most two."""
     count, fewest = _LEVELS[level - 1]
     while True:
         start = tuple(draw.randrange(3) for _ in range(count))
@@ -38,7 +38,7 @@ def _spell(state: Pegs) -> str:
 
 
 def moves(state: Pegs) -> Iterator[tuple[str, Pegs]]:
-    """Every legal move with the situation after it."""
+    """Yield every legal move with the state after it."""
     top = [next((disk for disk in range(len(state)) if state[disk] == peg), len(state)) for peg in range(3)]
     for here in range(3):
         for there in range(3):
@@ -52,7 +52,7 @@ def _neighbours(state: Pegs) -> list[Pegs]:
 
 
 def grade(data: Data, text: str) -> Verdict:
-    """Make the moves; each must be legal, and the last must leave the goal."""
+    """Follow the moves; each must be legal, and the last must reach the goal."""
     found = answer_parser.value(text)
     if found.text is None:
         return refused(found.reason)
@@ -71,7 +71,7 @@ def grade(data: Data, text: str) -> Verdict:
 
 
 def solve(data: Data) -> str:
-    """A shortest row of moves."""
+    """Write a shortest sequence of moves."""
     start, goal = tuple(data["start"]), tuple(data["goal"])
     states = plan_scoring.shortest(start, goal, _neighbours)
     plan = []

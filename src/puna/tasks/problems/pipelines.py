@@ -1,8 +1,8 @@
-"""Small functions over numbers and lists: what they mean, how they are said and how they are written.
+"""Small functions over numbers and lists: what they compute, in English and as Python source.
 
-A function is a list of stages, each a list whose first word is its kind. `apply` computes it by an interpreter of our
-own, `phrase` says it in English, `write` gives Python source. Program synthesis asks for the source of what `phrase`
-says; program repair shows `write` of a mutated list of stages.
+A function is a list of stages, each a list whose first word is its kind. `apply` computes it with its own interpreter,
+`phrase` describes it in English, `write` returns Python source. Program synthesis asks for the source of what `phrase`
+describes; program repair shows the source of a mutated list of stages.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from puna.tasks.contract import Draw
 Stage = list[Any]
 
 NAME = "f"
-"""What every function is called."""
+"""The name of every function."""
 
 # Of one number: phrase, expression of x, meaning. {k} is the stage's number.
 _NUMBER: dict[str, tuple[str, str, Callable[[int, int], int]]] = {
@@ -65,7 +65,7 @@ _ENDS: dict[str, tuple[str, str, Callable[[list[int]], int]]] = {
 
 
 def apply(stages: list[Stage], value: Any) -> Any:
-    """What the function returns for an input. Inputs come from our own generator, never from a model."""
+    """Return what the function returns for an input. Inputs come from `draw_input`, never from a model."""
     for kind, *rest in stages:
         if kind == "number":
             value = _NUMBER[rest[0]][2](value, rest[1])
@@ -85,12 +85,12 @@ def apply(stages: list[Stage], value: Any) -> Any:
 
 
 def phrase(stages: list[Stage]) -> str:
-    """The function in words: "f(xs): keep the even numbers; add 3 to each; return the sum"."""
+    """Describe the function: "f(xs): keep the even numbers; add 3 to each; return the sum"."""
     return f"{NAME}({argument(stages)}): {'; '.join(map(_phrase, stages))}"
 
 
 def argument(stages: list[Stage]) -> str:
-    """The name of the parameter: x for a number, xs for a list."""
+    """Return the name of the parameter: x for a number, xs for a list."""
     return "x" if stages[0][0] in ("number", "choose") else "xs"
 
 
@@ -110,7 +110,7 @@ def _phrase(stage: Stage) -> str:
 
 
 def write(stages: list[Stage]) -> str:
-    """The function as Python source."""
+    """Return the function as Python source."""
     name = argument(stages)
     lines = [f"def {NAME}({name}):"]
     ended = False
@@ -138,7 +138,7 @@ def write(stages: list[Stage]) -> str:
 
 
 def draw_stage(draw: Draw, kind: str) -> Stage:
-    """A random stage of a kind: number, choose, map, keep, list or end."""
+    """Draw a stage of a kind: number, choose, map, keep, list or end."""
     if kind in ("number", "map"):
         return [kind, *_draw_number(draw)]
     if kind == "choose":
@@ -155,7 +155,7 @@ def draw_stage(draw: Draw, kind: str) -> Stage:
 
 
 def _draw_number(draw: Draw) -> list[Any]:
-    # Those with a constant come up twice as often, or a guess without one would be right too often.
+    # Stages with a constant are twice as frequent; otherwise a guess without one would be right too often.
     name = draw.choice((*_NUMBER, *_CONSTANT))
     return [name, draw.randint(2, 9) if name in _CONSTANT else 0]
 
@@ -168,7 +168,7 @@ def _draw_test(draw: Draw) -> list[Any]:
 
 
 def mutate(draw: Draw, stages: list[Stage]) -> list[Stage]:
-    """The function with one mistake: another constant, another operation of the same kind, or two stages exchanged."""
+    """Introduce one mistake: another constant, another operation of the same kind, or two stages exchanged."""
     changed = [list(stage) for stage in stages]
     place = draw.randrange(len(changed))
     stage = changed[place]
@@ -185,7 +185,7 @@ def mutate(draw: Draw, stages: list[Stage]) -> list[Stage]:
 
 
 def draw_input(draw: Draw, stages: list[Stage]) -> Any:
-    """A random input: a number, or a list that is sometimes empty or repeats itself."""
+    """Draw an input: a number, or a list that is sometimes empty or repeats itself."""
     if argument(stages) == "x":
         return draw.randint(-20, 20)
     length = draw.choice((0, 1, 2, 4, 5, 6, 7, 8))

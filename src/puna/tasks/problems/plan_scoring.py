@@ -1,7 +1,7 @@
-"""How every planning task scores: 1 for a shortest plan, 0.5 for a longer one that is valid, 0 for all else.
+"""Scores plans: 1 for a best plan, 0.5 for another valid one, 0 for anything else.
 
-The best cost is found when the problem is made, by an exact solver, and lies in the problem's data; grading follows the
-given plan step by step and compares costs. The breakdown has `valid`, `optimal`, `progress` (the share of the plan's
+An exact solver finds the best cost when the problem is made, and it is stored in the problem's data; grading follows
+the plan step by step and compares costs. The breakdown has `valid`, `optimal`, `progress` (the share of the plan's
 steps that were legal, or of the goal that was reached), `cost` and `best`.
 """
 
@@ -14,13 +14,13 @@ from puna.tasks.contract import Verdict, refused
 State = TypeVar("State", bound=Hashable)
 
 VALID = 0.5
-"""Score of a valid plan that is not the best."""
+"""The score of a valid plan that is not a best one."""
 MAX_STEPS = 500
-"""Steps of a plan that are followed; a longer plan is refused."""
+"""The longest plan, in steps; a longer one is refused."""
 
 
 def verdict(cost: int, best: int) -> Verdict:
-    """The score of a valid plan."""
+    """Return the score of a valid plan."""
     parts = {"valid": 1.0, "optimal": float(cost <= best), "progress": 1.0, "cost": float(cost), "best": float(best)}
     if cost <= best:
         return Verdict(1.0, parts, "The plan is valid and the best there is.")
@@ -28,12 +28,12 @@ def verdict(cost: int, best: int) -> Verdict:
 
 
 def invalid(reason: str, progress: float = 0.0) -> Verdict:
-    """The score of a plan that does not work, however far it got."""
+    """Return the score of a plan that does not work, however far it got."""
     return refused(reason, valid=0.0, optimal=0.0, progress=progress)
 
 
 def search(start: State, neighbours: Callable[[State], Iterable[State]]) -> dict[State, State | None]:
-    """Breadth-first search: the state before each one that can be reached, in order of distance."""
+    """Breadth-first search: return the state before each state that can be reached, in order of distance."""
     before: dict[State, State | None] = {start: None}
     queue = deque([start])
     while queue:
@@ -46,14 +46,14 @@ def search(start: State, neighbours: Callable[[State], Iterable[State]]) -> dict
 
 
 def shortest(start: State, goal: State, neighbours: Callable[[State], Iterable[State]]) -> list[State]:
-    """A shortest row of states from start to goal, searched from both ends, where every step can be undone.
+    """Return a shortest path from start to goal, searched from both ends; every step must be reversible.
 
-    Raises ValueError where there is none.
+    Raises ValueError if there is none.
     """
     sides: list[dict[State, State | None]] = [{start: None}, {goal: None}]
     edges = [[start], [goal]]
     while start != goal and edges[0] and edges[1]:
-        # A whole layer at a time, of the smaller side: the first layer that meets the other side meets it at the
+        # One whole layer at a time, of the smaller side: the first layer that meets the other side does so at the
         # least distance.
         side = 0 if len(edges[0]) <= len(edges[1]) else 1
         layer: list[State] = []
@@ -72,7 +72,7 @@ def shortest(start: State, goal: State, neighbours: Callable[[State], Iterable[S
 
 
 def path(before: dict[State, State | None], goal: State) -> list[State]:
-    """The states from the start of a search to `goal`."""
+    """Return the states from the start of a search to `goal`."""
     states = [goal]
     while (previous := before[states[-1]]) is not None:
         states.append(previous)
@@ -80,7 +80,7 @@ def path(before: dict[State, State | None], goal: State) -> list[State]:
 
 
 def distances(before: dict[State, State | None]) -> dict[State, int]:
-    """Steps from the start to each state that a search reached."""
+    """Return the steps from the start to each state that a search reached."""
     result: dict[State, int] = {}
     for state, previous in before.items():
         result[state] = 0 if previous is None else result[previous] + 1

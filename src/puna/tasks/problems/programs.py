@@ -1,9 +1,9 @@
 """Program synthesis and program repair: the answer is a Python function, checked by running it on hidden inputs.
 
-Model code is run by the sandbox alone, which gets the source and the inputs and hands back plain values; the expected
-values stay here and are compared strictly, type by type. The visible examples are run beside the hidden inputs without
-the program being able to tell them apart, so `visible` well above `hidden` in the breakdown means that examples were
-memorised. A program passes when all hidden inputs come out right; only then is the score 1.
+Only the sandbox runs model code: it gets the source and the inputs and returns plain values. The expected values stay
+here and are compared strictly, type by type. The visible examples are run together with the hidden inputs, and the
+program cannot tell them apart, so `visible` far above `hidden` in the breakdown means that examples were memorized. A
+program scores 1 if all hidden inputs give the right value, else 0.
 """
 
 import itertools
@@ -16,7 +16,7 @@ from puna.tasks.contract import Data, Draw, Task, Verdict, refused
 from puna.tasks.problems import pipelines
 
 VISIBLE, HIDDEN = 3, 12
-"""Examples that are shown, and inputs that are not."""
+"""The number of examples that are shown, and of inputs that are not."""
 
 # The kinds of stages of each level.
 _SYNTHESIS = (
@@ -39,7 +39,7 @@ _REPAIR = (
 
 
 class CallResult(NamedTuple):
-    """What a call returned, or in `error` why it did not: an exception, or what ended the program."""
+    """What a call returned, or in `error` why it did not return: an exception, or what ended the program."""
 
     value: Any = None
     error: str = ""
@@ -48,7 +48,7 @@ class CallResult(NamedTuple):
 Evaluate = Callable[[str, str, Sequence[Sequence[Any]]], Sequence[CallResult]]
 """`evaluate(source, function, inputs)`: run `function(*arguments)` of `source` for each of `inputs`, isolated.
 
-Gives one CallResult for each input. Raises PunaError where there is no isolation to run it in.
+Returns one CallResult for each input. Raises PunaError if there is no isolation to run it in.
 """
 
 
@@ -60,7 +60,7 @@ def synthesis(draw: Draw, level: int) -> tuple[str, Data]:
 
 
 def repair(draw: Draw, level: int) -> tuple[str, Data]:
-    """A specification, examples and a program with one mistake that at least a third of the hidden inputs reveal."""
+    """A specification, examples and a program with one mistake, revealed by at least a third of the hidden inputs."""
     while True:
         stages = _interesting(draw, _REPAIR[level - 1])
         broken = pipelines.mutate(draw, stages)
@@ -72,7 +72,7 @@ def repair(draw: Draw, level: int) -> tuple[str, Data]:
 
 
 def _interesting(draw: Draw, kinds: tuple[str, ...]) -> list[pipelines.Stage]:
-    """Stages each of which changes something, so that no shorter program does the same by chance."""
+    """Stages that each change something, so that no shorter program does the same by chance."""
     while True:
         stages = [pipelines.draw_stage(draw, kind) for kind in kinds]
         if any(one[:2] == other[:2] for one, other in itertools.pairwise(stages)):
@@ -91,7 +91,7 @@ def _tests(draw: Draw, stages: list[pipelines.Stage], broken: list[pipelines.Sta
     seen: dict[str, list[Any]] = {}
     while len(seen) < VISIBLE + HIDDEN:
         given = pipelines.draw_input(draw, stages)
-        # The first to be shown should show something: no empty list among them.
+        # The visible examples should show something: no empty lists.
         if len(seen) < VISIBLE and given == []:
             continue
         seen.setdefault(json.dumps(given), [given, pipelines.apply(stages, given)])
@@ -109,7 +109,7 @@ def _examples(data: Data) -> str:
 
 
 def grade(data: Data, text: str, evaluate: Evaluate | None = None) -> Verdict:
-    """1 when every hidden input comes out right, else 0. Raises PunaError where no sandbox may run the program."""
+    """Score 1 if every hidden input gives the right value, else 0. Raises PunaError if there is no sandbox."""
     found = answer_parser.program(text)
     if found.text is None:
         return refused(found.reason)
@@ -133,7 +133,7 @@ def grade(data: Data, text: str, evaluate: Evaluate | None = None) -> Verdict:
 
 
 def strictly_equal(given: Any, expected: Any) -> bool:
-    """Equality that tells True from 1, 1.0 from 1 and a tuple from a list."""
+    """Whether two values are equal, where True is not 1, 1.0 is not 1 and a tuple is not a list."""
     if type(given) is not type(expected):
         return False
     if isinstance(expected, list):
@@ -144,7 +144,7 @@ def strictly_equal(given: Any, expected: Any) -> bool:
 def in_sandbox(
     source: str, function: str, inputs: Sequence[Sequence[Any]], *, floor: str = sandboxed.FLOOR
 ) -> Sequence[CallResult]:
-    """Run a program in `puna.sandbox`. Raises PunaError where isolation is below `floor`."""
+    """Run a program in the sandbox. Raises PunaError if its isolation is below `floor`."""
     result = sandboxed.run(source, function=function, inputs=inputs, floor=floor)
     if result is None:
         return [CallResult(error="the program broke its sandbox")] * len(inputs)
@@ -153,7 +153,7 @@ def in_sandbox(
 
 
 def solve(data: Data) -> str:
-    """The reference program."""
+    """Return the reference program."""
     return f"```python\n{pipelines.write(data['stages'])}\n```"
 
 

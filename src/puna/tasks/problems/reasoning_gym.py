@@ -1,9 +1,9 @@
-"""Tasks from the reasoning-gym package (optional): its problems, our checks.
+"""Tasks from the optional package reasoning-gym: its problems, Puna's checks.
 
-Only generators that were read and found sound are let in, under `gym.<name>`: an answer that is unique, problems that
-do not depend on the hash seed. Its graders are never called. Several evaluate the model's answer as Python (any code in
-it runs; `9**9**9**9` never ends), some pay for any text, some raise. Ours compare exactly, after the one reader of
-answers. `REFUSED` says what is known against others.
+Only generators that were read and found sound are allowed, as `gym.<name>`: the answer is unique, and problems do not
+depend on the hash seed. The package's graders are never called. Several evaluate the model's answer as Python (any code
+in it runs; `9**9**9**9` never ends), some give points to any text, some raise. Puna's checks compare exactly, after the
+common answer parser. `REFUSED` says why other generators are not allowed.
 """
 
 from functools import lru_cache, partial
@@ -32,17 +32,17 @@ REFUSED = {
     "caesar_cipher": "short texts are few and come again",
     "maze": "it asks for a number of steps, not for a path; see planning.grid",
 }
-"""Generators that are known to be unfit, each with the reason (reasoning-gym 0.1.25, checked 2026-11)."""
+"""Generators that are known to be unsuitable, each with the reason (reasoning-gym 0.1.25, checked 2026-11)."""
 
 _PAIRS = ((2, 20), (2, 100), (2, 1000), (3, 1000), (4, 10_000))
 
 
 def _ranges(first: str, second: str, *bounds: tuple[int, int]) -> tuple[dict[str, int], ...]:
-    """Configurations with a smallest and a largest of one thing."""
+    """Configurations with a minimum and a maximum of one quantity."""
     return tuple({f"min_{first}": low, f"max_{second}": high} for low, high in bounds)
 
 
-# What each is asked to make at levels 1 to 5, and whether answers are whole numbers.
+# The configuration of each generator at levels 1 to 5, and whether its answers are integers.
 _ALLOWED: dict[str, tuple[bool, tuple[dict[str, int], ...]]] = {
     "chain_sum": (
         True,
@@ -66,10 +66,10 @@ _ALLOWED: dict[str, tuple[bool, tuple[dict[str, int], ...]]] = {
 
 
 def find(name: str) -> Task:
-    """The task `gym.<generator>`. Raises PunaError for one that is refused or unknown, or without the package."""
+    """Return the task `gym.<generator>`. Raises PunaError for a refused or unknown one, or without the package."""
     generator = name.removeprefix("gym.")
     if generator in REFUSED:
-        raise PunaError(f"reasoning-gym's {generator} is not let in: {REFUSED[generator]}.", "See docs/tasks.md.")
+        raise PunaError(f"reasoning-gym's {generator} is not allowed: {REFUSED[generator]}.", "See docs/tasks.md.")
     if generator not in _ALLOWED:
         raise PunaError(f"There is no task '{name}'.", nearest(name, (f"gym.{known}" for known in _ALLOWED)))
     whole, configurations = _ALLOWED[generator]
@@ -92,7 +92,7 @@ def _generate(generator: str, whole: bool, draw: Draw, level: int) -> tuple[str,
 
 @lru_cache(maxsize=64)
 def _dataset(generator: str, level: int) -> Any:
-    """The generator at a level. Its items are functions of their index, of which there are as many as one likes."""
+    """The generator at a level. Its items are a function of their index."""
     try:
         from reasoning_gym import create_dataset
     except ImportError as error:
@@ -103,7 +103,7 @@ def _dataset(generator: str, level: int) -> Any:
 
 
 def grade(data: Data, text: str) -> Verdict:
-    """1 for the reference's answer and nothing else, else 0."""
+    """Score 1 for exactly the reference answer, else 0."""
     found = answer_parser.value(text)
     if found.text is None:
         return refused(found.reason)
@@ -115,5 +115,5 @@ def grade(data: Data, text: str) -> Verdict:
 
 
 def solve(data: Data) -> str:
-    """The reference's answer."""
+    """Return the reference answer."""
     return f"answer: {data['answer']}"

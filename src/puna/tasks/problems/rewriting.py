@@ -1,7 +1,7 @@
 """Rewriting of strings and of lists by one or several named operations.
 
-The prompt names the operations in their order, then the thing: `reverse, drop b: abcb`. Exact or not: 1 or 0; the
-breakdown has the share of places that agree.
+The prompt names the operations in order, then the string or list: `reverse, drop b: abcb`. An exact answer scores 1,
+any other 0; the breakdown has the share of positions that agree.
 """
 
 from collections.abc import Callable
@@ -27,7 +27,7 @@ def _unique(things: list) -> list:
     return list(dict.fromkeys(things))
 
 
-# What each operation does with its argument, which is "" where it takes none.
+# What each operation does with its argument, "" if it takes none.
 _ON_STRINGS: dict[str, Callable[[str, str], str]] = {
     "reverse": lambda text, _: text[::-1],
     "sort": lambda text, _: "".join(sorted(text)),
@@ -58,7 +58,7 @@ _ON_LISTS: dict[str, Callable[[list[int], int], list[int]]] = {
 
 
 def string(draw: Draw, level: int) -> tuple[str, Data]:
-    """A word of the level's length and as many operations as the level has, which change it."""
+    """A word of the level's length and as many operations as the level has, which change the word."""
     length, alphabet, count = _STRINGS[level - 1]
     names = _SIMPLE_STRINGS if level <= 2 else tuple(_ON_STRINGS)
     while True:
@@ -73,7 +73,7 @@ def string(draw: Draw, level: int) -> tuple[str, Data]:
 
 
 def lists(draw: Draw, level: int) -> tuple[str, Data]:
-    """A list of the level's length and as many operations as the level has, which change it."""
+    """A list of the level's length and as many operations as the level has, which change the list."""
     length, largest, count = _LISTS[level - 1]
     names = tuple(_ON_LISTS) if level > 2 else (*_SIMPLE_LISTS, "plus") if level == 2 else _SIMPLE_LISTS
     while True:
@@ -105,7 +105,7 @@ def _list_argument(draw: Draw, name: str, items: list[int]) -> int | None:
 
 
 def _names(draw: Draw, names: tuple[str, ...], count: int) -> list[str]:
-    """So many operations, none twice in a row."""
+    """As many operations as asked for, none twice in a row."""
     chosen: list[str] = []
     while len(chosen) < count:
         name = draw.choice(names)
@@ -119,7 +119,7 @@ def _spell(items: list[int]) -> str:
 
 
 def grade(data: Data, text: str) -> Verdict:
-    """1 for exactly the right thing, else 0."""
+    """Score 1 for exactly the right string or list, else 0."""
     found = answer_parser.value(text)
     if found.text is None:
         return refused(found.reason)
@@ -135,7 +135,7 @@ def grade(data: Data, text: str) -> Verdict:
 
 
 def solve(data: Data) -> str:
-    """The answer alone: these are done in one go."""
+    """Write the answer alone: there is no working."""
     return f"answer: {_spell(data['answer']) if data['kind'] == 'list' else data['answer']}"
 
 

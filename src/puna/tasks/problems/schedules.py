@@ -1,7 +1,7 @@
 """Scheduling: an order of jobs for one worker that keeps precedences and deadlines and has the least total waiting.
 
-A job's cost is the time at which it ends; the sum over all jobs is to be least. Dynamic programming over sets of jobs
-finds it exactly: what remains to be paid depends only on which jobs are done, not on their order.
+A job's cost is the time at which it ends; the sum over all jobs must be as small as possible. Dynamic programming over
+sets of jobs finds it exactly: the remaining cost depends only on which jobs are done, not on their order.
 """
 
 from functools import cache
@@ -16,11 +16,11 @@ _LEVELS = ((2, 0, 0, 9), (3, 1, 0, 9), (4, 1, 1, 9), (5, 2, 1, 9), (6, 3, 2, 9),
 
 
 def generate(draw: Draw, level: int) -> tuple[str, Data]:
-    """Jobs with lengths, a before b, and deadlines, which some order keeps and the shortest-first order may break."""
+    """Jobs with lengths, precedences and deadlines that some order keeps and shortest-first may break."""
     count, before, due, longest = _LEVELS[level - 1]
     names = draw.sample(_NAMES, count)
     lengths = dict(zip(names, draw.sample(range(1, longest + 1), min(count, longest)), strict=True))
-    order = draw.sample(names, count)  # one order that keeps everything, so that there is one
+    order = draw.sample(names, count)  # an order that keeps everything, so that one exists
     places = [(one, other) for one in range(count) for other in range(one + 1, count)]
     precedences = sorted([order[one], order[other]] for one, other in draw.sample(places, before))
     deadlines, time = {}, 0
@@ -39,7 +39,7 @@ def generate(draw: Draw, level: int) -> tuple[str, Data]:
 
 
 def best_order(data: Data) -> tuple[list[str], int]:
-    """An order with the least sum of end times, and that sum."""
+    """Return an order with the least sum of end times, and that sum."""
     names = sorted(data["lengths"])
     lengths = [data["lengths"][name] for name in names]
     deadlines = [data["deadlines"].get(name) for name in names]
@@ -50,7 +50,7 @@ def best_order(data: Data) -> tuple[list[str], int]:
 
     @cache
     def least(done: int, time: int) -> tuple[int, int]:
-        """The least cost of the jobs that are left, and which goes first; no finite cost where there is no order."""
+        """The least cost of the remaining jobs and which one is first; infinite if there is no order."""
         if done == whole:
             return 0, -1
         best = (_NEVER, -1)
@@ -75,7 +75,7 @@ _NEVER = 10**9
 
 
 def grade(data: Data, text: str) -> Verdict:
-    """Every job once, each after what it waits for and by its deadline; then the sum of end times decides."""
+    """Every job once, after the jobs it depends on and by its deadline; then the sum of end times decides."""
     found = answer_parser.value(text)
     if found.text is None:
         return refused(found.reason)
@@ -97,7 +97,7 @@ def grade(data: Data, text: str) -> Verdict:
 
 
 def solve(data: Data) -> str:
-    """A best order."""
+    """Write a best order."""
     return "answer: " + " ".join(best_order(data)[0])
 
 

@@ -1,4 +1,4 @@
-"""Graph routes: the cheapest way between two towns over roads with lengths. Dijkstra's algorithm finds it."""
+"""Shortest paths: the cheapest route between two towns over roads with lengths, found by Dijkstra's algorithm."""
 
 import heapq
 import itertools
@@ -15,7 +15,7 @@ _LEVELS = ((3, 1, 9), (4, 2, 9), (5, 3, 9), (6, 5, 20), (8, 7, 50), (11, 10, 99)
 
 
 def generate(draw: Draw, level: int) -> tuple[str, Data]:
-    """A connected graph with letters drawn anew, and two towns whose cheapest way has two roads or more."""
+    """A connected graph with random letters, and two towns whose cheapest route has two roads or more."""
     count, extra, longest = _LEVELS[level - 1]
     while True:
         towns = draw.sample(_NAMES, count)
@@ -46,7 +46,7 @@ def _roads(edges: list[list]) -> Roads:
 
 
 def cheapest(roads: Roads, start: str, goal: str) -> tuple[list[str], int]:
-    """The cheapest way and its length; ties go to the way that is first in the alphabet."""
+    """Return the cheapest route and its length; of equal ones the first in alphabetical order."""
     queue: list[tuple[int, list[str]]] = [(0, [start])]
     done: set[str] = set()
     while queue:
@@ -63,7 +63,7 @@ def cheapest(roads: Roads, start: str, goal: str) -> tuple[list[str], int]:
 
 
 def grade(data: Data, text: str) -> Verdict:
-    """Follow the towns; each step must be a road, and they must lead from the start to the goal."""
+    """Follow the towns; each step must be a road, and the route must lead from the start to the goal."""
     found = answer_parser.value(text)
     if found.text is None:
         return refused(found.reason)
@@ -82,7 +82,7 @@ def grade(data: Data, text: str) -> Verdict:
 
 
 def solve(data: Data) -> str:
-    """A cheapest way."""
+    """Write a cheapest route."""
     return "answer: " + " ".join(cheapest(_roads(data["edges"]), data["start"], data["goal"])[0])
 
 

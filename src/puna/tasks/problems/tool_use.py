@@ -1,4 +1,4 @@
-"""Problems that need a tool: sums beyond the head for the calculator, short computations for Python."""
+"""Problems that need a tool: large expressions for the calculator, short computations for Python."""
 
 from puna.tasks import answer_parser, calculator
 from puna.tasks.contract import Data, Draw, Task, Verdict, refused
@@ -8,7 +8,7 @@ _CALCULATIONS = ((2, 2, "+*"), (3, 3, "+*"), (3, 4, "+-*"), (4, 6, "+-*"), (6, 8
 
 
 def calculation(draw: Draw, level: int) -> tuple[str, Data]:
-    """An expression that is beyond the head."""
+    """An expression too large for mental arithmetic."""
     count, digits, signs = _CALCULATIONS[level - 1]
     numbers = [draw.randint(10 ** (digits - 1), 10**digits - 1) for _ in range(count)]
     text = str(numbers[0])
@@ -51,7 +51,7 @@ def _paths(width: int, height: int, modulus: int) -> int:
 
 
 def computation(draw: Draw, level: int) -> tuple[str, Data]:
-    """A question that a few lines of Python answer."""
+    """A question that a few lines of Python can answer."""
     if level == 1:
         below, one, other = draw.randint(50, 400), *draw.sample((3, 4, 5, 6, 7, 9), 2)
         return (
@@ -103,7 +103,7 @@ def computation(draw: Draw, level: int) -> tuple[str, Data]:
 
 
 def grade(data: Data, text: str) -> Verdict:
-    """1 for the right number, else 0."""
+    """Score 1 for the right number, else 0."""
     found = answer_parser.value(text)
     if found.text is None:
         return refused(found.reason)
@@ -116,7 +116,7 @@ def grade(data: Data, text: str) -> Verdict:
 
 
 def solve(data: Data) -> str:
-    """The final answer; `tools.first_call` writes the turn before it."""
+    """Write the final answer; `tools.first_call` writes the turn before it."""
     return f"answer: {data['answer']}"
 
 

@@ -1,8 +1,8 @@
 """Program tracing: what does this program print?
 
-Programs come from a small grammar of our own and are executed by an interpreter of our own, over the tree that the
-source is written from. Their values are whole numbers and lists of them, and mean what Python means by the same source;
-a test holds the two together by running some in the sandbox. Nothing here uses `exec`.
+Programs come from a small grammar and are executed by a small interpreter over the tree that their source is written
+from. Values are integers and lists of integers, and mean the same as in Python; a test makes sure by running some
+programs in the sandbox. Nothing here uses `exec`.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ Names = dict[str, Any]
 
 MAX_STEPS = 2_000
 LARGEST = 10**6
-"""Programs whose numbers grow beyond this are drawn again: the task is to follow a program, not to multiply."""
+"""Programs with larger numbers are drawn again: the task is to follow a program, not to multiply."""
 
 _OPERATORS: dict[str, Callable[[int, int], int]] = {
     "+": lambda left, right: left + right,
@@ -31,11 +31,11 @@ _FUNCTIONS: dict[str, Callable[[list[int]], int]] = {"len": len, "sum": sum, "ma
 
 
 class Abandoned(Exception):
-    """The program runs too long, grows too large or does what a well-behaved one does not."""
+    """The program runs too long, grows too large or fails."""
 
 
 class Interpreter:
-    """Runs one program tree. Statements: let, append, for, each, while, if, print; see `source` for what they mean."""
+    """Runs one program tree. Statements: let, append, for, each, while, if, print; `source` shows their meaning."""
 
     def __init__(self) -> None:
         self.names: Names = {}
@@ -43,7 +43,7 @@ class Interpreter:
         self.steps = 0
 
     def run(self, body: list[Tree]) -> Any:
-        """What the program prints (one value). Raises Abandoned."""
+        """Return the one value that the program prints. Raises Abandoned."""
         self.block(body)
         return self.printed[-1]
 
@@ -102,7 +102,7 @@ class Interpreter:
 
 
 def source(body: list[Tree], indent: str = "") -> str:
-    """The Python source of a program tree."""
+    """Return the Python source of a program tree."""
     lines = []
     deeper = indent + "  "
     for kind, *rest in body:
@@ -131,7 +131,7 @@ def source(body: list[Tree], indent: str = "") -> str:
 
 
 def expression(tree: Any, inner: bool = False) -> str:
-    """The Python source of an expression; `inner` puts brackets around an operation."""
+    """Return the Python source of an expression; `inner` puts brackets around an operation."""
     if isinstance(tree, int | str):
         return str(tree)
     kind, *rest = tree
@@ -146,7 +146,7 @@ def expression(tree: Any, inner: bool = False) -> str:
 
 
 def tracing(draw: Draw, level: int) -> tuple[str, Data]:
-    """A program of the level's shape whose run is short and whose numbers stay small."""
+    """A program of the level's shape that runs briefly and keeps its numbers small."""
     while True:
         body = _SHAPES[level - 1](draw)
         try:
@@ -256,13 +256,13 @@ _SHAPES = (_two_lines, _assignments, _branch, _loop, _loop_branch, _builds, _nes
 
 
 def grade(data: Data, text: str) -> Verdict:
-    """1 for exactly what is printed, else 0."""
+    """Score 1 for exactly what is printed, else 0."""
     found = answer_parser.value(text)
     if found.text is None:
         return refused(found.reason)
     right = data["answer"]
     if isinstance(right, list):
-        # Brackets are part of what is printed; without them [7] and 7 would be one answer.
+        # Brackets are part of what is printed; without them [7] and 7 would be the same answer.
         given: Any = answer_parser.integers(found.text) if found.text.startswith("[") else None
     else:
         given = answer_parser.integer(found.text)
@@ -274,7 +274,7 @@ def grade(data: Data, text: str) -> Verdict:
 
 
 def solve(data: Data) -> str:
-    """The printed value."""
+    """Return the printed value."""
     return f"answer: {data['answer']}"
 
 
