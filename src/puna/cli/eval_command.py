@@ -1,7 +1,7 @@
 """measure a model
 
 puna eval MODEL --suite code,planning [--limit N]   benchmarks with intervals and baselines, a report and a model card
-puna eval MODEL --lm-eval arc_easy,hellaswag        tasks of lm-evaluation-harness on our engine
+puna eval MODEL --lm-eval arc_easy,hellaswag        tasks of lm-evaluation-harness on Puna's engine
 puna eval bpb MODEL CORPUS                          bits per byte of the corpus' held-out documents
 puna eval list                                      every suite and benchmark, and whether its files are here
 """
@@ -20,7 +20,7 @@ MAX_WINDOW = 4096
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """What the command takes."""
+    """Declare the command's arguments."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.description = (__doc__ or "").strip()
     parser.add_argument(
@@ -29,21 +29,27 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", help="cpu, cuda or mps (default: the best there is)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     suite = parser.add_argument_group("benchmarks")
-    suite.add_argument("--suite", metavar="NAMES", help="suites or single benchmarks, separated by commas; all: all")
+    suite.add_argument(
+        "--suite", metavar="NAMES", help="suites or benchmarks, separated by commas (see puna eval list)"
+    )
     suite.add_argument("--limit", type=int, metavar="N", help="at most N items of each, always the same ones")
     suite.add_argument("--data", type=Path, metavar="DIR", help="benchmark files (default: PUNA_EVAL_DATA)")
     suite.add_argument("--hub", action="store_true", help="fetch from the Hugging Face Hub what DIR does not have")
-    suite.add_argument("--bare", action="store_true", help="our own tasks' problems without their instruction")
-    suite.add_argument("-o", "--out", type=Path, metavar="DIR", help="results (default: evals/NAME); taken up if begun")
+    suite.add_argument("--bare", action="store_true", help="problems of tasks without their instruction")
+    suite.add_argument(
+        "-o", "--out", type=Path, metavar="DIR", help="results (default: evals/NAME); a stopped run continues"
+    )
     suite.add_argument("--against", metavar="OTHER", help="a second model: differences item by item")
     suite.add_argument("--corpus", type=Path, metavar="DIR", help="a corpus to search for the items")
-    suite.add_argument("--samples", type=int, default=4, metavar="K", help="drawn answers besides the greedy one (4)")
-    suite.add_argument("--temperature", type=float, default=0.8, help="of drawn answers (0.8)")
-    suite.add_argument("--seed", type=int, default=0, help="of drawn answers (0)")
+    suite.add_argument("--samples", type=int, default=4, metavar="K", help="sampled answers besides the greedy one (4)")
+    suite.add_argument("--temperature", type=float, default=0.8, help="of sampled answers (0.8)")
+    suite.add_argument("--seed", type=int, default=0, help="of sampled answers (0)")
     suite.add_argument("--form", choices=("auto", "chat", "text"), default="auto", help="ask in chat turns or as text")
-    suite.add_argument("--max-batch", type=int, default=32, metavar="N", help="texts at once; changes no score (32)")
     suite.add_argument(
-        "--fast", action="store_true", help="5 to 15 times faster on a CPU; near-ties may fall otherwise"
+        "--max-batch", type=int, default=32, metavar="N", help="sequences at once; changes no score (32)"
+    )
+    suite.add_argument(
+        "--fast", action="store_true", help="5 to 15 times faster on a CPU; near-ties may come out differently"
     )
     suite.add_argument("--lm-eval", metavar="TASKS", help="tasks of lm-evaluation-harness instead, on this engine")
     suite.add_argument(
@@ -56,14 +62,14 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     bpb = parser.add_argument_group("bpb")
     bpb.add_argument("--window", type=int, help="tokens of context (default: the rows the model was trained on)")
-    bpb.add_argument("--stride", type=int, help="tokens the window moves on (default: half of it)")
+    bpb.add_argument("--stride", type=int, help="tokens by which the window moves (default: half of it)")
     bpb.add_argument("--max-bytes", metavar="N", help="measure on about this much text, such as 200k (default: all)")
     bpb.add_argument("--split", default="heldout", help="part of the corpus (default: heldout)")
     bpb.add_argument("--batch", type=int, default=8, help="windows computed at once (default: 8)")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Do what the words say."""
+    """Run the action that was named."""
     words = args.what
     if not args.lm_eval:
         from puna.core.plugins import include_all
@@ -84,7 +90,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def harness(args: argparse.Namespace) -> None:
-    """Run tasks of lm-evaluation-harness on our engine and show its table."""
+    """Run tasks of lm-evaluation-harness on Puna's engine and show its table."""
     from puna.core.console import print_json, show_table
     from puna.evals.evaluate_model import open_model
     from puna.evals.lm_eval_harness import run_harness
