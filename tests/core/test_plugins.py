@@ -69,6 +69,14 @@ def test_including_a_file_twice_is_including_it_once(plugin) -> None:
     assert list(TASKS).count("logic.sat") == 1
 
 
+def test_a_file_may_import_the_files_next_to_it(plugin, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    plugin("NAME = 'logic.shared'", "shared_names.py")
+    include(plugin("import shared_names\n" + TASK.replace('"logic.sat"', "shared_names.NAME")))
+    assert "logic.shared" in TASKS
+    del sys.modules["shared_names"]
+
+
 @pytest.mark.parametrize(
     ("source", "sentence"),
     [

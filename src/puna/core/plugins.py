@@ -73,13 +73,18 @@ def include_all(paths: Sequence[Path | str]) -> None:
 
 
 def _import(path: Path, resolved: Path) -> ModuleType:
-    """Run the file as a module of its own name, so that dataclasses and pickle find what it defines."""
+    """Run the file as a module of its own name, so that dataclasses and pickle find what it defines.
+
+    It may import files next to it, as it could when run by itself; they never hide an installed module.
+    """
     name = f"puna_include_{resolved.stem}_{len(_included)}"
     spec = importlib.util.spec_from_file_location(name, resolved)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
+    if str(resolved.parent) not in sys.path:
+        sys.path.append(str(resolved.parent))
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
