@@ -12,8 +12,8 @@ import pytest
 from puna.cli.main import main
 from puna.core.recipe import load
 from puna.model.config import ModelConfig
-from puna.plan.emit import TARGETS
-from puna.plan.machine import Calibration, device_here, write_calibration
+from puna.plan.evidence.local_device import Calibration, device_here, write_calibration
+from puna.plan.launch.emit import TARGETS
 from puna.train.recipe import Recipe
 
 ROOT = Path(__file__).parents[2]

@@ -11,7 +11,7 @@ from types import ModuleType
 import pytest
 
 from puna.cli.main import main
-from puna.plan.stacks import COMMON, GENERATION, STACK
+from puna.plan.equations.constants import COMMON, GENERATION, STACK
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
