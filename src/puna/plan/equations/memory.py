@@ -268,7 +268,7 @@ def _states(jobs: JobColumns, rules: MemoryRules, held: StageParameters) -> _Sta
     sharding, pp = np.asarray(layout.sharding), np.asarray(layout.pp)
     whole, layer = held.whole, held.layer
     hybrid = sharding == SHARDING.index("hsdp")
-    ways = np.where(hybrid, layout.shard_ranks(jobs.device.link_domain), held.ranks)
+    ways: Number = np.where(hybrid, layout.shard_ranks(jobs.device.link_domain), held.ranks)
     sharded = held.dense / ways + held.routed / np.minimum(ways, held.expert_ranks)
 
     def spread(condition: Number) -> Number:

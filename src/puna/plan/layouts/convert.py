@@ -87,7 +87,7 @@ def from_json(tree: Mapping[str, Any], path: Path, link_domain: int | None = Non
         "sharding": _name(tree, "sharding", SHARDING, path),
         "recompute": _name(tree, "recompute", RECOMPUTE, path),
     }
-    parts = {name: sizes[name] for name in ("tp", "cp", "pp", "ep", "micro_batch")}
+    parts: dict[str, Any] = {name: sizes[name] for name in ("tp", "cp", "pp", "ep", "micro_batch")}
     parts |= {"virtual_stages": sizes["vp"] if sizes["pp"] > 1 else 1, "recompute": names["recompute"]}
     parts["sequence_parallel"] = tree.get("sequence_parallel", sizes["tp"] > 1) is True
     dp, sharding = sizes["dp"], names["sharding"]
