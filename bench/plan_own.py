@@ -45,8 +45,8 @@ CASES: dict[str, dict[str, Any]] = {
     "four micro-batches": {"train": {"batch": 16, "micro_batch": 4}},
     "16k vocabulary": {"model": {"vocab_size": 16384}},
     "fp32": {"train": {"precision": "fp32"}},
-    "recompute all": {"train": {"checkpointing": "full"}},
-    "recompute selected": {"train": {"checkpointing": "selective"}},
+    "recompute all": {"train": {"recompute": "full"}},
+    "recompute selected": {"train": {"recompute": "selective"}},
 }
 # What `plan.own` fitted its few constants to: passes over memory of compiled and of eager blocks, Muon's bytes. The
 # others tell how good it is.

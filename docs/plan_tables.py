@@ -14,10 +14,10 @@ from typing import Any
 
 from puna.core.page import table
 from puna.core.plots import STYLE as PLOTS
-from puna.plan.hardware import catalogue
-from puna.plan.pictures import STYLE as PICTURES
-from puna.plan.pictures import Axis, chart
-from puna.plan.stacks import CHILD_SPREAD, COMMON, CONSTANTS, GENERATION, STACK, STACKS, is_share
+from puna.plan.equations.constants import CHILD_SPREAD, COMMON, CONSTANTS, GENERATION, STACK, STACKS, is_share
+from puna.plan.equations.hardware import catalogue
+from puna.plan.output.charts import STYLE as PICTURES
+from puna.plan.output.charts import Axis, chart
 
 # The drawings' colours: the site's, light and dark.
 COLOURS = """
@@ -32,7 +32,7 @@ COLOURS = """
 MEANINGS = {
     "half_size": "a dimension of a product this long costs half of its rate, at 989 TFLOP/s",
     "half_power": "that size grows with the peak to this power",
-    "again": "a pass done again takes this share of its first time",
+    "recompute": "a recomputed pass takes this share of its first time",
     "attention_half": "a span of so many tokens costs attention half of its rate",
     "memory": "share of the datasheet's memory rate that element-wise work reaches",
     "nic": "share of the network cards' rate that collectives reach",

@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 import pytest
 
 from puna.cli.main import main
-from puna.plan.stacks import COMMON, GENERATION, STACK
+from puna.plan.equations.constants import COMMON, GENERATION, STACK
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"

@@ -6,7 +6,7 @@ import sys
 import torch
 
 from puna.model.config import ModelConfig
-from puna.model.layout import Layout
+from puna.model.layout import LayoutConfig, share_batch
 from puna.model.llama import LlamaForCausalLM
 from puna.train import parallel
 from puna.train.loss import cross_entropy_chunked
@@ -19,7 +19,7 @@ ROWS, SEQ, STEPS = 8, 32, 4
 def main(layout_json: str, recompute: str, micro: int, out: str) -> None:
     config = ModelConfig(preset="nano", num_hidden_layers=3)
     with parallel.join_world() as world:
-        layout = Layout.model_validate_json(layout_json).resolve(world.size)
+        layout = LayoutConfig.model_validate_json(layout_json).resolve(world.size)
         mesh = parallel.data_mesh(layout, world)
         with torch.device("meta"):
             model = LlamaForCausalLM(config)
@@ -30,7 +30,7 @@ def main(layout_json: str, recompute: str, micro: int, out: str) -> None:
         model.init_weights(3)
         network = model if layout.dp_shard > 1 else parallel.replicate(model, mesh)
         optimizer = Optimizer(model.named_parameters(), OptimizerConfig(weight_decay=0.1), mesh)
-        micro_rows, micro_batches = parallel.check_batch(ROWS, micro, world.size)
+        micro_rows, micro_batches = share_batch(ROWS, micro, world.size)
         factor = world.size if type(network).__name__ == "DistributedDataParallel" else 1
         generator = torch.Generator().manual_seed(0)
         losses = []

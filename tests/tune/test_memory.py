@@ -21,7 +21,7 @@ LLAMA_8B = ModelConfig.model_validate({"preset": "llama3-8b"})
 
 def sft(seq_len: int = 1024, **sections) -> SFTRecipe:
     data = {"tasks": [{"name": "planning.grid", "levels": [1], "count": 1}]}
-    train = {"batch": 8, "micro_batch": 1, "seq_len": seq_len, "precision": "bf16", "checkpointing": "full"}
+    train = {"batch": 8, "micro_batch": 1, "seq_len": seq_len, "precision": "bf16", "recompute": "full"}
     return SFTRecipe.model_validate({"model": "m", "data": data, "train": train, **sections})
 
 

@@ -105,7 +105,7 @@ def check_fits(recipe: Recipe, estimate: MemoryEstimate, machine: "Machine", adv
             if fitting
             else "No preset fits with this recipe; "
         )
-        + "a smaller train.micro_batch, a shorter train.seq_len or train.checkpointing = 'full' need less.",
+        + "a smaller train.micro_batch, a shorter train.seq_len or train.recompute = 'full' need less.",
     )
 
 
@@ -122,10 +122,7 @@ class Prediction:
         auto = "fp32" if self.on_cpu else "mixed"
         self.precision = auto if train.precision == "auto" else train.precision
         self.compiled = train.compile != "off"
-        layout = recipe.layout
-        if self.on_cpu and layout.dp_shard == 0 and layout.dp_replicate == 1:
-            layout = layout.model_copy(update={"dp_replicate": world_size, "dp_shard": 1})  # CPUs keep whole copies
-        self.layout = layout.resolve(world_size)
+        self.layout = recipe.layout.resolve(world_size, on_cpu=self.on_cpu)
         self.shards = self.layout.dp_shard
         rows = max(1, train.batch // self.layout.data_parallel)
         self.rows = min(train.micro_batch or rows, rows)
@@ -247,7 +244,7 @@ class Prediction:
     def activations(self) -> float:
         """What the forward pass keeps for the backward pass, all blocks, and the hidden states at the end."""
         model, train = self.model, self.recipe.train
-        mode = train.checkpointing
+        mode = train.recompute
         kept = self.block_bytes_per_token(mode) * self.tokens * model.num_hidden_layers
         if self.casts:
             # Autocast's copies of the weights: of every block where its products are kept, else of one at a time.
@@ -283,13 +280,13 @@ class Prediction:
     def gaps(self) -> float:
         """What the heap holds between activations on a CPU; nothing where they are mapped one by one, or are few."""
         stream = float(self.stream_bytes * self.model.hidden_size * self.tokens)
-        if not self.on_cpu or stream > _LARGEST_IN_HEAP or self.recipe.train.checkpointing == "full":
+        if not self.on_cpu or stream > _LARGEST_IN_HEAP or self.recipe.train.recompute == "full":
             return 0.0
         return (_GAPS_COMPILED if self.compiled else _GAPS_EAGER) * stream * self.model.num_hidden_layers
 
     def gaps_of_recomputing(self) -> float:
         """What more it holds when blocks are recomputed, whole or eagerly."""
-        mode = self.recipe.train.checkpointing
+        mode = self.recipe.train.recompute
         if not self.on_cpu or mode == "none" or (self.compiled and mode == "selective"):
             return 0.0
         return (_GAPS_RECOMPUTED - 1) * self.backward_bytes()
@@ -313,7 +310,7 @@ class Prediction:
         """Temporaries of one block's backward pass, with what it recomputes before that."""
         model = self.model
         recomputed = 0.0
-        mode = self.recipe.train.checkpointing
+        mode = self.recipe.train.recompute
         if mode != "none":
             recomputed = (self.block_bytes_per_token("none") - self.block_bytes_per_token(mode)) * self.tokens
         # Gradients of the feed-forward's three activations and of the stream on its two ways.

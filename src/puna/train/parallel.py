@@ -22,7 +22,6 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
-from puna.core.errors import PunaError
 from puna.model.features import multiplies_bfloat16
 from puna.model.layout import Layout
 from puna.model.llama import LlamaForCausalLM
@@ -189,22 +188,6 @@ def full_state(model: nn.Module) -> dict[str, Tensor]:
         value = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
         whole[name] = value.detach().cpu()
     return whole
-
-
-def check_batch(batch: int, micro_batch: int, ranks: int) -> tuple[int, int]:
-    """(rows a rank computes at once, micro-batches in a step). Raises PunaError when rows do not divide."""
-    if batch % ranks:
-        raise PunaError(
-            f"train.batch = {batch} rows cannot be shared evenly by {ranks} processes.",
-            f"Make it a multiple of {ranks}, or change the number of processes.",
-        )
-    rows = batch // ranks
-    micro = min(micro_batch or rows, rows)
-    if rows % micro:
-        raise PunaError(
-            f"train.micro_batch = {micro} does not divide the {rows} rows of a process.", f"Choose a divisor of {rows}."
-        )
-    return micro, rows // micro
 
 
 def _keep_products(_ctx: Any, op: Any, *_args: Any, **_kwargs: Any) -> CheckpointPolicy:

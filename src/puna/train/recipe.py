@@ -4,18 +4,20 @@
 """
 
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from puna.core.recipe import Config
 from puna.core.units import parse_count
 from puna.model.config import ModelConfig
-from puna.model.layout import Layout
+from puna.model.layout import Layout, LayoutConfig
 
 
 class ComputeConfig(Config):
     """What every run that moves weights is asked: how long, how large a batch, in which precision."""
+
+    renamed: ClassVar = {"checkpointing": "recompute"}
 
     steps: int = Field(0, ge=0, description="optimizer steps")
     seq_len: int = Field(256, gt=0, description="tokens in a row")
@@ -30,9 +32,10 @@ class ComputeConfig(Config):
     compile: Literal["auto", "on", "off"] = Field(
         "auto", description="torch.compile of each block; auto: where a compiler is found"
     )
-    checkpointing: Literal["none", "selective", "full"] = Field(
+    recompute: Literal["none", "selective", "full"] = Field(
         "none",
-        description="recompute activations in the backward pass: none, all but matmuls and attention, or whole blocks",
+        description="activations recomputed in the backward pass (activation checkpointing): none, all but matmuls "
+        "and attention, or whole blocks",
     )
     loss_chunk: int = Field(1024, ge=0, description="tokens whose logits exist at once; 0 means all")
     grad_clip: float = Field(1.0, ge=0, description="largest global gradient norm; 0 switches clipping off")
@@ -143,7 +146,7 @@ class Recipe(Config):
     train: TrainConfig = Field(default_factory=TrainConfig, description="length, batch, precision")
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig, description="update rule")
     schedule: ScheduleConfig = Field(default_factory=ScheduleConfig, description="learning rate over the run")
-    layout: Layout = Field(default_factory=Layout, description="parallel dimensions")
+    layout: LayoutConfig = Field(default_factory=LayoutConfig, description="parallel dimensions")
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig, description="state on disk")
     guard: GuardConfig = Field(default_factory=GuardConfig, description="spikes and non-finite values")
     log: LogConfig = Field(default_factory=LogConfig, description="what is written and shown")
@@ -171,6 +174,13 @@ class Recipe(Config):
             )
         return self
 
+    def resolve_layout(self, processes: int, *, on_cpu: bool = False) -> Layout:
+        """The layout on so many processes. Raises PunaError where it does not fill them or the batch does not divide.
+
+        on_cpu: whole copies are the rule there.
+        """
+        return resolve_layout(self.layout, self.train, processes, on_cpu=on_cpu)
+
     @property
     def tokens_per_step(self) -> int:
         """Tokens of one optimizer step, over all processes."""
@@ -180,3 +190,10 @@ class Recipe(Config):
     def total_steps(self) -> int:
         """Optimizer steps of the whole run."""
         return self.train.steps or -(-self.train.tokens // self.tokens_per_step)
+
+
+def resolve_layout(layout: LayoutConfig, train: ComputeConfig, processes: int, *, on_cpu: bool = False) -> Layout:
+    """The settled layout of any recipe that trains: its sizes, its batch and what it recomputes."""
+    return layout.resolve(
+        processes, batch=train.batch, micro_batch=train.micro_batch, recompute=train.recompute, on_cpu=on_cpu
+    )

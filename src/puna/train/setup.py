@@ -1,6 +1,5 @@
 """What stands before the first step: a corpus that fits the recipe, the network's first weights, the layout."""
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +8,6 @@ from torch import Tensor
 
 from puna.core.errors import PunaError
 from puna.data.corpus import Corpus
-from puna.model.layout import Layout
 from puna.model.llama import LlamaForCausalLM, copy_whole
 from puna.model.store import load_weights
 from puna.train.bigram import bigram_weights
@@ -81,11 +79,3 @@ def _counted_weights(recipe: Recipe, corpus: Corpus) -> dict[str, Tensor]:
         unigram = torch.from_numpy(np.bincount(tokens, minlength=model.vocab_size) / len(tokens)).float()
         weights |= induction_weights(model, embedding, head, unigram, seed=seed)
     return weights
-
-
-def default_layout(layout: Layout, device: torch.device) -> Layout:
-    """On CPUs whole copies are the rule (nothing to save there by sharding); on GPUs shards."""
-    if device.type == "cpu" and layout.dp_shard == 0 and layout.dp_replicate == 1:
-        size = int(os.environ.get("WORLD_SIZE", 1))
-        return layout.model_copy(update={"dp_replicate": size, "dp_shard": 1})
-    return layout

@@ -42,7 +42,7 @@ from puna.train.optimizer import Optimizer
 from puna.train.pace import Horizon, replan
 from puna.train.recipe import Recipe
 from puna.train.schedule import lr_factor
-from puna.train.setup import build_model, default_layout, fill_weights, open_corpus
+from puna.train.setup import build_model, fill_weights, open_corpus
 from puna.train.speed import expected_step
 from puna.train.steplog import Clock, StepLog, forget_peak_memory, peak_memory, quiet_gc
 from puna.train.stopping import StopRequest
@@ -110,7 +110,7 @@ class Trainer:
         self.run_dir, self.world, self.observers = run_dir, world, observers
         device = world.device
         forget_peak_memory(device)
-        layout = default_layout(recipe.layout, device).resolve(world.size)
+        layout = recipe.resolve_layout(world.size, on_cpu=device.type == "cpu")
         precision = parallel.resolve_precision(recipe.train, device)
         compiled = parallel.resolve_compile(recipe.train, device)
         settled = recipe.train.model_copy(update={"precision": precision, "compile": "on" if compiled else "off"})
@@ -123,8 +123,7 @@ class Trainer:
         self.memory = predict_memory(recipe, device_type=device.type, world_size=world.size)
         check_fits(recipe, self.memory, self.machine)
 
-        ranks = layout.data_parallel
-        self.micro_rows, self.micro_batches = parallel.check_batch(recipe.train.batch, recipe.train.micro_batch, ranks)
+        self.micro_rows, self.micro_batches = layout.micro_batch, layout.micro_batches(recipe.train.batch)
         self.first_row = world.rank * self.micro_rows * self.micro_batches
         self.expected = expected_step(recipe, self.machine, world.size)
         mesh = parallel.data_mesh(layout, world)
@@ -133,7 +132,7 @@ class Trainer:
         self.model = build_model(recipe)
         if recipe.train.fp8:
             use_fp8(self.model, device)
-        parallel.apply_to_blocks(self.model, recompute=recipe.train.checkpointing, compiled=compiled)
+        parallel.apply_to_blocks(self.model, recompute=recipe.train.recompute, compiled=compiled)
         if self.sharded:
             parallel.shard(self.model, layout, mesh, precision)
         with self.clock.part("setup"):

@@ -32,8 +32,8 @@ from puna.train.machine import Machine, measure
 from puna.train.memory import check_fits
 from puna.train.metrics import MetricsLog
 from puna.train.optimizer import Optimizer
+from puna.train.recipe import resolve_layout
 from puna.train.schedule import lr_factor
-from puna.train.setup import default_layout
 from puna.train.speed import expected_step
 from puna.train.steplog import Clock, forget_peak_memory, peak_memory, quiet_gc
 from puna.train.stopping import StopRequest
@@ -101,7 +101,7 @@ class Stage:
                 "Lower it, or extend the model's context first (stage 'extend').",
             )
         device = world.device
-        layout = default_layout(recipe.layout, device).resolve(world.size)
+        layout = resolve_layout(recipe.layout, recipe.train, world.size, on_cpu=device.type == "cpu")
         precision = parallel.resolve_precision(recipe.train, device)
         compiled = parallel.resolve_compile(recipe.train, device)
         settled = recipe.train.model_copy(update={"precision": precision, "compile": "on" if compiled else "off"})
@@ -117,7 +117,7 @@ class Stage:
         check_fits(training, self.memory, self.machine, advice_on_memory(recipe))
         known = recipe.knows_its_rows  # else nobody can say what a step takes
         self.expected = expected_step(training, self.machine, world.size) if known else None
-        rows, count = parallel.check_batch(recipe.train.batch, recipe.train.micro_batch, layout.data_parallel)
+        rows, count = layout.micro_batch, layout.micro_batches(recipe.train.batch)
         self.share = Share(world.rank * rows * count, rows, count)
         self.sharded = layout.dp_shard > 1
         self.clock = Clock()
@@ -147,7 +147,7 @@ class Stage:
             self.model = self.kind.make(self.config)
         if precision == "bf16":
             self.model = self.model.to(torch.bfloat16)
-        parallel.apply_to_blocks(self.model, recompute=recipe.train.checkpointing, compiled=compiled)
+        parallel.apply_to_blocks(self.model, recompute=recipe.train.recompute, compiled=compiled)
         if self.sharded:
             parallel.shard(self.model, layout, mesh, precision)
         self.model.to_empty(device=device)

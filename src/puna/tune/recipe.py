@@ -15,7 +15,7 @@ from pydantic import Field, field_validator, model_validator
 from puna.core.errors import PunaError, nearest
 from puna.core.recipe import Config, Loaded, load, read_toml
 from puna.model.config import ModelConfig
-from puna.model.layout import Layout
+from puna.model.layout import LayoutConfig
 from puna.train.recipe import (
     CheckpointConfig,
     ComputeConfig,
@@ -148,7 +148,7 @@ class StageRecipe(StageBase):
     optimizer: StageOptimizerConfig = Field(default_factory=StageOptimizerConfig, description="update rule")
     schedule: StageScheduleConfig = Field(default_factory=StageScheduleConfig, description="learning rate")
     measure: MeasureConfig = Field(default_factory=MeasureConfig, description="held-out problems")
-    layout: Layout = Field(default_factory=Layout, description="parallel dimensions")
+    layout: LayoutConfig = Field(default_factory=LayoutConfig, description="parallel dimensions")
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig, description="state on disk")
     guard: GuardConfig = Field(default_factory=GuardConfig, description="spikes and non-finite values")
     log: StageLogConfig = Field(default_factory=StageLogConfig, description="what is written and shown")
@@ -172,7 +172,7 @@ class StageRecipe(StageBase):
                 document_mask=True,
                 precision=train.precision,
                 compile=train.compile,
-                checkpointing=train.checkpointing,
+                recompute=train.recompute,
                 loss_chunk=train.loss_chunk,
             ),
             optimizer=self.optimizer,
