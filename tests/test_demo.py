@@ -18,8 +18,8 @@ from puna.demo.tuning import STAGES
 from puna.engine.generate import SamplingParams, load_engine
 from puna.train.machine import Machine
 from puna.train.metrics import read_metrics
+from puna.train.pretrain import train
 from puna.train.recipe import Recipe
-from puna.train.trainer import train
 
 ROOT = Path(__file__).parent.parent
 # Measured by nobody: a run that is counted in steps needs no rates.

@@ -18,9 +18,10 @@ from puna.model.store import load_lineage
 from puna.train.loss import cross_entropy_chunked
 from puna.train.machine import Machine
 from puna.train.metrics import read_metrics
+from puna.train.objective import RollBack
 from puna.train.report import write_report
-from puna.tune.loop import RollBack, Stage, run_stage
 from puna.tune.recipe import StageRecipe
+from puna.tune.stage import Stage, StageObjective, run_stage
 
 STEPS = 8
 
@@ -31,13 +32,14 @@ class CopyRecipe(StageRecipe):
     stage: Literal["copy"] = "copy"
 
 
-class Copy:
+class Copy(StageObjective):
     """Learn random rows: row i of step s is a function of the seed and s; `seen` is state."""
 
     raising: ClassVar[dict[int, Exception]] = {}
 
     def __init__(self, stage: Stage, scores: Sequence[float] = (), act: Any = None) -> None:
-        self.stage, self.scores, self.act, self.seen = stage, scores, act, 0
+        super().__init__(stage)
+        self.scores, self.act, self.seen = scores, act, 0
 
     def batch(self, data_step: int) -> list[Tensor]:
         if self.act:

@@ -32,8 +32,8 @@ from puna.train.recipe import Recipe
 from puna.train.speed import bigram_flops, expected_step
 
 if TYPE_CHECKING:
+    from puna.train.loop import Loop
     from puna.train.machine import Machine
-    from puna.train.trainer import Trainer
 
 CORPUS_RECIPE = {
     "name": "stdlib",
@@ -137,8 +137,8 @@ def run_demo(
     """
     from puna.evals.compressors import compressors
     from puna.train.machine import measure
+    from puna.train.pretrain import train
     from puna.train.report import write_report
-    from puna.train.trainer import train
 
     if minutes <= 0:
         raise PunaError(f"minutes = {minutes:g} is not a time to train for.", "Give a number above 0, for example 5.")
@@ -220,19 +220,21 @@ class CodeMeasure:
         self.samples: list[dict[str, Any]] = []
         self.first_bits_per_byte: float | None = None
 
-    def at(self, label: str) -> Callable[["Trainer"], None]:
-        """A hook for the trainer that measures the weights of that moment."""
+    def at(self, label: str) -> Callable[["Loop"], None]:
+        """A hook for the loop that measures the weights of that moment."""
+        from puna.train.pretrain import Pretraining
 
-        def measure(trainer: "Trainer") -> None:
-            engine = Engine(trainer.model, self.corpus.tokenizer, decode_buckets=False)
-            with trainer.uncompiled():
+        def measure(loop: "Loop") -> None:
+            state, objective = loop.state, loop.objective
+            engine = Engine(state.model, self.corpus.tokenizer, decode_buckets=False)
+            with state.uncompiled():
                 found = completions(engine, self.heads, max_tokens=NEW_TOKENS, context_tokens=SEQ_LEN - NEW_TOKENS)
-            if trainer.step == 0:
-                self.first_bits_per_byte = trainer.evaluate()["bits_per_byte"]
+            if state.step == 0 and isinstance(objective, Pretraining):
+                self.first_bits_per_byte = objective.bits_per_byte()["bits_per_byte"]
             samples = found.pop("samples")
-            self.results.append({"step": trainer.step, "label": label, **found})
+            self.results.append({"step": state.step, "label": label, **found})
             for sample in samples[:2]:
-                self.samples.append({"step": trainer.step, "prompt": sample["prompt"][-160:], "text": sample["text"]})
+                self.samples.append({"step": state.step, "prompt": sample["prompt"][-160:], "text": sample["text"]})
             say(f"function bodies that parse, {label}: {found['parsed']} of {found['sampled']}")
 
         return measure
@@ -240,7 +242,7 @@ class CodeMeasure:
 
 def _timed(recipe: Recipe, minutes: float, machine: "Machine") -> Recipe:
     """The recipe with as many steps as the time allows, after measuring a few."""
-    from puna.train.trainer import step_seconds
+    from puna.train.pretrain import step_seconds
 
     with tempfile.TemporaryDirectory(prefix="puna-") as scratch:
         seconds = step_seconds(recipe, Path(scratch), machine=machine, seconds=min(10.0, minutes * 12))
