@@ -9,7 +9,7 @@ processes. A step that the guard skips is written down with the documents that w
 import contextlib
 import math
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -45,7 +45,7 @@ def train(
     observers: Sequence[Observer] = (),
     hooks: Mapping[float, Hook] | None = None,
     machine: Machine | None = None,
-    objective: "Callable[[RunState[Recipe], Corpus], Pretraining] | None" = None,
+    objective: "type[Pretraining] | None" = None,
 ) -> dict[str, Any]:
     """Run a recipe to its end, or until it is interrupted; returns the last event ("end" or "interrupted").
 
@@ -68,7 +68,7 @@ def prepare(
     *,
     machine: Machine | None = None,
     observers: Sequence[Observer] = (),
-    objective: "Callable[[RunState[Recipe], Corpus], Pretraining] | None" = None,
+    objective: "type[Pretraining] | None" = None,
 ) -> Loop:
     """The loop of a pretraining run, its network with first weights; see `train`."""
     corpus = open_corpus(recipe)
