@@ -182,6 +182,27 @@ def test_too_many_roll_backs_end_the_stage_at_its_best(recipe: CopyRecipe, tmp_p
     assert "No text ends any more" in event["finished"]
 
 
+def test_many_skipped_steps_go_back_and_around_their_data(recipe: CopyRecipe, tmp_path: Path, machine: Machine) -> None:
+    asked: list[int] = []
+
+    def poison(stage: Stage, data_step: int) -> None:
+        asked.append(data_step)
+        if not data_step:
+            check = stage.guard.check
+            bad = (4, 5)
+            stage.guard.check = lambda loss, norm: check(  # type: ignore[method-assign]
+                loss * float("nan") if stage.data_step in bad else loss, norm
+            )
+
+    event = run_stage(
+        changed(recipe, "guard", max_skips=2), tmp_path / "run", partial(Copy, act=poison), machine=machine
+    )
+    assert (event["kind"], event["step"]) == ("end", STEPS)
+    (rollback,) = (e for e in lines(tmp_path / "run", "event") if e["event"] == "rollback")
+    assert (rollback["from_step"], rollback["step"]) == (6, 3)
+    assert asked == list(range(11)), "every batch once"
+
+
 def test_a_step_with_nothing_to_learn_changes_nothing(recipe: CopyRecipe, tmp_path: Path, machine: Machine) -> None:
     class Nothing(Copy):
         def batch(self, data_step: int) -> list[Tensor]:

@@ -24,12 +24,12 @@ from puna.core.units import format_seconds
 from puna.train import parallel
 from puna.train.checkpoint import Checkpointer
 from puna.train.clock import profiler, quiet_gc
+from puna.train.expectation import Expectation
 from puna.train.guard import decide
 from puna.train.metrics import MetricsLog
 from puna.train.objective import SCORE, Objective, RollBack
-from puna.train.pace import Horizon, replan
+from puna.train.pace import Horizon, keep_promise
 from puna.train.run_state import RunState, trainable
-from puna.train.speed import expected_step
 from puna.train.step_log import StepLog, finite
 
 Hook = Callable[["Loop"], None]
@@ -47,14 +47,7 @@ class Loop:
         if not self.planned_steps:
             raise PunaError("train.steps is 0.", "Say how many steps the stage has.")
         state.horizon = Horizon(self.planned_steps)
-        self.tokens_per_step = state.training.tokens_per_step
-        known = self.objective.knows_its_rows
-        self.expected = expected_step(state.training, state.machine, state.world.size) if known else None
-        self.flops_per_token = {
-            kind: state.config.flops_per_token(train.seq_len, attention=kind)
-            for kind in (("full", "causal") if self.objective.fills_its_rows else ())
-        }
-        self.peak_flops = state.machine.matmul_flops.get("fp32" if train.precision == "fp32" else "bf16")
+        self.expected = Expectation.of(state, self.objective)
         self.checkpoints = Checkpointer(state.run_dir, state.recipe.checkpoint, self.objective.fingerprint())
         self.log = StepLog(state.clock)
         self.measures: dict[str, Any] = {}
@@ -191,26 +184,18 @@ class Loop:
 
     def _keep_pace(self) -> None:
         """Change the number of steps when the run would end much later or sooner than promised."""
-        state, schedule = self.state, self.state.recipe.schedule
-        promised, step_seconds = schedule.seconds, state.clock.recent_step_seconds
-        if not promised or step_seconds is None:
+        state, schedule, clock = self.state, self.state.recipe.schedule, self.state.clock
+        step_seconds = clock.recent_step_seconds
+        if not schedule.seconds or step_seconds is None:
             return
-        holds = state.horizon.progress(state.step) < 1 - schedule.decay
-        horizon = replan(
-            state.horizon,
-            state.step,
-            elapsed=state.clock.training,
-            promised=promised,
-            step_seconds=step_seconds,
-            may_extend=schedule.kind == "wsd" and holds,
-        )
+        horizon = keep_promise(state.horizon, state.step, schedule, elapsed=clock.training, step_seconds=step_seconds)
         before, total = state.total, state.from_first(lambda: horizon.total)
         if total == before:
             return
         state.horizon = state.horizon.moved(state.step, total)
         detail = (
             f"a step takes {step_seconds:.2g} s now: {before:,} steps become {total:,}, to end after the promised "
-            f"{format_seconds(promised)}"
+            f"{format_seconds(schedule.seconds)}"
         )
         state.note("pace", detail, total_steps=total)
 
@@ -222,10 +207,9 @@ class Loop:
             return False
         state, recipe = self.state, self.state.recipe
         interval = self.log.take(state.guard.drain())
-        learned = sum(self.tokens_per_step if tokens is None else tokens for tokens in interval.tokens)
+        learned = sum(self.expected.tokens_per_step if tokens is None else tokens for tokens in interval.tokens)
         state.tokens += learned
         speed = learned / max(1e-9, interval.seconds)
-        reached = speed / state.world.size / self.peak_flops if self.peak_flops else 0.0
         state.emit(
             {
                 "kind": "train",
@@ -236,7 +220,7 @@ class Loop:
                 "lr_factor": state.lr_factor(),
                 "tokens_per_second": speed,
                 "step_seconds": interval.seconds / len(interval.steps),
-                "mfu": {kind: reached * flops for kind, flops in self.flops_per_token.items() if reached} or None,
+                "mfu": self.expected.mfu(speed / state.world.size),
                 "memory_bytes": state.peak_memory(),
                 "data_wait_share": interval.data_seconds / max(1e-9, interval.seconds),
                 "elapsed": state.clock.training,
@@ -308,7 +292,7 @@ class Loop:
             if meta.get("planned_steps") == self.planned_steps:  # else somebody asked for another number
                 state.horizon = Horizon(*meta["horizon"])
             # Pretraining did not write these once.
-            state.tokens = meta.get("tokens", float(state.step * self.tokens_per_step))
+            state.tokens = meta.get("tokens", float(state.step * self.expected.tokens_per_step))
             state.lr_scale, state.best = meta.get("lr_scale", 1.0), meta.get("best")
             state.finished = meta.get("finished", "")
             state.clock.training_before = meta["training_seconds"]
@@ -346,7 +330,7 @@ class Loop:
     # -- beginning and end -------------------------------------------------------------------------------------------
 
     def _start_event(self, resumed_from: int | None) -> dict[str, Any]:
-        state, train, step = self.state, self.state.recipe.train, self.expected
+        state, train, expected = self.state, self.state.recipe.train, self.expected
         return {
             "kind": "start",
             "step": state.step,
@@ -359,17 +343,11 @@ class Loop:
             "compiled": train.compile == "on",
             "parameters": state.config.num_parameters(),
             "trained_parameters": sum(parameter.numel() for parameter in trainable(state.model).values()),
-            "tokens_per_step": self.tokens_per_step if self.objective.knows_its_rows else None,
+            "tokens_per_step": expected.tokens_per_step if self.objective.knows_its_rows else None,
             "total_steps": state.total,
-            "flops_per_token": self.flops_per_token or None,
-            "peak_flops": self.peak_flops,
-            "predicted": {
-                "memory_bytes": state.memory.total,
-                "step_seconds": {"low": step.low, "value": step.step_seconds, "high": step.high} if step else None,
-                "step_parts_seconds": {name: part for name, part in step.seconds.items() if part} if step else None,
-                "tokens_per_second": step.tokens_per_second if step else None,
-                "seconds": (state.total - state.step) * step.step_seconds if step else None,
-            },
+            "flops_per_token": expected.flops_per_token or None,
+            "peak_flops": expected.peak_flops,
+            "predicted": expected.predicted(state.total - state.step),
             "resumed_from": resumed_from,
             **self.objective.start_facts(),
         }
@@ -393,18 +371,16 @@ class Loop:
         state.save_model(state.run_dir / "model", objective.lineage())
         if last >= state.total:
             self._call(hooks)
-        clock, expected = state.clock, self.expected
-        usual = clock.step_seconds
-        slower = usual / expected.step_seconds - 1 if expected and usual else None
+        clock = state.clock
         event = {
             "kind": "end",
             "step": last,
             "tokens": round(state.tokens),
             "seconds": clock.training,
             "tokens_per_second": (state.tokens - self._first_tokens) / max(1e-9, clock.training_here),
-            "step_seconds": usual,
+            "step_seconds": clock.step_seconds,
             "peak_memory_bytes": memory,
-            "over_prediction": {"memory": memory / state.memory.total - 1, "step_seconds": slower},
+            "over_prediction": self.expected.over_prediction(memory, clock.step_seconds),
             "goodput": clock.parts(),
             **objective.end_facts(self.measures),
         }
