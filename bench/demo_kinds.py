@@ -4,11 +4,12 @@
     python bench/demo_kinds.py --kinds avx2 --seeds 0 --minutes 5
     python bench/demo_kinds.py --kinds avx2 --seeds 0 --load 4    # with four busy processes at the same time
 
-A processor with more instructions can be held to fewer: ATEN_CPU_CAPABILITY for torch's own kernels, ONEDNN_MAX_CPU_ISA
-for its products, MKL_ENABLE_INSTRUCTIONS for MKL's, PUNA_KERNELS (a value for the compiler's -march) for the engine's. A
-kind that needs more than there is is left out, and the result says so. Each demo is a process of its own in an empty
-folder, the corpus and its tokenizer built in it, so the time is what a user waits after installation. Rows replace those
-of the same name in bench/results/demo-kinds.json, so machines of several kinds can fill one table.
+A processor with more instructions can be held to fewer: ATEN_CPU_CAPABILITY for torch's own kernels,
+ONEDNN_MAX_CPU_ISA for its products, MKL_ENABLE_INSTRUCTIONS for MKL's, PUNA_KERNELS (a value for the compiler's -march)
+for the engine's. A kind that needs more than there is is left out, and the result says so. Each demo is a process of
+its own in an empty folder, the corpus and its tokenizer built in it, so the time is what a user waits after
+installation. Rows replace those of the same name in bench/results/demo-kinds.json, so machines of several kinds can
+fill one table.
 """
 
 import argparse

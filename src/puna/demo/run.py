@@ -26,9 +26,10 @@ from puna.core.units import format_bytes, format_count, format_seconds
 from puna.data.build import build_corpus
 from puna.data.corpus import Corpus
 from puna.data.recipe import DataRecipe
+from puna.demo.introduction import introduce
 from puna.demo.progress import Progress, find
 from puna.demo.shapes import SEQ_LEN, Option, Shape, choose
-from puna.demo.tuning import tune_demo
+from puna.demo.tuning import MAX_TOKENS, tune_demo
 from puna.engine.generate import Engine
 from puna.evals.completions import completions, function_heads
 from puna.train.recipe import Recipe
@@ -121,6 +122,7 @@ class Demo:
             abilities = self._tune(event)
             write_json(self.run_dir / "evaluation.json", {**evaluation, "abilities": abilities})
             report, model = self._publish(self.run_dir / "tune" / "model", "demo")
+            introduce(model, self.run_dir / "model", abilities, max_tokens=MAX_TOKENS)
         self.progress.keep("end", {"seconds": self.progress.seconds, "promised": self.promised})
         return {
             "bits_per_byte": evaluation["bits_per_byte"],

@@ -108,6 +108,7 @@ def tune_demo(
     rows = ability_rows(run_dir)
     for row, one in zip(rows, chosen, strict=True):
         row |= {"ability": one.name, "about": find(one.task).levels[one.level - 1]}
+        row["kept"] = STAGES.get(Path(event["model"]).parent.name, STAGES["before"])
         row["constant"] = baseline(one.task, one.level).score
         for stage in row["stages"]:
             stage["stage"] = STAGES[stage["stage"]]
