@@ -1,4 +1,4 @@
-"""How a network begins and how it is kept: from scratch, or from a model directory.
+"""How a network begins and how it is saved: from scratch, or from a model directory.
 
 A factory makes the network without memory, so that it can be sharded first and no process ever holds all of it; then it
 fills it. Adapters (`tune.lora`) and a reward head (`tune.preference.reward`) are factories too.

@@ -1,4 +1,4 @@
-"""What a run brings to the loop: its batches, its loss, how it is measured, and what it goes back to when it fails."""
+"""What a run brings to the loop: its batches, its loss, its evaluation, and its policy when it goes wrong."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

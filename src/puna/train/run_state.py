@@ -1,4 +1,4 @@
-"""One run on one process: its network, optimizer, guard, position and clock, and what objectives may ask of them.
+"""One run on one process: its network, optimizer, guard, position and clock, and the services objectives use.
 
 The whole state is weights, optimizer, the guard's window and a few numbers: the step, the data step, which runs ahead
 of it only when a roll-back went around bad data, and the horizon, which says how many steps there will be.
@@ -38,7 +38,7 @@ Fit = Callable[[Any, ModelConfig, Machine, parallel.World], MemoryEstimate]
 
 
 class RunState(Generic[R]):
-    """Everything of a run but its objective."""
+    """Everything about a run except its objective."""
 
     def __init__(
         self,

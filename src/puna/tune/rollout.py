@@ -1,4 +1,4 @@
-"""Generators: what writes a model's answers while it is trained, as ids and how likely it found them.
+"""Generators write a model's answers while it is trained, as token ids with their log probabilities.
 
 The usual one is an engine in this process with a copy of the weights, laid out for generation, into which the trainer's
 are copied before each set of answers. So there is no server to start and no network between the two, and the engine's

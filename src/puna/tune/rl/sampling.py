@@ -1,7 +1,7 @@
-"""Rollouts of problems: the model's own answers to them, laid out for the trainer and for whoever checks them.
+"""Sampled answers to problems, in the form the trainer learns from and the task checks.
 
-Ids are never decoded and encoded again: an episode with tools goes on from the ids themselves, and what tools answered
-is marked as not the model's.
+Token ids are never decoded and encoded again: an episode with tools continues from the ids themselves, and the tools'
+output is marked as not written by the model.
 """
 
 from collections.abc import Callable, Iterator, Sequence
