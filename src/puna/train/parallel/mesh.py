@@ -1,7 +1,8 @@
 """The processes of a run: joining them, and giving each its place in a layout.
 
-Outside this package a rank only says which process writes. Which rows of a batch a process reads, and with which others
-it sums losses and gradients, follows from its place among the data-parallel ranks: `World.data_rank`, `World.data_size`.
+Outside this package a rank only says which process writes. Which rows of a batch a process reads, and with which
+others it sums losses and gradients, follows from its place among the data-parallel ranks: `World.data_rank` of
+`World.data_size`.
 """
 
 import contextlib
