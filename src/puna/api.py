@@ -202,7 +202,7 @@ def train_model(
 
 
 def _pretrain(recipe: "Recipe", directory: Path, resume: bool, observers: list[Callable[[Event], None]]) -> Event:
-    from puna.train.trainer import train
+    from puna.train.pretrain import train
 
     return train(recipe, directory, resume=resume, observers=observers)
 
@@ -264,8 +264,8 @@ def plan_run(
     """
     from puna.cli.plan_target import find_target
     from puna.plan.answer import answer
+    from puna.plan.evidence.local_device import this_machine
     from puna.plan.hardware import parse_fleet
-    from puna.plan.machine import this_machine
     from puna.plan.stacks import find_stack
 
     groups = parse_fleet(fleet).groups if fleet else (this_machine(),)

@@ -1,17 +1,13 @@
-"""Rollouts: the model's own answers to problems, as the ids it chose and how likely it found them.
+"""Generators write a model's answers while it is trained, as token ids with their log probabilities.
 
-The generator is an engine in this process with a copy of the weights, laid out for generation, into which the trainer's
+The usual one is an engine in this process with a copy of the weights, laid out for generation, into which the trainer's
 are copied before each set of answers. So there is no server to start and no network between the two, and the engine's
-log probabilities can be held against the trainer's at every step. Ids are never decoded and encoded again: an episode
-with tools goes on from the ids themselves, and what tools answered is marked as not the model's.
-
-vLLM can write the answers instead (`vllm_generator`), behind the same two methods.
+log probabilities can be held against the trainer's at every step. vLLM can write the answers instead
+(`vllm_generator`), behind the same methods.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from functools import partial
-from itertools import chain, islice
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Protocol
@@ -26,13 +22,9 @@ from puna.engine.fused import fuse
 from puna.engine.generate import Completion, Engine, SamplingParams
 from puna.model.config import ModelConfig
 from puna.model.llama import LlamaForCausalLM
-from puna.tasks import tools
-from puna.tasks.contract import Problem, Task, Verdict
-from puna.tasks.episodes import Attempt, Group, run_attempts
 from puna.text.tokenizer import Tokenizer
 from puna.tune.lora import merged_state
 from puna.tune.recipe import LoRAConfig
-from puna.tune.rl.rows import Answer
 
 
 class Generator(Protocol):
@@ -53,30 +45,6 @@ class Generator(Protocol):
     def update_weights(self, weights: Iterable[tuple[str, Tensor]]) -> int:
         """See `Engine.update_weights`."""
         ...
-
-
-@dataclass
-class Sample:
-    """One answer: for the trainer (`answer`) and for whoever checks it.
-
-    verdict: what a tool episode ended with; a single answer is checked later.
-    """
-
-    problem: Problem
-    text: str
-    answer: Answer
-    versions: list[int] = field(default_factory=list)
-    """Versions of the weights that wrote it."""
-    verdict: Verdict | None = None
-
-
-@dataclass
-class Asked:
-    """A problem's prompt and the answers to it."""
-
-    problem: Problem
-    prompt: list[int]
-    samples: list[Sample]
 
 
 def make_generator(
@@ -124,85 +92,6 @@ def send_weights(model: nn.Module, generator: Generator, *, lora: LoRAConfig | N
     if lora is not None and lora.rank:
         return generator.update_weights(merged_state(dict(whole()), lora.scale).items())
     return generator.update_weights(whole())
-
-
-def ask(
-    generator: Generator,
-    tokenizer: Tokenizer,
-    problems: Sequence[tuple[Task, Problem]],
-    *,
-    samples: int,
-    seeds: Sequence[int],
-    max_tokens: int,
-    seq_len: int,
-    turns: int = 4,
-    instruct: bool = False,
-    sandbox: str = "confined",
-    ended: Callable[[Sample], None] | None = None,
-) -> list[Asked]:
-    """`samples` answers to each problem, drawn from the model's own distribution.
-
-    seeds: one per problem; the same seed gives the same answers, whatever else is asked. max_tokens: of an answer or a
-    turn; seq_len: of a prompt with its answer. A task with tools is an episode of at most `turns` turns. ended: hears
-    of each single answer as soon as it and those before it are written; programs come first.
-    Raises PunaError for a prompt that leaves no room, and where an episode's program has no sandbox of that level.
-    """
-    run_code = partial(tools.in_sandbox, floor=sandbox)
-    groups = [
-        [
-            Attempt(
-                task,
-                problem,
-                tokenizer,
-                max_tokens=max_tokens,
-                seed=seed,
-                sample=number,
-                instruct=instruct,
-                turns=turns,
-                run_code=run_code,
-            )
-            for number in range(samples)
-        ]
-        for (task, problem), seed in zip(problems, seeds, strict=True)
-    ]
-    for first, *_ in groups:
-        if len(first.prompt) >= seq_len:
-            raise PunaError(
-                f"A problem of {first.problem.task} is {len(first.prompt)} tokens long; rows of train.seq_len = "
-                f"{seq_len} leave no room for an answer.",
-                "Make rows longer.",
-            )
-
-    def write(waiting: Sequence[Group]) -> Iterator[Completion]:
-        params = [
-            SamplingParams(
-                max_tokens=min(max_tokens, seq_len - len(group[0].prompt)), seed=group[0].turn_seed, n=len(group)
-            )
-            for group in waiting
-        ]
-        return chain.from_iterable(generator.generate_each([group[0].prompt for group in waiting], params))
-
-    def heard(attempt: Attempt) -> None:
-        if ended and not attempt.task.tools:
-            ended(_sample(attempt))
-
-    run_attempts(sorted(groups, key=lambda group: not group[0].task.code), write, longest=seq_len, on_finished=heard)
-    return [Asked(group[0].problem, group[0].turns[0].prompt, [_sample(one) for one in group]) for group in groups]
-
-
-def _sample(attempt: Attempt) -> Sample:
-    """A finished attempt as the trainer reads it."""
-    answer = Answer([], [], [], attempt.ended)
-    versions: list[int] = []
-    begin = len(attempt.turns[0].prompt)
-    for prompt, written in attempt.turns:
-        # Between two turns stand the end of the message, tool results and the next header: not the model's.
-        between = prompt[begin + len(answer.ids) :]
-        answer.ids.extend([*between, *written.ids])
-        answer.mask.extend([0] * len(between) + [1] * len(written.ids))
-        answer.logprobs.extend([0.0] * len(between) + written.logprobs)
-        versions += written.weight_versions
-    return Sample(attempt.problem, attempt.text, answer, versions, attempt.verdict)
 
 
 def vllm_generator(config: ModelConfig, tokenizer: Tokenizer, parent: Path, *, max_batch: int, seq_len: int) -> Any:
