@@ -51,14 +51,14 @@ def test_products_are_upgraded_each_on_its_own(tmp_path: Path) -> None:
     blue = product(tmp_path, "blue", FIRST)
     database.open(data, [red, blue]).dispose()  # a second product joins
     assert columns(file, "blue") == ["id"]
-    assert not list(file.parent.glob("*before*"))
+    assert not list(file.parent.glob("*before*.db"))
     with sqlite3.connect(file) as raw:
         raw.execute("insert into red values (7)")
     red = product(tmp_path, "red", FIRST, SECOND)
     database.open(data, [red, blue]).dispose()
     assert columns(file, "red") == ["id", "added"]
     assert columns(file, "blue") == ["id"]
-    (saved,) = file.parent.glob("*before*")
+    (saved,) = file.parent.glob("*before*.db")
     assert columns(saved, "red") == ["id"]
     with sqlite3.connect(saved) as raw:
         assert raw.execute("select id from red").fetchall() == [(7,)]

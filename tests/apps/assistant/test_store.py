@@ -220,13 +220,13 @@ def test_a_file_of_the_previous_schema_is_migrated_and_saved_before(tmp_path: Pa
     made = store.add_comparison("local", prompt=[], models=("a", "b"), settings={"seed": 1})
     assert store.comparison("local", made["id"])["settings"] == {"seed": 1}
     store.engine.dispose()
-    (saved,) = tmp_path.glob("*before-upgrade*")
+    (saved,) = tmp_path.glob("*before-upgrade*.db")
     assert saved.stat().st_mode & 0o777 == 0o600
     with sqlite3.connect(saved) as backup:
         assert "settings" not in columns(backup, "comparisons")
         assert backup.execute("select count(*) from messages").fetchone() == (2,)
     opened(str(tmp_path)).engine.dispose()  # nothing left to do, so nothing is saved again
-    assert len(list(tmp_path.glob("*before-upgrade*"))) == 1
+    assert len(list(tmp_path.glob("*before-upgrade*.db"))) == 1
 
 
 def columns(database: sqlite3.Connection, table: str) -> set[str]:
