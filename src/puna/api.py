@@ -16,7 +16,7 @@ from puna.core.plugins import include as include  # so that one module holds all
 if TYPE_CHECKING:
     from puna.engine.generate import Completion, Engine, SamplingParams
     from puna.evals.contract import Likelihood
-    from puna.plan.answer import Answer
+    from puna.plan.run.estimate import RunEstimate
     from puna.text.tokenizer import Tokenizer
     from puna.train.recipe import Recipe
     from puna.tune.recipe import StageBase
@@ -254,7 +254,7 @@ def plan_run(
     precision: str | None = None,
     stack: str | None = None,
     overrides: Mapping[str, Any] | None = None,
-) -> "Answer":
+) -> "RunEstimate":
     """What a training run takes: `puna plan` without its printing.
 
     target: a preset, a recipe file or a model directory. fleet: accelerators, such as "8xh100" (default: this
@@ -262,28 +262,19 @@ def plan_run(
     `step_seconds`, `days`, `energy_mwh`, `rent_usd`, ..., each with the ends of its 80 % interval.
     Raises PunaError for what is not known and where no layout is legal.
     """
-    from puna.cli.plan_target import find_target
-    from puna.plan.answer import answer
-    from puna.plan.evidence.local_device import this_machine
-    from puna.plan.hardware import parse_fleet
-    from puna.plan.stacks import find_stack
+    from puna.plan.run.estimate import estimate_run
+    from puna.train.plan_target import Options, find_target, fleet_for, on_this_machine
 
-    groups = parse_fleet(fleet).groups if fleet else (this_machine(),)
-    if len(groups) > 1:
-        raise RecipeError(f"'{fleet}' has {len(groups)} kinds of accelerators.", "Plan a run for each kind.")
-    found = find_target(
-        target,
-        overrides=_words(overrides),
-        accelerator=groups[0].accelerator,
-        machine=fleet is None,
-        tokens=tokens,
-        batch=batch,
-        seq_len=None if seq_len is None else str(seq_len),
-        precision=precision,
-        stack=find_stack(stack) if stack else None,
-    )
-    question = found.question(groups[0].accelerator, groups[0].count)
-    return answer(question, tokens=found.tokens, assumptions=found.assumptions)
+    group = fleet_for(fleet, limited=False)
+    options = Options(tokens, batch, None if seq_len is None else str(seq_len), precision, stack)
+    here = fleet is None
+    found = find_target(target, _words(overrides), options, accelerator=group.accelerator, machine=here)
+    question, notes = found.question(group.accelerator, group.count), list(found.assumptions)
+    if here and found.stack == "puna":
+        question, note = on_this_machine(found, question)
+        notes.append(note)
+    layout = found.recipe_layout(group.accelerator, group.count)
+    return estimate_run(question, tokens=found.tokens, recipe_layout=layout, assumptions=tuple(notes))
 
 
 # -- recipes from Python ---------------------------------------------------------------------------------------------

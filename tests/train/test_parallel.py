@@ -56,9 +56,11 @@ def test_rows_that_do_not_divide_are_refused():
 
 
 def test_a_world_alone_has_all_rows_and_sums_are_its_own():
-    world = parallel.arrange(parallel.World(0, 1, torch.device("cpu")), Layout(dp_shard=1))
+    world = parallel.arrange(
+        parallel.World(0, 1, torch.device("cpu")), LayoutConfig(dp_shard=1).resolve(1, batch=8, micro_batch=2)
+    )
     assert (world.data_rank, world.data_size, world.mesh) == (0, 1, None)
-    assert parallel.share_of_batch(8, 2, world) == (0, 2, 4)
+    assert parallel.share_of_batch(8, world) == (0, 2, 4)
     assert parallel.sum_over_ranks(torch.tensor(3.0), world).item() == 3
     assert parallel.gather_over_ranks("mine", world) == ["mine"]
 

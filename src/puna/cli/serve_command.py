@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from puna.serve.backend import Backend
+    from puna.serve.backends.base import Backend
     from puna.serve.settings import Settings
 
 
@@ -32,6 +32,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--api-key-file", type=Path, metavar="FILE", help="ask for a key: a line each, KEY or NAME = KEY"
     )
     where.add_argument("--no-page", action="store_true", help="the API alone")
+    where.add_argument(
+        "--accounts",
+        action=argparse.BooleanOptionalAction,
+        help="make everyone sign in (default: when other machines can reach the server)",
+    )
     where.add_argument(
         "--data", default="", metavar="DIR", help="where conversations are kept: a directory or postgres://…"
     )
@@ -84,10 +89,11 @@ def run(args: argparse.Namespace) -> None:
     """Load, then answer until a signal ends it."""
     from rich.markup import escape
 
+    from puna.apps.assistant import AssistantProduct
     from puna.core.console import say
     from puna.core.plugins import include_all
     from puna.serve.app import create_app
-    from puna.serve.backend import Models
+    from puna.serve.backends.base import Models
     from puna.serve.run import listen, serve
 
     include_all(args.include)
@@ -100,22 +106,27 @@ def run(args: argparse.Namespace) -> None:
         # quarter of the speed of 32 streams on two cores). So models are loaded on threads that end.
         with ThreadPoolExecutor(1) as apart:
             backends = list(apart.map(lambda name: load(name, args, settings), args.models or [""]))
-        app = create_app(settings, Models(backends))
+        products = [] if args.no_page else [AssistantProduct()]
+        app = create_app(settings, Models(backends), products=products)
     except BaseException:
         listening.close()
         raise
 
     def started() -> None:
         shown = "localhost" if settings.host in ("127.0.0.1", "0.0.0.0", "::", "::1") else settings.host
-        say(f"http://{shown}:{listening.getsockname()[1]} answers; the API is at /v1.")
+        address = f"http://{shown}:{listening.getsockname()[1]}"
+        say(f"{address} answers; the API is at /v1.")
         for backend in backends:
             for choice in backend.choices:
                 say(escape(f"  {choice}"))
             if backend.card.max_model_len is not None:
                 context = f"{backend.card.max_model_len:,} tokens of context"
                 say(escape(f"  {backend.card.id}: {context}, {backend.card.stage}"))
-        if settings.host not in ("127.0.0.1", "::1", "localhost") and not settings.keys:
-            say("Whoever reaches this address can use it: --api-key-file asks for keys.")
+        if settings.reachable and not app.state.web.auth.required:
+            say("Anyone who reaches this address can use it. --accounts makes people sign in.")
+        if link := app.state.web.owner_link(address):
+            say("Open this link to become the owner and invite others. It works once, within a day:")
+            say(escape(f"  {link}"))
 
     serve(app, listening, started=started)
 
@@ -146,7 +157,8 @@ def _open(given: str, args: argparse.Namespace, settings: "Settings") -> "Backen
 def settings_of(args: argparse.Namespace) -> "Settings":
     """What the options say. Raises PunaError for what means nothing."""
     from puna.core.errors import PunaError
-    from puna.serve.settings import Settings, read_keys
+    from puna.serve.settings import Settings
+    from puna.web.accounts.key_file import read_keys
 
     for name, least in (("max_queue", 0), ("max_batch", 1), ("max_body", 0.001), ("timeout", 0.001), ("drain", 0)):
         if not getattr(args, name) >= least:
@@ -157,7 +169,7 @@ def settings_of(args: argparse.Namespace) -> "Settings":
         keys=read_keys(args.api_key_file) if args.api_key_file else {},
         allowed_hosts=tuple(args.allowed_host),
         cors_origins=tuple(args.cors_origin),
-        page=not args.no_page,
+        accounts=args.accounts,
         data=args.data,
         max_queue=args.max_queue,
         max_body_bytes=int(args.max_body * 2**20),
@@ -175,7 +187,7 @@ def _load(given: str, args: argparse.Namespace, settings: "Settings") -> "Backen
     from puna.engine.importer import stage
     from puna.engine.memory_errors import out_of_memory
     from puna.model.hub import model_directory
-    from puna.serve.native import NativeBackend
+    from puna.serve.backends.native.backend import NativeBackend
 
     name, equals, place = given.partition("=")
     directory = model_directory(place if equals else given)
@@ -230,23 +242,25 @@ def _check_backend(args: argparse.Namespace) -> None:
 
 def _connect(given: str, args: argparse.Namespace, settings: "Settings") -> "Backend":
     """The backend of a model that another engine computes; without an address that engine is started."""
-    from puna.serve.upstream.backend import UpstreamBackend
-    from puna.serve.upstream.start import start_llama, start_vllm
+    from puna.serve.backends.upstream.backend import UpstreamBackend
+    from puna.serve.backends.upstream.launch import start_llama, start_vllm
 
-    name, equals, theirs = given.partition("=")
+    name, equals, model = given.partition("=")
     if not equals:
-        theirs = given
+        model = given
         name = Path(given).resolve().name.removesuffix(".gguf") if given and Path(given).exists() else given
     child = None
     if not args.upstream:
         vllm = args.backend == "vllm"
         child = (
-            start_vllm(theirs, name, max_batch=args.max_batch, dtype=args.dtype) if vllm else start_llama(theirs, name)
+            start_vllm(model, name, max_batch=args.max_batch, dtype=args.dtype) if vllm else start_llama(model, name)
         )
-        theirs = name
+        model = name
     url = child.url if child else args.upstream
     try:
-        return UpstreamBackend(args.backend, url, name, settings, theirs=theirs, capacity=args.max_batch, child=child)
+        return UpstreamBackend(
+            args.backend, url, name, settings, upstream_name=model, capacity=args.max_batch, child=child
+        )
     except BaseException:
         if child is not None:
             child.close()

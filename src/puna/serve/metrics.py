@@ -8,8 +8,8 @@ from prometheus_client.exposition import generate_latest
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from puna.serve.backend import Models
-from puna.serve.protocol import ChatChunk, CompletionChunk
+from puna.serve.backends.base import Models
+from puna.serve.openai.protocol import ChatChunk, CompletionChunk
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 _TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
@@ -47,9 +47,13 @@ class Metrics:
         self._seconds: dict[str, float] = {}  # a running mean of how long a request takes, by model
         r.register(_Engines(models))
 
-    def watch(self, model: str, texts: int) -> "Watch":
+    def watch(self, model: str, texts: int) -> "RequestMetrics":
         """Count one request from now on."""
-        return Watch(self, model, texts)
+        return RequestMetrics(self, model, texts)
+
+    def count(self, route: str, method: str, status: str) -> None:
+        """Count one HTTP response."""
+        self.http.labels(route, method, status).inc()
 
     def refused(self, model: str) -> None:
         """A request found no room."""
@@ -68,7 +72,7 @@ class Metrics:
         return generate_latest(self.registry)
 
 
-class Watch:
+class RequestMetrics:
     """Counts one request while its chunks go by."""
 
     def __init__(self, metrics: Metrics, model: str, texts: int) -> None:

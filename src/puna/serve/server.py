@@ -10,11 +10,9 @@ from contextlib import aclosing, contextmanager
 from time import monotonic
 from typing import TypeVar
 
-from puna.serve.auth import Keys
-from puna.serve.backend import Backend, Health, Models
-from puna.serve.errors import ApiError
+from puna.serve.backends.base import Backend, Health, Models
 from puna.serve.metrics import Metrics
-from puna.serve.protocol import (
+from puna.serve.openai.protocol import (
     ChatChunk,
     ChatRequest,
     CompletionChunk,
@@ -25,6 +23,7 @@ from puna.serve.protocol import (
 )
 from puna.serve.settings import Settings
 from puna.serve.telemetry import Tracer
+from puna.web.errors import ApiError
 
 C = TypeVar("C", ChatChunk, CompletionChunk)
 
@@ -34,7 +33,6 @@ class Server:
 
     def __init__(self, settings: Settings, models: Models) -> None:
         self.settings, self.models = settings, models
-        self.keys = Keys(settings.keys)
         self.metrics = Metrics(models)
         self.tracer = Tracer()
         self.draining = False

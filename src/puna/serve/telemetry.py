@@ -8,11 +8,11 @@ import logging
 import os
 from typing import TYPE_CHECKING, Any
 
-from puna.serve.errors import ApiError
-from puna.serve.protocol import GenerationRequest
+from puna.serve.openai.protocol import GenerationRequest
+from puna.web.errors import ApiError
 
 if TYPE_CHECKING:
-    from puna.serve.metrics import Watch
+    from puna.serve.metrics import RequestMetrics
 
 log = logging.getLogger("puna.serve")
 
@@ -28,7 +28,7 @@ class Span:
         if self._span is not None:
             self._span.set_attribute("error.type", error.code or error.type)
 
-    def end(self, watch: "Watch") -> None:
+    def end(self, watch: "RequestMetrics") -> None:
         """Add what was counted and send it."""
         if self._span is not None:
             self._span.set_attribute("gen_ai.usage.input_tokens", watch.prompt_tokens)
