@@ -69,7 +69,7 @@ def clean_plugins(monkeypatch: pytest.MonkeyPatch) -> None:
     """Files that this test includes are forgotten when it ends."""
     from puna.core import plugins
     from puna.evals.catalogue import BENCHMARKS
-    from puna.serve.plugins import BACKENDS
+    from puna.serve.backends.plugins import BACKENDS
     from puna.tasks.catalogue import TASKS
 
     monkeypatch.setattr(plugins, "_included", {})

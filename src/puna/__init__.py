@@ -28,7 +28,7 @@ _WHERE = {
     ),
     "EvalData": "puna.evals.datasets",
     "evaluate_model": "puna.evals.evaluate_model",
-    **dict.fromkeys(("Prompt", "TextBackend"), "puna.serve.text_backend"),
+    **dict.fromkeys(("Prompt", "TextBackend"), "puna.serve.backends.text"),
     **dict.fromkeys(
         (
             "DataError",
@@ -75,7 +75,7 @@ if TYPE_CHECKING:
     from puna.evals.contract import Benchmark, Choices, Item, Likelihood, MultiTurn, Score, Text, most_likely
     from puna.evals.datasets import EvalData
     from puna.evals.evaluate_model import evaluate_model
-    from puna.serve.text_backend import Prompt, TextBackend
+    from puna.serve.backends.text import Prompt, TextBackend
     from puna.tasks.contract import Problem, Task, Verdict, refused
 
 __all__ = [

@@ -10,7 +10,7 @@ from puna.cli.main import main
 from puna.core.errors import PluginError, PunaError
 from puna.core.plugins import include
 from puna.evals.catalogue import BENCHMARKS, select, suites
-from puna.serve.plugins import BACKENDS
+from puna.serve.backends.plugins import BACKENDS
 from puna.tasks.catalogue import TASKS, baseline, find
 
 TASK = """

@@ -57,7 +57,7 @@ def test_names_that_a_change_goes_into_exist() -> None:
         "_MODULES": "tasks/catalogue.py",
         "STAGES": "tune/recipe.py",
         "COMMANDS": "cli/main.py",
-        "TextBackend": "serve/text_backend.py",
+        "TextBackend": "serve/backends/text.py",
     }
     for name, path in where.items():
         assert f"`{name}`" in CONTRIBUTING

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from puna.serve.errors import ApiError
-from puna.serve.protocol import ChatRequest, CompletionRequest
-from puna.serve.text_backend import Prompt, TextBackend
+from puna.serve.backends.text import Prompt, TextBackend
+from puna.serve.openai.protocol import ChatRequest, CompletionRequest
+from puna.web.errors import ApiError
 
 
 def backend(pieces: Sequence[str], seen: list[Prompt] | None = None) -> TextBackend:

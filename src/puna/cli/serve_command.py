@@ -134,7 +134,7 @@ def run(args: argparse.Namespace) -> None:
 def _loader(backend: str) -> "Callable[[str, argparse.Namespace, Settings], Backend]":
     """What opens one model with this backend. Raises PunaError for a backend that there is not."""
     from puna.core.errors import PunaError, nearest
-    from puna.serve.plugins import BACKENDS, BUILT_IN
+    from puna.serve.backends.plugins import BACKENDS, BUILT_IN
 
     if backend == "native":
         return _load
@@ -148,7 +148,7 @@ def _loader(backend: str) -> "Callable[[str, argparse.Namespace, Settings], Back
 
 def _open(given: str, args: argparse.Namespace, settings: "Settings") -> "Backend":
     """The backend of one model that a plugin opens."""
-    from puna.serve.plugins import BACKENDS
+    from puna.serve.backends.plugins import BACKENDS
 
     name, equals, model = given.partition("=")
     return BACKENDS[args.backend](model if equals else given, name or args.backend, settings)

@@ -4,7 +4,7 @@ A plugin is a Python module with one or more of these names:
 
     TASKS = (task, ...)             values of puna.Task
     BENCHMARKS = (benchmark, ...)   values of puna.Benchmark
-    BACKENDS = {"name": factory}    see puna.serve.backend.BackendFactory
+    BACKENDS = {"name": factory}    see puna.serve.backends.base.BackendFactory
 
 It is found in one of two ways. `include` loads a file that somebody named (`--include FILE.py`): whatever is wrong with
 it is an error. An installed package names its module in an entry point of the group puna.tasks, puna.benchmarks or

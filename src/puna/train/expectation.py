@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from puna.plan.predict import Prediction
+from puna.plan.layouts.predict import Prediction
 from puna.train.objective import Objective
 from puna.train.run_state import RunState
 from puna.train.speed import expected_step

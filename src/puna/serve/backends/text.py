@@ -3,7 +3,7 @@
 The function gets a `Prompt` and the request and yields pieces of the answer. `TextBackend` does the rest of OpenAI's
 protocol: chunks, stop strings, max_tokens, the time limit, usage. Each piece counts as one token. What it cannot do
 (several answers at once, log probabilities, tools, grammars, embeddings, tokenizing) is refused with a sentence; a
-model that can do more implements `puna.serve.backend.Backend` itself.
+model that can do more implements `puna.serve.backends.base.Backend` itself.
 """
 
 import asyncio
@@ -12,9 +12,8 @@ from contextlib import aclosing
 from time import monotonic
 from typing import Any, Literal, NamedTuple, TypeVar
 
-from puna.serve.backend import Health
-from puna.serve.errors import ApiError
-from puna.serve.protocol import (
+from puna.serve.backends.base import Health
+from puna.serve.openai.protocol import (
     ChatChunk,
     ChatChunkChoice,
     ChatRequest,
@@ -35,6 +34,7 @@ from puna.serve.protocol import (
     new_id,
     now,
 )
+from puna.web.errors import ApiError
 
 R = TypeVar("R")
 

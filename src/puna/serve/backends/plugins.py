@@ -5,7 +5,7 @@ from types import ModuleType
 
 from puna.core.errors import PluginError
 from puna.core.plugins import Registry
-from puna.serve.backend import Backend
+from puna.serve.backends.base import Backend
 from puna.serve.settings import Settings
 
 BackendFactory = Callable[[str, str, Settings], Backend]
