@@ -88,7 +88,7 @@ def run(args: argparse.Namespace) -> None:
     _check_backend(args)
     listening = listen(settings)
     try:
-        # A thread that used torch keeps torch's helper threads, which take cores from the engine's own thread (a quarter
+        # A thread that used torch keeps torch's helper threads, which take cores from the engine's thread (a quarter
         # of the speed of 32 streams on two cores). So models are loaded on threads that end.
         with ThreadPoolExecutor(1) as apart:
             backends = list(apart.map(lambda name: load(name, args, settings), args.models or [""]))
