@@ -24,6 +24,7 @@ def _small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Sizes that take no time, and a folder of one's own to keep what was measured."""
     monkeypatch.setenv("PUNA_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setattr(calibrate, "FAR_OFF", math.inf)  # products this small are slow
     for name, sizes in (
         ("_BEST", ((64, 64, 64),)),
         ("_LAYERS", SMALL["layers"]),
@@ -168,3 +169,14 @@ def test_a_gpu_is_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
     assert found.attention
     assert (found.matmul_fp8_tflops is not None) == (torch.cuda.get_device_capability() >= (8, 9))
     assert this_machine().accelerator.matmul_tflops == found.matmul_tflops
+
+
+@pytest.mark.parametrize(("measured", "believed"), [(0.1, True), (0.03, True), (0.019, False), (0.6, False)])
+def test_a_measurement_five_times_off_is_not_kept(measured: float, believed: bool) -> None:
+    estimate = this_machine().accelerator.model_copy(update={"generation": "cpu", "fp32_tflops": 0.1})
+    found = Calibration(device="x", date="2026-11-30", matmul_tflops=1e-3, matmul_fp32_tflops=measured)
+    if believed:
+        calibrate.check_plausible(found, estimate)
+    else:
+        with pytest.raises(PunaError, match="was not kept"):
+            calibrate.check_plausible(found, estimate)

@@ -15,8 +15,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--bodies", type=int, default=96, help="function bodies sampled for each measurement of code")
     parser.add_argument(
-        "--tune-minutes", type=float, help="tuning time, 0 for none (default: four fifths of --minutes, at most 4)"
+        "--tune-minutes", type=float, help="tuning time, 0 for none (default: 1.2 times --minutes, at most 6)"
     )
+    parser.add_argument("--seed", type=int, default=0, help="of the data order, the demonstrations and what is sampled")
     parser.add_argument("--no-chat", action="store_true", help="do not serve the page to talk in at the end")
     parser.add_argument("--json", action="store_true", help="print what was measured as JSON on stdout")
 
@@ -33,6 +34,7 @@ def run(args: argparse.Namespace) -> None:
         observers=[LiveView()],
         bodies=args.bodies,
         tune_minutes=args.tune_minutes,
+        seed=args.seed,
     )
     if args.json:
         print_json(result)

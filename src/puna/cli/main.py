@@ -17,6 +17,7 @@ from puna.core.errors import PunaError, nearest
 COMMANDS = {
     "plan": "know what a training run takes before it starts",
     "demo": "raise a small model on this machine, from its own files to a page to talk in",
+    "doctor": "look at this machine: what can be used, what is missing, how to get it",
     "data": "build and inspect corpora",
     "tokenizer": "train and compare tokenizers",
     "train": "train a model from a recipe, or resume a run",

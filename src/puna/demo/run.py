@@ -1,31 +1,35 @@
 """The demo: from this machine's own files to a model that answers, in one command.
 
-    measure the machine -> plan -> build a corpus -> train -> measure the model -> tune -> report -> prompt
+    measure the machine -> build a corpus -> choose a model -> train -> measure the model -> tune -> report -> page
 
-The corpus is the standard library of the running Python: real code and prose that every machine has. The size of the
-model and the number of tokens follow from the measured speed and the time allowed; what was expected is said before
-and held against what came out. Every row of the comparison is shown, whoever wins it.
+The corpus is the standard library of the running Python: real code and prose that every machine has. The model and
+the number of steps follow from step times measured here and the time allowed (`demo.shapes`). What is expected is
+printed before and compared with what came out; every row of a comparison is shown, whoever wins it. An interrupted demo
+continues where it stopped (`demo.progress`), and each part keeps its time: training by changing the number of its
+steps, tuning by taking what is left.
 """
 
-import itertools
 import math
 import shutil
 import tempfile
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from puna.core.console import say
 from puna.core.errors import PunaError
 from puna.core.files import new_directory, write_json
+from puna.core.load import busy, other_load
 from puna.core.recipe import check
 from puna.core.units import format_bytes, format_count, format_seconds
 from puna.data.build import build_corpus
 from puna.data.corpus import Corpus
 from puna.data.recipe import DataRecipe
-from puna.demo.tuning import tune_demo
+from puna.demo.introduction import introduce
+from puna.demo.progress import Progress, find
+from puna.demo.shapes import SEQ_LEN, Option, Shape, choose
+from puna.demo.tuning import MAX_TOKENS, tune_demo
 from puna.engine.generate import Engine
 from puna.evals.completions import completions, function_heads
 from puna.train.recipe import Recipe
@@ -42,82 +46,13 @@ CORPUS_RECIPE = {
     "heldout": {"share": 0.06},
     "tokenizer": {"vocab_size": 4096},
 }
-
-
-@dataclass(frozen=True)
-class Size:
-    """A model for budgets of at least `flops` training FLOPs."""
-
-    flops: float
-    hidden_size: int
-    layers: int
-    heads: int
-    intermediate_size: int
-    batch: int
-
-
-# Smaller models see more tokens in the same time. Only the 256 wide one was measured (docs/log.md, 2026-11-23); the
-# others carry its proportions to slower and faster machines.
-SIZES = (
-    Size(0, 64, 2, 2, 176, 2),
-    Size(3e11, 128, 3, 4, 344, 2),
-    Size(3e12, 256, 4, 4, 688, 8),
-    Size(6e13, 320, 6, 5, 864, 8),
-    Size(5e14, 512, 8, 8, 1376, 32),
-    Size(1e16, 768, 12, 12, 2048, 64),
-)
-SEQ_LEN = 512
+VOCAB_SIZE = 4096
 NEW_TOKENS = 96  # of a sampled function body, at most
-TUNE_MINUTES = 4.0
-
-
-def plan(machine: "Machine", minutes: float, *, corpus: str, name: str) -> Recipe:
-    """The recipe that fits `minutes` of training on `machine`: model, tokens and batch from its measured speed."""
-    precision = machine.fast_precision
-    budget = minutes * 60 * machine.matmul_flops[precision]
-    size = [size for size in SIZES if budget >= size.flops][-1]
-    first = _recipe(size, steps=1, corpus=corpus, name=name)
-    step = expected_step(first, machine)
-    assert step is not None
-    return _with_steps(first, max(16, int(minutes * 60 / step.step_seconds)))
-
-
-def _with_steps(recipe: Recipe, steps: int) -> Recipe:
-    """The recipe with that many steps, and checkpoints, evaluations and samples spread over them."""
-    train = recipe.train.model_copy(update={"steps": steps})
-    log = recipe.log.model_copy(update={"eval_every": max(20, steps // 8), "sample_every": max(20, steps // 6)})
-    checkpoint = recipe.checkpoint.model_copy(update={"every": max(20, steps // 4)})
-    return recipe.model_copy(update={"train": train, "log": log, "checkpoint": checkpoint})
-
-
-def _recipe(size: Size, *, steps: int, corpus: str, name: str) -> Recipe:
-    return check(
-        Recipe,
-        {
-            "name": name,
-            "corpus": corpus,
-            "model": {
-                "vocab_size": CORPUS_RECIPE["tokenizer"]["vocab_size"],  # type: ignore[index]
-                "hidden_size": size.hidden_size,
-                "intermediate_size": size.intermediate_size,
-                "num_hidden_layers": size.layers,
-                "num_attention_heads": size.heads,
-                "num_key_value_heads": size.heads,
-                "max_position_embeddings": 1024,
-            },
-            "train": {"steps": steps, "seq_len": SEQ_LEN, "batch": size.batch, "init": "induction", "grad_clip": 0.0},
-            "optimizer": {
-                "matrix_lr": 0.02,
-                "embedding_lr": 0.005,
-                "head_lr": 0.001,
-                "lr": 0.001,
-                "betas": (0.8, 0.95),
-            },
-            "schedule": {"kind": "wsd", "warmup": 0.02, "decay": 0.65},
-            "log": {"every": 10, "eval_bytes": 60_000},
-        },
-        "the demo's recipe",
-    )
+TUNE_MINUTES = 6.0
+OTHER_SECONDS = 180.0
+"""All but training and tuning: corpus, step times, sampled bodies, compressors (two cores with AVX2, 2026-11-30)."""
+MOST_TUNING, LEAST_TUNING = 1.1, 0.5
+"""Of tuning's time: it gets what the parts before it have left of the demo's, within these bounds."""
 
 
 def run_demo(
@@ -127,155 +62,328 @@ def run_demo(
     observers: Sequence[Callable[[dict[str, Any]], None]] = (),
     bodies: int = 96,
     tune_minutes: float | None = None,
+    seed: int = 0,
 ) -> dict[str, Any]:
     """Go the whole way; returns what was measured and where everything lies.
 
-    minutes: of training. folder: `corpora/`, `runs/` and `models/` are made in it. bodies: function bodies sampled for
-    each of the three measurements of code. tune_minutes: of tuning, measuring included; None: four fifths of
-    `minutes`, at most 4; 0: none.
-    Raises PunaError when the machine is too small or the run was interrupted (it can be resumed).
+    minutes: of training. folder: `corpora/`, `runs/` and `models/` are made in it; an unfinished demo with the same
+    settings that is found there is continued. bodies: function bodies sampled for each of the three measurements of
+    code. tune_minutes: of tuning, measuring included; None: 1.2 times `minutes`, at most 6; 0: none. seed: of the data
+    order, the demonstrations and what is sampled.
+    Raises PunaError when the machine is too small, or the run was interrupted (the same call continues it).
     """
-    from puna.evals.compressors import compressors
-    from puna.train.machine import measure
-    from puna.train.report import write_report
-    from puna.train.trainer import train
-
     if minutes <= 0:
         raise PunaError(f"minutes = {minutes:g} is not a time to train for.", "Give a number above 0, for example 5.")
-    begin = time.perf_counter()
-    _heading(1, "This machine")
-    machine = measure()
-    _say_machine(machine)
+    tune_minutes = min(TUNE_MINUTES, 1.2 * minutes) if tune_minutes is None else tune_minutes
+    settings = {"minutes": minutes, "tune_minutes": tune_minutes, "bodies": bodies, "seed": seed}
+    progress, begun = find(folder / "runs", settings)
+    return Demo(folder, progress, observers).run(begun)
 
-    _heading(2, "A corpus: the standard library of this Python")
-    corpus_dir = folder / "corpora" / "demo"
-    corpus = _corpus(corpus_dir)
 
-    _heading(3, "A plan for the time allowed")
-    run_dir = _free_run(folder / "runs")
-    recipe = _timed(plan(machine, minutes, corpus=str(corpus_dir), name=run_dir.name), minutes, machine)
-    _say_plan(recipe, minutes)
+class Demo:
+    """One demo: the parts in order, each of which writes its result down and is skipped when it is there."""
 
-    _heading(4, "Training")
-    code = CodeMeasure(corpus, bodies)
-    total = recipe.total_steps
-    hooks = {0: code.at("at initialisation"), total // 2: code.at("half-way"), total: code.at("at the end")}
-    event = train(recipe, run_dir, observers=observers, hooks=hooks, machine=machine)
-    if event["kind"] != "end":
-        raise PunaError(event["detail"][0].upper() + event["detail"][1:] + ".")
+    def __init__(self, folder: Path, progress: Progress, observers: Sequence[Callable[[dict[str, Any]], None]]) -> None:
+        self.folder, self.progress, self.observers = folder, progress, observers
+        self.run_dir = progress.run_dir
+        self.minutes: float = progress.settings["minutes"]
+        self.tune_seconds: float = 60 * progress.settings["tune_minutes"]
+        self.promised = 60 * self.minutes + self.tune_seconds + OTHER_SECONDS
+        self._machine: Machine | None = None
 
-    _heading(5, "Beside compressors, on the same held-out files")
-    rows = [
-        {
-            "name": "this model",
-            "value": event["bits_per_byte"],
-            "interval": event["interval"],
-            "note": _window_note(recipe),
-        },
-        {
-            "name": "its first weights",
-            "value": code.first_bits_per_byte,
-            "note": "counted from the corpus, no step made",
-        },
-        *compressors(corpus),
-    ]
-    evaluation = {"bits_per_byte": rows, "completions": code.results, "samples": code.samples}
-    write_json(run_dir / "evaluation.json", evaluation)
-    report = write_report(run_dir)
-    model_dir = _publish(run_dir / "model", folder / "models" / "demo")
-    abilities: list[dict[str, Any]] = []
-    tune_minutes = min(TUNE_MINUTES, 0.8 * minutes) if tune_minutes is None else tune_minutes
-    if tune_minutes > 0:
-        _heading(6, f"Tuning, about {format_seconds(tune_minutes * 60)}: code, reasoning, planning")
-        base = _publish(run_dir / "model", folder / "models" / "demo-base")
-        tune_dir = run_dir / "tune"
-        pace = 1 + (event["over_prediction"]["step_seconds"] or 0.0)  # what was measured first may have been disturbed
-        abilities = tune_demo(
-            base, tune_dir, seconds=tune_minutes * 60, machine=machine, pace=pace, observers=observers
+    @property
+    def machine(self) -> "Machine":
+        """This machine, measured when it is first asked for."""
+        from puna.train.machine import measure
+
+        self._machine = self._machine or measure()
+        return self._machine
+
+    def run(self, begun: bool) -> dict[str, Any]:
+        """All parts; what came of them."""
+        if begun:
+            done = ", ".join(name for name in self.progress.done) or "nothing yet"
+            say(f"Continuing the demo in {self.run_dir} (finished: {done}).")
+        self._say_promise()
+        _heading(1, "This machine")
+        _say_machine(self.machine)
+        _heading(2, "A corpus: the standard library of this Python")
+        corpus_dir = self.folder / "corpora" / "demo"
+        corpus = _corpus(corpus_dir)
+        _heading(3, "A model for the time allowed")
+        recipe = self._recipe(corpus, corpus_dir)
+        _heading(4, "Training")
+        event = self._train(recipe, corpus)
+        _heading(5, "Next to compressors, on the same held-out files")
+        evaluation = self._compare(recipe, corpus, event)
+        report, model = self._publish(self.run_dir / "model", "demo")
+        abilities: list[dict[str, Any]] = []
+        if self.tune_seconds:
+            abilities = self._tune(event)
+            write_json(self.run_dir / "evaluation.json", {**evaluation, "abilities": abilities})
+            report, model = self._publish(self.run_dir / "tune" / "model", "demo")
+            introduce(model, self.run_dir / "model", abilities, max_tokens=MAX_TOKENS)
+        self.progress.keep("end", {"seconds": self.progress.seconds, "promised": self.promised})
+        return {
+            "bits_per_byte": evaluation["bits_per_byte"],
+            "completions": evaluation["completions"],
+            "tokens": event["tokens"],
+            "tokens_per_second": event["tokens_per_second"],
+            "training_seconds": event["seconds"],
+            "over_prediction": event["over_prediction"],
+            "chosen": self.progress.done["recipe"]["options"],
+            "abilities": abilities,
+            "seconds": self.progress.seconds,
+            "promised_seconds": self.promised,
+            "run": str(self.run_dir),
+            "model": str(model),
+            "report": str(report),
+        }
+
+    # -- parts -------------------------------------------------------------------------------------------------------
+
+    def _recipe(self, corpus: Corpus, corpus_dir: Path) -> Recipe:
+        """The recipe that promises the fewest bits per byte, from step times measured here."""
+        done = self.progress.done
+        if "recipe" not in done:
+            options = self._options(corpus, corpus_dir)
+            best, seconds = options[0], 60 * self.minutes
+            if best.steps * best.step_seconds < 0.8 * seconds:  # passes over the corpus end it, not the time
+                seconds = 0.0
+            recipe = self._draft(best.shape, best.rows, corpus_dir, steps=best.steps, seconds=seconds)
+            shown = [_plain(option) for option in options]
+            self.progress.keep("recipe", {"recipe": recipe.model_dump(mode="json"), "options": shown})
+        recipe = check(Recipe, done["recipe"]["recipe"], "the demo's recipe")
+        _say_plan(recipe, done["recipe"]["options"], self.minutes)
+        return recipe
+
+    def _options(self, corpus: Corpus, corpus_dir: Path) -> list[Option]:
+        machine, seconds = self.machine, 60 * self.minutes
+
+        def starting(shape: Shape) -> float:
+            return bigram_flops(self._draft(shape, 8, corpus_dir).model) / (0.7 * machine.matmul_flops["fp32"])
+
+        def estimate(shape: Shape, rows: int) -> float:
+            step = expected_step(self._draft(shape, rows, corpus_dir), machine)
+            assert step is not None
+            return step.step_seconds
+
+        def measure(shape: Shape, rows: int) -> float:
+            from puna.train.trainer import step_seconds
+
+            with tempfile.TemporaryDirectory(prefix="puna-") as scratch:
+                took = min(6.0, 0.1 * seconds)
+                step = step_seconds(self._draft(shape, rows, corpus_dir), Path(scratch), machine=machine, seconds=took)
+            say(f"{shape.layers} layers, {shape.hidden_size} wide: {step:.3g} s a step ({rows} x {SEQ_LEN} tokens)")
+            return step
+
+        options = choose(
+            seconds, corpus_tokens=corpus.num_tokens(), starting=starting, estimate=estimate, measure=measure
         )
-        write_json(run_dir / "evaluation.json", {**evaluation, "abilities": abilities})
-        report = write_report(run_dir)
-        model_dir = _publish(tune_dir / "model", model_dir)
-    return {
-        "bits_per_byte": rows,
-        "completions": code.results,
-        "tokens": event["tokens"],
-        "tokens_per_second": event["tokens_per_second"],
-        "training_seconds": event["seconds"],
-        "abilities": abilities,
-        "seconds": time.perf_counter() - begin,
-        "run": str(run_dir),
-        "model": str(model_dir),
-        "report": str(report),
-    }
+        best = options[0]
+        if best.steps < 8:
+            first = starting(best.shape)
+            raise PunaError(
+                f"One step takes {format_seconds(best.step_seconds)} here and the first weights "
+                f"{format_seconds(first)}: too slow to train in {self.minutes:g} minutes.",
+                f"Allow at least minutes={math.ceil((first + 16 * best.step_seconds) / 6) / 10:g}.",
+            )
+        return options
+
+    def _draft(self, shape: Shape, rows: int, corpus_dir: Path, *, steps: int = 1, seconds: float = 0.0) -> Recipe:
+        seed = self.progress.settings["seed"]
+        name = self.run_dir.name
+        return demo_recipe(shape, rows, corpus=str(corpus_dir), name=name, steps=steps, seconds=seconds, seed=seed)
+
+    def _train(self, recipe: Recipe, corpus: Corpus) -> dict[str, Any]:
+        """The run's last event."""
+        from puna.train.trainer import train
+
+        done = self.progress.done
+        if "training" not in done:
+            code = CodeMeasure(corpus, self.progress)
+            event = train(
+                recipe,
+                self.run_dir,
+                resume=any((self.run_dir / "checkpoints").glob("step-*")),
+                observers=self.observers,
+                hooks={
+                    0.0: code.at("at initialisation"),
+                    0.5: code.at("half-way"),
+                    1.0: code.at("at the end"),
+                },
+                machine=self.machine,
+            )
+            _end(event)
+            self.progress.keep("training", event)
+        event = done["training"]
+        if promised := recipe.schedule.seconds:
+            took, over = event["seconds"], f"{event['seconds'] / promised - 1:+.0%}".replace("-", "−")
+            say(f"Training took {format_seconds(took)} of the promised {format_seconds(promised)} ({over}).")
+        return dict(event)
+
+    def _compare(self, recipe: Recipe, corpus: Corpus, event: dict[str, Any]) -> dict[str, Any]:
+        """Bits per byte next to compressors, and code that parses; written for the report."""
+        from puna.evals.compressors import compressors
+
+        done = self.progress.done
+        if "compressors" not in done:
+            self.progress.keep("compressors", compressors(corpus))
+        model = {"name": "this model", "value": event["bits_per_byte"], "interval": event["interval"]}
+        first = {"name": "its first weights", "value": done["code"]["first_bits_per_byte"]}
+        rows = [
+            {**model, "note": _window_note(recipe)},
+            {**first, "note": "counted from the corpus, no step made"},
+            *done["compressors"],
+        ]
+        code = done["code"]
+        evaluation = {"bits_per_byte": rows, "completions": code["results"], "samples": code["samples"]}
+        write_json(self.run_dir / "evaluation.json", evaluation)
+        return evaluation
+
+    def _tune(self, event: dict[str, Any]) -> list[dict[str, Any]]:
+        """Three abilities at four stages, tuned in what is left of the time."""
+        done = self.progress.done
+        if "abilities" not in done:
+            if "tuning" not in done:
+                left = self.promised - self.progress.seconds
+                seconds = min(MOST_TUNING * self.tune_seconds, max(LEAST_TUNING * self.tune_seconds, left))
+                self.progress.keep("tuning", {"seconds": seconds})
+            seconds = done["tuning"]["seconds"]
+            _heading(6, f"Tuning, about {format_seconds(seconds)}: code, reasoning, planning")
+            _, base = self._publish(self.run_dir / "model", "demo-base")
+            abilities = tune_demo(
+                base,
+                self.run_dir / "tune",
+                seconds=seconds,
+                machine=self.machine,
+                pace=1 + (event["over_prediction"]["step_seconds"] or 0.0),
+                seed=self.progress.settings["seed"],
+                observers=self.observers,
+            )
+            self.progress.keep("abilities", abilities)
+        return list(done["abilities"])
+
+    def _publish(self, trained: Path, name: str) -> tuple[Path, Path]:
+        """The report, drawn anew, and a copy of the model where the next command expects it, over an earlier demo's."""
+        from puna.train.report import write_report
+
+        model = self.folder / "models" / name
+        with new_directory(model, replace=True) as place:
+            shutil.copytree(trained, place, dirs_exist_ok=True)
+        return write_report(self.run_dir), model
+
+    def _say_promise(self) -> None:
+        left = max(0.0, self.promised - self.progress.seconds)
+        done = datetime.now().astimezone() + timedelta(seconds=left)
+        say(f"About {format_seconds(left)} in all, until {done:%H:%M}.")
 
 
 class CodeMeasure:
     """Code ability over the run: bodies sampled for the same held-out function heads, and how many of them parse."""
 
-    def __init__(self, corpus: Corpus, bodies: int) -> None:
-        self.corpus = corpus
-        self.heads = function_heads(corpus, limit=bodies)
-        self.results: list[dict[str, Any]] = []
-        self.samples: list[dict[str, Any]] = []
-        self.first_bits_per_byte: float | None = None
+    def __init__(self, corpus: Corpus, progress: Progress) -> None:
+        self.corpus, self.progress = corpus, progress
+        self.heads = function_heads(corpus, limit=progress.settings["bodies"])
+        self.found: dict[str, Any] = progress.done.get(
+            "code", {"results": [], "samples": [], "first_bits_per_byte": None}
+        )
 
     def at(self, label: str) -> Callable[["Trainer"], None]:
-        """A hook for the trainer that measures the weights of that moment."""
+        """A hook for the trainer that measures the weights of that moment, once."""
 
         def measure(trainer: "Trainer") -> None:
+            if any(result["label"] == label for result in self.found["results"]):
+                return
             engine = Engine(trainer.model, self.corpus.tokenizer, decode_buckets=False)
             with trainer.uncompiled():
-                found = completions(engine, self.heads, max_tokens=NEW_TOKENS, context_tokens=SEQ_LEN - NEW_TOKENS)
+                counted = completions(engine, self.heads, max_tokens=NEW_TOKENS, context_tokens=SEQ_LEN - NEW_TOKENS)
             if trainer.step == 0:
-                self.first_bits_per_byte = trainer.evaluate()["bits_per_byte"]
-            samples = found.pop("samples")
-            self.results.append({"step": trainer.step, "label": label, **found})
-            for sample in samples[:2]:
-                self.samples.append({"step": trainer.step, "prompt": sample["prompt"][-160:], "text": sample["text"]})
-            say(f"function bodies that parse, {label}: {found['parsed']} of {found['sampled']}")
+                self.found["first_bits_per_byte"] = trainer.evaluate()["bits_per_byte"]
+            samples = counted.pop("samples")
+            self.found["results"].append({"step": trainer.step, "label": label, **counted})
+            self.found["samples"] += [
+                {"step": trainer.step, "prompt": sample["prompt"][-160:], "text": sample["text"]}
+                for sample in samples[:2]
+            ]
+            self.progress.keep("code", self.found)
+            say(f"function bodies that parse, {label}: {counted['parsed']} of {counted['sampled']}")
 
         return measure
 
 
-def _timed(recipe: Recipe, minutes: float, machine: "Machine") -> Recipe:
-    """The recipe with as many steps as the time allows, after measuring a few."""
-    from puna.train.trainer import step_seconds
+def demo_recipe(
+    shape: Shape, rows: int, *, corpus: str, name: str, steps: int = 1, seconds: float = 0.0, seed: int = 0
+) -> Recipe:
+    """The demo's recipe for a shape. seconds: of training, promised; 0: none."""
+    return check(
+        Recipe,
+        {
+            "name": name,
+            "corpus": corpus,
+            "model": {
+                "vocab_size": VOCAB_SIZE,
+                "hidden_size": shape.hidden_size,
+                "intermediate_size": shape.intermediate_size,
+                "num_hidden_layers": shape.layers,
+                "num_attention_heads": shape.heads,
+                "num_key_value_heads": shape.heads,
+                "max_position_embeddings": 1024,
+            },
+            "train": {
+                "steps": steps,
+                "seq_len": SEQ_LEN,
+                "batch": rows,
+                "init": "induction",
+                "grad_clip": 0.0,
+                "seed": seed,
+            },
+            "optimizer": {
+                "matrix_lr": 0.02,
+                "embedding_lr": 0.005,
+                "head_lr": 0.001,
+                "lr": 0.001,
+                "betas": (0.8, 0.95),
+            },
+            "schedule": {"kind": "wsd", "warmup": 0.02, "decay": 0.65, "seconds": seconds},
+            "log": {
+                "every": max(1, min(10, steps // 12)),
+                "eval_bytes": 60_000,
+                "eval_every": max(20, steps // 8),
+                "sample_every": max(20, steps // 6),
+            },
+            "checkpoint": {"every": max(20, steps // 4)},
+        },
+        "the demo's recipe",
+    )
 
-    with tempfile.TemporaryDirectory(prefix="puna-") as scratch:
-        seconds = step_seconds(recipe, Path(scratch), machine=machine, seconds=min(10.0, minutes * 12))
-    start = bigram_flops(recipe.model) / (0.7 * machine.matmul_flops["fp32"])
-    steps = int((minutes * 60 - start) / seconds)
-    if steps < 8:
-        raise PunaError(
-            f"One step takes {format_seconds(seconds)} here and the first weights {format_seconds(start)}: too slow to "
-            f"train in {minutes:g} minutes.",
-            f"Allow at least minutes={math.ceil((start + 16 * seconds) / 6) / 10:g}.",
-        )
-    return _with_steps(recipe, steps)
+
+def _end(event: dict[str, Any]) -> None:
+    """Raise PunaError when a run did not come to its end."""
+    if event["kind"] != "end":
+        detail = event["detail"].partition(";")[0]
+        raise PunaError(f"{detail[0].upper()}{detail[1:]}.", "The same command continues from there.")
 
 
 def _corpus(directory: Path) -> Corpus:
-    """The demo's corpus: the one that lies there when it was made by this Python, else a new one."""
+    """The demo's corpus: the one that is there already, else a new one."""
     if (directory / "manifest.json").is_file():
         corpus = Corpus.open(directory)
-        say(f"{directory} is there already ({format_count(corpus.num_tokens())} tokens); remove it to build it anew.")
+        say(f"{directory} is there already ({format_count(corpus.num_tokens())} tokens); remove it to build it again.")
         return corpus
     build_corpus(check(DataRecipe, CORPUS_RECIPE, "the demo's corpus"), directory)
     return Corpus.open(directory)
 
 
-def _free_run(runs: Path) -> Path:
-    """runs/demo, or the first of demo-2, demo-3, ... that is free: nothing of an earlier demo is lost."""
-    names = itertools.chain(("demo",), (f"demo-{i}" for i in itertools.count(2)))
-    return next(runs / name for name in names if not (runs / name).exists())
-
-
-def _publish(trained: Path, model: Path) -> Path:
-    """Put a copy of the trained model where the next command expects it; an earlier demo's model is replaced."""
-    with new_directory(model, replace=True) as place:
-        shutil.copytree(trained, place, dirs_exist_ok=True)
-    return model
+def _plain(option: Option) -> dict[str, Any]:
+    return {
+        "hidden_size": option.shape.hidden_size,
+        "layers": option.shape.layers,
+        "rows": option.rows,
+        "step_seconds": option.step_seconds,
+        "steps": option.steps,
+        "bits_per_byte": option.bits_per_byte,
+    }
 
 
 def _heading(number: int, text: str) -> None:
@@ -287,13 +395,18 @@ def _say_machine(machine: "Machine") -> None:
     compiler = "torch.compile has a compiler" if machine.has_compiler else "no compiler: blocks run eagerly"
     say(f"{machine.name}, {machine.cores} cores, {format_bytes(machine.memory_bytes)} free; {compiler}")
     say(f"matrix products: {rates}")
+    warning = busy(other_load(), machine.cores) if machine.device == "cpu" else ""
+    if warning:
+        say(f"[yellow]{warning}[/yellow]")
 
 
-def _say_plan(recipe: Recipe, minutes: float) -> None:
-    model, tokens = recipe.model, recipe.total_steps * recipe.tokens_per_step
+def _say_plan(recipe: Recipe, options: Sequence[dict[str, Any]], minutes: float) -> None:
+    model, tokens, best = recipe.model, recipe.total_steps * recipe.tokens_per_step, options[0]
     size, step = format_count(model.num_parameters()), f"{recipe.tokens_per_step:,} tokens"
     say(f"{model.num_hidden_layers} layers, {model.hidden_size} wide: {size} parameters")
     say(f"{recipe.total_steps:,} steps of {step}, {format_count(tokens)} in all, in {format_seconds(minutes * 60)}")
+    others = ", ".join(f"{one['bits_per_byte']:.2f} with {one['layers']} x {one['hidden_size']}" for one in options[1:])
+    say(f"expected: {best['bits_per_byte']:.2f} bits per byte" + (f" ({others})" if others else ""))
 
 
 def _window_note(recipe: Recipe) -> str:

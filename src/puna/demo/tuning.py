@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from puna.core.console import say
 from puna.core.errors import PunaError
-from puna.core.recipe import check
+from puna.core.recipe import check, load
 
 if TYPE_CHECKING:
     from puna.train.machine import Machine
@@ -53,7 +53,7 @@ STAGES = {
 SFT_STEPS = 32
 """Enough to know the demonstrations by heart. After many more the model is so sure of itself that its answers to one
 problem are all alike, and reinforcement has nothing to choose from."""
-SFT_SHARE, MEASURE_SHARE = 0.2, 0.16
+SFT_SHARE, MEASURE_SHARE = 0.2, 0.18
 """Of the time: SFT at most, and measuring. RL and its control halve the rest."""
 PROBLEMS, SAMPLES, MAX_TOKENS = 120, 4, 36
 SFT_BATCH, RL_BATCH, ANSWERS = 6, 16, 8
@@ -69,12 +69,13 @@ def tune_demo(
     seconds: float,
     machine: "Machine",
     pace: float = 1.0,
+    seed: int = 0,
     observers: Sequence[Callable[[dict[str, Any]], None]] = (),
 ) -> list[dict[str, Any]]:
     """Tune the demo's model for about so many seconds, all measuring included; the end is run_dir/model.
 
-    pace: what a step takes, over what is predicted for it. Returns rows for `train.abilities`. Raises PunaError when it
-    was interrupted (`puna tune all --resume` goes on).
+    pace: what a step takes, over what is predicted for it. Returns rows for `train.abilities`. What an interrupted call
+    left in run_dir is continued. Raises PunaError when it was interrupted.
     """
     from puna.tasks.catalogue import baseline, find
     from puna.tune.way.recipe import AllRecipe
@@ -83,6 +84,7 @@ def tune_demo(
 
     chosen = _possible(ABILITIES)
     sft_steps, rl_steps = _steps(seconds, pace * _step_seconds(model, machine))
+    stage_seconds = (1 - MEASURE_SHARE - SFT_SHARE / 2) * seconds / 2
     problems = max(12, min(PROBLEMS, int(seconds / 2)))
     tree = {
         "stage": "all",
@@ -95,35 +97,44 @@ def tune_demo(
             "samples": SAMPLES,
             "max_tokens": MAX_TOKENS,
         },
-        **sections(chosen, sft_steps=sft_steps, rl_steps=rl_steps),
+        **sections(chosen, sft_steps=sft_steps, rl_steps=rl_steps, rl_seconds=stage_seconds, seed=seed),
     }
+    if (run_dir / "recipe.toml").exists():
+        tree = load(AllRecipe, run_dir / "recipe.toml").value.model_dump(mode="json")
     event = run(check(AllRecipe, tree, "the demo's tuning"), run_dir, observers=observers, machine=machine)
     if event["kind"] != "end":
-        raise PunaError(event["detail"][0].upper() + event["detail"][1:] + ".")
+        detail = event["detail"].partition(";")[0]
+        raise PunaError(f"{detail[0].upper()}{detail[1:]}.", "The same command continues from there.")
     rows = ability_rows(run_dir)
     for row, one in zip(rows, chosen, strict=True):
         row |= {"ability": one.name, "about": find(one.task).levels[one.level - 1]}
+        row["kept"] = STAGES.get(Path(event["model"]).parent.name, STAGES["before"])
         row["constant"] = baseline(one.task, one.level).score
         for stage in row["stages"]:
             stage["stage"] = STAGES[stage["stage"]]
     return rows
 
 
-def sections(abilities: Sequence[Ability] = ABILITIES, *, sft_steps: int, rl_steps: int) -> dict[str, dict[str, Any]]:
-    """The recipes of both stages, "sft" and "rl", less the model that they start from."""
+def sections(
+    abilities: Sequence[Ability] = ABILITIES, *, sft_steps: int, rl_steps: int, rl_seconds: float = 0.0, seed: int = 0
+) -> dict[str, dict[str, Any]]:
+    """The recipes of both stages, "sft" and "rl", less the model that they start from.
+
+    rl_seconds: of reinforcement, promised; 0: none. seed: of both stages.
+    """
     tasks = [{"name": one.task, "levels": [one.level]} for one in abilities]
     shown = [{"count": one.demonstrations, "share": one.often * one.demonstrations} for one in abilities]
     return {
         "sft": {
-            "train": {"steps": sft_steps, "batch": SFT_BATCH, "seq_len": SFT_LEN},
+            "train": {"steps": sft_steps, "batch": SFT_BATCH, "seq_len": SFT_LEN, "seed": seed},
             "optimizer": _muon(matrices=0.01, tables=1e-3),
             "data": {"tasks": [task | count for task, count in zip(tasks, shown, strict=True)]},
         },
         "rl": {
             "tasks": [{**task, "share": one.share} for task, one in zip(tasks, abilities, strict=True)],
-            "train": {"steps": rl_steps, "batch": RL_BATCH, "seq_len": RL_LEN, "final": "last"},
+            "train": {"steps": rl_steps, "batch": RL_BATCH, "seq_len": RL_LEN, "final": "last", "seed": seed},
             "optimizer": _muon(matrices=2e-3, tables=3e-4),
-            "schedule": {"warmup": 0.1, "decay": 0.3},
+            "schedule": {"warmup": 0.1, "decay": 0.3, "seconds": rl_seconds},
             "rollout": {"samples": ANSWERS, "max_tokens": MAX_TOKENS},
             # A demo too short to learn much still shows all its stages.
             "curriculum": {"refill": 1, "min_pass": 0.0},

@@ -6,6 +6,7 @@ signature is asked instead of the version.
 """
 
 import inspect
+import os
 from functools import lru_cache
 
 import torch
@@ -33,7 +34,13 @@ def has_compiled_flex() -> bool:
 
 @lru_cache(maxsize=1)
 def multiplies_bfloat16() -> bool:
-    """Whether this CPU has instructions for products of bfloat16, which then beat those of float32."""
+    """Whether products of bfloat16 run on instructions of this CPU's own, and then beat those of float32.
+
+    ONEDNN_MAX_CPU_ISA, which holds oneDNN to fewer instructions, counts: without a word for bf16 in it there are none.
+    """
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper()
+    if limit and limit != "DEFAULT" and not any(word in limit for word in ("BF16", "FP16", "AMX")):
+        return False
     asked = (getattr(torch.cpu, f"_is_{name}_supported", None) for name in ("avx512_bf16", "amx_tile"))
     return any(supported() for supported in asked if supported is not None)
 

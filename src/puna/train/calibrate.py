@@ -12,9 +12,15 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
-from puna.plan.machine import AttentionRate, Calibration, LossRate, device_here, write_calibration
+from puna.core.errors import PunaError
+from puna.core.load import busy, other_load
+from puna.plan.hardware import Accelerator
+from puna.plan.machine import AttentionRate, Calibration, LossRate, accelerator_here, device_here, write_calibration
 from puna.train.collectives import collective_rates
-from puna.train.machine import best_device
+from puna.train.machine import best_device, cores
+
+FAR_OFF = 5
+"""Times faster or slower than the estimate at which a measurement is taken for a disturbed one."""
 
 # Products (rows, inputs, outputs) whose best counts as the device's peak. Squares show what it can reach; the long,
 # narrow ones are what a small Llama's feed-forward asks for.
@@ -65,7 +71,7 @@ def calibrate(device: str | None = None, *, quick: bool = False) -> Calibration:
     """Measure `device` ("cpu", "cuda", "mps"; None: the best there is) and keep what was found for plans to come.
 
     Takes about a minute, quick some seconds. Shows its progress; Ctrl-C leaves what was kept before.
-    Raises PunaError when the result cannot be written, or processes that measure collectives fail.
+    Raises PunaError when the result cannot be believed or written, or processes that measure collectives fail.
     """
     from puna.core.console import progress
 
@@ -79,8 +85,26 @@ def calibrate(device: str | None = None, *, quick: bool = False) -> Calibration:
         found = _measure(device, quick, show)
         bar.update(task, description="measuring collectives")
         found = found.model_copy(update=collective_rates(device, quick=quick))
+    check_plausible(found, accelerator_here(device))
     write_calibration(found)
     return found
+
+
+def check_plausible(found: Calibration, estimate: Accelerator) -> None:
+    """Raise PunaError when products are five times faster or slower than the estimate: no calibration to keep.
+
+    On a CPU products in fp32 are compared: how fast those in bf16 are differs more between processors than that.
+    """
+    kind, measured, expected = "bf16", found.matmul_tflops, estimate.bf16_tflops
+    if estimate.generation == "cpu":
+        kind, measured, expected = "fp32", found.matmul_fp32_tflops, estimate.fp32_tflops or 0.0
+    if not measured or not expected or 1 / FAR_OFF <= measured / expected <= FAR_OFF:
+        return
+    raise PunaError(
+        f"Products in {kind} reach {measured * 1e3:,.0f} GFLOP/s here, but {expected * 1e3:,.0f} were estimated: more "
+        f"than {FAR_OFF} times off, so this measurement was not kept.",
+        busy(other_load(), cores()) or "Run `puna plan calibrate` again when nothing else runs on this machine.",
+    )
 
 
 def quick_rates(device: str) -> Calibration:

@@ -71,7 +71,8 @@ def resumed_run(run_dir: Path, overrides: Sequence[str], *, first: bool = True) 
                 "Leave that override out, or start a new run with it.",
             )
     reached = max(_checkpoint_steps(run_dir), default=0)
-    if after.total_steps < reached:
+    promised = after.schedule.seconds and after.total_steps == before.total_steps  # the run may have added steps
+    if after.total_steps < reached and not promised:
         raise PunaError(
             f"{run_dir} has a checkpoint of step {reached} already, beyond the {after.total_steps} steps asked for.",
             f"Give train.steps of at least {reached}, or start a new run.",

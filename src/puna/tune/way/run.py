@@ -177,7 +177,7 @@ class Way:
         if control and self.recipe.control and steps:
             # At the rate of `again`: the first stage's would undo some of what the weights know.
             more = _merged(self._seeded(self.recipe.sft, 7), self.recipe.again)
-            more = _merged(more, {"train": {"steps": steps}})
+            more = _merged(more, {"train": {"steps": steps}, "schedule": {"seconds": entry["seconds"]}})
             other = self._made(f"{name}-control", "sft", parent, more)
             self._measured(f"{name}-control", other)
         before = self._rows_of(parent)

@@ -2,8 +2,11 @@
 
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -13,7 +16,8 @@ from puna.core.errors import PunaError
 from puna.core.recipe import check, load
 from puna.data.recipe import DataRecipe
 from puna.demo import tuning
-from puna.demo.run import CORPUS_RECIPE, SIZES, plan
+from puna.demo.progress import find
+from puna.demo.run import CORPUS_RECIPE, OTHER_SECONDS
 from puna.demo.tuning import STAGES
 from puna.engine.generate import SamplingParams, load_engine
 from puna.train.machine import Machine
@@ -21,7 +25,7 @@ from puna.train.metrics import read_metrics
 from puna.train.recipe import Recipe
 from puna.train.trainer import train
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 # Measured by nobody: a run that is counted in steps needs no rates.
 MACHINE = Machine("cpu", "test", 1, 8 << 30, {"fp32": 1e11, "bf16": 1e11}, False)
 
@@ -41,6 +45,7 @@ def test_says_what_it_expects_and_shows_every_row(demo):
     _, result, said = demo
     assert "GFLOP/s" in said
     assert "steps of" in said
+    assert "expected: " in said
     names = [row["name"] for row in result["bits_per_byte"]]
     assert names[0] == "this model"
     assert {"gzip -9", "xz -9"} <= set(names)
@@ -125,19 +130,17 @@ def test_the_model_directory_opens_in_transformers_with_the_same_logits_tokens_a
 
 def test_a_second_demo_keeps_the_first_run(demo):
     folder, _, _ = demo
-    from puna.demo.run import _free_run
+    settings = json.loads((folder / "runs/demo/demo.json").read_text(encoding="utf-8"))["settings"]
+    progress, begun = find(folder / "runs", settings)
+    assert progress.run_dir.name == "demo-2"
+    assert not begun
 
-    assert _free_run(folder / "runs").name == "demo-2"
 
-
-@pytest.mark.parametrize("rate", [2e9, 1e11, 4e11, 5e13, 8e14])
-def test_the_plan_grows_with_the_machine_and_spends_the_time_allowed(rate):
-    machine = Machine("cpu", "test", 2, 2**34, {"fp32": rate, "bf16": rate / 50}, has_compiler=True)
-    recipe = plan(machine, 5, corpus="corpora/x", name="x")
-    assert recipe.total_steps >= 16
-    sizes = [size.hidden_size for size in SIZES]
-    assert recipe.model.hidden_size in sizes
-    assert sizes == sorted(sizes)
+def test_promises_a_time_and_says_what_it_took(demo):
+    _, result, said = demo
+    assert "in all, until" in said
+    assert "of the promised 1 min 0 s" in said
+    assert result["promised_seconds"] == pytest.approx(60 + 0.3 * 60 + OTHER_SECONDS)
 
 
 def test_the_demo_s_corpus_is_the_one_of_its_recipe_file():
@@ -165,3 +168,42 @@ def test_a_machine_that_is_faster_than_predicted_gets_more_steps(monkeypatch, tm
         with pytest.raises(PunaError, match="Enough"):
             tuning.tune_demo(tmp_path, tmp_path, seconds=240, machine=None, pace=pace)
     assert asked[1] > 1.8 * asked[0]
+
+
+def test_a_demo_that_was_killed_continues_where_it_was(demo, tmp_path) -> None:
+    """Killed in training, then interrupted in tuning: the same command continues, and nothing is done twice."""
+    folder, _, _ = demo
+    shutil.copytree(folder / "corpora", tmp_path / "corpora")
+    command = [sys.executable, "-m", "puna", "demo", "--minutes", "0.4", "--no-chat", "--json", "--bodies", "4"]
+    command += ["--tune-minutes", "0.4"]
+
+    def start(until: Path | None, signalled: signal.Signals) -> subprocess.CompletedProcess[str]:
+        with subprocess.Popen(
+            command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        ) as process:
+            while until is not None and not until.exists() and process.poll() is None:
+                time.sleep(0.05)
+            if until is not None:
+                process.send_signal(signalled)
+            out, err = process.communicate(timeout=900)
+        return subprocess.CompletedProcess(command, process.returncode, out, err)
+
+    run = tmp_path / "runs/demo"
+    killed = start(run / "metrics.jsonl", signal.SIGKILL)
+    assert killed.returncode == -signal.SIGKILL
+    recipe = json.loads((run / "demo.json").read_text(encoding="utf-8"))["done"]["recipe"]
+    stopped = start(run / "tune/1-sft/model/config.json", signal.SIGINT)
+    assert stopped.returncode in (2, 130), stopped.stderr[-3000:]
+    assert "Continuing the demo in" in stopped.stderr
+    before = json.loads((run / "demo.json").read_text(encoding="utf-8"))["done"]
+    assert before["recipe"] == recipe
+    assert before["training"]["kind"] == "end"
+    done = start(None, signal.SIGINT)
+    assert done.returncode == 0, done.stderr[-3000:]
+    result = json.loads(done.stdout)
+    assert result["run"] == "runs/demo"
+    assert result["bits_per_byte"][0]["value"] == before["training"]["bits_per_byte"]
+    assert "4  Training" in done.stderr
+    assert "tokens/s, " not in done.stderr.partition("5  Next to")[0].partition("4  Training")[2]  # no step was made
+    assert [stage["stage"] for stage in result["abilities"][0]["stages"]] == list(STAGES.values())
+    assert not (tmp_path / "runs/demo-2").exists()

@@ -1,0 +1,95 @@
+"""Which model the demo trains: the one with the fewest predicted bits per byte after the time allowed.
+
+A larger model learns more from a token and sees fewer of them. How that comes out depends on the machine, so the choice
+starts from measured step times, never from a peak rate: a processor with fast bf16 products reaches a small share of
+them on matrices this small. What each shape needs for a byte after so many tokens was measured (docs/log.md,
+2026-11-30) and is kept here as one curve for each shape.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+SEQ_LEN = 512
+MAX_PASSES = 4
+"""Over the corpus. Up to four, repeated text is nearly as good as new text (Muennighoff 2023, arXiv 2305.16264)."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A Llama's shape and its learning curve: bits per byte = floor + scale * (tokens / 1M) ** -power, as measured."""
+
+    hidden_size: int
+    layers: int
+    heads: int
+    intermediate_size: int
+    floor: float
+    scale: float
+    power: float
+
+
+@dataclass(frozen=True)
+class Option:
+    """A shape with rows a step, and what comes of it in the time allowed. measured: whether step_seconds was."""
+
+    shape: Shape
+    rows: int
+    step_seconds: float
+    steps: int
+    bits_per_byte: float
+    measured: bool = False
+
+
+SHAPES = (
+    Shape(128, 3, 4, 344, 0.75, 0.66, 0.27),
+    Shape(192, 4, 4, 512, 0.65, 0.66, 0.28),
+    Shape(256, 4, 4, 688, 0.55, 0.68, 0.30),
+    Shape(320, 6, 5, 864, 0.50, 0.72, 0.30),
+)
+ROWS = (8,)
+
+
+def choose(
+    seconds: float,
+    *,
+    corpus_tokens: int,
+    starting: Callable[[Shape], float],
+    estimate: Callable[[Shape, int], float],
+    measure: Callable[[Shape, int], float],
+    shapes: Sequence[Shape] = SHAPES,
+) -> list[Option]:
+    """Options for `seconds` of training, the best one first, then every other that was measured.
+
+    corpus_tokens: training tokens of the corpus. starting: seconds that a shape's first weights take. estimate,
+    measure: seconds of a step of a shape with so many rows. All options are estimated, and the two most promising are
+    measured; a third one too, when it could still win at the pace that the others showed.
+    """
+
+    def option(shape: Shape, rows: int, step: float, *, measured: bool) -> Option:
+        left = max(0.0, seconds - starting(shape))
+        steps = min(int(left / step), int(MAX_PASSES * corpus_tokens / (rows * SEQ_LEN)))
+        return Option(shape, rows, step, steps, predicted_bits(shape, rows, steps * rows * SEQ_LEN), measured)
+
+    guesses = {(shape, rows): estimate(shape, rows) for shape in shapes for rows in ROWS}
+    found: list[Option] = []
+    pace = 1.0  # measured over estimated step times; what one shape shows holds for the others, more or less
+    for number in range(min(3, len(guesses))):
+        rest = [
+            option(shape, rows, pace * step, measured=False)
+            for (shape, rows), step in guesses.items()
+            if (shape, rows) not in {(one.shape, one.rows) for one in found}
+        ]
+        best = min(rest, key=lambda one: one.bits_per_byte)
+        if number == 2 and best.bits_per_byte >= min(one.bits_per_byte for one in found):
+            break
+        step = measure(best.shape, best.rows)
+        found.append(option(best.shape, best.rows, step, measured=True))
+        pace = math.exp(sum(math.log(one.step_seconds / guesses[one.shape, one.rows]) for one in found) / len(found))
+    return sorted(found, key=lambda one: one.bits_per_byte)
+
+
+def predicted_bits(shape: Shape, rows: int, tokens: int) -> float:
+    """Bits per byte that a shape needs after so many tokens, from its measured curve; infinite for no tokens."""
+    if tokens <= 0:
+        return math.inf
+    return shape.floor + shape.scale * (tokens / 1e6) ** -shape.power
