@@ -143,11 +143,11 @@ def test_failures_of_the_other_server(liar) -> None:
 
 def test_failures_in_the_middle_of_a_stream(liar) -> None:
     ends: list[tuple[list[bytes | None], str]] = [
-        ([], "broke its answer off"),
-        ([b"data: {nonsense\n\n"], "no JSON"),
+        ([], "broke off its answer"),
+        ([b"data: {nonsense\n\n"], "invalid JSON"),
         ([b'data: {"error": {"message": "no memory"}}\n\n'], "no memory"),
-        ([chunk("", "abort")], "gave up"),
-        ([chunk("b")[:20]], "broke its answer off"),
+        ([chunk("", "abort")], "aborted its answer"),
+        ([chunk("b")[:20]], "broke off its answer"),
     ]
     with before(liar.url) as front:
         for pieces, message in ends:

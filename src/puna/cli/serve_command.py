@@ -1,6 +1,6 @@
-"""Answer over HTTP: OpenAI's API under /v1, and a page to talk in at /.
+"""Serve models over HTTP: OpenAI's API at /v1, and the assistant at /.
 
-SIGTERM or Ctrl-C lets answers on their way finish; a second one leaves at once.
+SIGTERM or Ctrl-C lets requests in progress finish; a second one exits at once.
 """
 
 import argparse
@@ -23,54 +23,50 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     where.add_argument("--port", type=int, default=8000, help="port (default 8000)")
     where.add_argument(
-        "--allowed-host", action="append", default=[], metavar="NAME", help="answer to this name too; * for any"
+        "--allowed-host", action="append", default=[], metavar="NAME", help="host name to answer to; * for any"
     )
     where.add_argument(
-        "--cors-origin", action="append", default=[], metavar="URL", help="let pages of this origin call the API"
+        "--cors-origin", action="append", default=[], metavar="URL", help="allow pages of this origin to call the API"
     )
     where.add_argument(
-        "--api-key-file", type=Path, metavar="FILE", help="ask for a key: a line each, KEY or NAME = KEY"
+        "--api-key-file", type=Path, metavar="FILE", help="require a key from this file: one a line, KEY or NAME = KEY"
     )
-    where.add_argument("--no-page", action="store_true", help="the API alone")
+    where.add_argument("--no-page", action="store_true", help="serve the API only, without pages and accounts")
     where.add_argument(
         "--accounts",
         action=argparse.BooleanOptionalAction,
         help="make everyone sign in (default: when other machines can reach the server)",
     )
-    where.add_argument(
-        "--data", default="", metavar="DIR", help="where conversations are kept: a directory or postgres://…"
-    )
+    where.add_argument("--data", default="", metavar="DIR", help="where data is stored: a directory or postgres://…")
     limits = parser.add_argument_group("limits")
     limits.add_argument(
-        "--max-queue", type=int, default=64, metavar="N", help="texts that may wait; more get 429 (default 64)"
+        "--max-queue", type=int, default=64, metavar="N", help="sequences that may wait; more get 429 (default 64)"
     )
-    limits.add_argument("--max-body", type=float, default=10.0, metavar="MB", help="size of a request (default 10 MB)")
+    limits.add_argument("--max-body", type=float, default=10.0, metavar="MB", help="largest request (default 10 MB)")
     limits.add_argument(
-        "--timeout", type=float, default=600.0, metavar="S", help="seconds a request may take (default 600)"
+        "--timeout", type=float, default=600.0, metavar="S", help="time limit for a request (default 600)"
     )
-    limits.add_argument(
-        "--drain", type=float, default=30.0, metavar="S", help="seconds to finish on SIGTERM (default 30)"
-    )
+    limits.add_argument("--drain", type=float, default=30.0, metavar="S", help="time to finish on SIGTERM (default 30)")
     engine = parser.add_argument_group("engine")
-    engine.add_argument("--max-batch", type=int, default=64, metavar="N", help="texts written at once (default 64)")
     engine.add_argument(
-        "--kv-tokens", type=int, metavar="N", help="tokens the key-value cache holds (default: what fits)"
+        "--max-batch", type=int, default=64, metavar="N", help="sequences generated at once (default 64)"
     )
-    engine.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 … (default: cuda where there is one)")
+    engine.add_argument("--kv-tokens", type=int, metavar="N", help="tokens in the KV cache (default: what fits)")
+    engine.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 … (default: cuda if available)")
     engine.add_argument(
-        "--dtype", choices=("float32", "bfloat16"), help="precision (default: what this device is fast in)"
+        "--dtype", choices=("float32", "bfloat16"), help="precision (default: what is fast on this device)"
     )
     engine.add_argument(
-        "--quantize", choices=("int8", "int4"), help="store weights so (CPU): less memory, faster answers"
+        "--quantize", choices=("int8", "int4"), help="store weights in this format (CPU): less memory, faster answers"
     )
-    engine.add_argument("--deterministic", action="store_true", help="the same text whoever else asks; slower")
+    engine.add_argument("--deterministic", action="store_true", help="the same text whatever else is running; slower")
     other = parser.add_argument_group("another engine behind this server")
     other.add_argument(
         "--backend",
         metavar="NAME",
         default="native",
-        help="what computes: native (default: Puna's own engine), vllm, llama.cpp, openai, or a backend of a plugin. "
-        "MODEL is then a model of that server, by default its first",
+        help="engine to use: native (default: Puna's own), vllm, llama.cpp, openai, or a backend of a plugin. With another "
+        "than native, MODEL is a model of that server, by default its first",
     )
     other.add_argument(
         "--include",
@@ -81,12 +77,14 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="load backends from this file (repeatable)",
     )
     other.add_argument(
-        "--upstream", metavar="URL", help="where it runs; without it vllm and llama.cpp are started for MODEL"
+        "--upstream",
+        metavar="URL",
+        help="address of the running engine; without it, vllm or llama.cpp is started for MODEL",
     )
 
 
 def run(args: argparse.Namespace) -> None:
-    """Load, then answer until a signal ends it."""
+    """Load the models, and serve until a signal ends it."""
     from rich.markup import escape
 
     from puna.apps.assistant import AssistantProduct
@@ -102,8 +100,8 @@ def run(args: argparse.Namespace) -> None:
     _check_backend(args)
     listening = listen(settings)
     try:
-        # A thread that used torch keeps torch's helpers, which take the cores from those of the engine's own thread (a
-        # quarter of the speed of 32 streams on two cores). So models are loaded on threads that end.
+        # A thread that used torch keeps torch's helper threads, which take cores from the engine's thread (a quarter
+        # of the speed of 32 streams on two cores). So models are loaded on threads that end.
         with ThreadPoolExecutor(1) as apart:
             backends = list(apart.map(lambda name: load(name, args, settings), args.models or [""]))
         products = [] if args.no_page else [AssistantProduct()]
@@ -155,7 +153,7 @@ def _open(given: str, args: argparse.Namespace, settings: "Settings") -> "Backen
 
 
 def settings_of(args: argparse.Namespace) -> "Settings":
-    """What the options say. Raises PunaError for what means nothing."""
+    """The settings for the options. Raises PunaError for invalid values."""
     from puna.core.errors import PunaError
     from puna.serve.settings import Settings
     from puna.web.accounts.key_file import read_keys
@@ -179,7 +177,7 @@ def settings_of(args: argparse.Namespace) -> "Settings":
 
 
 def _load(given: str, args: argparse.Namespace, settings: "Settings") -> "Backend":
-    """The backend of one model. Raises PunaError when the model cannot be loaded, or there is too little memory."""
+    """Load one model. Raises PunaError when it cannot be loaded or memory is too small."""
     import torch
 
     from puna.cli.generation_options import device_of
@@ -191,7 +189,7 @@ def _load(given: str, args: argparse.Namespace, settings: "Settings") -> "Backen
 
     name, equals, place = given.partition("=")
     directory = model_directory(place if equals else given)
-    # A run keeps its model in a directory of its own: the run's name says more.
+    # A run stores its model in a subdirectory: the run's name says more.
     name = name if equals else (Path(given) if Path(given).exists() else directory).resolve().name
     dtype = getattr(torch, args.dtype) if args.dtype else None
     with out_of_memory(str(directory), "Give fewer --kv-tokens or --max-batch, or a smaller model."):
@@ -211,7 +209,7 @@ def _load(given: str, args: argparse.Namespace, settings: "Settings") -> "Backen
 
 
 def _check_backend(args: argparse.Namespace) -> None:
-    """Raises PunaError for options that the chosen backend has no use for."""
+    """Raise PunaError for options that the chosen backend does not support."""
     from puna.core.errors import PunaError
 
     if args.backend == "native":
@@ -220,7 +218,7 @@ def _check_backend(args: argparse.Namespace) -> None:
                 "--upstream is the address of another engine.", "Say which: --backend vllm|llama.cpp|openai."
             )
         if not args.models:
-            raise PunaError("There is no model to serve.", "Give a model directory: puna serve models/demo")
+            raise PunaError("No model was given.", "Give a model directory: puna serve models/demo")
         return
     if args.backend == "openai" and not args.upstream:
         raise PunaError("--backend openai needs an address.", "Give it: --upstream URL")
@@ -241,7 +239,7 @@ def _check_backend(args: argparse.Namespace) -> None:
 
 
 def _connect(given: str, args: argparse.Namespace, settings: "Settings") -> "Backend":
-    """The backend of a model that another engine computes; without an address that engine is started."""
+    """Connect to a model of another engine; without an address, that engine is started."""
     from puna.serve.backends.upstream.backend import UpstreamBackend
     from puna.serve.backends.upstream.launch import start_llama, start_vllm
 

@@ -1,10 +1,10 @@
-"""A model's text as HTML that can do nothing: what the page shows is made here, never by the page.
+"""Renders a model's text as HTML in which nothing runs, loads or links by itself.
 
-Three gates, each of which would do: markdown-it-py takes HTML for text, our rules write no address where a browser
-would follow or load it, and nh3 lets only a short list of elements and attributes pass. A link is a `span` and a
-picture is a `button` that carry their address as data; the page shows it when they are clicked: a person decides.
+There are three gates, each sufficient alone: markdown-it-py treats HTML as text, our rules write no address where a
+browser would follow or load it, and nh3 lets only a short list of elements and attributes pass. A link is a `span` and
+a picture a `button` that carry their address as data; the page shows it on a click, and a person decides.
 
-Models loop, and they are made to by others: where a paragraph would take a parser's bad paths it is shown as it stands.
+Models loop, and others make them: a paragraph that would take a parser's slow paths is shown as plain text.
 """
 
 import re
@@ -24,20 +24,20 @@ from pygments.lexers import get_lexer_by_name
 from pygments.token import STANDARD_TYPES
 from pygments.util import ClassNotFound
 
-MAX_TEXT = 200_000  # characters; more is shown as plain text
+MAX_TEXT = 200_000  # characters; longer texts are shown as plain text
 MAX_LINES = 3000
 MAX_INLINE = 10_000  # characters of one paragraph
 MAX_HIGHLIGHT = 30_000  # characters of one piece of code
-# How often a paragraph may hold a character that parsers look ahead for. 1,000 "[" cost 20 ms, 20,000 cost 13 s
+# How often a paragraph may contain a character that parsers look ahead for. 1,000 "[" cost 20 ms, 20,000 cost 13 s
 # (markdown-it-py 4.3, one core of an EPYC, 2026-11).
 MAX_SIGNS = {"[": 400, "*": 1000, "_": 1000, "~": 1000, "`": 1000, "<": 1000, "&": 1000, "\\": 2000}
 MAX_CELLS = 20_000  # columns times lines: short rows are filled up
 
 _ADDRESS = re.compile(r"(?:https?://|mailto:)[^\s\x00-\x20]+\Z", re.IGNORECASE)
 _LANGUAGE = re.compile(r"[A-Za-z0-9+#.-]{1,24}")
-# Deeper than this the parser leaves out what it finds.
+# Beyond this depth the parser drops content.
 _DEEP = re.compile(r"^[ ]*(?:(?:>[ ]*)|(?:(?:[-*+]|\d+[.)])[ ]+)){15}", re.MULTILINE)
-# Characters that reorder others, and control characters: shown by name, so that nothing looks like what it is not.
+# Characters that reorder others, and control characters: shown by name, so that text cannot disguise itself.
 _HIDDEN = re.compile("[\u202a-\u202e\u2066-\u2069\u200e\u200f\u061c]")
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ufff9-\ufffb\U000e0000-\U000e007f]")
 
@@ -92,31 +92,31 @@ _FORMATTER: HtmlFormatter[str] = HtmlFormatter(nowrap=True)
 
 
 def visible(text: str) -> str:
-    """The text with what would be invisible and could deceive made visible; carriage returns go."""
+    """The text with deceptive invisible characters made visible, and without carriage returns."""
     text = _HIDDEN.sub(lambda found: f"[U+{ord(found[0]):04X}]", text.replace("\r", ""))
     return _CONTROL.sub("\ufffd", text)
 
 
 @lru_cache(maxsize=512)
 def render(text: str) -> str:
-    """A whole text as HTML. What was said is read again and again, so the last ones are remembered."""
+    """A complete text as HTML. Messages are read repeatedly, so recent results are cached."""
     return "".join(blocks(text))
 
 
 def blocks(text: str) -> list[str]:
-    """A text as HTML, one entry for each block at its top (a paragraph, a list, a piece of code …)."""
+    """A text as HTML, one entry a top-level block (a paragraph, a list, a code block …)."""
     return [html for _, html in _blocks(visible(text))]
 
 
 class Live:
-    """A text that grows. What is certainly whole is rendered once; only its last block is rendered again."""
+    """A growing text. Complete blocks are rendered once; only the last block is rendered again."""
 
     def __init__(self) -> None:
         self._closed: list[str] = []
         self._start = 0  # characters of the (visible) text that the closed blocks cover
 
     def blocks(self, text: str) -> list[str]:
-        """The blocks of the text so far, which must begin with the text of the last call."""
+        """The blocks of the text so far, which must start with the text of the previous call."""
         rest = visible(text)[self._start :]
         found = list(_blocks(rest))
         *whole, last = found or [(0, "")]
@@ -128,7 +128,7 @@ class Live:
 
 
 def _blocks(text: str) -> Iterator[tuple[int, str]]:
-    """(first line, HTML) of each block at the top of a text."""
+    """(first line, HTML) of each top-level block."""
     lines = text.split("\n")
     if len(text) > MAX_TEXT or len(lines) > MAX_LINES or _DEEP.search(text):
         yield 0, _plain(text)
@@ -150,16 +150,16 @@ def _plain(text: str) -> str:
     return _CLEANER.clean(f'<p class="plain">{escape(text)}</p>')
 
 
-# -- markdown-it: what it parses -------------------------------------------------------------------------------------
+# -- markdown-it: parsing ---------------------------------------------------------------------------------------------
 
 
 def _safe_address(url: str) -> bool:
-    """Only whole addresses that lead out of here; everything else stays the text that it is."""
+    """Whether this is a complete external address; anything else stays text."""
     return bool(_ADDRESS.match(url)) and len(url) < 4000
 
 
 def _parse_inline(state: StateCore) -> None:
-    """markdown-it's own rule, but for paragraphs that would take too long."""
+    """markdown-it's own rule, except for paragraphs that would take too long."""
     for token in state.tokens:
         if token.type == "inline":
             content = token.content
@@ -172,7 +172,7 @@ def _parse_inline(state: StateCore) -> None:
 
 
 def _tame(state: StateCore) -> None:
-    """Headings go under the page's own; a picture in a link is its description: a button there is of no use."""
+    """Lower headings below the page's own, and replace a picture within a link by its description."""
     for token in state.tokens:
         if token.type in ("heading_open", "heading_close"):
             token.tag = f"h{min(int(token.tag[1]) + 2, 6)}"
@@ -183,7 +183,7 @@ def _tame(state: StateCore) -> None:
                 child.type, child.content, child.children = "text", child.content or str(child.attrGet("src")), None
 
 
-# -- markdown-it: what it writes -------------------------------------------------------------------------------------
+# -- markdown-it: rendering -------------------------------------------------------------------------------------------
 
 
 def _link_open(self: RendererHTML, tokens: Sequence[Token], index: int, *_: Any) -> str:
@@ -214,7 +214,7 @@ def _code(self: RendererHTML, tokens: Sequence[Token], index: int, *_: Any) -> s
 
 @lru_cache(maxsize=256)
 def highlighted(code: str, language: str) -> str:
-    """Code as HTML with Pygments' classes; as it stands when the language is unknown or there is very much of it."""
+    """Code as HTML with Pygments' classes; plain when the language is unknown or the code is very long."""
     if not language or len(code) > MAX_HIGHLIGHT:
         return escape(code)
     try:

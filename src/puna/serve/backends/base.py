@@ -1,4 +1,4 @@
-"""What a model behind the server must be able to do, and which models there are.
+"""The `Backend` protocol, which every model behind the server implements, and the models that are served.
 
 A backend speaks OpenAI's protocol, whatever it runs on, so routes, limits and products know nothing of engines. It
 answers in chunks; `puna.serve.openai.aggregate` collects them into a whole response.
@@ -25,35 +25,34 @@ from puna.web.errors import ApiError
 
 
 class Health(NamedTuple):
-    """How a backend is."""
+    """The health of a backend."""
 
     live: bool
-    """It can still be of use; when not, only a new start helps."""
+    """Whether it can recover; if not, only a restart helps."""
     ready: bool
-    """It can take requests now."""
+    """Whether it can take requests now."""
     progressing: bool
-    """It is idle, or gets on with its work."""
+    """Whether it is idle or making progress."""
     reason: str = ""
-    """What is wrong, when something is."""
+    """What is wrong, if anything."""
 
 
 class Backend(Protocol):
-    """One model. Closing an iterator (`aclose`, or the cancellation of who iterates) stops the work behind it.
+    """One model. Closing an iterator (`aclose`, or cancelling its consumer) cancels the work behind it.
 
-    The first chunk is not made before the request was found to be all right: what is wrong with it raises ApiError
-    there. The last chunk has `usage` and no choices, always.
+    An invalid request raises ApiError before the first chunk. The last chunk always has `usage` and no choices.
     """
 
     capacity: int
-    """Texts it writes at once; more have to wait."""
+    """Sequences it runs at once; more must wait."""
     choices: list[str]
-    """What was chosen when it was made, a sentence each."""
+    """What was chosen at loading, one sentence each."""
 
     @property
     def card(self) -> ModelCard: ...
     @property
     def tokenizer(self) -> Tokenizer | None:
-        """None when the model is elsewhere."""
+        """None when the model runs elsewhere."""
 
     def chat(self, request: ChatRequest, *, deadline_seconds: float | None = None) -> AsyncGenerator[ChatChunk]: ...
     def complete(
@@ -68,13 +67,13 @@ class Backend(Protocol):
 
 
 class Models:
-    """The models that are served, by name. The first is the one that a request without a name means."""
+    """The models that are served, by name. The first is the default."""
 
     def __init__(self, backends: Sequence[Backend]) -> None:
         self._backends = {backend.card.id: backend for backend in backends}
 
     def get(self, name: str | None) -> Backend:
-        """The model of this name. Raises ApiError 404 when there is none."""
+        """The model of this name. Raises ApiError 404."""
         if not name:
             return next(iter(self))
         found = self._backends.get(name)

@@ -1,4 +1,4 @@
-"""Chunks put together to the answer of who did not ask for a stream."""
+"""Collects a stream of chunks into one non-streaming response."""
 
 from collections.abc import AsyncIterator
 
@@ -20,7 +20,7 @@ from puna.serve.openai.protocol import (
 
 
 async def aggregate_chat(chunks: AsyncIterator[ChatChunk]) -> ChatResponse:
-    """The answer that the chunks make."""
+    """Collect the chunks of a chat completion."""
     rows: dict[int, list[ChatChunkChoice]] = {}
     prompt_ids = None
     async for chunk in chunks:
@@ -72,7 +72,7 @@ def _chat_choice(index: int, row: list[ChatChunkChoice]) -> ChatChoice:
 
 
 async def aggregate_completion(chunks: AsyncIterator[CompletionChunk]) -> CompletionResponse:
-    """The answer that the chunks make."""
+    """Collect the chunks of a completion."""
     rows: dict[int, list[CompletionChunkChoice]] = {}
     async for chunk in chunks:
         last = chunk

@@ -1,7 +1,7 @@
-"""What the server answers, as types: OpenAI's objects and the chunks of its streams.
+"""Response objects of OpenAI's API, and the chunks of its streams.
 
-What an answer leaves unset is not sent: serialise with `exclude_unset` (`wire_json`). A field that clients expect to
-find even when it is null (finish_reason, content) must therefore be set.
+Fields that were never set are not sent (`puna.web.responses.to_json`). A field that clients expect even when it is null
+(finish_reason, content) must therefore be set.
 """
 
 import time
@@ -15,7 +15,7 @@ FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
 
 
 def new_id(prefix: str) -> str:
-    """A new identifier, such as chatcmpl-3f…"""
+    """A new id, such as chatcmpl-3f…"""
     return f"{prefix}-{uuid.uuid4().hex}"
 
 
@@ -28,15 +28,15 @@ W = TypeVar("W", bound="Wire")
 
 
 class Wire(BaseModel):
-    """What travels: JSON's types are taken as they are, a number that is not finite is none."""
+    """A JSON object of the API. Types are strict, unknown keys are ignored, and numbers must be finite."""
 
     model_config = ConfigDict(extra="ignore", strict=True, allow_inf_nan=False, protected_namespaces=())
 
 
 def construct(kind: type[W], /, **given: Any) -> W:
-    """An object of parts that are known to be right, unchecked: `model_construct` in a quarter of its time.
+    """Construct an object from valid parts, unchecked: `model_construct` in a quarter of its time.
 
-    Chunks are made for every token, 32 streams at once and more, on the thread that also sends them.
+    Chunks are created for every token of 32 streams and more, on the thread that also sends them.
     """
     value = kind.__new__(kind)
     put = object.__setattr__
@@ -49,7 +49,7 @@ def construct(kind: type[W], /, **given: Any) -> W:
 
 @cache
 def _defaults(kind: type[Wire]) -> dict[str, Any]:
-    """Of all fields, in their order, which is that of the JSON; None where there is no default."""
+    """The defaults of all fields in order, which is the order of the JSON; None where there is no default."""
     return {name: None if field.is_required() else field.default for name, field in kind.model_fields.items()}
 
 
@@ -74,7 +74,7 @@ class CompletionTokensDetails(Wire):
 
 
 class Usage(Wire):
-    """Tokens of a request, all its choices together; those of a stop string count."""
+    """Tokens of a request, summed over its choices; those of a stop string count."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -104,7 +104,7 @@ class FunctionCallDelta(Wire):
 
 
 class ToolCallDelta(Wire):
-    """A piece of a call: id, type and name come with the first, arguments as text that is put together."""
+    """A piece of a call: id, type and name come with the first one; the pieces of arguments are concatenated."""
 
     index: int
     id: str | None = None
@@ -128,7 +128,7 @@ class ChatChunkChoice(Wire):
 
 
 class ChatChunk(Wire):
-    """A piece of an answer. The last one of a stream has usage and no choices."""
+    """A chunk of a chat completion. The last one of a stream has usage and no choices."""
 
     id: str
     object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
@@ -168,7 +168,7 @@ class ChatResponse(Wire):
 
 
 class CompletionLogprobs(Wire):
-    """OpenAI's older form: lists side by side, one entry a token. text_offset: where it begins in the text."""
+    """OpenAI's older format: parallel lists with one entry a token. text_offset: where it starts in the text."""
 
     tokens: list[str]
     token_logprobs: list[float | None]
@@ -196,7 +196,7 @@ class CompletionChunk(Wire):
 
 
 class CompletionResponse(CompletionChunk):
-    """The chunks of each choice put together."""
+    """A whole completion: the chunks of each choice, concatenated."""
 
 
 class Embedding(Wire):
@@ -229,7 +229,7 @@ class DetokenizeResponse(Wire):
 
 
 class ModelCard(Wire):
-    """A model that is served. stage: base or chat."""
+    """A served model. stage: base or chat."""
 
     id: str
     object: Literal["model"] = "model"

@@ -1,7 +1,7 @@
-"""OpenAI's protocol as types: what is asked. What is answered stands in `answers` and is offered here too.
+"""Request objects of OpenAI's API. Response objects are in `objects` and re-exported here.
 
-Requests take what OpenAI documents, and a few extensions under the names vLLM gave them. Unknown fields are ignored;
-known ones that cannot be done are refused, for free text is no answer to who asked for sound.
+Requests accept what OpenAI documents, and a few extensions under vLLM's names. Unknown fields are ignored; known fields
+that are not supported are rejected, since text is no answer to a request for audio.
 """
 
 from typing import Annotated, Any, Literal
@@ -52,7 +52,7 @@ TokenIds = list[Annotated[int, Field(ge=0)]]
 
 
 class ContentPart(Wire):
-    """A part of a message's content; only text is understood."""
+    """A part of a message's content; only text is supported."""
 
     type: Literal["text", "input_text", "output_text"]
     text: str
@@ -71,13 +71,13 @@ class Message(Wire):
 
     @model_validator(mode="after")
     def _has_content(self) -> "Message":
-        said = self.tool_calls or self.reasoning_content or self.token_ids is not None
-        if self.content is None and not (self.role == "assistant" and said):
+        other = self.tool_calls or self.reasoning_content or self.token_ids is not None
+        if self.content is None and not (self.role == "assistant" and other):
             raise ValueError(f"a message of role {self.role} needs content.")
         return self
 
     def text(self) -> str:
-        """Its content as one text."""
+        """Its content as one string."""
         if isinstance(self.content, list):
             return "".join(part.text for part in self.content)
         return self.content or ""
@@ -104,7 +104,7 @@ class NamedTool(Wire):
     function: NamedFunction
 
 
-# -- what a text must look like --------------------------------------------------------------------------------------
+# -- structured output ----------------------------------------------------------------------------------------------
 
 
 class JsonSchema(Wire):
@@ -128,7 +128,7 @@ class ResponseFormat(Wire):
 
 
 class StructuredOutputs(Wire):
-    """An extension: exactly one of the four. json: a schema (or its text), grammar: Lark's notation."""
+    """An extension: exactly one of the four. json: a schema (or its text). grammar: in Lark's notation."""
 
     model_config = ConfigDict(populate_by_name=True, serialize_by_alias=True)
 
@@ -153,10 +153,10 @@ class StreamOptions(Wire):
 
 
 class GenerationRequest(Wire):
-    """What chat and completions have in common."""
+    """What chat and completion requests have in common."""
 
     model: str | None = None
-    """Which of the models served; by default the first."""
+    """The model's name; the first one by default."""
     max_tokens: int | None = Field(default=None, ge=0)
     temperature: float | None = Field(default=None, ge=0)
     top_p: float | None = Field(default=None, gt=0, le=1)
@@ -182,7 +182,7 @@ class GenerationRequest(Wire):
     @classmethod
     def _four_stops(cls, stop: str | list[str] | None) -> str | list[str] | None:
         if isinstance(stop, list) and len(stop) > 4:
-            raise ValueError("there can be four stop strings at most.")
+            raise ValueError("there can be at most four stop strings.")
         return stop
 
     @field_validator("logit_bias")
@@ -190,20 +190,20 @@ class GenerationRequest(Wire):
     def _ids_as_text(cls, bias: dict[str, float] | None) -> dict[str, float] | None:
         for key in bias or ():
             if not (key.isascii() and key.isdigit() and len(key) < 12):
-                raise ValueError(f"'{key}' is no token id.")
+                raise ValueError(f"'{key}' is not a token id.")
         return bias
 
     @model_validator(mode="after")
     def _stream_options_of_a_stream(self) -> "GenerationRequest":
         if self.stream_options is not None and not self.stream:
-            raise ValueError("stream_options is for streams: set stream to true.")
+            raise ValueError("stream_options needs stream: set it to true.")
         if self.structured_outputs and self.response_format and self.response_format.type != "text":
             raise ValueError("give response_format or structured_outputs, not both.")
         return self
 
     @property
     def texts(self) -> int:
-        """How many texts are written for this request: what it takes of the queue."""
+        """How many sequences this request generates: its share of the queue."""
         return self.n or 1
 
     @property
@@ -212,7 +212,7 @@ class GenerationRequest(Wire):
 
 
 def _refuse(given: Any, names: tuple[str, ...]) -> Any:
-    """Raises ValueError when one of these fields of OpenAI's is used."""
+    """Raise ValueError when one of these fields is used."""
     if isinstance(given, dict):
         for name in names:
             if given.get(name):
@@ -230,7 +230,7 @@ class ChatRequest(GenerationRequest):
     parallel_tool_calls: bool | None = None
     # Extensions.
     continue_final_message: bool = False
-    """The last message is an assistant's, and the answer goes on where it stops."""
+    """Continue the last message, which is an assistant's."""
     add_generation_prompt: bool = True
 
     @model_validator(mode="before")
@@ -263,7 +263,7 @@ class CompletionRequest(GenerationRequest):
     echo: bool | None = None
     # Extensions.
     add_special_tokens: bool = True
-    """Put the begin-of-text token in front of a prompt that is text."""
+    """Put the begin-of-text token before a prompt that is text."""
 
     @model_validator(mode="before")
     @classmethod
@@ -282,7 +282,7 @@ class CompletionRequest(GenerationRequest):
     @model_validator(mode="after")
     def _belong_together(self) -> "CompletionRequest":
         if self.max_tokens == 0 and not self.echo:
-            raise ValueError("max_tokens is 0, which means something only with echo.")
+            raise ValueError("max_tokens is 0, which is allowed only with echo.")
         return self
 
     @property
@@ -312,7 +312,7 @@ class EmbeddingRequest(Wire):
         if given == [] or (isinstance(given, list) and any(item == [] for item in given)):
             raise ValueError("there is nothing to embed.")
         if isinstance(given, list) and not isinstance(given[0], int) and len(given) > 2048:
-            raise ValueError("there can be 2,048 inputs at most.")
+            raise ValueError("there can be at most 2,048 inputs.")
         return given
 
     @property
@@ -324,7 +324,7 @@ class EmbeddingRequest(Wire):
 
 
 class TokenizeRequest(Wire):
-    """Of a text (prompt) or of a dialogue (messages)."""
+    """Tokenise a text (prompt) or a dialogue (messages)."""
 
     model: str | None = None
     prompt: str | None = None

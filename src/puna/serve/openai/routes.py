@@ -1,4 +1,4 @@
-"""OpenAI's routes, as far as they are one request and one answer; /v1/responses has a module of its own."""
+"""OpenAI's routes, health and metrics; /v1/responses has a package of its own."""
 
 from typing import Annotated, Any
 
@@ -32,7 +32,7 @@ from puna.web.responses import WholeResponse, to_json
 
 
 def server_of(request: Request) -> Server:
-    """The state of the server that a request came to."""
+    """FastAPI dependency: the server of a request."""
     server: Server = request.app.state.puna
     return server
 
@@ -45,7 +45,7 @@ api = APIRouter(dependencies=[Depends(user)], responses=FAILURES)
 
 
 def body_of(kind: type) -> dict[str, Any]:
-    """How a route's body is described, which `read_body` reads itself."""
+    """The OpenAPI description of a body that a route reads with `read_body`."""
     schema = {"$ref": f"#/components/schemas/{kind.__name__}"}
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
@@ -53,7 +53,7 @@ def body_of(kind: type) -> dict[str, Any]:
 @api.post("/v1/chat/completions", response_model=ChatResponse, openapi_extra=body_of(ChatRequest))
 @signed_in
 async def chat(request: Request, server: ServerDep) -> Response:
-    """Answer a dialogue."""
+    """Generate an answer to a dialogue."""
     asked = await read_body(request, ChatRequest)
     chunks = server.chat(asked)
     seconds = server.settings.write_seconds
@@ -65,7 +65,7 @@ async def chat(request: Request, server: ServerDep) -> Response:
 @api.post("/v1/completions", response_model=CompletionResponse, openapi_extra=body_of(CompletionRequest))
 @signed_in
 async def complete(request: Request, server: ServerDep) -> Response:
-    """Continue one prompt or several."""
+    """Continue one or more prompts."""
     asked = await read_body(request, CompletionRequest)
     chunks = server.complete(asked)
     seconds = server.settings.write_seconds
@@ -77,7 +77,7 @@ async def complete(request: Request, server: ServerDep) -> Response:
 @api.post("/v1/embeddings", response_model=EmbeddingResponse, openapi_extra=body_of(EmbeddingRequest))
 @signed_in
 async def embeddings(request: Request, server: ServerDep) -> Response:
-    """Texts as vectors."""
+    """Compute embeddings of texts."""
     asked = await read_body(request, EmbeddingRequest)
     backend = server.models.get(asked.model)
     return _json(to_json(await server.embed(backend, asked)))
@@ -86,7 +86,7 @@ async def embeddings(request: Request, server: ServerDep) -> Response:
 @api.post("/tokenize", response_model=TokenizeResponse, openapi_extra=body_of(TokenizeRequest))
 @signed_in
 async def tokenize(request: Request, server: ServerDep) -> Response:
-    """A text or a dialogue as token ids."""
+    """Convert a text or a dialogue to token ids."""
     asked = await read_body(request, TokenizeRequest)
     return _json(to_json(await server.models.get(asked.model).tokenize(asked)))
 
@@ -94,7 +94,7 @@ async def tokenize(request: Request, server: ServerDep) -> Response:
 @api.post("/detokenize", response_model=DetokenizeResponse, openapi_extra=body_of(DetokenizeRequest))
 @signed_in
 async def detokenize(request: Request, server: ServerDep) -> Response:
-    """Token ids as text."""
+    """Convert token ids to text."""
     asked = await read_body(request, DetokenizeRequest)
     return _json(to_json(await server.models.get(asked.model).detokenize(asked)))
 
@@ -102,28 +102,28 @@ async def detokenize(request: Request, server: ServerDep) -> Response:
 @api.get("/v1/models", response_model=ModelList)
 @signed_in
 async def models(server: ServerDep) -> ModelList:
-    """The models that are served."""
+    """List the models."""
     return ModelList(data=[backend.card for backend in server.models])
 
 
 @api.get("/v1/models/{name:path}", response_model=ModelCard)
 @signed_in
 async def model(name: str, server: ServerDep) -> ModelCard:
-    """One of them."""
+    """Describe one model."""
     return server.models.get(name).card
 
 
 @api.get("/version")
 @signed_in
 async def version() -> dict[str, str]:
-    """Puna's version."""
+    """Return Puna's version."""
     return {"version": __version__}
 
 
 @api.get("/metrics")
 @signed_in
 async def metrics(server: ServerDep) -> Response:
-    """What was counted, for Prometheus."""
+    """Return metrics in Prometheus' format."""
     return Response(server.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
@@ -133,7 +133,7 @@ health = APIRouter(responses={503: {"model": ErrorResponse}})
 @health.get("/health")
 @public
 async def live(server: ServerDep) -> dict[str, str]:
-    """Whether a new start would help: 503 then."""
+    """Liveness: 503 when only a restart would help."""
     state = server.health()
     return _state(state.live, state.reason)
 
@@ -141,7 +141,7 @@ async def live(server: ServerDep) -> dict[str, str]:
 @health.get("/ready")
 @public
 async def ready(server: ServerDep) -> dict[str, str]:
-    """Whether requests may be sent here now."""
+    """Readiness: 503 when requests should not be sent here now."""
     state = server.health()
     return _state(state.ready, state.reason)
 
@@ -149,7 +149,7 @@ async def ready(server: ServerDep) -> dict[str, str]:
 @health.get("/health/progress")
 @public
 async def progress(server: ServerDep) -> dict[str, str]:
-    """Whether the engine gets on with what it has to do."""
+    """Progress: 503 when the engine is busy but finishes no step."""
     state = server.health()
     return _state(state.live and state.progressing, state.reason)
 

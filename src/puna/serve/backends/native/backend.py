@@ -59,8 +59,8 @@ class NativeBackend:
         self.engine, self.settings = engine, settings
         self.capacity = engine.max_batch
         self.context = engine.model.config.max_position_embeddings
-        self.choices = engine.describe()  # this makes the pool of pages, so that too little memory shows at the start
-        """What was chosen at loading, a sentence each."""
+        self.choices = engine.describe()  # allocates the KV cache, so too little memory fails at startup
+        """What was chosen at loading, one sentence each."""
         self._card = ModelCard(
             id=name,
             max_model_len=self.context,
@@ -196,7 +196,9 @@ class NativeBackend:
         tokenizer = self._tokenizer()
         wrong = next((id for id in request.tokens if id >= tokenizer.vocab_size), None)
         if wrong is not None:
-            raise ApiError(400, f"There is no token {wrong}: they end at {tokenizer.vocab_size - 1}.", param="tokens")
+            raise ApiError(
+                400, f"There is no token {wrong}: the last one is {tokenizer.vocab_size - 1}.", param="tokens"
+            )
         return DetokenizeResponse(prompt=tokenizer.decode(request.tokens))
 
     def stats(self) -> dict[str, Any]:
@@ -208,7 +210,7 @@ class NativeBackend:
         if self._closed:
             return Health(False, False, False, "The engine is closed.")
         if self.engine.stuck(self.settings.stuck_seconds):
-            return Health(True, False, False, "The engine is busy, but gets on with nothing.")
+            return Health(True, False, False, "The engine is busy but makes no progress.")
         return Health(True, True, True)
 
     async def close(self) -> None:
@@ -219,12 +221,12 @@ class NativeBackend:
 
     @property
     def fingerprint(self) -> str:
-        """Names the software and the weights: the same one, seed and request give the same text."""
+        """Identifies the software and the weights: with equal ones, a seed and request give the same text."""
         return f"{self._fingerprint}-{self.engine.weight_version}"
 
     def _tokenizer(self) -> Tokenizer:
         if self.engine.tokenizer is None:
-            raise ApiError(400, "This model has no tokenizer: only /v1/completions with token ids is possible.")
+            raise ApiError(400, "This model has no tokenizer: it supports only /v1/completions with token ids.")
         return self.engine.tokenizer
 
     def _generation(self, deadline_seconds: float | None) -> Generation:
@@ -243,7 +245,7 @@ class NativeBackend:
         return await in_thread(self._workers, self.settings.prepare_seconds, work)
 
     def _fitting(self, one: Prepared) -> Prepared:
-        """Whoever named no limit gets what the pages hold, where that is less than the context."""
+        """Limit a request without max_tokens to what the KV cache holds, if that is less than the context."""
         if one.params.max_tokens != FREE:
             return one
         stats = self.engine.stats()
@@ -253,7 +255,7 @@ class NativeBackend:
 
 
 def _by_text(steps: list[tuple[int, Step]], n: int) -> list[tuple[int, list[Step]]]:
-    """Steps by the index of their text, in the order in which these come."""
+    """Group steps by the index of their sequence, in order of arrival."""
     if len(steps) == 1:
         number, step = steps[0]
         return [(number * n + step.continuation, [step])]
@@ -280,7 +282,7 @@ def _chat_chunk(id: str, created: int, model: str, fingerprint: str, choices: li
 
 
 def _fingerprint(engine: Engine, name: str) -> str:
-    """From a few numbers of every weight, or of its product with ones: that is quick and tells models apart."""
+    """Hash a few numbers of every weight, or of its product with ones: fast, and different for different models."""
     digest = hashlib.sha256(f"{name} {__version__}".encode())
     for key, parameter in engine.model.named_parameters():
         flat = parameter.detach().reshape(-1)

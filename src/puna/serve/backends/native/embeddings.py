@@ -1,4 +1,4 @@
-"""Texts as vectors: the mean of the last hidden states, which the engine computes, in OpenAI's two notations."""
+"""Embeddings: the mean of the last hidden states, in OpenAI's two encodings."""
 
 import base64
 
@@ -11,7 +11,7 @@ from puna.web.errors import ApiError
 
 
 def embed(engine: Engine, request: EmbeddingRequest, model: str) -> EmbeddingResponse:
-    """The vectors of a request's inputs, each of length 1. dimensions: only so many of the first, again of length 1."""
+    """The unit vectors of a request's inputs. dimensions: keep the first so many, normalised again."""
     config = engine.model.config
     if request.dimensions is not None and request.dimensions > config.hidden_size:
         raise ApiError(

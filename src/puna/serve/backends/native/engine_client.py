@@ -1,7 +1,6 @@
-"""The engine requests behind one HTTP request: started on a worker thread, their steps read on the event loop.
+"""The engine requests behind one HTTP request: submitted on a worker thread, read on the event loop.
 
-Whoever iterates `batches` is the consumer; when it is closed, for whatever reason, all requests are cancelled and their
-pages are free before the engine's next step.
+Closing the consumer, for whatever reason, cancels all of them; their KV blocks are free before the engine's next step.
 """
 
 import asyncio
@@ -20,11 +19,11 @@ from puna.web.errors import ApiError, bad_request
 
 T = TypeVar("T")
 Delivery = tuple[int, Step | Exception | None]
-"""Number of the prompt, and what the engine brought for it."""
+"""The index of the prompt, and what the engine delivered for it."""
 
 
 class Generation:
-    """Prompts on their way through the engine. deadline: on time.monotonic's clock."""
+    """The engine requests of one HTTP request. deadline: on time.monotonic's clock."""
 
     def __init__(self, engine: Engine, bridge: ThreadBridge, *, deadline: float | None, buffer: int) -> None:
         self._engine, self._deadline = engine, deadline
@@ -33,7 +32,7 @@ class Generation:
         self.requests: list[Request] = []
 
     def start(self, prepared: Sequence[Prepared]) -> None:
-        """Hand all prompts to the engine. On any thread; what was closed in the meantime is not left running."""
+        """Submit all prompts, on any thread. Requests submitted after `close` are cancelled at once."""
         for number, one in enumerate(prepared):
             left = None if self._deadline is None else max(self._deadline - monotonic(), 0.001)
             request = self._engine.submit(
@@ -44,12 +43,12 @@ class Generation:
                 request.cancel()
 
     async def batches(self) -> AsyncGenerator[list[tuple[int, Step]]]:
-        """Steps as they come, those that came together as one list. Raises ApiError for what ended a request."""
+        """Steps as they arrive, batched. Raises ApiError for what ended a request."""
         left = len(self.requests)
         while left:
             deliveries = await self._box.take()
             if self._box.full:
-                raise ApiError(503, "The reader was too slow, and its stream was ended.", code="slow_reader")
+                raise ApiError(503, "The client read too slowly, so its stream was ended.", code="slow_reader")
             steps: list[tuple[int, Step]] = []
             for number, item in deliveries:
                 if item is None:
@@ -61,7 +60,7 @@ class Generation:
             yield steps
 
     def close(self) -> None:
-        """Nobody reads any more."""
+        """Cancel all requests."""
         self._closed = True
         for request in list(self.requests):
             request.cancel()
@@ -71,9 +70,9 @@ class Generation:
 
 
 def failure(error: Exception) -> ApiError:
-    """What the engine says ended a request, with its status."""
+    """The API error for what ended an engine request."""
     if isinstance(error, DeadlineError):
-        # openai-python would try again what takes too long, and it would again.
+        # openai-python would retry, and it would take too long again.
         return ApiError(504, str(error), code="deadline_exceeded", headers={"x-should-retry": "false"})
     if isinstance(error, EngineError):
         return ApiError(500, str(error), code="engine_error")
@@ -81,9 +80,9 @@ def failure(error: Exception) -> ApiError:
 
 
 async def in_thread(executor: Executor, seconds: float, work: Callable[[], T]) -> T:
-    """Run work that may take a while off the event loop. Raises ApiError for PunaError, and 504 when it takes too long.
+    """Run work off the event loop. Raises ApiError for PunaError, and 504 when it takes too long.
 
-    A thread cannot be stopped: work that takes too long ends later, unheard.
+    A thread cannot be stopped: work that takes too long ends later, and its result is dropped.
     """
     future = asyncio.get_running_loop().run_in_executor(executor, work)
     try:

@@ -1,9 +1,9 @@
-"""An answer in the model's own format, taken apart while it is being written.
+"""Parses an answer in the model's own format while it is being generated.
 
-The format is that of `puna.text.chat`: <think>…</think> at the beginning, then the text, and a <tool_call> around a
-JSON object for each call. The tags are read in the text, where tokenizers that have tokens for them show them too.
-Pieces may be cut anywhere: what comes out, put together, is the same. A call is given out when it is whole; what only
-looks like one (no JSON, no name, never closed) is text, as it was written.
+The format is that of `puna.text.chat`: <think>…</think> at the start, then text, and <tool_call> tags around a JSON
+object for each call. Tags are read from the text, in which tokenizers with tokens for them show them too. Text may be
+split anywhere without changing the result. A call is returned when it is complete; what only resembles one (not JSON,
+no name, never closed) stays text as it was written.
 """
 
 import json
@@ -14,7 +14,7 @@ from puna.text.bytelevel import END_THINK, END_TOOL_CALL, THINK, TOOL_CALL
 
 
 class Piece(NamedTuple):
-    """A part of an answer. name is that of a call's function, whose arguments are then the text, a JSON object."""
+    """A part of an answer. For a call, name is the function and text its arguments, a JSON object."""
 
     kind: Literal["content", "reasoning", "call"]
     text: str
@@ -22,26 +22,26 @@ class Piece(NamedTuple):
 
 
 class OutputParser:
-    """Takes text, gives pieces. tools: whether calls are looked for; in_call: the prompt ended with <tool_call>."""
+    """Takes text and returns pieces. tools: look for calls. in_call: the prompt ended with <tool_call>."""
 
     def __init__(self, *, tools: bool, in_call: bool = False) -> None:
         self._tools = tools
         self._state: Literal["start", "reasoning", "content", "call"] = "call" if in_call else "start"
         self._held = ""
-        self._searched = 0  # of the held text of a call, where its end is not
-        self._opening = "" if in_call else TOOL_CALL  # what a call that is none began with
-        self._gap = ""  # white space before a call, which belongs to the text only if the call is none
-        self._strip = False  # white space comes next that belongs to the format
+        self._searched = 0  # how much of a call's held text is known not to contain its end
+        self._opening = "" if in_call else TOOL_CALL  # the text to restore if it turns out not to be a call
+        self._gap = ""  # white space before a call; part of the text only if it is not a call
+        self._strip = False  # the next white space belongs to the format
         self.calls = 0
-        """Calls given out so far."""
+        """Calls returned so far."""
 
     @property
     def reasoning(self) -> bool:
-        """Whether what comes next belongs to the reasoning."""
+        """Whether the next text belongs to the reasoning."""
         return self._state == "reasoning"
 
     def push(self, text: str) -> list[Piece]:
-        """What is certain with this text."""
+        """Add text; returns the pieces that are now certain."""
         self._held += text
         pieces: list[Piece] = []
         while self._advance(pieces):
@@ -49,7 +49,7 @@ class OutputParser:
         return pieces
 
     def close(self) -> list[Piece]:
-        """What is left when no text follows."""
+        """End the text; returns the remaining pieces."""
         held, self._held = self._held, ""
         pieces: list[Piece] = []
         if self._state == "call":
@@ -65,7 +65,7 @@ class OutputParser:
         return pieces
 
     def _advance(self, pieces: list[Piece]) -> bool:
-        """Go as far as the held text says where to; returns whether there may be more to find."""
+        """Advance as far as the held text allows; returns whether there may be more to parse."""
         if self._state == "start":
             begun = self._held.lstrip()
             if len(begun) < len(THINK) and THINK.startswith(begun):
@@ -86,7 +86,7 @@ class OutputParser:
         return self._end_of_call(pieces)
 
     def _until(self, tag: str, kind: Literal["content", "reasoning"], pieces: list[Piece]) -> bool:
-        """Give out text up to a tag; hold back white space before it and what may be its beginning."""
+        """Emit text up to a tag; hold back white space before it and a possible prefix of it."""
         at = self._held.find(tag)
         found = at >= 0
         if not found:
@@ -106,7 +106,7 @@ class OutputParser:
             body, after = self._held[:at], at + len(END_TOOL_CALL)
             call = _call(body)
             if call is None and _in_string(body):
-                self._searched = after  # an argument speaks of the tag
+                self._searched = after  # the tag is inside an argument
                 continue
             if call is not None:
                 self.calls += 1
@@ -128,7 +128,7 @@ class OutputParser:
 
 
 def _call(body: str) -> Piece | None:
-    """The call that a JSON object describes; None when it describes none."""
+    """The call that a JSON object describes, or None."""
     try:
         value = json.loads(body, parse_constant=_no_number)
         arguments = value.get("arguments", value.get("parameters", {})) if isinstance(value, dict) else None
@@ -151,5 +151,5 @@ def _in_string(text: str) -> bool:
 
 
 def _open_tag(text: str, tag: str) -> int:
-    """Length of the longest end of `text` that is a beginning of `tag`."""
+    """Length of the longest suffix of `text` that is a prefix of `tag`."""
     return next((size for size in range(min(len(tag) - 1, len(text)), 0, -1) if text.endswith(tag[:size])), 0)

@@ -1,4 +1,4 @@
-"""From a request to what the engine takes: token ids and sampling parameters.
+"""Turns a request into what the engine takes: token ids and sampling parameters.
 
 This is work of its own thread: templates, tokenizers and grammars take time with long inputs. Everything here is a
 plain function and raises PunaError, or ApiError where OpenAI has a code for it.
@@ -25,20 +25,20 @@ from puna.text.tokenizer import Tokenizer
 from puna.web.errors import ApiError
 
 FREE = 1 << 30
-"""max_tokens of who named none: the context ends before."""
+"""max_tokens of a request without a limit: the context ends first."""
 
 
 class Prepared(NamedTuple):
-    """A prompt and how it is continued."""
+    """A prompt and its sampling parameters."""
 
     ids: list[int]
     params: SamplingParams
     in_call: bool = False
-    """The prompt ends with <tool_call>: what follows is the inside of a call."""
+    """Whether the prompt ends with <tool_call>, so that the answer starts inside a call."""
 
 
 def dialogue_ids(request: ChatRequest | TokenizeRequest, tokenizer: Tokenizer) -> list[int]:
-    """The ids of a dialogue, up to where the answer begins or goes on."""
+    """The ids of a dialogue, up to where the answer starts or continues."""
     messages = [message.model_dump(exclude_unset=True) for message in request.messages or ()]
     tools = offered(request)
     if request.continue_final_message:
@@ -47,14 +47,14 @@ def dialogue_ids(request: ChatRequest | TokenizeRequest, tokenizer: Tokenizer) -
 
 
 def offered(request: ChatRequest | TokenizeRequest) -> list[dict[str, Any]] | None:
-    """The tools as the template shows them; none where the model is not to call any."""
+    """The tools as the template shows them; None when the model must not call any."""
     if not request.tools or (isinstance(request, ChatRequest) and request.tool_choice == "none"):
         return None
     return [tool.model_dump(exclude_unset=True) for tool in request.tools]
 
 
 def prepare_chat(request: ChatRequest, tokenizer: Tokenizer, *, context: int) -> Prepared:
-    """The prompt of a dialogue. A tool that must be called is begun in the prompt, and a grammar sees to the rest."""
+    """The prompt of a dialogue. A required tool call starts in the prompt, and a grammar constrains the rest."""
     ids = dialogue_ids(request, tokenizer)
     stop, grammar = request.stops, None
     tools = request.tools or []
@@ -100,19 +100,19 @@ def prepare_completion(request: CompletionRequest, tokenizer: Tokenizer | None, 
 
 
 def prompt_ids(prompt: str | Sequence[int], tokenizer: Tokenizer | None, *, bos: bool) -> list[int]:
-    """The ids of one prompt, which may be ids already."""
+    """The ids of one prompt, which may already be ids."""
     if not isinstance(prompt, str):
         return list(prompt)
     if tokenizer is None:
         raise PunaError("This model has no tokenizer.", "Give the prompt as token ids.")
     ids = tokenizer.encode(prompt, bos=bos)
     if not ids:
-        raise ApiError(400, "The prompt is empty, and this model has no token that begins a text.", param="prompt")
+        raise ApiError(400, "The prompt is empty, and this model has no begin-of-text token.", param="prompt")
     return ids
 
 
 def check_length(ids: Sequence[int], context: int, *, param: str, room: int = 1) -> None:
-    """Raises ApiError when a prompt does not leave the context room for `room` tokens."""
+    """Raise ApiError when a prompt leaves less than `room` tokens of the context."""
     if len(ids) + room > context:
         raise ApiError(
             400,
@@ -131,7 +131,7 @@ def sampling(
     top_logprobs: int,
     prompt_logprobs: int | None = None,
 ) -> SamplingParams:
-    """What a request says about choosing tokens; what it leaves out is as OpenAI has it."""
+    """A request's sampling parameters, with OpenAI's defaults."""
     return SamplingParams(
         max_tokens=FREE if max_tokens is None else max_tokens,
         temperature=1.0 if request.temperature is None else request.temperature,
@@ -180,9 +180,11 @@ def wanted_grammar(request: GenerationRequest) -> Grammar | None:
         try:
             schema = json.loads(schema)
         except ValueError as error:
-            raise ApiError(400, f"structured_outputs.json is no JSON ({error}).", param="structured_outputs") from None
+            raise ApiError(
+                400, f"structured_outputs.json is not valid JSON ({error}).", param="structured_outputs"
+            ) from None
     if not isinstance(schema, dict):
-        raise ApiError(400, "structured_outputs.json is no JSON object.", param="structured_outputs")
+        raise ApiError(400, "structured_outputs.json is not a JSON object.", param="structured_outputs")
     return json_grammar(schema, param="structured_outputs")
 
 
@@ -195,7 +197,7 @@ def json_grammar(schema: Mapping[str, Any], *, param: str = "tools") -> Grammar:
 
 
 def call_schema(tools: Sequence[Tool]) -> dict[str, Any]:
-    """The JSON schema of a call of one of the tools. Definitions of a tool's own schema move to the top."""
+    """The JSON schema of a call of one of the tools. Definitions within a tool's schema move to the top."""
     shared: dict[str, Any] = {}
     calls = []
     for number, tool in enumerate(tools):

@@ -1,7 +1,7 @@
-"""The engine's steps as chunks of OpenAI's streams.
+"""Turns the engine's steps into chunks of OpenAI's streams.
 
-One writer for each text. It is given the steps that came together and gives at most a few chunks; so when a reader or
-the event loop is behind, pieces become longer instead of more.
+There is one writer a sequence. It takes the steps that arrived together and returns at most a few chunks; so when a
+reader or the event loop is behind, chunks get longer instead of more numerous.
 """
 
 from collections.abc import Sequence
@@ -32,7 +32,7 @@ from puna.text.stream import TextStream
 
 
 class ChatStreamWriter:
-    """One answer of a chat. one_call: what follows the first call is left out."""
+    """One choice of a chat completion. one_call: drop everything after the first call."""
 
     def __init__(
         self,
@@ -53,7 +53,7 @@ class ChatStreamWriter:
         self.reasoning_tokens = 0
 
     def write(self, steps: Sequence[Step]) -> list[ChatChunkChoice]:
-        """The choices, each of a chunk of its own, that these steps make."""
+        """The choices for these steps, each for a chunk of its own."""
         choices = []
         if not self._begun:
             self._begun = True
@@ -111,7 +111,7 @@ class ChatStreamWriter:
         entries = []
         for step in steps:
             if step.finish_reason == "stop" and step.id in self._engine.end_ids:
-                continue  # the end of the turn is no part of the answer
+                continue  # the end of the turn is not part of the answer
             data = self._engine.token_bytes(step.id)
             tops = [_top(top.bytes, top.logprob) for top in step.top]
             entries.append(
@@ -127,7 +127,7 @@ class ChatStreamWriter:
 
 
 class CompletionStreamWriter:
-    """One text of a completion. prompt_ids: those that `echo` shows, with prompt_text; else None."""
+    """One choice of a completion. prompt_ids: shown with `echo`."""
 
     def __init__(
         self,
@@ -149,7 +149,7 @@ class CompletionStreamWriter:
     def write(
         self, steps: Sequence[Step], prompt_logprobs: Sequence[tuple[EngineLogprob, ...] | None] = ()
     ) -> list[CompletionChunkChoice]:
-        """The choice of the next chunk; none when there is nothing to say yet. prompt_logprobs: for the first."""
+        """The choice for the next chunk, if there is anything to send. prompt_logprobs: for the first."""
         begins, self._begun = not self._begun, True
         text = "".join(step.text for step in steps)
         self.tokens += len(steps)
@@ -159,7 +159,7 @@ class CompletionStreamWriter:
             if self._echo:
                 text = shown + text
                 for id, row in zip(self._prompt, prompt_logprobs, strict=False):
-                    # A row is the token itself, then the likeliest.
+                    # A row is the token itself, then the likeliest alternatives.
                     rows.append((id, row[0].logprob, row[1:]) if row else (id, None, ()))
         rows += [(step.id, step.logprob, step.top) for step in steps]
         reason = steps[-1].finish_reason if steps else "length"
@@ -172,11 +172,11 @@ class CompletionStreamWriter:
             choice.token_ids = [step.id for step in steps]
             if begins:
                 choice.prompt_token_ids = self._prompt
-        said = text or reason is not None or self._logprobs is not None or self._token_ids
-        return [choice] if said else []
+        worth_sending = text or reason is not None or self._logprobs is not None or self._token_ids
+        return [choice] if worth_sending else []
 
     def _prompt_text(self) -> str:
-        """The prompt as text, as far as it ends in whole characters; the text goes on after it."""
+        """The prompt as text, up to its last complete character."""
         if self._text is None:
             return ""
         text = "".join(map(self._text.push, self._prompt))
@@ -207,7 +207,7 @@ class CompletionStreamWriter:
 
 
 def usage(prompt: int, cached: int, completion: int, reasoning: int = 0) -> Usage:
-    """Tokens of a request, all its texts together."""
+    """The usage of a request, summed over its sequences."""
     return Usage(
         prompt_tokens=prompt,
         completion_tokens=completion,

@@ -1,7 +1,7 @@
-"""The way from the engine's thread to asyncio: tokens of many requests, one wake-up of the loop.
+"""Hands items from the engine's thread to the event loop, with one wake-up for many.
 
-The engine delivers token after token on its own thread. Waking a loop from another thread costs a system call, so only
-the first token since the loop last looked does it; all others are found on the way.
+Waking a loop from another thread costs a system call, so only the first item since the loop last looked wakes it; the
+others are picked up on the way.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 class ThreadBridge:
-    """Brings items to the mailboxes of one event loop."""
+    """Delivers items to the mailboxes of one event loop."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
@@ -21,17 +21,17 @@ class ThreadBridge:
         self._pending = False
 
     def send(self, box: "Mailbox[T]", item: T) -> None:
-        """Put an item into a mailbox. From any thread; never waits."""
+        """Put an item into a mailbox, from any thread, without waiting."""
         self._items.append((box, item))
         if not self._pending:
             self._pending = True
             try:
-                self.loop.call_soon_threadsafe(self._bring)
-            except RuntimeError:  # the loop is closed: nobody reads any more
+                self.loop.call_soon_threadsafe(self._deliver)
+            except RuntimeError:  # the loop is closed, so nobody reads
                 self._items.clear()
 
-    def _bring(self) -> None:
-        # Before the look: what is sent from here on wakes the loop again.
+    def _deliver(self) -> None:
+        # Cleared first, so that items sent from here on wake the loop again.
         self._pending = False
         while self._items:
             box, item = self._items.popleft()
@@ -39,21 +39,21 @@ class ThreadBridge:
 
 
 class Mailbox(Generic[T]):
-    """Where one consumer finds its items. limit: how many may lie there; `overflowed` is called at one more."""
+    """The items of one consumer. limit: how many may wait; `overflowed` is called for one more."""
 
     def __init__(self, bridge: ThreadBridge, *, limit: int, overflowed: Callable[[], None]) -> None:
         self._bridge, self._limit, self._overflowed = bridge, limit, overflowed
         self._items: list[T] = []
         self._waiter: asyncio.Future[None] | None = None
         self.full = False
-        """Items were lost: the consumer was too slow."""
+        """Whether items were dropped because the consumer was too slow."""
 
     def send(self, item: T) -> None:
-        """From any thread."""
+        """Add an item, from any thread."""
         self._bridge.send(self, item)
 
     async def take(self) -> list[T]:
-        """All items that lie there, at least one unless `full`."""
+        """Wait for items and return all of them; at least one unless `full`."""
         while not self._items and not self.full:
             self._waiter = self._bridge.loop.create_future()
             try:

@@ -1,8 +1,8 @@
-"""Another server as a backend: vLLM, llama.cpp's llama-server, or whatever speaks OpenAI's API.
+"""Another server as a backend: vLLM, llama.cpp's llama-server, or any with OpenAI's API.
 
-What is asked is translated to what that server knows (`wire`) and always asked for as a stream; its events are
-read byte by byte, checked as our own chunks are, and handed on. So the limits, the errors, the metrics and the page are
-ours, whoever computes. The key for it is read from the environment, PUNA_UPSTREAM_KEY, and from nowhere else.
+Requests are mapped to what that server understands (`request_mapping`) and always sent as streams; its events are
+parsed, validated as our own chunks, and passed on. So limits, errors, metrics and pages are ours whatever computes. The
+key for it is read only from the environment variable PUNA_UPSTREAM_KEY.
 """
 
 import asyncio
@@ -45,14 +45,14 @@ from puna.web.errors import ApiError
 C = TypeVar("C", ChatChunk, CompletionChunk)
 T = TypeVar("T")
 CONNECT_SECONDS = 20.0
-"""A busy server on a busy machine may leave a connection waiting for some seconds (vLLM, 200 at once)."""
+"""A busy server on a busy machine may take some seconds to accept a connection (vLLM, 200 at once)."""
 NO_RETRY = {"x-should-retry": "false"}
 
 
 class UpstreamBackend:
-    """One model of another server. name: what it is called here, and there unless `upstream_name` says otherwise.
+    """One model of another server. name: its name here, and there unless `upstream_name` is given.
 
-    Without a name it is the first model of theirs. Raises PunaError when the server answers and has no such model.
+    Without a name it is that server's first model. Raises PunaError when the server answers and has no such model.
     """
 
     tokenizer: Tokenizer | None = None
@@ -72,7 +72,7 @@ class UpstreamBackend:
         self._child = child
         key = child.key if child else os.environ.get("PUNA_UPSTREAM_KEY", "")
         self._headers = {"authorization": f"Bearer {key}"} if key else {}
-        # Neither netrc nor a proxy meant for the outside has a say here.
+        # No netrc, and no proxy from the environment.
         self._tls = ssl.create_default_context()
         self._probe = Probe(kind, self.url, self._headers, self._tls)
         try:
@@ -156,20 +156,20 @@ class UpstreamBackend:
         return self._checked(lambda: DetokenizeResponse(prompt=answer[key]))
 
     def stats(self) -> dict[str, Any]:
-        """What is known from here: requests on their way."""
+        """Requests in progress."""
         return {"running": self._running}
 
     def health(self) -> Health:
-        """What the other server said within the last seconds, or what became of the last request."""
+        """The other server's health as last polled, or as the last request found it."""
         if self._closed:
             return Health(False, False, False, "The connection to the upstream server is closed.")
         if self._child is not None and not self._child.alive():
-            return Health(False, False, False, f"{self.kind} has ended; {self._child.log} says more.")
+            return Health(False, False, False, f"{self.kind} has exited; see {self._child.log}.")
         reason = self._probe.trouble()
         return Health(True, not reason, not reason, reason)
 
     async def close(self) -> None:
-        """Close the connections, and end the other server if it is ours."""
+        """Close the connections, and end the other server if it is a child process."""
         self._closed = True
         self._probe.close()
         if self._client is not None and self._loop is asyncio.get_running_loop():
@@ -185,10 +185,10 @@ class UpstreamBackend:
         request: ChatRequest | CompletionRequest,
         deadline_seconds: float | None,
     ) -> AsyncGenerator[C]:
-        """The chunks of an answer, the last with usage and no choices, whether or not it came so."""
+        """The chunks of an answer, the last with usage and no choices, even if the server sends none."""
         end = None if deadline_seconds is None else monotonic() + deadline_seconds
         self._running += request.texts
-        open_texts = set(range(request.texts))
+        open_sequences = set(range(request.texts))
         last: C | None = None
         used: list[Usage] = []
         response: httpx.Response | None = None
@@ -204,14 +204,14 @@ class UpstreamBackend:
                     chunk = self._chunk(event, read)
                     last = chunk
                     used += [chunk.usage] if chunk.usage else []
-                    open_texts -= {choice.index for choice in chunk.choices if choice.finish_reason}
+                    open_sequences -= {choice.index for choice in chunk.choices if choice.finish_reason}
                     if chunk.choices:
-                        # Usage is told once, at the end, and there to those who asked.
+                        # Usage is sent once, at the end.
                         chunk.usage = None
                         chunk.__pydantic_fields_set__.discard("usage")
                         yield chunk
-            if last is None or open_texts:
-                raise self._broken("broke its answer off")
+            if last is None or open_sequences:
+                raise self._broken("broke off its answer")
             kind = type(last)
             head = {"id": last.id, "object": last.object, "created": last.created, "model": last.model}
             usage = parse.whole_usage(used, self.kind, request)
@@ -225,7 +225,7 @@ class UpstreamBackend:
         try:
             value = json.loads(event)
         except ValueError:
-            raise self._broken("sent what is no JSON") from None
+            raise self._broken("sent invalid JSON") from None
         if isinstance(value, dict) and value.get("error"):
             found = parse.error_of(value)
             status = found.status if 400 <= found.status < 600 else 500
@@ -233,7 +233,7 @@ class UpstreamBackend:
         return self._checked(lambda: read(value))
 
     async def _ask(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        """One question and its whole answer, a JSON object."""
+        """Send a request and return its JSON object."""
         end = monotonic() + self.settings.request_seconds
         response = await self._within(end, self._send(path, body, stream=False))
         if response.status_code != 200:
@@ -241,9 +241,9 @@ class UpstreamBackend:
         try:
             answer = response.json()
         except ValueError:
-            raise self._broken("sent what is no JSON") from None
+            raise self._broken("sent invalid JSON") from None
         if not isinstance(answer, dict):
-            raise self._broken("sent what is no JSON object")
+            raise self._broken("sent something other than a JSON object")
         return answer
 
     async def _send(self, path: str, body: dict[str, Any], *, stream: bool) -> httpx.Response:
@@ -257,11 +257,11 @@ class UpstreamBackend:
         try:
             return await client.send(asked(), stream=stream)
         except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError):
-            # A kept connection may be closed over there in the moment in which we use it again. No answer has begun.
+            # The server may close a kept connection just as it is used again. Nothing was answered yet, so retry.
             return await client.send(asked(), stream=stream)
 
     async def _within(self, end: float | None, work: Awaitable[T]) -> T:
-        """Wait for the other server, until `end` at most. Raises ApiError for what goes wrong on the way."""
+        """Wait for the other server until `end` at most. Raises ApiError for connection errors and timeouts."""
         try:
             async with asyncio.timeout(None if end is None else max(end - monotonic(), 0)):
                 result = await work
@@ -283,22 +283,24 @@ class UpstreamBackend:
                 headers={"retry-after": "2"},
             ) from None
         except httpx.TransportError:
-            raise self._broken("broke its answer off") from None
+            raise self._broken("broke off its answer") from None
         except ValueError as error:
             raise self._broken(str(error)) from None
         return result
 
     def _refused(self, response: httpx.Response) -> ApiError:
-        """Their failure as ours. What is wrong with our key or our address is not the client's fault."""
+        """The other server's error as ours. A wrong key or address is not the client's fault."""
         status = response.status_code
         if status in (401, 403):
-            message = f"The upstream server ({self.kind}) does not accept our key: check PUNA_UPSTREAM_KEY."
+            message = f"The upstream server ({self.kind}) rejects our key: check PUNA_UPSTREAM_KEY."
             return ApiError(502, message, code="upstream_key", headers=NO_RETRY)
         try:
             found = parse.error_of(response.json())
         except (ValueError, TypeError):
             if status == 429:
-                found = parse.UpstreamError(429, "The upstream server has no room now. Try again.", None, None, None)
+                found = parse.UpstreamError(
+                    429, "The upstream server has no capacity now. Try again.", None, None, None
+                )
             elif status == 503:
                 found = parse.UpstreamError(503, "The upstream server cannot answer now.", None, None, None)
             else:
@@ -312,18 +314,18 @@ class UpstreamBackend:
         return ApiError(502, f"The upstream server ({self.kind}) {what}.", code="upstream_failed")
 
     def _checked(self, read: Callable[[], T]) -> T:
-        """Raises ApiError when what they sent is not what the protocol says."""
+        """Raise ApiError when what the server sent does not follow the protocol."""
         try:
             return read()
         except (ValidationError, KeyError, TypeError, AttributeError, ValueError):
-            raise self._broken("sent what its protocol does not have") from None
+            raise self._broken("sent something that its protocol does not allow") from None
 
     def _has_tokenizer(self) -> None:
         if self.kind == "openai":
-            raise ApiError(501, "OpenAI's API has no tokenizer: this backend cannot do that.", code="not_supported")
+            raise ApiError(501, "OpenAI's API has no tokenizer, so this backend cannot do that.", code="not_supported")
 
     def _connected(self) -> httpx.AsyncClient:
-        """The client of this event loop."""
+        """The HTTP client of this event loop."""
         loop = asyncio.get_running_loop()
         if self._client is None or self._loop is not loop:
             self._loop = loop
@@ -338,11 +340,11 @@ class UpstreamBackend:
 
 
 def root_of(url: str) -> str:
-    """The address of a server, without /v1. Raises PunaError for what is no address."""
+    """The address of a server, without /v1. Raises PunaError when it is not one."""
     try:
         parts = httpx.URL(url)
     except httpx.InvalidURL:
         parts = httpx.URL("")
     if parts.scheme not in ("http", "https") or not parts.host or "%" in parts.host:
-        raise PunaError(f"--upstream {url} is no address.", "Give one such as http://localhost:8001.")
+        raise PunaError(f"--upstream {url} is not an address.", "Give one such as http://localhost:8001.")
     return str(parts).rstrip("/").removesuffix("/v1").rstrip("/")

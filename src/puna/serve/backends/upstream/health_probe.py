@@ -1,7 +1,4 @@
-"""How another server is, asked once a second, so that who asks us never waits for it.
-
-A thread of its own asks: the answer is there before the question, also while the event loop has nothing to do.
-"""
+"""Polls an upstream's health once a second, on a thread of its own, so that a health check never waits for it."""
 
 import ssl
 import threading
@@ -10,13 +7,13 @@ from typing import Any
 import httpx
 
 SECONDS = {"vllm": 1.0, "llama.cpp": 1.0, "openai": 5.0}
-"""Between two questions. Servers of the world's own have no cheap question, so they are asked less often."""
+"""Between two polls. A public API has no cheap health route, so it is polled less often."""
 ANSWER_SECONDS = 1.0
-_SLOW_SECONDS = 10.0  # what a server far away may take for its list of models
+_SLOW_SECONDS = 10.0  # for the list of models of a distant server
 
 
 class Probe:
-    """Asks until closed. models: what its /v1/models last said."""
+    """Polls until closed. models: its list from /v1/models."""
 
     def __init__(self, kind: str, url: str, headers: dict[str, str], tls: ssl.SSLContext) -> None:
         self.models: list[dict[str, Any]] = []
@@ -29,15 +26,15 @@ class Probe:
         threading.Thread(target=self._run, name="puna-upstream-probe", daemon=True).start()
 
     def trouble(self) -> str:
-        """A sentence about what is wrong; empty when nothing is."""
+        """What is wrong, as a sentence; empty when nothing is."""
         return self._trouble
 
     def failed(self, how: str) -> None:
-        """A request has found out first."""
+        """Record a failure that a request has found."""
         self._trouble = self._sentence(how)
 
     def close(self) -> None:
-        """Ask no more."""
+        """Stop polling."""
         self._stop.set()
 
     def _run(self) -> None:
@@ -46,7 +43,7 @@ class Probe:
         self._client.close()
 
     def _ask(self) -> None:
-        """What is wrong with it now, and which models it has as long as that is not known."""
+        """Check the health, and get the list of models unless it is known."""
         try:
             if self._kind == "openai" or not self.models:
                 listed = self._client.get("/v1/models")
@@ -55,7 +52,7 @@ class Probe:
                 answer = listed
             if self._kind != "openai":
                 answer = self._client.get("/health")
-            # A server without a list of models, or with one for others only, may well answer.
+            # A server that hides its list of models may still answer requests.
             bad = answer.status_code >= 500 or (self._kind != "openai" and answer.status_code != 200)
             self._trouble = self._sentence(f"says {answer.status_code}") if bad else ""
         except httpx.TimeoutException:
@@ -63,7 +60,7 @@ class Probe:
         except httpx.HTTPError:
             self._trouble = self._sentence("cannot be reached")
         except (ValueError, KeyError, TypeError):
-            self._trouble = self._sentence("answers with something else than its models")
+            self._trouble = self._sentence("did not answer with its list of models")
 
     def _sentence(self, how: str) -> str:
         return f"The upstream server ({self._kind}) {how}."

@@ -1,7 +1,7 @@
-"""Start vLLM or llama-server for a model, as a child that ends with us whatever ends us.
+"""Starts vLLM or llama-server for a model, as a child that ends with this process however it ends.
 
-Between us and the child stands a small process that waits for us to close a pipe, which the system does for whoever
-ends, and then ends the child and all its own.
+A small supervisor process waits for a pipe from here to close, which the system does whenever a process ends, and then
+ends the child with all its own children.
 """
 
 import importlib.util
@@ -21,11 +21,11 @@ import httpx
 from puna.core.errors import PunaError
 
 START_SECONDS = 900.0
-"""A large model on a cold disk takes minutes, and vLLM compiles."""
+"""Loading a large model from a cold disk takes minutes, and vLLM compiles."""
 
 
 class Child:
-    """A server of ours on a free port of this machine, which answers only to `key`. log: what it says."""
+    """A server on a free port of this machine that accepts only `key`. log: the file with its output."""
 
     def __init__(self, command: Sequence[str], port: int, *, key: str, environ: dict[str, str]) -> None:
         self.url, self.key = f"http://127.0.0.1:{port}", key
@@ -37,28 +37,30 @@ class Child:
                 stdout=log,
                 stderr=log,
                 env={**os.environ, **environ},
-                # Ctrl-C is for us; the child ends when its last answer is out.
+                # Ctrl-C is not for the child: it ends after its last answer.
                 start_new_session=True,
             )
 
     def alive(self) -> bool:
-        """Whether it runs."""
+        """Whether it is running."""
         return self._process.poll() is None
 
     def wait_until_ready(self, seconds: float = START_SECONDS) -> None:
-        """Returns when it answers. Raises PunaError, with the last thing it said, when it ends or never does."""
+        """Return when it answers. Raises PunaError, with its last output, when it exits or never answers."""
         end = monotonic() + seconds
         with httpx.Client(base_url=self.url, timeout=5, trust_env=False) as api:
             while monotonic() < end:
                 if not self.alive():
-                    raise PunaError(f"It ended before it answered: {self._last_line()}", f"All it said: {self.log}")
+                    raise PunaError(
+                        f"It exited before it answered: {self._last_line()}", f"Its output is in {self.log}"
+                    )
                 try:
                     if api.get("/health").status_code == 200:
                         return
                 except httpx.TransportError:
                     pass
                 sleep(0.1)
-        raise PunaError(f"It did not answer within {seconds:.0f} seconds.", f"What it said: {self.log}")
+        raise PunaError(f"It did not answer within {seconds:.0f} seconds.", f"Its output is in {self.log}")
 
     def close(self) -> None:
         """End it, and wait until it has ended."""
@@ -73,26 +75,26 @@ class Child:
     def _last_line(self) -> str:
         lines = Path(self.log).read_text(encoding="utf-8", errors="replace").splitlines()
         telling = [line.strip() for line in lines if line.strip()]
-        return telling[-1][:300] if telling else "it said nothing."
+        return telling[-1][:300] if telling else "it printed nothing."
 
 
 def start_vllm(directory: str, name: str, *, max_batch: int, dtype: str | None = None) -> Child:
-    """vLLM for a Hugging Face directory. PUNA_VLLM_PYTHON: a Python that has vLLM, if this one has not.
+    """Start vLLM for a Hugging Face directory. PUNA_VLLM_PYTHON: a Python that has vLLM, if this one does not.
 
-    Raises PunaError when there is no vLLM, no model, or it does not come up.
+    Raises PunaError when there is no vLLM or no model, or it does not start.
     """
     python = os.environ.get("PUNA_VLLM_PYTHON") or (sys.executable if importlib.util.find_spec("vllm") else "")
     if not shutil.which(python):
         raise PunaError(
             "vLLM is not installed here.",
-            "Install it, set PUNA_VLLM_PYTHON to a Python that has it, or give the --upstream URL of one that runs.",
+            "Install it, set PUNA_VLLM_PYTHON to a Python that has it, or give the --upstream URL of a running one.",
         )
     if not (Path(directory) / "config.json").is_file():
-        raise PunaError(f"{directory} is no model directory.", "vLLM wants one in Hugging Face's layout.")
+        raise PunaError(f"{directory} is not a model directory.", "vLLM needs one in the Hugging Face layout.")
     port = _free_port()
     command = [python, "-m", "vllm.entrypoints.openai.api_server", "--model", directory, "--served-model-name", name]
     command += ["--host", "127.0.0.1", "--port", str(port), "--max-num-seqs", str(max_batch)]
-    # Our models call tools as Hermes does.
+    # Our models use the Hermes format for tool calls.
     command += ["--enable-auto-tool-choice", "--tool-call-parser", "hermes", "--enable-prompt-tokens-details"]
     if dtype:
         command += ["--dtype", dtype]
@@ -100,17 +102,17 @@ def start_vllm(directory: str, name: str, *, max_batch: int, dtype: str | None =
 
 
 def start_llama(file: str, name: str) -> Child:
-    """llama-server for a GGUF file. PUNA_LLAMA_SERVER: where it is, if not on the PATH. Raises PunaError as above."""
+    """Start llama-server for a GGUF file. PUNA_LLAMA_SERVER: its path, if not on the PATH. Raises PunaError."""
     program = os.environ.get("PUNA_LLAMA_SERVER") or "llama-server"
     found = shutil.which(program)
     if not found:
         raise PunaError(
-            f"There is no {program} here.",
-            "Install llama.cpp, set PUNA_LLAMA_SERVER to its place, or give the --upstream URL of one that runs.",
+            f"{program} was not found.",
+            "Install llama.cpp, set PUNA_LLAMA_SERVER to its path, or give the --upstream URL of a running one.",
         )
     if not Path(file).is_file():
         raise PunaError(
-            f"{file} is no file.", "llama-server wants a GGUF file: `puna export MODEL --to gguf` makes one."
+            f"{file} is not a file.", "llama-server needs a GGUF file: `puna export MODEL --to gguf` makes one."
         )
     port = _free_port()
     command = [found, "-m", file, "--alias", name, "--host", "127.0.0.1", "--port", str(port), "--jinja"]

@@ -1,4 +1,4 @@
-"""What other servers answer, in our protocol's words: chunks, usage, failures and lists of models.
+"""Parses what other servers answer into our protocol: chunks, usage, errors and lists of models.
 
 Plain functions over JSON objects. What is missing is filled in and what is extra is left out; what is neither raises
 KeyError, TypeError or the like, which `backend` reports as the other server's fault.
@@ -26,12 +26,12 @@ _STATUSES = (400, 404, 408, 409, 413, 415, 429, 500, 501, 503, 504)
 
 
 def chat_event(event: dict[str, Any], model: str, begun: set[int], request: ChatRequest) -> dict[str, Any]:
-    """One chunk of theirs as one of ours. begun: indices of the texts that have begun, kept up to date."""
+    """A chunk of theirs as one of ours. begun: indices of the choices that have started, updated here."""
     choices = []
     for choice in event.get("choices") or ():
         index = choice.get("index") or 0
         delta = {name: value for name, value in (choice.get("delta") or {}).items() if value not in (None, [])}
-        if "reasoning" in delta:  # vLLM's newer name
+        if "reasoning" in delta:  # vLLM's newer name for it
             delta.setdefault("reasoning_content", delta["reasoning"])
         delta.pop("role", None)
         for number, call in enumerate(delta.get("tool_calls", ())):
@@ -56,7 +56,7 @@ def chat_event(event: dict[str, Any], model: str, begun: set[int], request: Chat
 def completion_event(
     event: dict[str, Any], model: str, offsets: dict[int, int], request: CompletionRequest
 ) -> dict[str, Any]:
-    """The same for completions. offsets: characters of each text so far, kept up to date."""
+    """The same for completions. offsets: characters of each choice so far, updated here."""
     choices = []
     for choice in event.get("choices") or ():
         index, text = choice.get("index") or 0, choice.get("text") or ""
@@ -102,7 +102,7 @@ def _ids(holder: dict[str, Any], name: str) -> dict[str, Any]:
 
 def _reason(given: str | None) -> str | None:
     if given in ("abort", "error"):
-        raise ApiError(502, "The upstream server gave up on its answer.", code="upstream_failed")
+        raise ApiError(502, "The upstream server aborted its answer.", code="upstream_failed")
     reason = _REASONS.get(given, given) if given is not None else None
     return reason if reason is None or reason in _OUR_REASONS else "stop"
 
@@ -125,7 +125,7 @@ def _token(entry: dict[str, Any]) -> dict[str, Any]:
 
 
 def _legacy_logprobs(named: dict[str, Any], offset: int, most: int) -> dict[str, Any]:
-    """The older form, also of what llama-server sends, which is chat's."""
+    """Logprobs in the older format, also from llama-server, which sends chat's."""
     if "content" not in named:
         if not named.get("text_offset"):
             named = {**named, "text_offset": _offsets(named["tokens"], offset)}
@@ -153,12 +153,12 @@ def _offsets(tokens: list[str], offset: int) -> list[int]:
 
 
 def whole_usage(told: list[Usage], kind: UpstreamKind, request: ChatRequest | CompletionRequest) -> Usage:
-    """The usage of a request from what came in its stream: llama-server tells it for each text, prompt and all."""
+    """The usage of a request from its stream: llama-server sends one for each choice, each with the prompt."""
     if not told:
         return Usage(prompt_tokens=0, completion_tokens=0, total_tokens=0)
     if kind != "llama.cpp" or len(told) == 1:
         last = told[-1]
-        if request.max_tokens == 0:  # vLLM computes one that it does not show
+        if request.max_tokens == 0:  # vLLM generates one that it does not return
             last.completion_tokens, last.total_tokens = 0, last.prompt_tokens
         return last
     prompt, completion = (
@@ -172,11 +172,11 @@ def whole_usage(told: list[Usage], kind: UpstreamKind, request: ChatRequest | Co
     return usage
 
 
-# -- failures and facts ----------------------------------------------------------------------------------------------
+# -- errors and models ------------------------------------------------------------------------------------------------
 
 
 class UpstreamError(NamedTuple):
-    """A failure in another server's words. status: 0 when its body does not say."""
+    """An error of another server. status: 0 when its body does not say."""
 
     status: int
     message: str
@@ -186,7 +186,7 @@ class UpstreamError(NamedTuple):
 
 
 def error_of(value: Any) -> UpstreamError:
-    """What a body says went wrong: OpenAI's form, vLLM's older one, llama.cpp's, FastAPI's. Raises ValueError."""
+    """The error in a body, in OpenAI's, vLLM's older, llama.cpp's or FastAPI's format. Raises ValueError."""
     found = value.get("error", value) if isinstance(value, dict) else value
     if isinstance(found, str):
         found = {"message": found}
@@ -209,36 +209,34 @@ def error_of(value: Any) -> UpstreamError:
     )
 
 
-def status_of(theirs: int) -> int:
-    """The status that we answer with when they answer with `upstream_name`."""
-    if theirs in _STATUSES:
-        return theirs
-    return 400 if 400 <= theirs < 500 else 502
+def status_of(upstream_status: int) -> int:
+    """The status to answer with for a status of the other server."""
+    if upstream_status in _STATUSES:
+        return upstream_status
+    return 400 if 400 <= upstream_status < 500 else 502
 
 
 def upstream_model_name(models: list[dict[str, Any]], wanted: str, kind: UpstreamKind, url: str) -> str:
-    """The name by which a server has a model: as it is, or as a path that ends with it. wanted: "" for the first.
+    """The name of a model on a server: the name itself, or a path that ends with it. wanted: "" for the first.
 
     models: its list, empty when it could not be had; then the name is believed. Raises PunaError when it is not there.
     """
     names = [str(model["id"]) for model in models if "id" in model]
     if not names and not wanted:
-        raise PunaError(
-            f"{url} does not say which models it has.", "Name one: puna serve MODEL --backend … --upstream …"
-        )
+        raise PunaError(f"{url} does not say which models it has.", "Name one: puna serve MODEL --upstream …")
     if not names or wanted in names:
         return wanted
     last = wanted.rstrip("/").rpartition("/")[2]
     same = [name for name in names if name.rstrip("/").rpartition("/")[2] == last]
     if same:
         return same[0]
-    if not wanted or kind == "llama.cpp":  # which has one model, whatever it is called
+    if not wanted or kind == "llama.cpp":  # which has one model, whatever its name
         return names[0]
     raise PunaError(f"{url} has no model '{wanted}'.", f"It has: {', '.join(names[:10])}.")
 
 
 def context_of(models: list[dict[str, Any]], name: str) -> int | None:
-    """Tokens of context of a model in their list, when it is told."""
+    """The context length of a model in their list, if given."""
     found = next((model for model in models if model.get("id") == name), models[0] if len(models) == 1 else {})
     meta = found.get("meta")
     meta = meta if isinstance(meta, dict) else {}
@@ -247,7 +245,7 @@ def context_of(models: list[dict[str, Any]], name: str) -> int | None:
 
 
 def llama_tokens(answer: dict[str, Any], context: int) -> TokenizeResponse:
-    """llama-server's tokens, with or without their texts, which are bytes where they are no text."""
+    """llama-server's tokens, with or without their texts, which are bytes where they are not text."""
     rows = answer["tokens"]
     if not rows or isinstance(rows[0], int):
         return TokenizeResponse(count=len(rows), max_model_len=context, tokens=rows)

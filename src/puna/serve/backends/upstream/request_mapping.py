@@ -1,7 +1,7 @@
-"""What is asked, in the words of other servers. Plain functions.
+"""Maps requests to what other servers understand. Plain functions.
 
-What a server is known not to understand is refused here instead of being sent and ignored: `top_k` sent to OpenAI would
-be answered as if it had been kept. What is neutral (`top_k` 0) is left out.
+A parameter that a server is known not to support is rejected here rather than sent and ignored: OpenAI would answer a
+request with `top_k` as if it had applied it. Neutral values (`top_k` 0) are left out.
 """
 
 import json
@@ -42,18 +42,18 @@ _NAMES: dict[UpstreamKind, dict[str, str]] = {
     },
     "openai": {},
 }
-# llama-server has tastes of its own where OpenAI's API has none (top_k 40, min_p 0.05, temperature 0.8).
+# llama-server's own defaults differ from OpenAI's (top_k 40, min_p 0.05, temperature 0.8).
 _LLAMA_DEFAULTS = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0}
 
 
 def chat_body(request: ChatRequest, kind: UpstreamKind, model: str) -> dict[str, Any]:
-    """What a server of this kind is sent. Raises ApiError 400 for what it does not know."""
+    """The body to send to a server of this kind. Raises ApiError 400 for what it does not support."""
     body = _body(request, kind, model)
     body["messages"] = [_message(message, kind) for message in request.messages]
     if isinstance(request.tool_choice, NamedTool):
         name = request.tool_choice.function.name
         body["tool_choice"] = {"type": "function", "function": {"name": name}}
-        if kind == "llama.cpp":  # it takes a word only
+        if kind == "llama.cpp":  # it takes only a word
             body["tool_choice"] = "required"
             body["tools"] = [tool for tool in body["tools"] if tool["function"]["name"] == name]
     if request.continue_final_message:
@@ -62,13 +62,13 @@ def chat_body(request: ChatRequest, kind: UpstreamKind, model: str) -> dict[str,
         limit = body.pop("max_completion_tokens", None) or request.max_tokens
         if limit is not None:
             body["max_tokens"] = limit
-        if request.logprobs:  # none beside it would mean none at all
+        if request.logprobs:  # without alternatives it would send no logprobs
             body["top_logprobs"] = max(request.top_logprobs or 0, 1)
     return body
 
 
 def completion_body(request: CompletionRequest, kind: UpstreamKind, model: str) -> dict[str, Any]:
-    """The same for completions."""
+    """The same for a completion."""
     body = _body(request, kind, model)
     body["max_tokens"] = 16 if request.max_tokens is None else request.max_tokens
     if kind == "llama.cpp":
@@ -77,7 +77,7 @@ def completion_body(request: CompletionRequest, kind: UpstreamKind, model: str) 
         body.pop("echo", None)
         if request.logprobs is not None:
             body["logprobs"] = max(request.logprobs, 1)
-        form = body.pop("response_format", None)  # known to its chat only
+        form = body.pop("response_format", None)  # only its chat knows it
         if form and form["type"] == "json_object":
             body["json_schema"] = {"type": "object"}
         elif form and form["type"] == "json_schema":
@@ -86,7 +86,7 @@ def completion_body(request: CompletionRequest, kind: UpstreamKind, model: str) 
 
 
 def check_bias(request: GenerationRequest, models: list[dict[str, Any]]) -> None:
-    """Raises ApiError for a logit_bias of no token, if the vocabulary size is known: llama-server ignores it."""
+    """Raise ApiError for a logit_bias of an unknown token, if the vocabulary size is known: llama-server ignores it."""
     meta = models[0].get("meta") if len(models) == 1 else None
     size = meta.get("n_vocab") if isinstance(meta, dict) else None
     if not isinstance(size, int):
@@ -111,10 +111,10 @@ def _body(request: GenerationRequest, kind: UpstreamKind, model: str) -> dict[st
     if kind == "llama.cpp":
         body = {**_LLAMA_DEFAULTS, **body}
         if request.seed is not None:
-            body["seed"] = request.seed % (2**32 - 1)  # the number left out means: any
+            body["seed"] = request.seed % (2**32 - 1)  # the excluded number means a random seed
         if request.structured_outputs is not None:
             body |= _llama_structure(body.pop("structured_outputs"))
-    # One way of answering. Who did not ask for a stream gets its chunks put together.
+    # Always a stream; for a whole response its chunks are collected.
     return {**body, "model": model, "stream": True, "stream_options": {"include_usage": True}}
 
 
@@ -138,7 +138,7 @@ def _llama_structure(wanted: dict[str, Any]) -> dict[str, Any]:
 def _message(message: Message, kind: UpstreamKind) -> dict[str, Any]:
     mapped = message.model_dump(exclude_unset=True, exclude_none=True)
     if mapped.pop("token_ids", None) is not None and not (message.content or message.tool_calls):
-        raise ApiError(400, "messages: token_ids mean something only to Puna's own engine.", param="messages")
+        raise ApiError(400, "messages: token_ids work only with Puna's own engine.", param="messages")
     if isinstance(message.content, list):
         mapped["content"] = [{"type": "text", "text": part.text} for part in message.content]
     for call in mapped.get("tool_calls", ()):
@@ -146,7 +146,7 @@ def _message(message: Message, kind: UpstreamKind) -> dict[str, Any]:
     if kind == "openai":
         mapped.pop("reasoning_content", None)
     elif message.role == "developer":
-        mapped["role"] = "system"  # as our own templates have it
+        mapped["role"] = "system"  # as in our own templates
     if "tool_calls" not in mapped:
         mapped.setdefault("content", "")
     return mapped

@@ -1,28 +1,28 @@
-"""Server-sent events, read as bytes come (https://html.spec.whatwg.org/multipage/server-sent-events.html).
+"""Parses server-sent events as their bytes arrive (https://html.spec.whatwg.org/multipage/server-sent-events.html).
 
-Bytes are cut at line ends only, so neither characters in several pieces nor the other line ends that Unicode knows
-(U+2028 may stand in JSON) are taken apart.
+Bytes are split at line ends only, so characters that arrive in several pieces stay whole, and so do Unicode's other
+line ends (JSON may contain U+2028).
 """
 
 import re
 from collections.abc import AsyncGenerator, AsyncIterator
 
 LARGEST = 16 * 2**20
-"""Bytes of one event at most; nothing that writes token by token needs as many."""
+"""The largest event in bytes; nothing that writes token by token needs as many."""
 _LINE_END = re.compile(rb"\r\n|\n|\r")
 
 
 async def events(pieces: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
     """The data of each event, up to [DONE] or the end. Raises ValueError when an event is too large.
 
-    An event that the end cuts off is none, as the specification has it.
+    An event that the end of the stream cuts off is dropped, as the specification says.
     """
     held = b""
     data: list[bytes] = []
     async for piece in pieces:
         held += piece
         lines = _LINE_END.split(held)
-        # A line end in two pieces, \r and \n: what looks like an empty line would end the event too early.
+        # A line end may arrive in two pieces, \r and \n; the \r alone would look like an empty line.
         if held.endswith(b"\r"):
             held = lines[-2] + b"\r"
             lines = lines[:-2]

@@ -1,6 +1,6 @@
-"""Run a command until it ends or standard input does: `python supervise.py COMMAND …`.
+"""Runs a command until it ends or standard input does: `python supervise.py COMMAND …`.
 
-Run as a file, so that it imports nothing of Puna's and costs next to no memory.
+It is run as a file, so that it imports nothing else from Puna and needs little memory.
 """
 
 import contextlib
@@ -15,11 +15,11 @@ GRACE_SECONDS = 10.0
 
 
 def main(command: Sequence[str]) -> int:
-    """The command's exit code. It leads a group of its own, and the whole group is ended with it."""
+    """Run the command and return its exit code. It leads a process group, which is ended with it."""
     child = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
 
     def end_with_input() -> None:
-        # Not through sys.stdin, whose lock a thread that waits would hold while the interpreter ends.
+        # Not sys.stdin: the waiting thread would hold its lock while the interpreter shuts down.
         while os.read(0, 4096):
             pass
         _signal(child.pid, signal.SIGTERM)
@@ -30,7 +30,7 @@ def main(command: Sequence[str]) -> int:
 
     threading.Thread(target=end_with_input, daemon=True).start()
     code = child.wait()
-    _signal(child.pid, signal.SIGKILL)  # what it started and left behind
+    _signal(child.pid, signal.SIGKILL)  # processes it left behind
     return code
 
 

@@ -1,7 +1,7 @@
-"""The chunks of a chat as the items and events of /v1/responses.
+"""Turns the chunks of a chat completion into the items and events of /v1/responses.
 
-One assembler for each answer: it is given chunks, keeps the response object, and says which events they are. Who did
-not ask for a stream takes the object at the end. Every field that the specification has is there, even if null.
+There is one assembler a response: it takes chunks, updates the response object, and returns events. Without a stream,
+the object is the result. Every field of the specification is present, even if null.
 """
 
 from typing import Any
@@ -16,20 +16,20 @@ Event = dict[str, Any]
 
 
 class Assembler:
-    """The response to one request, as it comes about."""
+    """Assembles the response to one request."""
 
     def __init__(self, asked: ResponsesRequest, model: str) -> None:
         self.response = _blank(asked, model)
         self._number = 0
-        self._item: dict[str, Any] | None = None  # the one being written
+        self._item: dict[str, Any] | None = None  # the item being written
         self._kind = ""
 
     def begin(self) -> list[Event]:
-        """The events before all others."""
+        """The events that start a stream."""
         return [self._whole("response.created"), self._whole("response.in_progress")]
 
     def feed(self, chunk: ChatChunk) -> list[Event]:
-        """The events that a chunk is."""
+        """The events for a chunk."""
         events: list[Event] = []
         for choice in chunk.choices:
             self._take(choice, events)
@@ -47,7 +47,7 @@ class Assembler:
         return events
 
     def finish(self) -> list[Event]:
-        """The events after all others."""
+        """The events that end a stream."""
         response = self.response
         if response["status"] == "in_progress":
             response["status"] = "completed"
@@ -58,7 +58,7 @@ class Assembler:
         return [*events, self._whole(f"response.{response['status']}")]
 
     def fail(self, error: ApiError) -> list[Event]:
-        """The events of an answer that broke off: its last state, then the error as clients look for it."""
+        """The events of a failed response: its last state, then the error as clients expect it."""
         code = error.code or error.type
         self.response |= {"status": "failed", "error": {"code": code, "message": error.message}}
         last = {"code": code, "message": error.message, "param": error.param, **error.body()}
@@ -82,7 +82,7 @@ class Assembler:
             self.response["incomplete_details"] = {"reason": "max_output_tokens"}
 
     def _open(self, kind: str) -> list[Event]:
-        """Begin an item of text, unless one of its kind is being written."""
+        """Start an item of text, unless one of its kind is being written."""
         if self._kind == kind:
             return []
         events = self._close()
@@ -136,7 +136,7 @@ class Assembler:
         )
 
     def _close(self) -> list[Event]:
-        """End the item that is being written."""
+        """End the item being written."""
         item, kind = self._item, self._kind
         if item is None:
             return []
@@ -182,7 +182,7 @@ def _copy(item: Event) -> Event:
 
 
 def _blank(asked: ResponsesRequest, model: str) -> dict[str, Any]:
-    """A response object before anything was written."""
+    """The response object before anything is generated."""
     form = asked.text.format if asked.text else TextFormat()
     shown: dict[str, Any] = {"type": form.type}
     if form.type == "json_schema":

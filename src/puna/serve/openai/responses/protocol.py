@@ -1,4 +1,4 @@
-"""What /v1/responses is asked, and how that is asked of a chat: items become messages."""
+"""Requests of /v1/responses, and how they become chat requests: items become messages."""
 
 from typing import Annotated, Any, Literal
 
@@ -9,7 +9,7 @@ from puna.web.errors import ApiError, invalid
 
 
 class MessageItem(Wire):
-    """A message; "type" may be left out."""
+    """A message; "type" is optional."""
 
     type: Literal["message"] = "message"
     role: Literal["system", "developer", "user", "assistant"]
@@ -54,7 +54,7 @@ Item = Annotated[
 
 
 class ResponseTool(Wire):
-    """A function, described without the inner object that chat has. Tools that OpenAI runs itself are not here."""
+    """A function, without the inner object that chat has. Tools that OpenAI runs itself are not supported."""
 
     type: Literal["function"]
     name: Annotated[str, Field(min_length=1, max_length=128)]
@@ -113,7 +113,7 @@ class ResponsesRequest(Wire):
                 if given.get(name) is not None:
                     raise ValueError(f"{name} is not supported.")
             if given.get("background"):
-                raise ValueError("background is not supported: an answer is made while it is waited for.")
+                raise ValueError("background is not supported: responses are generated while the client waits.")
         return given
 
     @property
@@ -122,14 +122,14 @@ class ResponsesRequest(Wire):
 
 
 def messages_of(items: str | list[Item]) -> list[dict[str, Any]]:
-    """Items as messages of a chat: calls and reasoning belong to the assistant's message they stand beside."""
+    """Convert items to chat messages: calls and reasoning join the assistant's message next to them."""
     if isinstance(items, str):
         return [{"role": "user", "content": items}]
     messages: list[dict[str, Any]] = []
     thought = ""
 
     def assistant() -> dict[str, Any]:
-        """The assistant's message being made."""
+        """The assistant's message being assembled."""
         nonlocal thought
         if thought or not messages or messages[-1]["role"] != "assistant":
             messages.append({"role": "assistant", **({"reasoning_content": thought} if thought else {})})

@@ -1,7 +1,7 @@
-"""/v1/responses: OpenAI's newer way to ask, with answers that can be built on by their id.
+"""/v1/responses: OpenAI's newer API, in which a request can refer to an earlier response by its id.
 
-Answers are kept in memory, so many at most, the oldest go first; each belongs to the user whose key asked for it, and
-to everyone else does not exist. With `store: false` nothing is kept.
+A limited number of responses is kept in memory; the oldest are dropped first. Each belongs to the user who requested
+it, and does not exist for anyone else. With `store: false` nothing is kept.
 """
 
 from collections import OrderedDict
@@ -28,10 +28,10 @@ from puna.web.responses import EventStreamResponse, WholeResponse
 router = APIRouter(responses=FAILURES)
 
 
-class _Kept(NamedTuple):
+class _StoredResponse(NamedTuple):
     owner: str
     messages: list[dict[str, Any]]
-    """The dialogue up to and with the answer, without instructions: those are said anew each time."""
+    """The dialogue including the answer, without instructions, which every request gives again."""
     response: dict[str, Any]
 
 
@@ -40,23 +40,23 @@ class Stored:
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._kept: OrderedDict[str, _Kept] = OrderedDict()
+        self._kept: OrderedDict[str, _StoredResponse] = OrderedDict()
 
     def put(self, owner: str, messages: list[dict[str, Any]], response: dict[str, Any]) -> None:
-        """Keep one; the oldest gives way."""
-        self._kept[response["id"]] = _Kept(owner, messages, response)
+        """Store a response; the oldest is dropped if there are too many."""
+        self._kept[response["id"]] = _StoredResponse(owner, messages, response)
         while len(self._kept) > self._limit:
             self._kept.popitem(last=False)
 
-    def get(self, owner: str, id: str, *, param: str | None = None) -> _Kept:
-        """One of this owner's. Raises ApiError 404."""
+    def get(self, owner: str, id: str, *, param: str | None = None) -> _StoredResponse:
+        """Return a response of this owner. Raises ApiError 404."""
         kept = self._kept.get(id)
         if kept is None or kept.owner != owner:
             raise ApiError(404, f"There is no response '{id}'.", param=param, code="response_not_found")
         return kept
 
     def remove(self, owner: str, id: str) -> None:
-        """Forget one of this owner's. Raises ApiError 404."""
+        """Delete a response of this owner. Raises ApiError 404."""
         self.get(owner, id)
         del self._kept[id]
 
@@ -64,7 +64,7 @@ class Stored:
 @router.post("/v1/responses", response_model=dict[str, Any], openapi_extra=body_of(ResponsesRequest))
 @signed_in
 async def create(request: Request, server: ServerDep, owner: User) -> Response:
-    """Answer, and keep the answer."""
+    """Generate a response, and store it."""
     asked = await read_body(request, ResponsesRequest)
     stored: Stored = request.app.state.responses
     messages = messages_of(asked.input)
@@ -100,7 +100,7 @@ async def create(request: Request, server: ServerDep, owner: User) -> Response:
 @router.get("/v1/responses/{id}", response_model=dict[str, Any])
 @owned
 async def retrieve(id: str, request: Request, owner: User) -> dict[str, Any]:
-    """A response that was kept."""
+    """Return a stored response."""
     stored: Stored = request.app.state.responses
     return stored.get(owner, id).response
 
@@ -108,14 +108,14 @@ async def retrieve(id: str, request: Request, owner: User) -> dict[str, Any]:
 @router.delete("/v1/responses/{id}")
 @owned
 async def delete(id: str, request: Request, owner: User) -> dict[str, Any]:
-    """Forget one."""
+    """Delete a stored response."""
     stored: Stored = request.app.state.responses
     stored.remove(owner, id)
     return {"id": id, "object": "response", "deleted": True}
 
 
 async def _chunks(server: Server, asked: ResponsesRequest, messages: list[dict[str, Any]]) -> AsyncGenerator[ChatChunk]:
-    """The chat's chunks; with truncation the oldest messages are left out until the rest fits."""
+    """The chat's chunks; with truncation, the oldest messages are dropped until the rest fits."""
     messages = list(messages)
     while True:
         try:
@@ -130,7 +130,7 @@ async def _chunks(server: Server, asked: ResponsesRequest, messages: list[dict[s
                 raise
             del messages[at]
             while len(messages) > at + 1 and messages[at]["role"] == "tool":
-                del messages[at]  # the result of a call that is no longer there
+                del messages[at]  # the result of a call that was dropped
 
 
 async def _events(
@@ -156,6 +156,6 @@ def _frame(event: dict[str, Any]) -> bytes:
 
 
 def _answer(response: dict[str, Any]) -> list[dict[str, Any]]:
-    """What the model said, as the messages of the next request."""
+    """The model's answer as messages for the next request."""
     items = [item for item in response["output"] if item["type"] != "message" or item["content"][0]["text"]]
     return messages_of(ResponsesRequest.model_validate({"input": items}).input) if items else []
