@@ -54,7 +54,8 @@ def predict_memory(recipe: Recipe, *, device_type: str, world_size: int = 1, hel
     """Peak memory of one of `world_size` processes: on "cpu" resident memory of the process, else the allocator's.
 
     precision and compile set to "auto" are taken as the device's usual: mixed and compiled on GPUs, fp32 and compiled
-    on CPUs. held: on a CPU, bytes that the process has taken already. Raises PunaError when the layout does not fit the number of processes.
+    on CPUs. held: on a CPU, bytes that the process has taken already. Raises PunaError when the layout does not fit the
+    number of processes.
     """
     return Prediction(recipe, device_type, world_size, held).estimate()
 
