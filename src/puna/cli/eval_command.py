@@ -160,9 +160,8 @@ def benchmarks(args: argparse.Namespace) -> None:
 def _load(args: argparse.Namespace, model: str) -> tuple["Engine", Path, bool]:
     """A model's engine, its directory, and whether it is asked in chat turns."""
     from puna.engine.generate import load_engine
-    from puna.engine.importer import stage
     from puna.model.hub import model_directory
-    from puna.model.store import stored_dtype
+    from puna.model.store import load_stage, stored_dtype
     from puna.train.machine import best_device
 
     directory = model_directory(model)
@@ -170,7 +169,7 @@ def _load(args: argparse.Namespace, model: str) -> tuple["Engine", Path, bool]:
     # The kernels for a CPU, but in the files' own precision: a score is the model's, not a rounded one's.
     options |= {"fast": True, "dtype": stored_dtype(directory)} if args.fast else {"deterministic": True}
     engine = load_engine(directory, **options)
-    return engine, directory, stage(directory) != "base" if args.form == "auto" else args.form == "chat"
+    return engine, directory, load_stage(directory) != "base" if args.form == "auto" else args.form == "chat"
 
 
 def table(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:

@@ -138,8 +138,8 @@ def _load(given: str, args: argparse.Namespace, settings: "Settings") -> "Backen
     from puna.cli.generation_options import device_of
     from puna.core.errors import PunaError
     from puna.engine.generate import load_engine
-    from puna.engine.importer import stage
     from puna.model.hub import model_directory
+    from puna.model.store import load_stage
     from puna.serve.native import NativeBackend
 
     name, equals, place = given.partition("=")
@@ -159,7 +159,7 @@ def _load(given: str, args: argparse.Namespace, settings: "Settings") -> "Backen
             deterministic=args.deterministic,
         )
         return NativeBackend(
-            engine, name, settings, stage="chat" if stage(directory) == "chat" else "base", root=str(directory)
+            engine, name, settings, stage="chat" if load_stage(directory) == "chat" else "base", root=str(directory)
         )
     except (MemoryError, torch.OutOfMemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "memory" not in str(error).lower():

@@ -19,7 +19,6 @@ from puna.core.errors import PunaError
 from puna.core.files import sha256_file, write_json
 from puna.data.corpus import Corpus
 from puna.engine.generate import Engine
-from puna.engine.importer import stage
 from puna.evals.ask import Sampling
 from puna.evals.benchmark import Benchmark, Item, Turns
 from puna.evals.card import write_cards
@@ -29,7 +28,7 @@ from puna.evals.files import EvalData, Missing
 from puna.evals.report import write_report
 from puna.evals.results import summarise
 from puna.evals.runner import OnProgress, Row, chosen, run
-from puna.model.store import load_lineage
+from puna.model.store import load_lineage, load_stage
 from puna.tasks.isolation import require
 
 Loaded = list[tuple[Benchmark, list[Item], int]]
@@ -91,7 +90,7 @@ def describe_model(directory: Path, engine: Engine) -> dict[str, Any]:
         "tokenizer_sha256": engine.tokenizer.hash if engine.tokenizer else None,
         "parameters": engine.model.config.num_parameters(),
         "context": engine.model.config.max_position_embeddings,
-        "stage": stage(directory),
+        "stage": load_stage(directory),
         "lineage": lineage,
     }
 

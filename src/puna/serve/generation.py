@@ -13,13 +13,13 @@ from typing import TypeVar
 
 from puna.core.errors import PunaError
 from puna.engine.generate import Engine
-from puna.engine.request import DeadlineError, EngineError, Request, Step
+from puna.engine.request import DeadlineError, EngineError, Request, TokenOutput
 from puna.serve.bridge import Bridge, Mailbox
 from puna.serve.errors import ApiError, bad_request
 from puna.serve.prepare import Prepared
 
 T = TypeVar("T")
-Delivery = tuple[int, Step | Exception | None]
+Delivery = tuple[int, TokenOutput | Exception | None]
 """Number of the prompt, and what the engine brought for it."""
 
 
@@ -43,14 +43,14 @@ class Generation:
             if self._closed:
                 request.cancel()
 
-    async def batches(self) -> AsyncGenerator[list[tuple[int, Step]]]:
+    async def batches(self) -> AsyncGenerator[list[tuple[int, TokenOutput]]]:
         """Steps as they come, those that came together as one list. Raises ApiError for what ended a request."""
         left = len(self.requests)
         while left:
             deliveries = await self._box.take()
             if self._box.full:
                 raise ApiError(503, "The reader was too slow, and its stream was ended.", code="slow_reader")
-            steps: list[tuple[int, Step]] = []
+            steps: list[tuple[int, TokenOutput]] = []
             for number, item in deliveries:
                 if item is None:
                     left -= 1
@@ -66,7 +66,7 @@ class Generation:
         for request in list(self.requests):
             request.cancel()
 
-    def _deliver(self, number: int, item: Step | Exception | None) -> None:
+    def _deliver(self, number: int, item: TokenOutput | Exception | None) -> None:
         self._box.send((number, item))
 
 

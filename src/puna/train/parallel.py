@@ -23,9 +23,9 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from puna.core.errors import PunaError
-from puna.model.features import multiplies_bfloat16
 from puna.model.layout import Layout
 from puna.model.llama import LlamaForCausalLM
+from puna.model.torch_compat import multiplies_bfloat16
 from puna.train.recipe import ComputeConfig
 
 # Processes that a launcher has just started again sometimes miss each other (gloo, seen after a SIGKILL on a busy
