@@ -182,9 +182,9 @@ def _load(given: str, args: argparse.Namespace, settings: "Settings") -> "Backen
 
     from puna.cli.generation_options import device_of
     from puna.engine.generate import load_engine
-    from puna.engine.importer import stage
     from puna.engine.memory_errors import out_of_memory
     from puna.model.hub import model_directory
+    from puna.model.store import load_stage
     from puna.serve.backends.native.backend import NativeBackend
     from puna.serve.backends.native.introduction import read_introduction
 
@@ -208,7 +208,7 @@ def _load(given: str, args: argparse.Namespace, settings: "Settings") -> "Backen
             engine,
             name,
             settings,
-            stage="chat" if stage(directory) == "chat" else "base",
+            stage="chat" if load_stage(directory) == "chat" else "base",
             root=str(directory),
             introduction=read_introduction(directory),
         )
