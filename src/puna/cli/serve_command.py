@@ -78,7 +78,7 @@ def run(args: argparse.Namespace) -> None:
     from rich.markup import escape
 
     from puna.apps.assistant import AssistantProduct
-    from puna.core.console import say
+    from puna.core.console import console, say
     from puna.serve.app import create_app
     from puna.serve.backends.base import Models
     from puna.serve.run import listen, serve
@@ -112,7 +112,9 @@ def run(args: argparse.Namespace) -> None:
             say("Anyone who reaches this address can use it. --accounts makes people sign in.")
         if link := app.state.web.owner_link(address):
             say("Open this link to become the owner and invite others. It works once, within a day:")
-            say(escape(f"  {link}"))
+            console().print(
+                f"  {link}", soft_wrap=True, markup=False, highlight=False
+            )  # a wrapped link cannot be opened
 
     serve(app, listening, started=started)
 
