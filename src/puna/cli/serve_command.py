@@ -112,9 +112,8 @@ def run(args: argparse.Namespace) -> None:
             say("Anyone who reaches this address can use it. --accounts makes people sign in.")
         if link := app.state.web.owner_link(address):
             say("Open this link to become the owner and invite others. It works once, within a day:")
-            console().print(
-                f"  {link}", soft_wrap=True, markup=False, highlight=False
-            )  # a wrapped link cannot be opened
+            # Not wrapped, so that the link can be copied.
+            console().print(f"  {link}", soft_wrap=True, markup=False, highlight=False)
 
     serve(app, listening, started=started)
 

@@ -31,7 +31,7 @@ class Credentials:
     # -- sessions ----------------------------------------------------------------------------------------------------
 
     def begin(self, account: str, *, carrier: str, agent: str) -> str:
-        """Start a session; returns the cookie's value. carrier: password, key or link. agent: the browser's name."""
+        """Start a session; returns the cookie's value. carrier: password, api key or key file. agent: the browser's name."""
         token, now = new_token(), time.time()
         row = AccountSession(
             id=str(uuid.uuid4()),
@@ -56,7 +56,7 @@ class Credentials:
             if found is None:
                 return None
             row, account = found
-            if row.expires < now or (row.carrier == "key" and account.name not in self._key_file.names):
+            if row.expires < now or (row.carrier == "key file" and account.name not in self._key_file.names):
                 return None  # a key that was taken out of the file takes its sessions with it
             if now - row.used > USED_SECONDS:
                 row.used = now
