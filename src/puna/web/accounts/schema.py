@@ -36,7 +36,7 @@ class Account(Base):
 
 
 class AccountSession(Base):
-    """A signed-in browser. digest: of the cookie's token. carrier: how the person signed in (password, api key, key file)."""
+    """A signed-in browser. digest: of the cookie's token. carrier: how they signed in (password, api key, key file)."""
 
     __tablename__ = "account_sessions"
     id: Mapped[str] = mapped_column(String(36), primary_key=True)

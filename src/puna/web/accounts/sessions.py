@@ -31,7 +31,7 @@ class Credentials:
     # -- sessions ----------------------------------------------------------------------------------------------------
 
     def begin(self, account: str, *, carrier: str, agent: str) -> str:
-        """Start a session; returns the cookie's value. carrier: password, api key or key file. agent: the browser's name."""
+        """Start a session; returns the cookie's value. carrier: password, api key or key file. agent: User-Agent."""
         token, now = new_token(), time.time()
         row = AccountSession(
             id=str(uuid.uuid4()),
