@@ -25,9 +25,9 @@ CASES: dict[str, dict[str, Any]] = {
     "laptop, eager": {"train": {"compile": "off"}},
     "wide, compiled": {"model": WIDE},
     "wide, eager": {"model": WIDE, "train": {"compile": "off"}},
-    "wide, recompute selected": {"model": WIDE, "train": {"checkpointing": "selective"}},
-    "wide, recompute all": {"model": WIDE, "train": {"checkpointing": "full"}},
-    "wide, recompute all, eager": {"model": WIDE, "train": {"checkpointing": "full", "compile": "off"}},
+    "wide, recompute selected": {"model": WIDE, "train": {"recompute": "selective"}},
+    "wide, recompute all": {"model": WIDE, "train": {"recompute": "full"}},
+    "wide, recompute all, eager": {"model": WIDE, "train": {"recompute": "full", "compile": "off"}},
     "wide, AdamW, checkpoints": {"model": WIDE, "optimizer": {"kind": "adamw"}, "checkpoint": {"every": 1}},
     "110M, few tokens": {"model": DEEP, "train": {"batch": 2}},
     "110M, four micro-batches": {"model": DEEP, "train": {"batch": 8, "micro_batch": 2}},
@@ -90,8 +90,8 @@ def work(tree: dict[str, Any]) -> None:
     from puna.core.recipe import check
     from puna.train.machine import Machine, peak_process_memory
     from puna.train.memory import predict_memory
+    from puna.train.pretrain import train
     from puna.train.recipe import Recipe
-    from puna.train.trainer import train
 
     value = check(Recipe, tree, tree["name"])
     machine = Machine("cpu", "", 0, 1 << 50, {"fp32": 1.0, "bf16": 1.0}, True)  # nothing is measured or refused here

@@ -15,18 +15,20 @@ from typing import Any
 import common
 from puna.core.console import show_table
 from puna.model.config import ModelConfig
-from puna.plan.fit import cross_validate, weighted_quantile
-from puna.plan.goodput import goodput
-from puna.plan.hardware import find_accelerator
-from puna.plan.predict import Question, predict
-from puna.plan.runs import read_runs
-from puna.plan.shape import from_config
-from puna.plan.validate import Score, Validation, validate
+from puna.model.layout import Layout
+from puna.plan.equations.cost_model import CostModel
+from puna.plan.equations.hardware import find_accelerator
+from puna.plan.equations.shape import from_config
+from puna.plan.evidence.fit import cross_validate, weighted_quantile
+from puna.plan.evidence.published_runs import read_runs
+from puna.plan.evidence.validate import ErrorSummary, Validation, validate
+from puna.plan.layouts.predict import Question, predict
+from puna.plan.run.goodput import goodput
 
 # Llama 3.1's model card: 30.84M H100 hours for 405B; the paper: 15.6T tokens, 54 days on 16,384 GPUs with 466
 # interruptions and more than 90 % effective time. Table 4 gives the layout of its second row.
 CARD_HOURS, TOKENS, INTERRUPTIONS = 30.84e6, 15.6e12, 466
-TABLE_4 = {"tp": 8, "cp": 1, "pp": 16, "vp": 8, "dp": 128, "micro_batch": 1, "sharding": 2}
+TABLE_4 = Layout.of(tp=8, pp=16, virtual_stages=8, dp=128, sharding="zero2", sequence_parallel=True)
 
 
 def main() -> None:
@@ -76,7 +78,7 @@ def main() -> None:
     common.save("plan-accuracy", {"runs": args.runs.name}, results, packages=("numpy", "scipy"))
 
 
-def _line(score: Score) -> list[Any]:
+def _line(score: ErrorSummary) -> list[Any]:
     shares = (score.median, score.mean, score.p90, score.coverage, score.rival_median, score.rival_p90)
     return [score.name, score.rows, score.families, *(f"{share:.1%}" for share in shares)]
 
@@ -94,7 +96,7 @@ def _memory(validation: Validation) -> dict[str, Any]:
 
 def _llama3() -> dict[str, float]:
     shape = from_config(ModelConfig(preset="llama3.1-405b"))
-    question = Question("llama3.1-405b", shape, find_accelerator("h100"), 16384, 8192, 2048, stack="llama3")
+    question = Question("llama3.1-405b", shape, find_accelerator("h100"), 16384, 8192, 2048, costs=CostModel("llama3"))
     step = predict(question, TABLE_4)
     days = goodput(16384, 54, parameters=405e9)
     busy = TOKENS / step.tokens_per_second * 16384 / 3600

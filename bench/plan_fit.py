@@ -11,9 +11,9 @@ import argparse
 from pathlib import Path
 
 from puna.core.console import say
-from puna.plan.fit import cross_validate, fit, write_constants
-from puna.plan.runs import read_runs
-from puna.plan.stacks import CONSTANTS
+from puna.plan.equations.constants import CONSTANTS
+from puna.plan.evidence.fit import cross_validate, fit, write_constants
+from puna.plan.evidence.published_runs import read_runs
 
 
 def main() -> None:

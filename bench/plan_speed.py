@@ -17,12 +17,11 @@ from typing import Any
 import common
 from puna.core.console import show_table
 from puna.model.config import ModelConfig
-from puna.plan.hardware import find_accelerator
-from puna.plan.memory import rules_for
-from puna.plan.predict import Question
-from puna.plan.search import search
-from puna.plan.shape import from_config
-from puna.plan.stacks import load_constants
+from puna.plan.equations.constants import load_constants
+from puna.plan.equations.hardware import find_accelerator
+from puna.plan.equations.shape import from_config
+from puna.plan.layouts.predict import Question
+from puna.plan.layouts.search import search
 
 ROUNDS = 7
 # The second one has more layouts than most: a fleet with many divisors.
@@ -36,7 +35,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.worker:
         return _calculon(args.calculon)
-    values, rules = load_constants(), rules_for("megatron-core")
+    load_constants()
     results: dict[str, Any] = {}
     seconds: dict[str, list[float]] = {name: [] for name in SEARCHES}
     counts: dict[str, int] = {}
@@ -50,7 +49,7 @@ def main() -> None:
             shape = from_config(ModelConfig(preset="llama3.1-405b"))
             question = Question(name, shape, find_accelerator("h100"), accelerators, 8192, batch)
             started = time.perf_counter()
-            counts[name] = len(search(question.workload(), values, rules))
+            counts[name] = len(search(question.workload()))
             seconds[name].append(time.perf_counter() - started)
         if peer:
             peer_rates.append(peer.ask(evaluations=100)["rate"])

@@ -7,7 +7,7 @@ import pytest
 
 from puna import doctor
 from puna.cli.main import main
-from puna.plan.machine import Calibration, device_here, write_calibration
+from puna.plan.evidence.local_device import Calibration, device_here, write_calibration
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,7 @@ import pytest
 from puna.cli.main import COMMANDS
 from puna.core.recipe import Config, load
 from puna.data.recipe import DataRecipe
-from puna.plan.fleet import FleetFile
+from puna.plan.run.fleet import FleetFile
 from puna.train.recipe import Recipe
 from puna.tune.recipe import load_stage
 

@@ -164,7 +164,7 @@ def sandbox() -> Finding:
 
 def calibration() -> Finding:
     """What `puna plan calibrate` has measured here, how old it is, and whether it can be believed."""
-    from puna.plan.machine import accelerator_here, calibration_path, device_here, read_calibration
+    from puna.plan.evidence.local_device import accelerator_here, calibration_path, device_here, read_calibration
     from puna.train.calibrate import check_plausible
     from puna.train.machine import best_device
 

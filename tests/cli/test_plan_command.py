@@ -12,8 +12,8 @@ import pytest
 from puna.cli.main import main
 from puna.core.recipe import load
 from puna.model.config import ModelConfig
-from puna.plan.emit import TARGETS
-from puna.plan.machine import Calibration, device_here, write_calibration
+from puna.plan.evidence.local_device import Calibration, device_here, write_calibration
+from puna.plan.launch.emit import TARGETS
 from puna.train.recipe import Recipe
 
 ROOT = Path(__file__).parents[2]
@@ -326,7 +326,7 @@ H100 = ("--fleet", "8xh100")
         (("llama3-8b", *H100, "--emit", "slrm", "-o", "x"), "'slrm' is not a launcher. Did you mean 'slurm'?"),
         (("llama3-8b", *H100, "--emit", "slurm"), "--emit needs a folder"),
         (("llama3-8b", *H100, "-o", "x"), "none were asked for"),
-        (("llama3-8b", *H100, "--price", "0"), "--price 0 is no rent"),
+        (("llama3-8b", *H100, "--price", "0"), "--price 0 is not a rent"),
         (("llama3-8b", *H100, "--rate", "1"), "--rate means nothing to puna plan TARGET"),
         (("llama3-8b", *H100, "train.batch=5"), "'train.batch=5' overrides a recipe, but llama3-8b is a preset"),
         (("llama3-8b", *H100, "prices.pue=0.5"), "prices.pue = 0.5"),
@@ -389,7 +389,8 @@ def test_a_plan_needs_no_torch(tmp_path: Path) -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=False, env={**os.environ, **FLAT}
     )
     assert done.returncode == 0, done.stderr
-    assert "puna.train" not in _modules_of(["llama3-8b", "--fleet", "8xh100"])
+    modules = _modules_of(["llama3-8b", "--fleet", "8xh100"]).split()
+    assert [name for name in modules if name.startswith("puna.train.")] == ["puna.train.plan_target"]
 
 
 def _modules_of(words: list[str]) -> str:

@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 
 from puna.model.config import ModelConfig
-from puna.plan.hardware import find_accelerator
-from puna.plan.predict import Question
-from puna.plan.shape import from_config
+from puna.plan.equations.cost_model import CostModel
+from puna.plan.equations.hardware import find_accelerator
+from puna.plan.equations.shape import from_config
+from puna.plan.layouts.predict import Question
 
 
 @pytest.fixture(scope="session")
@@ -22,9 +23,11 @@ def ask() -> Callable[..., Question]:
         *,
         batch: int = 512,
         seq_len: int = 8192,
+        stack: str = "megatron-core",
         **more: Any,
     ) -> Question:
-        config = ModelConfig(preset=model)
-        return Question(model, from_config(config), find_accelerator(kind), count, seq_len, batch, **more)
+        """A question under the constants that are expected before anything is fitted."""
+        shape, costs = from_config(ModelConfig(preset=model)), CostModel(stack, {})
+        return Question(model, shape, find_accelerator(kind), count, seq_len, batch, costs=costs, **more)
 
     return asked

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from puna.plan.accuracy import accuracy_text, accuracy_tree, memory_words, write_accuracy_page
-from puna.plan.validate import Validation, validate
+from puna.plan.evidence.validate import Validation, validate
+from puna.plan.output.accuracy import accuracy_text, accuracy_tree, memory_words, write_accuracy_html
 
 RUNS = Path(os.environ.get("PUNA_TEST_DATA", "")) / ".." / "planner-data" / "published_runs_dev.yaml"
 pytestmark = pytest.mark.skipif(
@@ -44,7 +44,7 @@ def test_values_are_plain_and_whole(found: Validation) -> None:
 
 
 def test_a_page_with_a_dot_for_every_row(found: Validation, tmp_path: Path) -> None:
-    page = write_accuracy_page(found, tmp_path).read_text(encoding="utf-8")
+    page = write_accuracy_html(found, tmp_path).read_text(encoding="utf-8")
     assert "Predicted and measured" in page
     assert "<script" not in page
     assert found.scores[0].name in page

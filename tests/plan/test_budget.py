@@ -7,15 +7,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from puna.core.errors import PunaError
-from puna.plan.budget import BudgetAnswer, Terms, fleets_below, plan_budget, sizes, smallest
-from puna.plan.defaults import divisible_batch
-from puna.plan.hardware import find_accelerator
-from puna.plan.money import Prices
-from puna.plan.predict import Question
-from puna.plan.reliability import DAY
+from puna.plan.equations.hardware import find_accelerator
+from puna.plan.layouts.defaults import divisible_batch
+from puna.plan.layouts.predict import Question
+from puna.plan.run.budget import BudgetEstimate, fleets_below, plan_budget, sizes, smallest
+from puna.plan.run.pricing import Prices
+from puna.plan.run.reliability import DAY
+from puna.plan.run.terms import Terms
 
 Ask = Callable[..., Question]
-TERMS = Terms.of(Prices(rent_usd_per_hour=2.95), values={})
+TERMS = Terms(prices=Prices(rent_usd_per_hour=2.95))
 PRESETS = ("llama3.2-1b", "llama3-8b", "llama3.1-8b", "llama3-70b")
 
 
@@ -28,7 +29,7 @@ def spend(
     tokens: float | None = None,
     model: str = "llama3-70b",
     presets: Sequence[str] = PRESETS,
-) -> BudgetAnswer:
+) -> BudgetEstimate:
     def asked(name: str, count: int) -> Question:
         return ask(name, count, batch=divisible_batch(512, count, "megatron-core"))
 
@@ -49,11 +50,11 @@ def test_two_million_for_thirty_days(ask: Ask) -> None:
     """2e6 / (2.95 · 720) = 941.6 accelerators; 936 in whole nodes of 8."""
     found = spend(ask)
     assert found.rentable == 936
-    assert 0.9 * 936 <= found.answer.question.accelerators <= 936
-    assert found.answer.days.value == pytest.approx(30)
-    assert found.answer.rent_usd is not None
-    assert found.answer.rent_usd.value <= 2e6
-    speed, effective = found.answer.tokens_per_second.value, found.answer.effective_time.value
+    assert 0.9 * 936 <= found.run.question.accelerators <= 936
+    assert found.run.days.value == pytest.approx(30)
+    assert found.run.rent_usd is not None
+    assert found.run.rent_usd.value <= 2e6
+    speed, effective = found.run.tokens_per_second.value, found.run.effective_time.value
     assert found.reach.tokens == pytest.approx(speed * effective * 30 * DAY)
     assert found.reach.tokens_per_parameter == pytest.approx(found.reach.tokens / 70.55e9, rel=1e-3)
     assert found.goal is None
@@ -105,10 +106,10 @@ def test_a_date_and_tokens_alone_say_how_many(ask: Ask) -> None:
 def test_a_fleet_and_a_budget_say_how_long(ask: Ask) -> None:
     found = spend(ask, count=256, days=None)
     assert found.days == pytest.approx(2e6 / (256 * 2.95 * 24))
-    assert found.answer.question.accelerators == 256
+    assert found.run.question.accelerators == 256
     short = spend(ask, count=2048, days=30.0)
-    assert short.answer.rent_usd is not None
-    assert short.answer.rent_usd.value == pytest.approx(2e6, rel=2e-3), "the money ends before the month does"
+    assert short.run.rent_usd is not None
+    assert short.run.rent_usd.value == pytest.approx(2e6, rel=2e-3), "the money ends before the month does"
     assert short.days < 30
 
 

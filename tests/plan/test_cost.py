@@ -12,7 +12,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from puna.plan.cost import (
+from puna.model.layout import RECOMPUTE, SHARDING
+from puna.plan.equations.columns import (
+    PRECISIONS,
+    DeviceColumns,
+    JobColumns,
+    LayoutColumns,
+    device_columns,
+    stack_columns,
+)
+from puna.plan.equations.constants import STACKS, Owners, constants_for, load_constants
+from puna.plan.equations.cost import (
     COMPUTE_PARTS,
     PARTS,
     Constants,
@@ -25,10 +35,8 @@ from puna.plan.cost import (
     step_time,
     total_seconds,
 )
-from puna.plan.hardware import find_accelerator
-from puna.plan.jobs import PRECISIONS, RECOMPUTE, SHARDING, Device, Jobs, Layouts, device_of, stack_columns
-from puna.plan.shape import Shape
-from puna.plan.stacks import STACKS, Owners, constants_for, load_constants
+from puna.plan.equations.hardware import find_accelerator
+from puna.plan.equations.shape import Shape
 
 BF16 = PRECISIONS.index("bf16")
 LLAMA_8B = Shape(32, 4096, 32, 8, 128, 14336, 128256)
@@ -41,7 +49,7 @@ LATENT = Shape(
     q_lora=1536, kv_lora=512, nope_dim=128, rope_dim=64, value_dim=128, mtp_layers=1,
 )  # fmt: skip
 
-H100, A100, B200 = (device_of(find_accelerator(name)) for name in ("h100", "a100", "b200"))
+H100, A100, B200 = (device_columns(find_accelerator(name)) for name in ("h100", "a100", "b200"))
 SHIPPED = load_constants()
 always = settings(deadline=None, max_examples=60)
 # No memory traffic, no launches, no latency, no stragglers: what is left is FLOPs over peaks and bytes over links.
@@ -54,7 +62,7 @@ IDEAL = Constants(
     half_power=0.0,
     attention=1.0,
     attention_half=0.0,
-    again=1.0,
+    recompute=1.0,
     flash=1.0,
     memory=1.0,
     elementwise=0.0,
@@ -82,14 +90,14 @@ def job(
     seq_len: int = 4096,
     batch: int = 64,
     precision: str = "bf16",
-    device: Device = NO_TRAFFIC,
+    device: DeviceColumns = NO_TRAFFIC,
     **layout: object,
-) -> Jobs:
+) -> JobColumns:
     """One job on H100s with infinitely fast memory, or on `device`."""
     for name, codes in (("sharding", SHARDING), ("recompute", RECOMPUTE)):
         if name in layout:
             layout[name] = codes.index(str(layout[name]))
-    return Jobs(shape, device, Layouts(**layout), seq_len, batch, PRECISIONS.index(precision))
+    return JobColumns(shape, device, LayoutColumns(**layout), seq_len, batch, PRECISIONS.index(precision))
 
 
 def shipped(stack: str = "megatron-core", generation: str = "hopper", precision: str = "bf16") -> Constants:
@@ -97,7 +105,7 @@ def shipped(stack: str = "megatron-core", generation: str = "hopper", precision:
     return constants_for(SHIPPED, Owners(((stack, generation, PRECISIONS.index(precision)),), 0))
 
 
-def seconds(jobs: Jobs, constants: Constants) -> float:
+def seconds(jobs: JobColumns, constants: Constants) -> float:
     return float(total_seconds(step_time(jobs, constants)))
 
 
@@ -324,7 +332,7 @@ def test_ranks_beyond_a_pod_share_its_uplinks():
 
 
 def test_a_domain_of_72_is_one_node():
-    gb200 = device_of(find_accelerator("gb200"))
+    gb200 = device_columns(find_accelerator("gb200"))
     assert group_rate(job(LLAMA_8B, device=gb200), IDEAL, 64, 1) == gb200.link_rate
     assert group_rate(job(LLAMA_8B, device=gb200), IDEAL, 128, 1) == min(gb200.link_rate, 72 * gb200.nic_rate)
 
@@ -447,7 +455,7 @@ def test_what_shows_of_hidden_traffic(sent, room, hidden):
 powers = st.sampled_from([1, 2, 4, 8])
 shapes = st.sampled_from([LLAMA_8B, LLAMA_70B, LLAMA_405B, GPT3, MIXTURE, LATENT])
 devices = st.sampled_from(
-    [H100, A100, B200, device_of(find_accelerator("gb200")), device_of(find_accelerator("mi300x"))]
+    [H100, A100, B200, device_columns(find_accelerator("gb200")), device_columns(find_accelerator("mi300x"))]
 )
 owners = st.tuples(st.sampled_from(sorted(STACKS)), st.sampled_from(["ampere", "hopper", "blackwell", "cdna3"]))
 layouts = st.fixed_dictionaries(
@@ -467,7 +475,7 @@ layouts = st.fixed_dictionaries(
 
 
 @st.composite
-def jobs_and_constants(draw: st.DrawFn) -> tuple[Jobs, Constants]:
+def jobs_and_constants(draw: st.DrawFn) -> tuple[JobColumns, Constants]:
     """A legal job of a model of real size, and some stack's fitted constants."""
     layout, precision = draw(layouts), draw(st.sampled_from(PRECISIONS))
     layout["ep"] = min(layout["ep"], layout["dp"] * layout["cp"])
@@ -595,7 +603,7 @@ def test_one_accelerator_talks_to_nobody(shape, micro_batch, owner):
 def test_columns_are_the_jobs_one_by_one(asked, stack):
     alone = [jobs for jobs, _ in asked]
     constants = shipped(stack)
-    columns = Jobs(
+    columns = JobColumns(
         *(stack_columns([getattr(jobs, name) for jobs in alone]) for name in ("shape", "device", "layout")),
         *(np.array([getattr(jobs, name) for jobs in alone]) for name in ("seq_len", "batch", "precision")),
     )

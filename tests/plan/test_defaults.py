@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from puna.model.config import PRESETS, ModelConfig
-from puna.plan.defaults import batches_near, divisible_batch, pretraining_length, tokens_per_step
-from puna.plan.predict import Question
-from puna.plan.search import legal_layouts
+from puna.plan.layouts.defaults import batches_near, divisible_batch, pretraining_length, tokens_per_step
+from puna.plan.layouts.predict import Question
+from puna.plan.layouts.search import legal_layouts
 
 Ask = Callable[..., Question]
 

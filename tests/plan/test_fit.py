@@ -12,7 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from puna.core.errors import PunaError
-from puna.plan.fit import (
+from puna.model.layout import RECOMPUTE
+from puna.plan.equations.constants import CHILD_SPREAD, COMMON, GENERATION, STACK, load_constants
+from puna.plan.evidence.fit import (
     CrossValidation,
     cross_validate,
     family_weights,
@@ -24,9 +26,7 @@ from puna.plan.fit import (
     weighted_quantile,
     write_constants,
 )
-from puna.plan.jobs import RECOMPUTE
-from puna.plan.runs import Row, read_runs
-from puna.plan.stacks import CHILD_SPREAD, COMMON, GENERATION, STACK, load_constants
+from puna.plan.evidence.published_runs import PublishedRun, read_runs
 
 yaml = pytest.importorskip("yaml")
 
@@ -59,14 +59,14 @@ def row(source: str, model: str, seq_len: int, step_seconds: float | None, **lay
     return values
 
 
-def read(folder: Path, rows: list[dict[str, Any]]) -> list[Row]:
+def read(folder: Path, rows: list[dict[str, Any]]) -> list[PublishedRun]:
     models = {name: {**widths, "vocab": 50368, "gated_mlp": True} for name, widths in MODELS.items()}
     path = folder / "runs.yaml"
     path.write_text(yaml.safe_dump({"models": models, "throughput": rows}), encoding="utf-8")
     return read_runs(path)
 
 
-def made_rows(folder: Path, sources: int, factor: float = 1.0) -> list[Row]:
+def made_rows(folder: Path, sources: int, factor: float = 1.0) -> list[PublishedRun]:
     """Rows that took what the model says with TRUTH; the last one `factor` times as long."""
     places = [(f"lab{i}", model, seq_len) for i in range(sources) for model in MODELS for seq_len in (2048, 32768)]
     seconds = predict_seconds(prepare(read(folder, [row(*place, None) for place in places])), TRUTH)
@@ -74,7 +74,7 @@ def made_rows(folder: Path, sources: int, factor: float = 1.0) -> list[Row]:
     return read(folder, [row(*place, float(took)) for place, took in zip(places, seconds, strict=True)])
 
 
-def measured(rows: list[Row]) -> np.ndarray:
+def measured(rows: list[PublishedRun]) -> np.ndarray:
     return np.array([each.step_seconds for each in rows])
 
 

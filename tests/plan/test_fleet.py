@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from puna.core.errors import PunaError
-from puna.plan.fleet import achieved_equivalent, fleet_brief, peak_equivalent, read_fleet, spoken_usd
-from puna.plan.hardware import catalogue, find_accelerator, parse_fleet
-from puna.plan.money import Prices, Range
+from puna.plan.equations.hardware import catalogue, find_accelerator, parse_fleet
+from puna.plan.run.fleet import achieved_equivalent, fleet_brief, peak_equivalent, read_fleet, spoken_usd
+from puna.plan.run.pricing import Prices, Range
 
 META = Path(__file__).parents[2] / "fleets" / "meta-2024.toml"
 

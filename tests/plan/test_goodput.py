@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from puna.core.errors import PunaError
-from puna.plan.goodput import goodput, largest_good_job
-from puna.plan.reliability import Reliability
+from puna.plan.run.goodput import goodput, largest_good_job
+from puna.plan.run.reliability import Reliability
 
 
 def test_llama3_405b_in_54_days() -> None:

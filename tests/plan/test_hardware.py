@@ -8,7 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from puna.core.errors import PunaError
-from puna.plan.hardware import OWN, Accelerator, aliases, catalogue, collectives, find_accelerator, parse_fleet
+from puna.plan.equations.hardware import (
+    OWN,
+    Accelerator,
+    aliases,
+    catalogue,
+    collectives,
+    find_accelerator,
+    parse_fleet,
+)
 
 # Every id that stands in published_runs' `gpu` column, and the issue's list.
 PUBLISHED = (

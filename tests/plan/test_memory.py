@@ -11,9 +11,11 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from puna.core.errors import PunaError
-from puna.plan.hardware import Accelerator, find_accelerator
-from puna.plan.jobs import PRECISIONS, RECOMPUTE, SHARDING, Jobs, Layouts, device_of, stack_columns
-from puna.plan.memory import (
+from puna.model.layout import RECOMPUTE, SHARDING
+from puna.plan.equations.columns import PRECISIONS, JobColumns, LayoutColumns, device_columns, stack_columns
+from puna.plan.equations.constants import STACKS
+from puna.plan.equations.hardware import Accelerator, find_accelerator
+from puna.plan.equations.memory import (
     GIB,
     MARGIN,
     PARTS,
@@ -33,9 +35,8 @@ from puna.plan.memory import (
     stage_parameters,
     total,
 )
-from puna.plan.runs import Row, jobs_of, read_runs
-from puna.plan.shape import Shape, from_config
-from puna.plan.stacks import STACKS
+from puna.plan.equations.shape import Shape, from_config
+from puna.plan.evidence.published_runs import PublishedRun, jobs_of, read_runs
 
 RUNS = Path(os.environ.get("PUNA_TEST_DATA", "")) / ".." / "planner-data" / "published_runs_dev.yaml"
 needs_runs = pytest.mark.skipif(
@@ -43,7 +44,7 @@ needs_runs = pytest.mark.skipif(
     reason="PUNA_TEST_DATA does not lead to planner-data/published_runs_dev.yaml",
 )
 
-DEVICE = device_of(find_accelerator("a100"))
+DEVICE = device_columns(find_accelerator("a100"))
 # The network of arXiv 2205.05198: dropout, scores written out, logits in fp32.
 KORTHIKANTI = MemoryRules(mask_bytes=2, flash=0, logit_bytes=4, logit_split_bytes=4)
 
@@ -59,12 +60,12 @@ MIXTURE = Shape(24, 2048, 16, 4, 128, 6144, 151936, experts=64, top_k=8, expert_
 LATENT = replace(MIXTURE, heads=32, kv_heads=32, q_lora=1536, kv_lora=512, nope_dim=128, rope_dim=64, value_dim=128)
 
 
-def job(shape: Shape, seq_len: int = 2048, batch: int = 64, precision: str = "bf16", **layout: object) -> Jobs:
+def job(shape: Shape, seq_len: int = 2048, batch: int = 64, precision: str = "bf16", **layout: object) -> JobColumns:
     """One job on A100s."""
     for name, codes in (("sharding", SHARDING), ("recompute", RECOMPUTE)):
         if name in layout:
             layout[name] = codes.index(str(layout[name]))
-    return Jobs(shape, DEVICE, Layouts(**layout), seq_len, batch, PRECISIONS.index(precision))
+    return JobColumns(shape, DEVICE, LayoutColumns(**layout), seq_len, batch, PRECISIONS.index(precision))
 
 
 # -- closed forms ------------------------------------------------------------------------------------------------------
@@ -260,7 +261,7 @@ def test_more_recomputation_never_needs_more(shape, layout, rules):
 @given(st.lists(st.tuples(shapes, layouts, st.sampled_from(sorted(STACK_RULES))), min_size=2, max_size=6))
 def test_columns_are_the_jobs_one_by_one(rows):
     alone = [job(shape, batch=1024, **dict(layout)) for shape, layout, _ in rows]
-    columns = Jobs(
+    columns = JobColumns(
         stack_columns([each.shape for each in alone]),
         DEVICE,
         stack_columns([each.layout for each in alone]),
@@ -287,8 +288,8 @@ def test_fits_keeps_a_margin():
     assert not fits(parts, total(parts) * (1 + MARGIN / 2))
 
 
-@pytest.mark.parametrize("checkpointing", ["none", "selective", "full"])
-def test_agrees_with_the_trainers_own_prediction(checkpointing):
+@pytest.mark.parametrize("recompute", ["none", "selective", "full"])
+def test_agrees_with_the_trainers_own_prediction(recompute):
     # train.memory counts Puna's own tensors; the planner must not tell another story about the same run.
     from puna.train.memory import predict_memory
     from puna.train.recipe import Recipe
@@ -296,12 +297,12 @@ def test_agrees_with_the_trainers_own_prediction(checkpointing):
     recipe = Recipe.model_validate(
         {
             "model": {"preset": "llama3-8b"},
-            "train": {"steps": 1, "seq_len": 2048, "batch": 32, "micro_batch": 2, "checkpointing": checkpointing},
+            "train": {"steps": 1, "seq_len": 2048, "batch": 32, "micro_batch": 2, "recompute": recompute},
             "optimizer": {"kind": "adamw"},
             "layout": {"dp_shard": 8},
         }
     )
-    code = {"none": "none", "selective": "ops", "full": "full"}[checkpointing]
+    code = {"none": "none", "selective": "ops", "full": "full"}[recompute]
     jobs = job(from_config(recipe.model), 2048, 32, dp=8, micro_batch=2, sharding="zero3", recompute=code)
     counted = predict_memory(recipe, device_type="cuda", world_size=8).total
     assert float(reserved(memory(jobs, rules_for("puna")))) == pytest.approx(counted, rel=0.08)
@@ -310,21 +311,21 @@ def test_agrees_with_the_trainers_own_prediction(checkpointing):
 # -- published runs ----------------------------------------------------------------------------------------------------
 
 
-def stack_of(row: Row) -> str:
+def stack_of(row: PublishedRun) -> str:
     """The rules' name: torchtitan compiles its loss since 2025, and rows of then say so."""
     return "torchtitan-2025" if row.source == "torchtitan" and "2025" in str(row.values.get("stack")) else row.stack
 
 
-def measured_rows() -> tuple[list[Row], np.ndarray]:
+def measured_rows() -> tuple[list[PublishedRun], np.ndarray]:
     rows = [row for row in read_runs(RUNS) if row.memory_gib]
     return rows, np.array([row.memory_gib for row in rows]) * GIB
 
 
-def fitted(rows: list[Row], sizes: np.ndarray) -> tuple[float, float]:
+def fitted(rows: list[PublishedRun], sizes: np.ndarray) -> tuple[float, float]:
     return fit_rules(jobs_of(rows)[0], rules_columns([stack_of(row) for row in rows]), sizes)
 
 
-def predicted(rows: list[Row], constants: tuple[float, float] | None = None) -> np.ndarray:
+def predicted(rows: list[PublishedRun], constants: tuple[float, float] | None = None) -> np.ndarray:
     rules = rules_columns([stack_of(row) for row in rows])
     if constants:
         rules = replace(rules, fragmentation=constants[0], tensor_buffers=constants[1])

@@ -1,5 +1,7 @@
 """plan.predict: one answer whose parts add up, that the search agrees with, and that knows what it rests on."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -7,34 +9,36 @@ from hypothesis import strategies as st
 
 from puna.core.errors import PunaError
 from puna.model.config import ModelConfig
-from puna.plan.cost import PARTS
-from puna.plan.hardware import find_accelerator
-from puna.plan.jobs import RECOMPUTE, SHARDING
-from puna.plan.memory import PARTS as MEMORY_PARTS
-from puna.plan.predict import (
+from puna.model.layout import Layout
+from puna.plan.equations.constants import interval
+from puna.plan.equations.cost import PARTS
+from puna.plan.equations.cost_model import CostModel
+from puna.plan.equations.hardware import find_accelerator
+from puna.plan.equations.memory import PARTS as MEMORY_PARTS
+from puna.plan.equations.shape import Shape, from_config
+from puna.plan.layouts.convert import from_columns
+from puna.plan.layouts.predict import (
     PART_NAMES,
     Choice,
     Prediction,
     Question,
-    all_legal,
     choose,
     describe_layout,
     predict,
     sensitivities,
 )
-from puna.plan.search import layout_at
-from puna.plan.shape import Shape, from_config
-from puna.plan.stacks import interval, load_constants
+from puna.plan.layouts.search import legal_layouts
 
 LLAMA_8B = from_config(ModelConfig(preset="llama3-8b"))
 MIXTURE = Shape(24, 2048, 16, 4, 128, 6144, 151936, experts=64, top_k=8, expert_ffn=768)
-LAYOUT = {"tp": 2, "cp": 1, "pp": 2, "vp": 2, "dp": 4, "micro_batch": 1}
+LAYOUT = Layout.of(tp=2, pp=2, virtual_stages=2, dp=4, sequence_parallel=True)
 
 
 def question(
     shape: Shape = LLAMA_8B, gpu: str = "h100", accelerators: int = 16, batch: int = 64, **fields: object
 ) -> Question:
-    asked = {"model": "some model", "seq_len": 8192, "stack": "megatron-core"} | fields
+    asked = {"model": "some model", "seq_len": 8192} | fields
+    asked["costs"] = CostModel(asked.pop("stack", "megatron-core"))
     return Question(shape=shape, accelerator=find_accelerator(gpu), accelerators=accelerators, batch=batch, **asked)
 
 
@@ -80,9 +84,8 @@ def test_the_interval_is_the_kinds_own(shape, gpu):
 
 
 def test_it_fits_where_there_is_room():
-    recomputed = {**LAYOUT, "recompute": RECOMPUTE.index("full")}
-    assert predict(question(), recomputed).fits
-    assert not predict(question(gpu="rtx4090"), {**LAYOUT, "tp": 1, "dp": 8}).fits
+    assert predict(question(), LAYOUT.model_copy(update={"recompute": "full"})).fits
+    assert not predict(question(gpu="rtx4090"), LAYOUT.model_copy(update={"tp": 1, "dp_shard": 8})).fits
 
 
 def test_half_precision_runs_as_bf16_does():
@@ -90,7 +93,7 @@ def test_half_precision_runs_as_bf16_does():
 
 
 def test_a_slower_network_is_slower():
-    layout = {"dp": 16, "sharding": SHARDING.index("zero3")}
+    layout = Layout.of(dp=16, sharding="zero3")
     fast, slow = (predict(question(stack="fsdp", nic_gbit_per_s=rate), layout) for rate in (None, 50))
     assert slow.seconds["data"] > fast.seconds["data"]
     assert slow.seconds["matmul"] == fast.seconds["matmul"]
@@ -99,10 +102,10 @@ def test_a_slower_network_is_slower():
 @pytest.mark.parametrize(
     ("layout", "words"),
     [
-        ({"dp": 8}, "dp 8 is 8 accelerators, but the fleet has 16"),
-        ({"tp": 4, "dp": 8}, "tp 4 x cp 1 x pp 1 x dp 8 is 32 accelerators"),
+        (Layout.of(dp=8), "dp 8 is 8 accelerators, but the fleet has 16"),
+        (Layout.of(tp=4, dp=8), "tp 4 x cp 1 x pp 1 x dp 8 is 32 accelerators"),
         (
-            {"dp": 16, "micro_batch": 3},
+            Layout.of(dp=16, micro_batch=3),
             "A batch of 64 sequences is not divisible by dp 16 x micro-batch 3.*multiple of 48",
         ),
     ],
@@ -135,9 +138,9 @@ def test_the_choice_is_what_the_search_puts_first(choice):
     assert best.fits
     assert best.step_seconds == pytest.approx(choice.found.step_seconds[0], rel=1e-9)
     assert best.memory_bytes == pytest.approx(choice.found.memory_bytes[0], rel=1e-9)
-    assert best.layout == layout_at(choice.found.jobs.layout, 0)
+    assert best.layout == from_columns(choice.found.jobs.layout, 0)
     assert choice.fitting == choice.found.fits.sum() > 0
-    assert len(np.asarray(all_legal(question()).tp)) == len(choice.found)
+    assert len(np.asarray(legal_layouts(question().workload()).tp)) == len(choice.found)
 
 
 def test_asking_for_the_chosen_layout_gives_the_choice(choice):
@@ -151,7 +154,8 @@ def test_runners_up_come_after_and_differ(choice):
     times = [choice.best.step_seconds, *(other.step_seconds for other in choice.runners_up)]
     assert times == sorted(times)
     assert len(times) == 5
-    ways = [tuple(each.layout[way] for way in ("tp", "cp", "pp", "dp")) for each in (choice.best, *choice.runners_up)]
+    layouts = [each.layout for each in (choice.best, *choice.runners_up)]
+    ways = [(one.tp, one.cp, one.pp, one.data_parallel) for one in layouts]
     assert len(set(ways)) == len(ways)
     assert all(other.fits for other in choice.runners_up)
     assert len(choose(question(), runners_up=1).runners_up) == 1
@@ -194,7 +198,7 @@ def test_sensitivities_only_ever_slow_down(choice):
 
 @pytest.mark.parametrize("gpu", ["h100", "mi300x", "b200"])  # nothing was fitted for the second: what is expected moves
 def test_slower_products_slow_by_no_more_than_that(gpu):
-    answer = predict(question(gpu=gpu, accelerators=1, batch=8, stack="puna"), {"dp": 1, "micro_batch": 8})
+    answer = predict(question(gpu=gpu, accelerators=1, batch=8, stack="puna"), Layout.of(dp=1, micro_batch=8))
     slower = {line.assumption: line.step_seconds for line in answer.sensitivities}
     share = (answer.seconds["matmul"] + answer.seconds["head"]) / answer.step_seconds
     assert 1 < slower["rate of matrix products"] / answer.step_seconds < 1 + 1.01 * share * (1 / 0.95 - 1)
@@ -204,11 +208,10 @@ def test_slower_products_slow_by_no_more_than_that(gpu):
 
 
 def test_sensitivity_to_overlap_asks_for_none():
-    layout = {"dp": 16, "sharding": SHARDING.index("zero3")}
+    layout = Layout.of(dp=16, sharding="zero3")
     asked = question(stack="torchtitan")
-    values = load_constants()
-    lines = {line.assumption: line.step_seconds for line in sensitivities(asked, layout, values)}
-    bare = predict(asked, layout, values={**values, "torchtitan.data_hidden": 0.01})
+    lines = {line.assumption: line.step_seconds for line in sensitivities(asked, layout)}
+    bare = predict(replace(asked, costs=asked.costs.with_value("torchtitan.data_hidden", 0.01)), layout)
     assert lines["data-parallel overlap"] == pytest.approx(bare.step_seconds)
 
 
@@ -219,17 +222,17 @@ def test_sensitivity_to_overlap_asks_for_none():
     ("layout", "stack", "words"),
     [
         (
-            {"tp": 8, "cp": 1, "pp": 16, "vp": 8, "dp": 128, "ep": 1, "micro_batch": 1, "sharding": 1, "recompute": 0},
+            Layout.of(tp=8, pp=16, virtual_stages=8, dp=128),
             "megatron-core",
             "tp 8 · cp 1 · pp 16 (8 chunks each) · dp 128 zero1 · micro-batch 1",
         ),
         (
-            {"tp": 1, "cp": 1, "pp": 1, "vp": 1, "dp": 8, "ep": 1, "micro_batch": 4, "sharding": 3, "recompute": 4},
+            Layout.of(dp=8, micro_batch=4, sharding="zero3", recompute="full"),
             "puna",
             "dp 8 zero3 · micro-batch 4 · recompute full",
         ),
         (
-            {"tp": 1, "cp": 1, "pp": 2, "vp": 1, "dp": 32, "ep": 8, "micro_batch": 1, "sharding": 1, "recompute": 0},
+            Layout.of(pp=2, dp=32, ep=8),
             "megatron-bridge-26.06",
             "tp 1 · cp 1 · pp 2 · dp 32 zero1 · ep 8 · micro-batch 1",
         ),

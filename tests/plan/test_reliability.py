@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from puna.plan.reliability import (
+from puna.plan.run.reliability import (
     Reliability,
     best_interval,
     checkpoint_cost,

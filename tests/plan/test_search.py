@@ -10,23 +10,25 @@ from hypothesis import strategies as st
 
 from puna.core.errors import PunaError
 from puna.model.config import ModelConfig
-from puna.plan.cost import step_time, total_seconds
-from puna.plan.hardware import find_accelerator
-from puna.plan.jobs import PRECISIONS, RECOMPUTE, SHARDING, Layouts, device_of
-from puna.plan.memory import fits, memory, rules_for, total
-from puna.plan.search import (
+from puna.model.layout import RECOMPUTE, SHARDING
+from puna.plan.equations.columns import PRECISIONS, LayoutColumns, device_columns
+from puna.plan.equations.constants import STACKS, Owners, constants_for, load_constants
+from puna.plan.equations.cost import step_time, total_seconds
+from puna.plan.equations.cost_model import CostModel
+from puna.plan.equations.hardware import find_accelerator
+from puna.plan.equations.memory import fits, memory, rules_for, total
+from puna.plan.equations.shape import Shape, from_config
+from puna.plan.layouts.convert import from_columns, to_columns
+from puna.plan.layouts.search import (
     MICRO_BATCHES,
-    Found,
+    SearchResult,
     Workload,
     distinct,
     jobs_for,
-    layout_at,
     legal_layouts,
     pareto,
     search,
 )
-from puna.plan.shape import Shape, from_config
-from puna.plan.stacks import STACKS, constants_for, load_constants
 
 VALUES = load_constants()
 SMALL = Shape(12, 1024, 16, 4, 64, 4096, 32000)
@@ -42,28 +44,34 @@ def workload(
     accelerator = find_accelerator(gpu)
     return Workload(
         shape=shape,
-        device=device_of(accelerator),
+        device=device_columns(accelerator),
         generation=accelerator.generation,
         accelerators=accelerators,
         seq_len=seq_len,
         batch=batch,
         precision=PRECISIONS.index("bf16"),
-        stack=stack,
+        costs=CostModel(stack),
     )
 
 
-def searched(asked: Workload) -> Found:
-    return search(asked, VALUES, rules_for(asked.stack))
+def searched(asked: Workload) -> SearchResult:
+    return search(asked)
 
 
-def rows(layouts: Layouts) -> list[tuple[int, ...]]:
+def owners_of(asked: Workload) -> Owners:
+    return Owners(((asked.costs.stack, asked.generation, asked.precision),), 0)
+
+
+def rows(layouts: LayoutColumns) -> list[tuple[int, ...]]:
     """A table of layouts as sortable rows."""
-    return list(zip(*(np.asarray(getattr(layouts, field.name)).tolist() for field in fields(Layouts)), strict=True))
+    return list(
+        zip(*(np.asarray(getattr(layouts, field.name)).tolist() for field in fields(LayoutColumns)), strict=True)
+    )
 
 
 def by_hand(asked: Workload) -> list[tuple[int, ...]]:
     """Every layout that divides what it must: one nested loop, one rule a line."""
-    shape, stack, count = asked.shape, STACKS[asked.stack], asked.accelerators
+    shape, stack, count = asked.shape, asked.costs.facts, asked.accelerators
     found = []
     sizes = range(1, count + 1)
     for tp, cp, pp, ep in itertools.product(sizes, sizes, sizes, sizes if shape.experts else [1]):
@@ -91,7 +99,10 @@ def by_hand(asked: Workload) -> list[tuple[int, ...]]:
                 if pp > 1 and sharding in ("zero3", "hsdp"):
                     continue  # weights gathered again for every micro-batch of a pipeline
                 codes = SHARDING.index(sharding), RECOMPUTE.index(recompute)
-                found.append((tp, cp, pp, vp, dp, ep, micro_batch, *codes, tp > 1))
+                room = max(1, asked.device.link_domain // (tp * cp))  # hsdp: the most ranks inside a node
+                inside = max(size for size in range(1, min(room, dp) + 1) if dp % size == 0)
+                shard = {"ddp": 1, "hsdp": inside}.get(sharding, dp)
+                found.append((tp, cp, pp, vp, dp, ep, micro_batch, *codes, tp > 1, shard))
     return found
 
 
@@ -105,7 +116,7 @@ CASES = [
     workload(MIXTURE, 8, 16, "megatron-bridge-26.06", "b200"),
     workload(SMALL, 4, 8, "megatron-core", "rtx4090"),  # no scale-up link: no tensor parallelism
 ]
-names = [f"{asked.stack} on {asked.accelerators}" for asked in CASES]
+names = [f"{asked.costs.stack} on {asked.accelerators}" for asked in CASES]
 
 
 @pytest.mark.parametrize("asked", CASES, ids=names)
@@ -116,11 +127,11 @@ def test_looks_at_every_legal_layout_once(asked):
 @pytest.mark.parametrize("asked", CASES, ids=names)
 def test_finds_what_asking_one_by_one_finds(asked):
     found = searched(asked)
-    constants = constants_for(VALUES, asked.owners())
+    constants = constants_for(VALUES, owners_of(asked))
     alone = {}
     for row in by_hand(asked)[:400]:
-        jobs = jobs_for(asked, Layouts(*row))
-        parts = memory(jobs, rules_for(asked.stack))
+        jobs = jobs_for(asked, LayoutColumns(*row))
+        parts = memory(jobs, rules_for(asked.costs.stack))
         took = float(total_seconds(step_time(jobs, constants)))
         alone[row] = (took, float(total(parts)), bool(fits(parts, asked.device.memory_bytes)))
     together = dict(
@@ -214,11 +225,11 @@ def test_70b_does_not_fit_one_node_without_help():
 
 def test_a_row_as_plain_numbers():
     found = searched(CASES[0])
-    layout = layout_at(found.jobs.layout, 3)
-    assert set(layout) == {field.name for field in fields(Layouts)}
-    assert all(type(value) in (int, bool) for value in layout.values())
-    again = jobs_for(CASES[0], Layouts(**layout))
-    seconds = total_seconds(step_time(again, constants_for(VALUES, CASES[0].owners())))
+    layout = from_columns(found.jobs.layout, 3)
+    assert rows(found.jobs.layout)[3] == tuple(vars(to_columns(layout)).values())
+    assert all(type(value) in (int, bool) for value in vars(to_columns(layout)).values())
+    again = jobs_for(CASES[0], to_columns(layout))
+    seconds = total_seconds(step_time(again, constants_for(VALUES, owners_of(CASES[0]))))
     assert float(seconds) == pytest.approx(found.step_seconds[3], rel=1e-9)
 
 

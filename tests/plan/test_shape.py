@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from puna.core.errors import PunaError
 from puna.model.config import PRESETS, ModelConfig
-from puna.plan.jobs import stack_columns
-from puna.plan.runs import read_runs
-from puna.plan.shape import Shape, from_config, from_published
+from puna.plan.equations.columns import stack_columns
+from puna.plan.equations.shape import Shape, from_config, from_published
+from puna.plan.evidence.published_runs import read_runs
 
 RUNS = Path(os.environ.get("PUNA_TEST_DATA", "")) / ".." / "planner-data" / "published_runs_dev.yaml"
 needs_runs = pytest.mark.skipif(

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from puna.core.errors import PunaError
-from puna.plan.reliability import DAY, Reliability, spares_needed
-from puna.plan.simulate import ACTIVITIES, EXAMPLE_JOBS, FleetYear, JobKind, simulate_fleet
+from puna.plan.run.reliability import DAY, Reliability, spares_needed
+from puna.plan.run.simulate import ACTIVITIES, EXAMPLE_JOBS, FleetYear, JobKind, simulate_fleet
 
 
 def _error(year: FleetYear, restart_seconds: float) -> float:

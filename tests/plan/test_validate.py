@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from puna.core.errors import PunaError
-from puna.plan.cost import PARTS
-from puna.plan.hardware import find_accelerator
-from puna.plan.runs import read_runs
-from puna.plan.stacks import interval
-from puna.plan.validate import (
+from puna.plan.equations.constants import interval
+from puna.plan.equations.cost import PARTS
+from puna.plan.equations.hardware import find_accelerator
+from puna.plan.evidence.published_runs import read_runs
+from puna.plan.evidence.validate import (
     RANKED_LAYOUTS,
     Validation,
     constant_mfu,

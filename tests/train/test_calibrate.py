@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from puna.core.errors import PunaError
-from puna.plan.machine import Calibration, calibration_path, this_machine
+from puna.plan.evidence.local_device import Calibration, calibration_path, this_machine
 from puna.train import calibrate, collectives, rates
 
 SMALL = {"layers": ((64, 32, 64), (64, 64, 32), (128, 64, 64)), "attention": ((64, 32), (32, 32), (64, 16))}

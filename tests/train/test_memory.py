@@ -58,7 +58,7 @@ def test_a_block_keeps_what_autograd_says_it_keeps(precision: str, recompute: st
     measured = saved_bytes(3, precision, recompute, rows, seq) - saved_bytes(1, precision, recompute, rows, seq)
     value = recipe(
         model={**MODEL, "num_key_value_heads": 2, "num_hidden_layers": 2},
-        train={"precision": precision, "seq_len": seq, "batch": rows, "checkpointing": recompute},
+        train={"precision": precision, "seq_len": seq, "batch": rows, "recompute": recompute},
     )
     prediction = Prediction(value, "cpu", 1)
     expected = prediction.block_bytes_per_token(recompute) * rows * seq * 2
@@ -79,8 +79,8 @@ def test_states_are_sixteen_bytes_a_parameter_with_adamw_and_divide_over_shards(
 @pytest.mark.parametrize(
     ("smaller", "larger"),
     [
-        ({"checkpointing": "full"}, {"checkpointing": "selective"}),
-        ({"checkpointing": "selective"}, {"checkpointing": "none"}),
+        ({"recompute": "full"}, {"recompute": "selective"}),
+        ({"recompute": "selective"}, {"recompute": "none"}),
         ({"micro_batch": 4}, {"micro_batch": 16}),
         ({"seq_len": 256}, {"seq_len": 512}),
         ({"loss_chunk": 512}, {"loss_chunk": 0}),

@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 
 from puna.core.errors import PunaError
 from puna.core.recipe import load
-from puna.plan.answer import answer
-from puna.plan.hardware import find_accelerator
-from puna.plan.predict import Question
-from puna.plan.shape import from_config
-from puna.plan.tree import answer_tree
+from puna.plan.equations.cost_model import CostModel
+from puna.plan.equations.hardware import find_accelerator
+from puna.plan.equations.shape import from_config
+from puna.plan.layouts.predict import Question
+from puna.plan.output.json_output import estimate_tree
+from puna.plan.run.estimate import estimate_run
 from puna.train.planned import apply_plan
 from puna.train.recipe import Recipe
-from puna.train.speed import recipe_layout
 
 LAPTOP = Path(__file__).parents[2] / "recipes" / "laptop.toml"
 LAYOUT = {
@@ -50,22 +50,20 @@ def test_what_puna_plan_prints_is_taken(tmp_path: Path) -> None:
         accelerators=8,
         seq_len=found.train.seq_len,
         batch=found.train.batch,
-        stack="puna",
+        costs=CostModel("puna"),
     )
-    whole = answer(question, tokens=1e9)
-    taken, told = apply_plan(found, plan(tmp_path, answer_tree(whole)), 8)
+    whole = estimate_run(question, tokens=1e9)
+    taken, told = apply_plan(found, plan(tmp_path, estimate_tree(whole)), 8)
     layout = whole.best.layout
-    assert taken.layout.resolve(8).data_parallel == layout["dp"] == 8
-    assert taken.train.micro_batch == layout["micro_batch"]
-    assert f"train.micro_batch = {layout['micro_batch']}" in told
+    assert taken.layout.resolve(8).data_parallel == layout.data_parallel == 8
+    assert taken.train.micro_batch == layout.micro_batch
+    assert f"train.micro_batch = {layout.micro_batch}" in told
     # The planner sees the recipe as it saw the plan, but that the trainer shards weights where gradients are.
-    seen = recipe_layout(taken, 8)
-    assert {name: seen[name] for name in ("dp", "micro_batch")} == {
-        name: layout[name] for name in ("dp", "micro_batch")
-    }
+    seen = taken.resolve_layout(8)
+    assert (seen.data_parallel, seen.micro_batch) == (layout.data_parallel, layout.micro_batch)
     assert taken.model == found.model
     # A plan for a budget has the run one level deeper.
-    assert apply_plan(found, plan(tmp_path, {"budget_usd": 1, "run": answer_tree(whole)}), 8)[0] == taken
+    assert apply_plan(found, plan(tmp_path, {"budget_usd": 1, "run": estimate_tree(whole)}), 8)[0] == taken
 
 
 @pytest.mark.parametrize(
@@ -80,11 +78,11 @@ def test_sharding_is_two_sizes(tmp_path: Path, sharding: str, replicate: int, sh
 
 
 @pytest.mark.parametrize(
-    ("recompute", "checkpointing"),
+    ("recompute", "trained"),
     [("none", "none"), ("full", "full"), ("blocks", "full"), ("ops", "selective"), ("selective", "selective")],
 )
-def test_recomputation_is_the_trainers(tmp_path: Path, recompute: str, checkpointing: str) -> None:
-    assert apply_plan(recipe(), plan(tmp_path, best(recompute=recompute)), 2)[0].train.checkpointing == checkpointing
+def test_recomputation_is_the_trainers(tmp_path: Path, recompute: str, trained: str) -> None:
+    assert apply_plan(recipe(), plan(tmp_path, best(recompute=recompute)), 2)[0].train.recompute == trained
 
 
 def test_a_lean_plan_is_enough(tmp_path: Path) -> None:

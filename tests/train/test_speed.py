@@ -8,15 +8,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from puna.core.errors import PunaError
 from puna.core.recipe import load
-from puna.plan import machine as plan_machine
-from puna.plan.jobs import RECOMPUTE, SHARDING
-from puna.plan.machine import AttentionRate, Calibration, LossRate, Products
-from puna.plan.own import muon_flops
-from puna.plan.shape import from_config
+from puna.plan.equations.shape import from_config
+from puna.plan.evidence import local_device as plan_machine
+from puna.plan.evidence.calibrated import muon_flops
+from puna.plan.evidence.local_device import AttentionRate, Calibration, LossRate, Products
 from puna.train.machine import Machine
 from puna.train.optimizer import orthogonalize
 from puna.train.recipe import Recipe
-from puna.train.speed import expected_step, recipe_layout
+from puna.train.speed import expected_step
 
 LAPTOP = Path(__file__).parents[2] / "recipes" / "laptop.toml"
 RATES = Calibration(
@@ -61,8 +60,8 @@ def test_every_knob_of_a_recipe_that_costs_time_does() -> None:
     for words in (
         ["train.precision=fp32"],
         ["train.compile=off"],
-        ["train.checkpointing=full"],
-        ["train.checkpointing=selective"],
+        ["train.recompute=full"],
+        ["train.recompute=selective"],
         ["train.micro_batch=1"],
         ["train.batch=16"],
         ["train.seq_len=1024"],
@@ -95,19 +94,19 @@ def test_processes_share_the_rows_and_pay_for_the_exchange() -> None:
     assert shared is not None
     assert shared.seconds["data"] > 0 == alone.seconds["data"]
     assert shared.seconds["attention"] == pytest.approx(alone.seconds["attention"] / 2)
-    assert shared.layout["sharding"] == SHARDING.index("ddp")
+    assert shared.layout.sharding == "ddp"
 
 
 def test_layouts_are_those_of_the_trainer() -> None:
-    assert recipe_layout(recipe(), 4)["sharding"] == SHARDING.index("zero3")
-    hybrid = recipe_layout(recipe("layout.dp_replicate=2"), 4, on_cpu=True)
-    assert (hybrid["sharding"], hybrid["dp"], hybrid["micro_batch"]) == (SHARDING.index("hsdp"), 4, 2)
-    again = recipe_layout(recipe("train.checkpointing=full", "train.micro_batch=3"), 1)
-    assert (again["recompute"], again["micro_batch"]) == (RECOMPUTE.index("full"), 3)
+    assert recipe().resolve_layout(4).sharding == "zero3"
+    hybrid = recipe("layout.dp_replicate=2").resolve_layout(4, on_cpu=True)
+    assert (hybrid.sharding, hybrid.data_parallel, hybrid.micro_batch) == ("hsdp", 4, 2)
+    again = recipe("train.recompute=full", "train.micro_batch=3", "train.batch=9").resolve_layout(1)
+    assert (again.recompute, again.micro_batch) == ("full", 3)
     with pytest.raises(PunaError, match="cannot be shared evenly by 3"):
-        recipe_layout(recipe(), 3)
+        recipe().resolve_layout(3)
     with pytest.raises(PunaError, match="needs 2 processes, but 4 run"):
-        recipe_layout(recipe("layout.dp_replicate=2", "layout.dp_shard=1"), 4)
+        recipe("layout.dp_replicate=2", "layout.dp_shard=1").resolve_layout(4)
 
 
 def test_a_gpu_is_looked_up_and_an_unknown_one_is_described_by_its_rates(
@@ -120,7 +119,7 @@ def test_a_gpu_is_looked_up_and_an_unknown_one_is_described_by_its_rates(
     expected = expected_step(large, gpu, 8)
     assert expected is not None
     assert expected.question.accelerator.name == "h200"
-    assert (expected.question.precision, expected.layout["sharding"]) == ("fp8", SHARDING.index("zero3"))
+    assert (expected.question.precision, expected.layout.sharding) == ("fp8", "zero3")
     monkeypatch.setattr(plan_machine, "_cards", lambda: ["NVIDIA T1000"])
     unknown = expected_step(recipe(), gpu)
     assert unknown is not None

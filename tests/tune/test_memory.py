@@ -8,9 +8,9 @@ from puna.model.config import ModelConfig
 from puna.model.llama import LlamaForCausalLM
 from puna.train.machine import Machine
 from puna.train.memory import check_fits
+from puna.train.run_state import trainable
 from puna.tune.lora import adapt
 from puna.tune.memory import _StagePrediction, advice_on_memory, predict_stage_memory
-from puna.tune.network import trainable
 from puna.tune.recipe import LoRAConfig
 from puna.tune.rl.recipe import RLRecipe
 from puna.tune.sft_recipe import SFTRecipe
@@ -21,7 +21,7 @@ LLAMA_8B = ModelConfig.model_validate({"preset": "llama3-8b"})
 
 def sft(seq_len: int = 1024, **sections) -> SFTRecipe:
     data = {"tasks": [{"name": "planning.grid", "levels": [1], "count": 1}]}
-    train = {"batch": 8, "micro_batch": 1, "seq_len": seq_len, "precision": "bf16", "checkpointing": "full"}
+    train = {"batch": 8, "micro_batch": 1, "seq_len": seq_len, "precision": "bf16", "recompute": "full"}
     return SFTRecipe.model_validate({"model": "m", "data": data, "train": train, **sections})
 
 

@@ -3,23 +3,19 @@
 import argparse
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from puna.core.errors import PunaError
-
-if TYPE_CHECKING:
-    from puna.plan.money import Prices
-    from puna.plan.reliability import Reliability
 
 
 def fleet(args: argparse.Namespace) -> None:
     """A fleet on one page, from its file or as 8xh100+64xa100; with --days, so many days of jobs on it by dice."""
     from puna.core.console import console, print_json
-    from puna.plan.brief import fleet_text, year_text
-    from puna.plan.fleet import fleet_brief, read_fleet
-    from puna.plan.hardware import parse_fleet
-    from puna.plan.simulate import simulate_fleet
-    from puna.plan.tree import plain
+    from puna.plan.equations.hardware import parse_fleet
+    from puna.plan.output.json_output import plain
+    from puna.plan.output.terminal import fleet_text, year_text
+    from puna.plan.run.fleet import fleet_brief, read_fleet
+    from puna.plan.run.simulate import simulate_fleet
+    from puna.plan.run.terms import read_terms
 
     if len(args.words) < 2:
         raise PunaError("Which fleet?", "Give a file such as fleets/meta-2024.toml, or 350000xh100.")
@@ -29,12 +25,13 @@ def fleet(args: argparse.Namespace) -> None:
         file = read_fleet(Path(name), [*overrides, *priced])
         found, reliability = fleet_brief(file), file.reliability
     else:
-        prices, reliability, rest = terms(args, overrides)
+        terms, rest = read_terms(overrides, args.price)
+        reliability = terms.reliability
         if rest:
             raise PunaError(
                 f"'{rest[0]}' means nothing to puna plan fleet.", "Overrides begin with prices. or reliability."
             )
-        found = fleet_brief(parse_fleet(name), prices=prices, reliability=reliability)
+        found = fleet_brief(parse_fleet(name), prices=terms.prices, reliability=reliability)
     year = None
     if args.days is not None:
         if not (args.days >= 1 and args.days == int(args.days)):
@@ -50,10 +47,10 @@ def goodput(args: argparse.Namespace) -> None:
     """One job's failures and what to do about them."""
     from puna.core.console import console, print_json
     from puna.core.units import parse_count
-    from puna.plan import goodput as failures
-    from puna.plan.brief import goodput_text
-    from puna.plan.reliability import Reliability
-    from puna.plan.tree import plain
+    from puna.plan.output.json_output import plain
+    from puna.plan.output.terminal import goodput_text
+    from puna.plan.run import goodput as failures
+    from puna.plan.run.reliability import Reliability
 
     if args.gpus is None or args.days is None:
         raise PunaError("How many GPUs, and for how long?", "Try: puna plan goodput --gpus 16384 --days 54.")
@@ -71,7 +68,7 @@ def goodput(args: argparse.Namespace) -> None:
 def calibrate(args: argparse.Namespace) -> None:
     """Measure this device; plans for this machine use what was found."""
     from puna.core.console import print_json, say, show_table
-    from puna.plan.machine import Calibration, calibration_path
+    from puna.plan.evidence.local_device import Calibration, calibration_path
     from puna.train.calibrate import calibrate as measure
 
     found = measure(quick=args.quick)
@@ -93,8 +90,8 @@ def calibrate(args: argparse.Namespace) -> None:
 def predict(args: argparse.Namespace) -> None:
     """A prediction for every row of a file of published runs."""
     from puna.core.console import print_json, show_table
-    from puna.plan.tree import plain
-    from puna.plan.validate import predict_rows
+    from puna.plan.evidence.validate import predict_rows
+    from puna.plan.output.json_output import plain
 
     if args.runs is None:
         raise PunaError("Which runs?", "Give a file of published runs with --runs.")
@@ -127,8 +124,8 @@ def predict(args: argparse.Namespace) -> None:
 def validate(args: argparse.Namespace) -> None:
     """Predictions held against what was measured."""
     from puna.core.console import console, print_json, say
-    from puna.plan import accuracy
-    from puna.plan.validate import validate as judge
+    from puna.plan.evidence.validate import validate as judge
+    from puna.plan.output import accuracy
 
     found = judge(args.runs or _known_runs())
     if args.json:
@@ -136,7 +133,7 @@ def validate(args: argparse.Namespace) -> None:
     else:
         console(stderr=False).print(accuracy.accuracy_text(found))
     if args.html:
-        say(f"Wrote {accuracy.write_accuracy_page(found, args.html)}.")
+        say(f"Wrote {accuracy.write_accuracy_html(found, args.html)}.")
 
 
 def _known_runs() -> Path:
@@ -157,22 +154,3 @@ def _shown(value: object) -> str:
     if isinstance(value, BaseModel):
         return ", ".join(f"{name} {_shown(one)}" for name, one in value)
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def terms(args: argparse.Namespace, overrides: list[str]) -> "tuple[Prices, Reliability, list[str]]":
-    """Prices and reliability with overrides such as prices.pue=1.3, and the overrides that are neither's."""
-    from puna.core.recipe import Config, load
-    from puna.plan.money import Prices
-    from puna.plan.reliability import Reliability
-
-    class Terms(Config):
-        prices: Prices = Prices()
-        reliability: Reliability = Reliability()
-
-    own = [word for word in overrides if word.startswith(("prices.", "reliability."))]
-    if args.price is not None:
-        if not args.price > 0:
-            raise PunaError(f"--price {args.price:g} is no rent.", "Give USD an accelerator and hour, such as 2.95.")
-        own.append(f"prices.rent_usd_per_hour={float(args.price)}")
-    terms = load(Terms, None, own).value
-    return terms.prices, terms.reliability, [word for word in overrides if word not in own]

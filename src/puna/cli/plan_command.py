@@ -10,21 +10,19 @@ puna plan validate [--runs FILE]      errors by family, intervals, ranking
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from puna.core.errors import PunaError
 
 if TYPE_CHECKING:
-    from puna.cli.plan_target import Target
-    from puna.plan.answer import Answer
-    from puna.plan.hardware import Group
-    from puna.plan.money import Prices
-    from puna.plan.predict import Prediction, Question
-    from puna.plan.reliability import Reliability
+    from puna.plan.equations.hardware import Group
+    from puna.plan.run.estimate import RunEstimate
+    from puna.plan.run.terms import Terms
+    from puna.train.plan_target import Target
 
 ACTIONS = ("fleet", "goodput", "calibrate", "predict", "validate")
 LAUNCHERS = ("slurm", "torchrun", "kubeflow", "skypilot", "ray")
-_PARTS = ("tp", "cp", "pp", "vp", "dp", "ep", "micro_batch", "sharding", "recompute")
+_SIZES = ("tp", "cp", "pp", "vp", "dp", "ep", "micro_batch")
 # Options that each action heeds; any other that is given is refused rather than silently without effect.
 _HEEDED = {
     "fleet": {"json", "price", "days"},
@@ -50,7 +48,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     run.add_argument("--precision", metavar="FORMAT", help="bf16, fp8, mxfp8, nvfp4 or fp32")
     run.add_argument("--stack", metavar="NAME", help="software, such as megatron-core, torchtitan, puna")
     pins = parser.add_argument_group("parts of the layout to keep as given")
-    for name in _PARTS[:7]:
+    for name in _SIZES:
         pins.add_argument(f"--{name.replace('_', '-')}", type=int, metavar="N")
     pins.add_argument("--sharding", metavar="KIND", help="ddp, zero1, zero2, zero3 or hsdp")
     pins.add_argument("--recompute", metavar="KIND", help="none, selective, ops, blocks or full")
@@ -101,90 +99,75 @@ def _refuse_unheeded(args: argparse.Namespace, action: str) -> None:
 
 
 def _plan(args: argparse.Namespace) -> None:
-    from puna.cli.plan_actions import terms
-    from puna.cli.plan_target import find_target
-    from puna.plan.answer import answer
-    from puna.plan.stacks import find_stack
+    from puna.plan.layouts.constraints import read_constraints
+    from puna.plan.run.estimate import estimate_run
+    from puna.plan.run.terms import read_terms
+    from puna.train.plan_target import Options, find_target, fleet_for, on_this_machine
 
     name, *overrides = args.words
-    prices, reliability, overrides = terms(args, overrides)
+    terms, overrides = read_terms(overrides, args.price)
     _check_launcher(args)
-    group = _fleet_of(args)
-    target = find_target(
-        name,
-        overrides=overrides,
-        accelerator=group.accelerator,
-        machine=args.fleet is None and args.budget_usd is None and args.days is None,
-        tokens=args.tokens,
-        batch=args.batch,
-        seq_len=args.seq_len,
-        precision=args.precision,
-        stack=find_stack(args.stack) if args.stack else None,
-    )
-    pinned = _pinned(args)
-    if args.budget_usd is not None or args.days is not None:
-        _budget(args, target, group, pinned, prices, reliability)
+    limited = args.budget_usd is not None or args.days is not None
+    group = fleet_for(args.fleet, limited=limited)
+    options = Options(args.tokens, args.batch, args.seq_len, args.precision, args.stack)
+    here = args.fleet is None and not limited
+    target = find_target(name, overrides, options, accelerator=group.accelerator, machine=here)
+    constraints = read_constraints(vars(args))
+    if limited:
+        _budget(args, target, group, constraints, terms)
         return
-    question = target.question(group.accelerator, group.count)
-    own, measured = _own(target, question) if args.fleet is None and target.stack == "puna" else ({}, ())
-    found = answer(
+    question, notes = target.question(group.accelerator, group.count), list(target.assumptions)
+    if here and target.stack == "puna":
+        question, note = on_this_machine(target, question)
+        notes.append(note)
+    found = estimate_run(
         question,
         tokens=target.tokens,
-        pinned=pinned,
-        given=_given(target, group),
-        prices=prices,
-        reliability=reliability,
-        assumptions=(*target.assumptions, *measured, *_said(reliability)),
-        **own,
+        constraints=constraints,
+        recipe_layout=target.recipe_layout(group.accelerator, group.count),
+        prices=terms.prices,
+        reliability=terms.reliability,
+        assumptions=(*notes, terms.reliability.assumption),
     )
-    _show(args, target, found, prices, reliability)
+    _show(args, target, found, terms)
 
 
-def _show(
-    args: argparse.Namespace, target: "Target", found: "Answer", prices: "Prices", reliability: "Reliability"
-) -> None:
-    """Print the answer, and write what was asked for beside it."""
+def _show(args: argparse.Namespace, target: "Target", found: "RunEstimate", terms: "Terms") -> None:
+    """Print the estimate, and write the files that were asked for."""
     from puna.core.console import console, print_json, say
 
     if args.json:
-        from puna.plan.tree import answer_tree
+        from puna.plan.output.json_output import estimate_tree
 
-        print_json(answer_tree(found))
+        print_json(estimate_tree(found))
     else:
-        from puna.plan.brief import brief
+        from puna.plan.output.terminal import estimate_text
 
-        console(stderr=False).print(brief(found, explain=args.explain))
+        console(stderr=False).print(estimate_text(found, explain=args.explain))
     if args.html:
-        from puna.plan.budget import Terms
-        from puna.plan.page import write_page
+        from puna.plan.output.html import write_html
 
-        terms = Terms.of(prices, reliability)
-        path = write_page(
+        path = write_html(
             found, args.html, sized=lambda count: target.question(found.question.accelerator, count), terms=terms
         )
         say(f"Wrote {path}.")
     if args.emit:
-        from puna.cli.plan_launch import write_launch
+        from puna.plan.launch.from_estimate import write_launch
 
-        written = write_launch(args.emit, target, found, args.output)
+        written = write_launch(args.emit, target.name, target.recipe_tree(found.tokens), found, args.output)
         say(f"Wrote {', '.join(str(path) for path in written.files)}.")
         for warning in written.warnings:
             say(f"[yellow]{warning}[/yellow]")
 
 
 def _budget(
-    args: argparse.Namespace,
-    target: "Target",
-    group: "Group",
-    pinned: dict[str, int],
-    prices: "Prices",
-    reliability: "Reliability",
+    args: argparse.Namespace, target: "Target", group: "Group", constraints: dict[str, int], terms: "Terms"
 ) -> None:
     from puna.core.console import console, print_json
     from puna.model.config import PRESETS
-    from puna.plan.budget import Terms, plan_budget
+    from puna.plan.run.budget import plan_budget
 
-    for option, value in (("--emit", args.emit), ("--html", args.html), ("a pinned layout", pinned)):
+    for option, value in (("--emit", args.emit), ("--html", args.html), ("a pinned layout", constraints)):
         if value:
             raise PunaError(
                 f"{option} does not go with --budget-usd and --days.", "Plan the fleet they lead to with --fleet."
@@ -198,104 +181,17 @@ def _budget(
         tokens=target.tokens if target.tokens_given else None,
         presets=[known for known in PRESETS if known.startswith("llama3")],
         preset_question=lambda known, count: target.preset(known).question(group.accelerator, count),
-        terms=Terms.of(prices, reliability),
+        terms=terms,
         assumptions=target.assumptions,
     )
     if args.json:
-        from puna.plan.tree import budget_tree
+        from puna.plan.output.json_output import budget_tree
 
         print_json(budget_tree(found))
     else:
-        from puna.plan.brief import budget_text
+        from puna.plan.output.terminal import budget_text
 
         console(stderr=False).print(budget_text(found, explain=args.explain))
-
-
-def _fleet_of(args: argparse.Namespace) -> "Group":
-    """The accelerators of one kind that were asked for, those of this machine, or one node of H100 to price."""
-    from puna.plan.hardware import Group, find_accelerator, parse_fleet
-
-    if args.fleet:
-        fleet = parse_fleet(args.fleet)
-        if len(fleet.groups) > 1:
-            raise PunaError(
-                f"'{args.fleet}' has {len(fleet.groups)} kinds of accelerators, and one synchronous job would run at "
-                "the pace of the slowest.",
-                f"Plan a job for each kind, or see all of them with: puna plan fleet {args.fleet}",
-            )
-        return fleet.groups[0]
-    if args.budget_usd is not None or args.days is not None:
-        accelerator = find_accelerator("h100")
-        return Group(count=accelerator.node_size, accelerator=accelerator)
-    from puna.plan.machine import this_machine
-
-    return this_machine()
-
-
-def _pinned(args: argparse.Namespace) -> dict[str, int]:
-    """Parts of the layout that were given, as the search has them. Raises PunaError for an unknown kind."""
-    from puna.core.errors import nearest
-    from puna.plan.jobs import RECOMPUTE, SHARDING
-
-    pinned = {}
-    for name in _PARTS:
-        value = getattr(args, name)
-        if value is None:
-            continue
-        option = f"--{name.replace('_', '-')}"
-        kinds = {"sharding": SHARDING, "recompute": RECOMPUTE}.get(name)
-        if kinds:
-            if value not in kinds:
-                raise PunaError(f"{option} {value} is not known.", nearest(value, kinds))
-            value = kinds.index(value)
-        elif value < 1:
-            raise PunaError(f"{option} {value} cannot be.", "Give a whole number of at least 1.")
-        pinned[name] = value
-    return pinned
-
-
-def _given(target: "Target", group: "Group") -> dict[str, Any] | None:
-    """The layout that the recipe itself asks for, where it can run on this fleet."""
-    from puna.cli.plan_target import recipe_layout
-
-    if target.recipe is None or target.stack != "puna":
-        return None
-    try:
-        return recipe_layout(target.recipe, group.count)
-    except PunaError:
-        return None
-
-
-def _own(target: "Target", question: "Question") -> tuple[dict[str, Any], tuple[str, ...]]:
-    """How `plan.answer` predicts Puna's own run with what was measured on this machine, and a line that says so."""
-    from dataclasses import replace
-
-    from puna.cli.plan_target import is_compiled
-    from puna.plan.machine import device_here, read_calibration
-    from puna.plan.own import own_values, predict_own
-    from puna.plan.predict import predict
-
-    calibration = read_calibration(device_here("cpu" if question.accelerator.generation == "cpu" else "cuda"))
-    compiled = is_compiled(target.recipe, question.accelerator)
-    values = own_values(question, calibration, compiled=compiled)
-
-    def here(question: "Question", layout: dict[str, Any], *, values: Any) -> "Prediction":
-        usual = predict(question, layout, values=values)
-        own = predict_own(question, layout, calibration, muon_iterations=target.muon_iterations, compiled=compiled)
-        # What another optimizer takes, it takes under every assumption.
-        more = own.step_seconds - usual.step_seconds
-        lines = (replace(line, step_seconds=line.step_seconds + more) for line in usual.sensitivities)
-        return replace(own, sensitivities=tuple(lines))
-
-    told = "this machine's rates are estimated; `puna plan calibrate` measures them"
-    if calibration:
-        told = f"this machine's rates as measured on {calibration.date} (puna plan calibrate)"
-    return {"values": values, "predictor": here}, (told,)
-
-
-def _said(reliability: "Reliability") -> tuple[str, ...]:
-    rate = reliability.failures_per_node_day
-    return (f"{rate * 1e3:g} failures of 1,000 nodes a day (reliability.failures_per_node_day); Llama 3's run had 3.8",)
 
 
 def _check_launcher(args: argparse.Namespace) -> None:

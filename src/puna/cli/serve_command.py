@@ -4,6 +4,7 @@ SIGTERM or Ctrl-C lets requests in progress finish; a second one exits at once.
 """
 
 import argparse
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -62,9 +63,18 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     other = parser.add_argument_group("another engine behind this server")
     other.add_argument(
         "--backend",
-        choices=("native", "vllm", "llama.cpp", "openai"),
+        metavar="NAME",
         default="native",
-        help="engine to use (default: Puna's own). With another, MODEL is a model of that server, by default its first",
+        help="engine to use: native (default: Puna's own), vllm, llama.cpp, openai, or a backend of a plugin. With any "
+        "but native, MODEL is a model of that server, by default its first",
+    )
+    other.add_argument(
+        "--include",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="FILE.py",
+        help="load backends from this file (repeatable)",
     )
     other.add_argument(
         "--upstream",
@@ -79,12 +89,14 @@ def run(args: argparse.Namespace) -> None:
 
     from puna.apps.assistant import AssistantProduct
     from puna.core.console import console, say
+    from puna.core.plugins import include_all
     from puna.serve.app import create_app
     from puna.serve.backends.base import Models
     from puna.serve.run import listen, serve
 
+    include_all(args.include)
     settings = settings_of(args)
-    load = _load if args.backend == "native" else _connect
+    load = _loader(args.backend)
     _check_backend(args)
     listening = listen(settings)
     try:
@@ -118,6 +130,29 @@ def run(args: argparse.Namespace) -> None:
     serve(app, listening, started=started)
 
 
+def _loader(backend: str) -> "Callable[[str, argparse.Namespace, Settings], Backend]":
+    """What opens one model with this backend. Raises PunaError for a backend that there is not."""
+    from puna.core.errors import PunaError, nearest
+    from puna.serve.backends.plugins import BACKENDS, BUILT_IN
+
+    if backend == "native":
+        return _load
+    if backend in BUILT_IN:
+        return _connect
+    if backend not in BACKENDS:
+        hint = nearest(backend, (*BUILT_IN, *BACKENDS))
+        raise PunaError(f"There is no backend '{backend}'.", f"{hint} One in a file of your own needs --include.")
+    return _open
+
+
+def _open(given: str, args: argparse.Namespace, settings: "Settings") -> "Backend":
+    """The backend of one model that a plugin opens."""
+    from puna.serve.backends.plugins import BACKENDS
+
+    name, equals, model = given.partition("=")
+    return BACKENDS[args.backend](model if equals else given, name or args.backend, settings)
+
+
 def settings_of(args: argparse.Namespace) -> "Settings":
     """The settings for the options. Raises PunaError for invalid values."""
     from puna.core.errors import PunaError
@@ -147,18 +182,19 @@ def _load(given: str, args: argparse.Namespace, settings: "Settings") -> "Backen
     import torch
 
     from puna.cli.generation_options import device_of
-    from puna.core.errors import PunaError
     from puna.engine.generate import load_engine
     from puna.engine.importer import stage
+    from puna.engine.memory_errors import out_of_memory
     from puna.model.hub import model_directory
     from puna.serve.backends.native.backend import NativeBackend
+    from puna.serve.backends.native.introduction import read_introduction
 
     name, equals, place = given.partition("=")
     directory = model_directory(place if equals else given)
     # A run stores its model in a subdirectory: the run's name says more.
     name = name if equals else (Path(given) if Path(given).exists() else directory).resolve().name
     dtype = getattr(torch, args.dtype) if args.dtype else None
-    try:
+    with out_of_memory(str(directory), "Give fewer --kv-tokens or --max-batch, or a smaller model."):
         engine = load_engine(
             directory,
             device=device_of(args.device),
@@ -170,14 +206,13 @@ def _load(given: str, args: argparse.Namespace, settings: "Settings") -> "Backen
             deterministic=args.deterministic,
         )
         return NativeBackend(
-            engine, name, settings, stage="chat" if stage(directory) == "chat" else "base", root=str(directory)
+            engine,
+            name,
+            settings,
+            stage="chat" if stage(directory) == "chat" else "base",
+            root=str(directory),
+            introduction=read_introduction(directory),
         )
-    except (MemoryError, torch.OutOfMemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "memory" not in str(error).lower():
-            raise
-        raise PunaError(
-            f"There is not enough memory for {directory}.", "Give fewer --kv-tokens or --max-batch, or a smaller model."
-        ) from None
 
 
 def _check_backend(args: argparse.Namespace) -> None:
@@ -194,7 +229,9 @@ def _check_backend(args: argparse.Namespace) -> None:
         return
     if args.backend == "openai" and not args.upstream:
         raise PunaError("--backend openai needs an address.", "Give it: --upstream URL")
-    if not args.upstream and not args.models:
+    if args.backend not in ("vllm", "llama.cpp", "openai") and args.upstream:
+        raise PunaError(f"--backend {args.backend} takes no --upstream.", "Leave it out.")
+    if args.backend in ("vllm", "llama.cpp") and not args.upstream and not args.models:
         raise PunaError(f"There is no model to start {args.backend} with.", "Give one, or the --upstream URL.")
     started_vllm = args.backend == "vllm" and not args.upstream
     for name, given in (

@@ -9,18 +9,25 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-from puna.core.errors import PunaError, nearest
+from puna.core.errors import PunaError, RecipeError, nearest
 
 
 class Config(BaseModel):
     """Base of every recipe section: frozen, and an unknown key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), validate_default=True)
+    renamed: ClassVar[Mapping[str, str]] = {}
+    """Old key -> new key. An old key is still read; both together are an error."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_old_keys(cls, values: Any) -> Any:
+        return _with_new_keys(cls, values) if cls.renamed and isinstance(values, Mapping) else values
 
 
 C = TypeVar("C", bound=Config)
@@ -38,16 +45,16 @@ def load(schema: type[C], path: Path | None, overrides: Sequence[str] = ()) -> L
     """Read `path` (TOML), apply overrides such as "train.steps=500", and check the result against `schema`.
 
     path: None means defaults alone. An override's value is read as TOML, or as a plain string when it is not TOML.
-    Raises PunaError with the file, the key and the nearest known key for anything that does not fit.
+    Raises RecipeError with the file, the key and the nearest known key for anything that does not fit.
     """
     name = str(path) if path else "recipe"
-    tree: dict[str, Any] = read_toml(path) if path else {}
+    tree: dict[str, Any] = _rename_keys(schema, read_toml(path)) if path else {}
     origin = dict.fromkeys(_leaves(tree), name)
     for text in overrides:
         key, equals, raw = text.partition("=")
         if not equals or not key.strip():
-            raise PunaError(f"'{text}' is not an override.", "Write it as key=value, for example train.steps=500.")
-        key = key.strip()
+            raise RecipeError(f"'{text}' is not an override.", "Write it as key=value, for example train.steps=500.")
+        key = _new_key(schema, key.strip())
         value = _value(schema, key.split("."), raw.strip())
         _set(tree, key.split("."), value, text)
         origin = {k: v for k, v in origin.items() if k != key and not k.startswith(key + ".")}
@@ -56,28 +63,28 @@ def load(schema: type[C], path: Path | None, overrides: Sequence[str] = ()) -> L
 
 
 def check(schema: type[C], tree: Mapping[str, Any], name: str) -> C:
-    """Validate a tree of plain values. Raises PunaError, one sentence, naming `name` and the first wrong key."""
+    """Validate a tree of plain values. Raises RecipeError, one sentence, naming `name` and the first wrong key."""
     try:
         return schema.model_validate(tree)
     except ValidationError as error:
-        raise PunaError(_sentence(schema, error, name)) from None
+        raise RecipeError(_sentence(schema, error, name)) from None
     except PunaError as error:  # a validator's own sentence, which does not know the file
-        raise PunaError(f"{name}: {error}") from None
+        raise RecipeError(f"{name}: {error}") from None
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """Read a TOML file. Raises PunaError when it is missing or not TOML."""
+    """Read a TOML file. Raises RecipeError when it is missing or not TOML."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         near = sorted(p.name for p in path.parent.glob("*.toml")) if path.parent.is_dir() else []
-        raise PunaError(f"{path} does not exist.", nearest(path.name, near)) from None
+        raise RecipeError(f"{path} does not exist.", nearest(path.name, near)) from None
     except IsADirectoryError:
-        raise PunaError(f"{path} is a folder, not a recipe.", "Give a .toml file.") from None
+        raise RecipeError(f"{path} is a folder, not a recipe.", "Give a .toml file.") from None
     except OSError as error:
-        raise PunaError(f"{path} cannot be read ({error.strerror}).", "Check the path and its permissions.") from None
+        raise RecipeError(f"{path} cannot be read ({error.strerror}).", "Check the path and its permissions.") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise PunaError(f"{path} is not valid TOML: {error}.", "Mend that line.") from None
+        raise RecipeError(f"{path} is not valid TOML: {error}.", "Fix that line.") from None
 
 
 def dump(config: Config) -> str:
@@ -123,7 +130,7 @@ def _set(tree: dict[str, Any], keys: list[str], value: Any, text: str) -> None:
     for key in keys[:-1]:
         tree = tree.setdefault(key, {})
         if not isinstance(tree, dict):
-            raise PunaError(f"'{text}': '{key}' is a value, not a section.", "See `puna recipe show` for the keys.")
+            raise RecipeError(f"'{text}': '{key}' is a value, not a section.", "See `puna recipe show` for the keys.")
     tree[keys[-1]] = value
 
 
@@ -140,6 +147,38 @@ def _value(schema: type[BaseModel], keys: Sequence[str], raw: str) -> Any:
             return value
     field = section.model_fields.get(keys[-1])
     return raw if field and field.annotation is str and not isinstance(value, str) else value
+
+
+def _with_new_keys(schema: type[Config], tree: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of one section with old ones renamed. Raises ValueError where old and new are both there."""
+    for old, new in schema.renamed.items():
+        if old in tree and new in tree:
+            raise ValueError(f"'{old}' is the old name of '{new}', and both are given. Keep '{new}'")
+    return {schema.renamed.get(key, key): value for key, value in tree.items()}
+
+
+def _rename_keys(schema: Any, tree: Mapping[str, Any]) -> dict[str, Any]:
+    """A file's tree with the old keys of every section renamed, as far as it has the schema's sections."""
+    fields = getattr(schema, "model_fields", {})
+    renamed: Mapping[str, str] = getattr(schema, "renamed", {})
+    result = {}
+    for key, value in tree.items():
+        new = renamed.get(key, key)
+        new = key if new in tree else new  # both: left to `check`, which names the file
+        section = _config_in(fields[new].annotation) if new in fields else None
+        result[new] = _rename_keys(section, value) if section and isinstance(value, Mapping) else value
+    return result
+
+
+def _new_key(schema: Any, key: str) -> str:
+    """A dotted key with its old parts renamed."""
+    parts = []
+    for part in key.split("."):
+        new = getattr(schema, "renamed", {}).get(part, part)
+        field = getattr(schema, "model_fields", {}).get(new)
+        schema = _config_in(field.annotation) if field else None
+        parts.append(new)
+    return ".".join(parts)
 
 
 def _without_none(value: Any) -> Any:

@@ -1,36 +1,190 @@
-"""How a model lies over devices: the names and sizes of the parallel dimensions. Pure Python, no torch.
+"""How a model is spread over devices: one typed layout, from the recipe and the plan to launch files and the mesh.
 
-A layout says how many ranks each dimension has; `train.parallel` applies it to the network from outside.
+`LayoutConfig` is what a recipe asks for, and may leave the sharded size open. `Layout` is settled: every size is known,
+and it carries the micro-batch and what is recomputed. `LayoutConfig.resolve` makes one from a recipe,
+`Layout.recipe_values` turns it back into recipe keys; `plan.layouts.convert` does the same for the planner's columns
+and for JSON. `train.parallel` applies a layout to the network from outside. Pure Python, no torch.
 """
 
-from pydantic import Field
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
 
 from puna.core.errors import PunaError
 from puna.core.recipe import Config
 
+# What data parallelism shards: nothing; optimizer states; with gradients; with weights; weights within groups of ranks.
+SHARDING = ("ddp", "zero1", "zero2", "zero3", "hsdp")
+# How much of the forward pass is computed again in the backward pass. "selective" is attention's core alone
+# (Megatron's; free with flash attention, whose backward pass recomputes it anyway); "ops" all but matrix products and
+# attention (torch's selective checkpointing); "blocks" every second block; "full" every block.
+RECOMPUTE = ("none", "selective", "ops", "blocks", "full")
+# A recipe's `train.recompute` and the layout's word for it.
+_RECIPE_RECOMPUTE = {"none": "none", "selective": "ops", "full": "full"}
 
-class Layout(Config):
-    """Sizes of the parallel dimensions; their product is the number of processes."""
+
+class LayoutConfig(Config):
+    """Sizes of the parallel dimensions as a recipe asks for them; their product is the number of processes."""
 
     dp_replicate: int = Field(1, gt=0, description="data parallel with whole copies (DDP; outer dimension of HSDP)")
     dp_shard: int = Field(0, ge=0, description="data parallel with sharded states (FSDP2); 0 means all that is left")
     tp: int = Field(1, gt=0, description="tensor parallel: each matrix split over ranks of one node")
     cp: int = Field(1, gt=0, description="context parallel: each sequence split over ranks")
     pp: int = Field(1, gt=0, description="pipeline parallel: blocks split into stages")
+    virtual_stages: int = Field(1, gt=0, description="pipeline parallel: model chunks on each rank")
+    schedule: Literal["1f1b", "interleaved"] = Field(
+        "1f1b", description="pipeline parallel: order of micro-batches; interleaved where virtual_stages is above 1"
+    )
 
-    def resolve(self, world_size: int) -> "Layout":
-        """Fill `dp_shard = 0` so that the product is `world_size`. Raises PunaError when that cannot be."""
-        fixed = self.dp_replicate * self.tp * self.cp * self.pp
-        shard = self.dp_shard or max(1, world_size // fixed)
-        if fixed * shard != world_size:
+    @model_validator(mode="after")
+    def _schedule_fits(self) -> "LayoutConfig":
+        if self.virtual_stages > 1 and self.pp == 1:
+            raise ValueError(f"layout.virtual_stages = {self.virtual_stages} needs layout.pp above 1")
+        if (self.schedule == "interleaved") != (self.virtual_stages > 1):
+            raise ValueError(
+                f"layout.schedule = '{self.schedule}' does not go with layout.virtual_stages = {self.virtual_stages}. "
+                "Use interleaved with more than one virtual stage, 1f1b with one"
+            )
+        return self
+
+    def resolve(
+        self, processes: int, *, batch: int = 0, micro_batch: int = 0, recompute: str = "none", on_cpu: bool = False
+    ) -> "Layout":
+        """The layout that a recipe asks for on `processes` processes: the one conversion from a recipe.
+
+        batch, micro_batch, recompute: the recipe's `train` values; a batch of 0 leaves a rank's rows unknown, and a
+        micro-batch of 0 is all of them. on_cpu: whole copies are the rule there, as sharding saves nothing.
+        Raises PunaError where the sizes do not multiply out to `processes`, or the batch does not divide.
+        """
+        others = self.tp * self.cp * self.pp
+        replicate, shard = self.dp_replicate, self.dp_shard
+        if on_cpu and replicate == 1 and not shard:
+            replicate, shard = max(1, processes // others), 1
+        shard = shard or max(1, processes // (replicate * others))
+        if replicate * shard * others != processes:
             raise PunaError(
-                f"The layout dp_replicate {self.dp_replicate} x dp_shard {shard} x tp {self.tp} x cp {self.cp} x "
-                f"pp {self.pp} needs {fixed * shard} processes, but {world_size} run.",
+                f"The layout dp_replicate {replicate} x dp_shard {shard} x tp {self.tp} x cp {self.cp} x "
+                f"pp {self.pp} needs {replicate * shard * others} processes, but {processes} run.",
                 "Change layout.* or the number of processes.",
             )
-        return self.model_copy(update={"dp_shard": shard})
+        rows = share_batch(batch, micro_batch, replicate * shard)[0] if batch else max(1, micro_batch)
+        return Layout(
+            dp_replicate=replicate,
+            dp_shard=shard,
+            tp=self.tp,
+            cp=self.cp,
+            pp=self.pp,
+            virtual_stages=self.virtual_stages,
+            schedule=self.schedule,
+            sequence_parallel=self.tp > 1,
+            micro_batch=rows,
+            recompute=_RECIPE_RECOMPUTE[recompute],
+        )
 
     @property
     def data_parallel(self) -> int:
         """Ranks that see different rows of a batch. `dp_shard` must be resolved."""
         return self.dp_replicate * max(1, self.dp_shard)
+
+
+class Layout(LayoutConfig):
+    """A settled layout: tp x cp x pp x dp_replicate x dp_shard processes, the micro-batch and what is recomputed.
+
+    sharding: by default what the two sizes mean to the trainer, ddp, zero3 or hsdp; a plan may have zero1 or zero2.
+    """
+
+    dp_shard: int = Field(1, gt=0, description="ranks that share one copy of the optimizer states")
+    ep: int = Field(1, gt=0, description="expert parallel: experts spread over so many of the data-parallel ranks")
+    sharding: Literal["ddp", "zero1", "zero2", "zero3", "hsdp"] = Field(
+        "ddp", description="what data parallelism shards"
+    )
+    sequence_parallel: bool = Field(False, description="tensor parallel: activations between blocks are split too")
+    micro_batch: int = Field(1, gt=0, description="sequences a rank computes at once")
+    recompute: Literal["none", "selective", "ops", "blocks", "full"] = Field(
+        "none", description="what is computed again in the backward pass"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _sharding_by_size(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping) or "sharding" in values:
+            return values
+        sharded, copies = values.get("dp_shard", 1) != 1, values.get("dp_replicate", 1) != 1
+        return {**values, "sharding": "hsdp" if sharded and copies else "zero3" if sharded else "ddp"}
+
+    @model_validator(mode="after")
+    def _sharding_fits(self) -> "Layout":
+        whole = self.sharding == "ddp" and self.dp_shard > 1
+        if whole or (self.sharding.startswith("zero") and self.dp_replicate > 1):
+            raise ValueError(
+                f"sharding = '{self.sharding}' does not go with dp_replicate {self.dp_replicate} and "
+                f"dp_shard {self.dp_shard}"
+            )
+        return self
+
+    @staticmethod
+    def of(*, dp: int = 1, sharding: str = "zero1", link_domain: int = 1, **parts: Any) -> "Layout":
+        """A layout by its data-parallel ranks and what they shard, as planners and published runs say it.
+
+        link_domain: accelerators that reach each other by the scale-up network, in which HSDP keeps a copy. parts: the
+        other fields.
+        """
+        shard = shard_size(sharding, dp, parts.get("tp", 1), parts.get("cp", 1), link_domain)
+        schedule = "interleaved" if parts.get("virtual_stages", 1) > 1 else "1f1b"
+        sizes = {"dp_replicate": dp // shard, "dp_shard": shard, "schedule": schedule}
+        return Layout(**{**sizes, "sharding": sharding, **parts})
+
+    @property
+    def processes(self) -> int:
+        """Processes that the layout needs, one for each accelerator."""
+        return self.data_parallel * self.tp * self.cp * self.pp
+
+    def micro_batches(self, batch: int) -> int:
+        """Forward and backward passes of one rank in a step of `batch` sequences."""
+        return batch // (self.data_parallel * self.micro_batch)
+
+    def recipe_values(self) -> dict[str, dict[str, Any]]:
+        """The layout as sections and keys of a training recipe: the one conversion back.
+
+        The trainer shards weights where a plan shards less (zero1, zero2), and recomputes a whole block or all but its
+        products.
+        """
+        sizes = {name: getattr(self, name) for name in ("dp_replicate", "dp_shard", "tp", "cp", "pp")}
+        if self.pp > 1:
+            sizes |= {"virtual_stages": self.virtual_stages, "schedule": self.schedule}
+        recompute = {"none": "none", "blocks": "full", "full": "full"}.get(self.recompute, "selective")
+        return {"layout": sizes, "train": {"micro_batch": self.micro_batch, "recompute": recompute}}
+
+
+def shard_size(sharding: str, dp: int, tp: int = 1, cp: int = 1, link_domain: int = 1) -> int:
+    """Data-parallel ranks that share one copy of the states: none for ddp, all for zero1 to zero3.
+
+    For hsdp the most that divide `dp` and stay within a scale-up domain of `link_domain` accelerators, tp and cp
+    included.
+    """
+    if sharding == "ddp":
+        return 1
+    if sharding != "hsdp":
+        return dp
+    room = max(1, link_domain // (tp * cp))
+    return max(size for size in range(1, min(dp, room) + 1) if dp % size == 0)
+
+
+def share_batch(batch: int, micro_batch: int, ranks: int) -> tuple[int, int]:
+    """(sequences a rank computes at once, micro-batches in a step); a micro-batch of 0, or of too many, is all.
+
+    Raises PunaError where the batch does not divide by the ranks, or a rank's rows by the micro-batch.
+    """
+    if batch % ranks:
+        raise PunaError(
+            f"train.batch = {batch} rows cannot be shared evenly by {ranks} processes.",
+            f"Make it a multiple of {ranks}, or change the number of processes.",
+        )
+    rows = batch // ranks
+    micro = min(micro_batch or rows, rows)
+    if rows % micro:
+        raise PunaError(
+            f"train.micro_batch = {micro} does not divide the {rows} rows of a process.", f"Choose a divisor of {rows}."
+        )
+    return micro, rows // micro

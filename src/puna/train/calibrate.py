@@ -14,8 +14,15 @@ from typing import Any
 
 from puna.core.errors import PunaError
 from puna.core.load import busy, other_load
-from puna.plan.hardware import Accelerator
-from puna.plan.machine import AttentionRate, Calibration, LossRate, accelerator_here, device_here, write_calibration
+from puna.plan.equations.hardware import Accelerator
+from puna.plan.evidence.local_device import (
+    AttentionRate,
+    Calibration,
+    LossRate,
+    accelerator_here,
+    device_here,
+    write_calibration,
+)
 from puna.train.collectives import collective_rates
 from puna.train.machine import best_device, cores
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from puna.plan.machine import Calibration
+from puna.plan.evidence.local_device import Calibration
 
 # Training in bf16 must pay for its casts; below this gain over fp32 it is not worth its lost digits.
 WORTHWHILE_GAIN = 1.2

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from puna.core.errors import PunaError
+from puna.core.errors import OutOfMemoryError
 from puna.core.units import format_bytes, format_count
 from puna.model.config import PRESETS, ModelConfig
 from puna.train.recipe import Recipe
@@ -50,13 +50,14 @@ class MemoryEstimate:
         return sum(self.parts.values())
 
 
-def predict_memory(recipe: Recipe, *, device_type: str, world_size: int = 1) -> MemoryEstimate:
+def predict_memory(recipe: Recipe, *, device_type: str, world_size: int = 1, held: int = 0) -> MemoryEstimate:
     """Peak memory of one of `world_size` processes: on "cpu" resident memory of the process, else the allocator's.
 
     precision and compile set to "auto" are taken as the device's usual: mixed and compiled on GPUs, fp32 and compiled
-    on CPUs. Raises PunaError when the layout does not fit the number of processes.
+    on CPUs. held: on a CPU, bytes that the process has taken already. Raises PunaError when the layout does not fit the
+    number of processes.
     """
-    return Prediction(recipe, device_type, world_size).estimate()
+    return Prediction(recipe, device_type, world_size, held).estimate()
 
 
 def largest_preset_that_fits(recipe: Recipe, available: int, *, device_type: str, world_size: int = 1) -> str | None:
@@ -95,17 +96,17 @@ def check_fits(recipe: Recipe, estimate: MemoryEstimate, machine: "Machine", adv
         f"{format_bytes(estimate.total)} in each process ({largest}), but {format_bytes(available)} are free."
     )
     if advice:
-        raise PunaError(problem, advice)
+        raise OutOfMemoryError(problem, advice)
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     fitting = largest_preset_that_fits(recipe, available, device_type=machine.device, world_size=world_size)
-    raise PunaError(
+    raise OutOfMemoryError(
         problem,
         (
             f"The largest preset that fits with this recipe is model.preset = '{fitting}'; "
             if fitting
             else "No preset fits with this recipe; "
         )
-        + "a smaller train.micro_batch, a shorter train.seq_len or train.checkpointing = 'full' need less.",
+        + "a smaller train.micro_batch, a shorter train.seq_len or train.recompute = 'full' need less.",
     )
 
 
@@ -122,10 +123,7 @@ class Prediction:
         auto = "fp32" if self.on_cpu else "mixed"
         self.precision = auto if train.precision == "auto" else train.precision
         self.compiled = train.compile != "off"
-        layout = recipe.layout
-        if self.on_cpu and layout.dp_shard == 0 and layout.dp_replicate == 1:
-            layout = layout.model_copy(update={"dp_replicate": world_size, "dp_shard": 1})  # CPUs keep whole copies
-        self.layout = layout.resolve(world_size)
+        self.layout = recipe.layout.resolve(world_size, on_cpu=self.on_cpu)
         self.shards = self.layout.dp_shard
         rows = max(1, train.batch // self.layout.data_parallel)
         self.rows = min(train.micro_batch or rows, rows)
@@ -159,7 +157,8 @@ class Prediction:
             "optimizer state": self.weight_bytes * self.state_numbers() / self.shards,
         }
         if self.on_cpu:
-            parts["Python and torch"] = self.held + (_COMPILER if self.compiled else 0)
+            # A process that holds more than the interpreter has compiled already.
+            parts["Python and torch"] = max(self.held, _BASE + (_COMPILER if self.compiled else 0))
         if self.grads_stay():
             parts["gradients"] = self.grad_bytes()
         if self.shards > 1:
@@ -247,7 +246,7 @@ class Prediction:
     def activations(self) -> float:
         """What the forward pass keeps for the backward pass, all blocks, and the hidden states at the end."""
         model, train = self.model, self.recipe.train
-        mode = train.checkpointing
+        mode = train.recompute
         kept = self.block_bytes_per_token(mode) * self.tokens * model.num_hidden_layers
         if self.casts:
             # Autocast's copies of the weights: of every block where its products are kept, else of one at a time.
@@ -283,13 +282,13 @@ class Prediction:
     def gaps(self) -> float:
         """What the heap holds between activations on a CPU; nothing where they are mapped one by one, or are few."""
         stream = float(self.stream_bytes * self.model.hidden_size * self.tokens)
-        if not self.on_cpu or stream > _LARGEST_IN_HEAP or self.recipe.train.checkpointing == "full":
+        if not self.on_cpu or stream > _LARGEST_IN_HEAP or self.recipe.train.recompute == "full":
             return 0.0
         return (_GAPS_COMPILED if self.compiled else _GAPS_EAGER) * stream * self.model.num_hidden_layers
 
     def gaps_of_recomputing(self) -> float:
         """What more it holds when blocks are recomputed, whole or eagerly."""
-        mode = self.recipe.train.checkpointing
+        mode = self.recipe.train.recompute
         if not self.on_cpu or mode == "none" or (self.compiled and mode == "selective"):
             return 0.0
         return (_GAPS_RECOMPUTED - 1) * self.backward_bytes()
@@ -313,7 +312,7 @@ class Prediction:
         """Temporaries of one block's backward pass, with what it recomputes before that."""
         model = self.model
         recomputed = 0.0
-        mode = self.recipe.train.checkpointing
+        mode = self.recipe.train.recompute
         if mode != "none":
             recomputed = (self.block_bytes_per_token("none") - self.block_bytes_per_token(mode)) * self.tokens
         # Gradients of the feed-forward's three activations and of the stream on its two ways.

@@ -17,8 +17,8 @@ import torch
 from torch.nn.functional import ScalingType, scaled_dot_product_attention, scaled_mm, silu
 
 from puna.model.features import multiplies_bfloat16
-from puna.plan.cost import BACKWARD_FLASH
-from puna.plan.machine import Products
+from puna.plan.equations.cost import BACKWARD_FLASH
+from puna.plan.evidence.local_device import Products
 from puna.train.fp8 import has_fp8, quantize
 from puna.train.loss import cross_entropy_chunked
 from puna.train.optimizer import orthogonalize

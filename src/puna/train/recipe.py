@@ -4,18 +4,20 @@
 """
 
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from puna.core.recipe import Config
 from puna.core.units import parse_count
 from puna.model.config import ModelConfig
-from puna.model.layout import Layout
+from puna.model.layout import Layout, LayoutConfig
 
 
 class ComputeConfig(Config):
     """What every run that moves weights is asked: how long, how large a batch, in which precision."""
+
+    renamed: ClassVar = {"checkpointing": "recompute"}
 
     steps: int = Field(0, ge=0, description="optimizer steps")
     seq_len: int = Field(256, gt=0, description="tokens in a row")
@@ -30,12 +32,14 @@ class ComputeConfig(Config):
     compile: Literal["auto", "on", "off"] = Field(
         "auto", description="torch.compile of each block; auto: where a compiler is found"
     )
-    checkpointing: Literal["none", "selective", "full"] = Field(
+    recompute: Literal["none", "selective", "full"] = Field(
         "none",
-        description="recompute activations in the backward pass: none, all but matmuls and attention, or whole blocks",
+        description="activations recomputed in the backward pass (activation checkpointing): none, all but matmuls "
+        "and attention, or whole blocks",
     )
     loss_chunk: int = Field(1024, ge=0, description="tokens whose logits exist at once; 0 means all")
     grad_clip: float = Field(1.0, ge=0, description="largest global gradient norm; 0 switches clipping off")
+    fp8: bool = Field(False, description="tensorwise fp8 products in the blocks' linears (CUDA with fp8 only)")
 
 
 class TrainConfig(ComputeConfig):
@@ -44,7 +48,6 @@ class TrainConfig(ComputeConfig):
     steps: int = Field(0, ge=0, description="optimizer steps; 0 means as many as `tokens` asks for")
     tokens: int = Field(0, ge=0, description="training tokens, e.g. '2M' or '15.6T'; 0 means steps * batch * seq_len")
     document_mask: bool = Field(False, description="tokens attend only within their own document")
-    fp8: bool = Field(False, description="tensorwise fp8 products in the blocks' linears (CUDA with fp8 only)")
     z_loss: float = Field(0.0, ge=0, description="weight of log(Z)^2, which keeps logits from drifting")
     init: Literal["normal", "bigram", "induction"] = Field(
         "normal",
@@ -118,6 +121,8 @@ class TrackConfig(Config):
     tensorboard: bool = Field(False, description="write TensorBoard events into the run directory")
     wandb: str = Field("", description="Weights & Biases project; empty: off (extra 'wandb')")
     trackio: str = Field("", description="trackio project; empty: off (extra 'trackio')")
+    eval_every: int = Field(0, ge=0, description="steps between held-out evaluations; 0: none in between")
+    profile: bool = Field(False, description="write a torch profiler trace of steps 10 to 12 into the run directory")
 
 
 class LogConfig(TrackConfig):
@@ -129,10 +134,34 @@ class LogConfig(TrackConfig):
     eval_bytes: int = Field(200_000, gt=0, description="bytes of held-out text in one evaluation during the run")
     sample_every: int = Field(0, ge=0, description="steps between samples; 0: none")
     sample_prompt: str = Field("def ", description="text the samples continue")
-    profile: bool = Field(False, description="write a torch profiler trace of steps 10 to 12 into the run directory")
 
 
-class Recipe(Config):
+class RunRecipe(Config):
+    """What the training loop reads of any recipe that moves weights."""
+
+    if TYPE_CHECKING:  # each recipe declares these in its own order, which is the order it is shown in
+
+        @property
+        def train(self) -> ComputeConfig: ...
+        @property
+        def optimizer(self) -> OptimizerConfig: ...
+        @property
+        def schedule(self) -> ScheduleConfig: ...
+        @property
+        def layout(self) -> LayoutConfig: ...
+        @property
+        def checkpoint(self) -> CheckpointConfig: ...
+        @property
+        def guard(self) -> GuardConfig: ...
+        @property
+        def log(self) -> TrackConfig: ...
+
+    def as_training(self, model: ModelConfig) -> "Recipe":
+        """The pretraining run whose steps compute as much, for what is predicted about memory and time."""
+        raise NotImplementedError
+
+
+class Recipe(RunRecipe):
     """A training run."""
 
     name: str = Field("run", min_length=1, description="names the run directory runs/<name>")
@@ -143,7 +172,7 @@ class Recipe(Config):
     train: TrainConfig = Field(default_factory=TrainConfig, description="length, batch, precision")
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig, description="update rule")
     schedule: ScheduleConfig = Field(default_factory=ScheduleConfig, description="learning rate over the run")
-    layout: Layout = Field(default_factory=Layout, description="parallel dimensions")
+    layout: LayoutConfig = Field(default_factory=LayoutConfig, description="parallel dimensions")
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig, description="state on disk")
     guard: GuardConfig = Field(default_factory=GuardConfig, description="spikes and non-finite values")
     log: LogConfig = Field(default_factory=LogConfig, description="what is written and shown")
@@ -171,6 +200,17 @@ class Recipe(Config):
             )
         return self
 
+    def resolve_layout(self, processes: int, *, on_cpu: bool = False) -> Layout:
+        """The layout on so many processes. Raises PunaError where it does not fill them or the batch does not divide.
+
+        on_cpu: whole copies are the rule there.
+        """
+        return resolve_layout(self.layout, self.train, processes, on_cpu=on_cpu)
+
+    def as_training(self, model: ModelConfig) -> "Recipe":
+        """See `RunRecipe`."""
+        return self
+
     @property
     def tokens_per_step(self) -> int:
         """Tokens of one optimizer step, over all processes."""
@@ -180,3 +220,10 @@ class Recipe(Config):
     def total_steps(self) -> int:
         """Optimizer steps of the whole run."""
         return self.train.steps or -(-self.train.tokens // self.tokens_per_step)
+
+
+def resolve_layout(layout: LayoutConfig, train: ComputeConfig, processes: int, *, on_cpu: bool = False) -> Layout:
+    """The settled layout of any recipe that trains: its sizes, its batch and what it recomputes."""
+    return layout.resolve(
+        processes, batch=train.batch, micro_batch=train.micro_batch, recompute=train.recompute, on_cpu=on_cpu
+    )

@@ -4,16 +4,16 @@ No torch. `plan.own` has the equations and `train.machine` the rates; here a rec
 printed when the run ends; bench/plan_own.py holds what was seen.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from puna.core.errors import PunaError
 from puna.model.config import ModelConfig
-from puna.plan.hardware import Accelerator
-from puna.plan.jobs import RECOMPUTE, SHARDING
-from puna.plan.machine import Calibration, accelerator_here, calibrated
-from puna.plan.own import predict_own
-from puna.plan.predict import Prediction, Question
-from puna.plan.shape import from_config
+from puna.plan.equations.cost_model import CostModel
+from puna.plan.equations.hardware import Accelerator
+from puna.plan.equations.shape import from_config
+from puna.plan.evidence.calibrated import predict_calibrated
+from puna.plan.evidence.local_device import Calibration, accelerator_here, calibrated
+from puna.plan.layouts.predict import Prediction, Question
 from puna.train.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -34,9 +34,9 @@ def expected_step(recipe: Recipe, machine: "Machine", world_size: int = 1) -> Pr
         return None
     rates = _rates(machine)
     muon = recipe.optimizer
-    return predict_own(
+    return predict_calibrated(
         recipe_question(recipe, _accelerator(machine, rates, world_size), machine, world_size),
-        recipe_layout(recipe, world_size, on_cpu=machine.device == "cpu"),
+        recipe.resolve_layout(world_size, on_cpu=machine.device == "cpu"),
         rates,
         muon_iterations=muon.newton_schulz_steps if muon.kind == "muon" else 0,
         compiled=recipe.train.compile == "on" or (recipe.train.compile == "auto" and machine.has_compiler),
@@ -55,37 +55,8 @@ def recipe_question(recipe: Recipe, accelerator: Accelerator, machine: "Machine"
         seq_len=train.seq_len,
         batch=train.batch,
         precision="fp8" if train.fp8 else "fp32" if precision == "fp32" else "bf16",
-        stack="puna",
+        costs=CostModel("puna"),
     )
-
-
-def recipe_layout(recipe: Recipe, world_size: int, *, on_cpu: bool = False) -> dict[str, Any]:
-    """The layout that a recipe asks for on so many processes, as columns of `plan.jobs.Layouts`.
-
-    on_cpu: whole copies are the rule there. Raises PunaError where the recipe's layout does not fill the processes or
-    its batch does not divide.
-    """
-    layout, train = recipe.layout, recipe.train
-    if on_cpu and layout.dp_shard == 0 and layout.dp_replicate == 1:
-        layout = layout.model_copy(update={"dp_replicate": world_size, "dp_shard": 1})
-    layout = layout.resolve(world_size)
-    if train.batch % layout.data_parallel:
-        raise PunaError(
-            f"train.batch = {train.batch} rows cannot be shared evenly by {layout.data_parallel} processes.",
-            "Change train.batch or the number of processes.",
-        )
-    rows = train.batch // layout.data_parallel
-    sharded, copies = layout.dp_shard > 1, layout.dp_replicate > 1
-    return {
-        "tp": layout.tp,
-        "cp": layout.cp,
-        "pp": layout.pp,
-        "dp": layout.data_parallel,
-        "micro_batch": min(train.micro_batch or rows, rows),
-        "sharding": SHARDING.index("hsdp" if sharded and copies else "zero3" if sharded else "ddp"),
-        "recompute": RECOMPUTE.index({"selective": "ops"}.get(train.checkpointing, train.checkpointing)),
-        "sequence_parallel": layout.tp > 1,
-    }
 
 
 def bigram_flops(model: ModelConfig) -> float:

@@ -13,7 +13,7 @@ from puna.train.memory import MemoryEstimate, Prediction
 from puna.tune.recipe import StageRecipe
 from puna.tune.rl.recipe import DistillRecipe, OnPolicyRecipe, RLRecipe
 
-# `rl.rows.token_logprobs`, bytes for each logit of a chunk: as multiplied and as float32, log-softmax, its exponential,
+# `packing.token_logprobs`, bytes for each logit of a chunk: as multiplied and as float32, log-softmax, its exponential,
 # and their product for the entropy.
 _LOGPROB_BYTES = 18
 
@@ -34,7 +34,7 @@ def advice_on_memory(stage: StageRecipe) -> str:
     wanted = [
         "lora.rank = 16 (adapters instead of all weights)" if not stage.lora.rank else "",
         "train.precision = 'bf16'" if train.precision != "bf16" else "",
-        "train.checkpointing = 'full'" if train.checkpointing != "full" else "",
+        "train.recompute = 'full'" if train.recompute != "full" else "",
         "a smaller train.micro_batch" if train.micro_batch != 1 else "",
         "a smaller rollout.max_batch" if isinstance(stage, OnPolicyRecipe) else "",
     ]

@@ -15,13 +15,14 @@ from pydantic import Field, field_validator, model_validator
 from puna.core.errors import PunaError, nearest
 from puna.core.recipe import Config, Loaded, load, read_toml
 from puna.model.config import ModelConfig
-from puna.model.layout import Layout
+from puna.model.layout import LayoutConfig
 from puna.train.recipe import (
     CheckpointConfig,
     ComputeConfig,
     GuardConfig,
     OptimizerConfig,
     Recipe,
+    RunRecipe,
     ScheduleConfig,
     TrackConfig,
     TrainConfig,
@@ -137,7 +138,7 @@ class StageBase(Config):
         return self.name or f"{Path(self.model).name or 'model'}-{self.stage}"
 
 
-class StageRecipe(StageBase):
+class StageRecipe(StageBase, RunRecipe):
     """What every stage that moves weights is told."""
 
     knows_its_rows: ClassVar[bool] = True
@@ -148,7 +149,7 @@ class StageRecipe(StageBase):
     optimizer: StageOptimizerConfig = Field(default_factory=StageOptimizerConfig, description="update rule")
     schedule: StageScheduleConfig = Field(default_factory=StageScheduleConfig, description="learning rate")
     measure: MeasureConfig = Field(default_factory=MeasureConfig, description="held-out problems")
-    layout: Layout = Field(default_factory=Layout, description="parallel dimensions")
+    layout: LayoutConfig = Field(default_factory=LayoutConfig, description="parallel dimensions")
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig, description="state on disk")
     guard: GuardConfig = Field(default_factory=GuardConfig, description="spikes and non-finite values")
     log: StageLogConfig = Field(default_factory=StageLogConfig, description="what is written and shown")
@@ -157,10 +158,12 @@ class StageRecipe(StageBase):
     def _possible(self) -> "StageRecipe":
         if self.layout.tp > 1 or self.layout.cp > 1 or self.layout.pp > 1:
             raise ValueError("layout.tp, cp and pp above 1 are not in this version. Use dp_shard and dp_replicate")
+        if self.train.fp8 and self.lora.rank:
+            raise ValueError("train.fp8 and lora.rank are both set, but adapters are not multiplied in fp8. Choose one")
         return self
 
     def as_training(self, model: ModelConfig) -> Recipe:
-        """A pretraining run whose steps compute as much, for what is predicted about memory and time."""
+        """See `RunRecipe`."""
         train = self.train
         return Recipe(
             model=model,
@@ -172,8 +175,9 @@ class StageRecipe(StageBase):
                 document_mask=True,
                 precision=train.precision,
                 compile=train.compile,
-                checkpointing=train.checkpointing,
+                recompute=train.recompute,
                 loss_chunk=train.loss_chunk,
+                fp8=train.fp8,
             ),
             optimizer=self.optimizer,
             layout=self.layout,

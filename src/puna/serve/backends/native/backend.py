@@ -28,7 +28,7 @@ from puna.serve.backends.native.preprocess import (
 )
 from puna.serve.backends.native.streaming import ChatStreamWriter, CompletionStreamWriter, usage
 from puna.serve.backends.native.thread_bridge import ThreadBridge
-from puna.serve.openai.objects import construct
+from puna.serve.openai.objects import Introduction, construct
 from puna.serve.openai.protocol import (
     ChatChunk,
     ChatChunkChoice,
@@ -54,7 +54,14 @@ class NativeBackend:
     """An engine and the name it is served by. The engine is closed with the backend."""
 
     def __init__(
-        self, engine: Engine, name: str, settings: Settings, *, stage: Literal["base", "chat"] = "chat", root: str = ""
+        self,
+        engine: Engine,
+        name: str,
+        settings: Settings,
+        *,
+        stage: Literal["base", "chat"] = "chat",
+        root: str = "",
+        introduction: Introduction | None = None,
     ) -> None:
         self.engine, self.settings = engine, settings
         self.capacity = engine.max_batch
@@ -67,6 +74,7 @@ class NativeBackend:
             stage=stage,
             parameters=sum(math.prod(shape) for shape in weight_shapes(engine.model).values()),
             root=root or None,
+            introduction=introduction,
         )
         self._fingerprint = _fingerprint(engine, name)
         self._workers = ThreadPoolExecutor(4, thread_name_prefix="puna-prepare")

@@ -1,0 +1,1 @@
+"""What the constants rest on: published runs and their fit, validation, and measurements of the local device."""

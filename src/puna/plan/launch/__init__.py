@@ -1,0 +1,1 @@
+"""Launch files for a plan: torchrun, Slurm, Kubeflow, SkyPilot and Ray."""

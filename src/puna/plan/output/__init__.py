@@ -1,0 +1,1 @@
+"""How estimates are shown: text for the terminal, JSON, HTML with charts. Nothing here computes."""

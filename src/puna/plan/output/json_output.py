@@ -1,0 +1,130 @@
+"""An answer as plain values for `--json`: every key says its unit, nothing is rounded, infinity and NaN become null.
+
+The keys are a promise: tests hold them, and what is added later comes beside them.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from pydantic import BaseModel
+
+from puna.plan.layouts.convert import to_json
+from puna.plan.layouts.predict import Prediction
+from puna.plan.run.budget import BudgetEstimate, Goal
+from puna.plan.run.estimate import Estimate, RunEstimate
+from puna.plan.run.pricing import Range
+
+
+def estimate_tree(answer: RunEstimate) -> dict[str, Any]:
+    """The whole answer. An interval is {"low", "value", "high"}: 80 % lies between the ends; of prices, all."""
+    question, choice, good = answer.question, answer.choice, answer.goodput
+    tree = {
+        "model": question.model,
+        "parameters": question.shape.num_parameters(),
+        "accelerator": question.accelerator.name,
+        "accelerators": question.accelerators,
+        "stack": question.stack,
+        "precision": question.precision,
+        "seq_len_tokens": question.seq_len,
+        "batch_sequences": question.batch,
+        "tokens_per_step": answer.best.tokens_per_step,
+        "tokens": answer.tokens,
+        "steps": answer.steps,
+        "fits": answer.best.fits,
+        "memory_available_bytes": question.accelerator.usable_bytes,
+        "legal_layouts": len(choice.found),
+        "fitting_layouts": choice.fitting,
+        "best": _layout(answer.best),
+        "runners_up": [_layout(one) for one in choice.runners_up],
+        "recipe_layout": _layout(answer.given) if answer.given else None,
+        "step_seconds": answer.step_seconds,
+        "tokens_per_second": answer.tokens_per_second,
+        "mfu_causal_attention": answer.mfu_causal,
+        "mfu_full_attention": answer.mfu_full,
+        "mfu_peak_tflops": answer.peak_tflops,
+        "training_days": answer.training_days,
+        "days": answer.days,
+        "accelerator_hours": answer.accelerator_hours,
+        "interruptions": answer.interruptions,
+        "effective_time_share": answer.effective_time,
+        "checkpoint_interval_seconds": good.interval_seconds,
+        "checkpoint_bytes": good.checkpoint.bytes,
+        "mean_time_to_interruption_seconds": good.mtti_all_seconds,
+        "spare_nodes": good.spares,
+        "energy_mwh": answer.energy_mwh,
+        "facility_megawatts": answer.bill.facility_megawatts,
+        "carbon_tonnes": answer.bill.carbon_tonnes,
+        "rent_usd": answer.rent_usd,
+        "rent_usd_per_accelerator_hour": answer.rent_usd_per_hour,
+        "own_all_in_usd": answer.own_usd,
+        "capex_accelerators_usd": answer.bill.capex_accelerators,
+        "capex_all_in_usd": answer.bill.capex_all_in,
+        "what_if": answer.what_ifs,
+        "remedies": [{"change": one.change, **_layout(one.prediction)} for one in answer.suggestions],
+        "assumptions": [*answer.assumptions, *answer.bill.notes],
+    }
+    return {key: plain(value) for key, value in tree.items()}
+
+
+def budget_tree(budget: BudgetEstimate) -> dict[str, Any]:
+    """What a budget comes to; "run" is the whole answer for the run it pays for."""
+    return {
+        "budget_usd": budget.budget_usd,
+        "days": budget.days,
+        "rent_usd_per_accelerator_hour": budget.rent_usd_per_hour,
+        "rentable_accelerators": budget.rentable,
+        "reach": plain(budget.reach),
+        "presets": plain(budget.presets),
+        "optimal_model": budget.optimal,
+        "goal": _goal(budget.goal) if budget.goal else None,
+        "run": estimate_tree(budget.run),
+    }
+
+
+def plain(value: Any) -> Any:
+    """Dataclasses, settings and numbers of any kind as what JSON has."""
+    if isinstance(value, Estimate):
+        return {name: plain(getattr(value, name)) for name in ("low", "value", "high")}
+    if isinstance(value, Range):
+        return {"low": plain(value.low), "value": plain(value.middle), "high": plain(value.high)}
+    if is_dataclass(value) and not isinstance(value, type):
+        return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, BaseModel):
+        name = getattr(value, "name", None)
+        return name if name is not None else plain(value.model_dump())
+    if isinstance(value, Mapping):
+        return {str(key): plain(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(one) for one in value]
+    if hasattr(value, "item"):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def _layout(one: Prediction) -> dict[str, Any]:
+    return {
+        "accelerator": one.question.accelerator.name,
+        "accelerators": one.question.accelerators,
+        "layout": to_json(one.layout),
+        "fits": one.fits,
+        "step_seconds": plain(Estimate(one.low, one.step_seconds, one.high)),
+        "step_parts_seconds": dict(one.seconds),
+        "memory_bytes": one.memory_bytes,
+        "memory_parts_bytes": dict(one.memory),
+    }
+
+
+def _goal(goal: Goal) -> dict[str, Any]:
+    return {
+        "tokens": goal.tokens,
+        "days": goal.days,
+        "in_time": goal.in_time,
+        "needed_days": goal.size.days,
+        "rent_usd": goal.size.rent_usd,
+        "over_budget_usd": goal.over_usd,
+        **_layout(goal.size.best),
+    }

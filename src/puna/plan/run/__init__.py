@@ -1,0 +1,1 @@
+"""A whole run: days, failures, energy and cost of a layout; fleets, budgets and simulated years."""

@@ -1,0 +1,293 @@
+"""From money and a date to a run, and back: what a budget rents, how far that gets, what a number of tokens would take.
+
+Three questions with one search behind them. How far: the accelerators that the budget rents for so many days, laid out
+best, and the tokens they reach. For which model: the preset for which these tokens are nearest to 20 a parameter (the
+compute-optimal share of Hoffmann 2022, arXiv 2203.15556). What it takes: the smallest fleet that reaches the tokens by
+the date, its cost, and by how much that misses or keeps the budget.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from puna.core.errors import PunaError
+from puna.plan.equations.hardware import Accelerator
+from puna.plan.equations.shape import Shape
+from puna.plan.layouts.constraints import choose_constrained
+from puna.plan.layouts.defaults import TOKENS_PER_PARAMETER
+from puna.plan.layouts.predict import Prediction, Question
+from puna.plan.layouts.suggestions import fitting
+from puna.plan.run.estimate import RunEstimate, estimate_choice
+from puna.plan.run.goodput import goodput
+from puna.plan.run.pricing import accelerators_for, rent_per_hour
+from puna.plan.run.reliability import DAY
+from puna.plan.run.terms import Terms
+
+# The largest fleet that is looked at, and how many fleets below a limit are tried for the best one.
+_MOST_ACCELERATORS = 2**20
+_TRIED = 12
+
+# What is asked as a function of the number of accelerators: the batch may have to follow it.
+Sized = Callable[[int], Question]
+
+
+@dataclass(frozen=True)
+class FleetSize:
+    """One size of fleet for a run of given tokens: its best layout, days and rent (None where no rent is known)."""
+
+    accelerators: int
+    best: Prediction
+    days: float
+    rent_usd: float | None
+
+
+@dataclass(frozen=True)
+class Reach:
+    """How far one model gets: tokens, and tokens for each parameter."""
+
+    model: str
+    parameters: float
+    tokens: float
+    tokens_per_parameter: float
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What the tokens would take by the date: the smallest fleet, or the fastest where none is fast enough."""
+
+    tokens: float
+    days: float
+    in_time: bool
+    size: FleetSize
+    over_usd: float | None  # rent beyond the budget; less than 0: so much is left; None without budget or rent
+
+
+@dataclass(frozen=True)
+class BudgetEstimate:
+    """What `budget_usd` and `days` come to. rentable: accelerators the budget rents for the days. run: on
+    those of them that get furthest, with the tokens it reaches. presets: other models on the same fleet in the same
+    time, and the name of the one that would use it best."""
+
+    budget_usd: float | None
+    days: float
+    rent_usd_per_hour: float | None
+    rentable: int | None
+    run: RunEstimate
+    reach: Reach
+    presets: tuple[Reach, ...]
+    optimal: str
+    goal: Goal | None
+
+
+def plan_budget(
+    sized: Sized,
+    accelerator: Accelerator,
+    *,
+    budget_usd: float | None,
+    days: float | None,
+    accelerators: int | None,
+    tokens: float | None,
+    presets: Sequence[str],
+    preset_question: Callable[[str, int], Question],
+    terms: Terms,
+    assumptions: tuple[str, ...] = (),
+) -> BudgetEstimate:
+    """Answer for a budget, a time, or both. accelerators: a fleet that is given, else the budget says how many.
+
+    Without days the fleet runs until the money is spent, or the `tokens` are reached. Raises PunaError where too little
+    is said, where the money rents nothing, and where nothing fits what it rents.
+    """
+    rent = rent_per_hour(accelerator, terms.prices)
+    hourly = rent.middle if rent else None
+    days = _days(budget_usd, days, accelerators, hourly, accelerator)
+    rentable = None
+    if budget_usd is not None:
+        rentable = accelerators_for(budget_usd, days, accelerator, terms.prices)
+        if accelerators is None and rentable >= accelerator.node_size:
+            rentable -= rentable % accelerator.node_size
+    if accelerators is not None:
+        counts = [accelerators]
+        if rentable is not None and rentable < accelerators:  # the money ends before the time does
+            days *= rentable / accelerators
+    elif rentable is not None:
+        counts = fleets_below(rentable, accelerator.node_size)
+    else:
+        if tokens is None:
+            raise PunaError(
+                "Days alone do not say how many accelerators there are.", "Give --fleet, --budget-usd or --tokens."
+            )
+        counts = [smallest(sized, tokens, days, terms)[0].accelerators]
+    best = _furthest(sized, counts, terms, fewer=accelerators is None)
+    reached = _reached(best, days, terms)
+    choice = choose_constrained(best.question, {})
+    run = estimate_choice(
+        choice, tokens=reached, prices=terms.prices, reliability=terms.reliability, assumptions=assumptions
+    )
+    own = _reach(best.question.model, best.question.shape, reached)
+    others = tuple(_presets(presets, preset_question, best.question.accelerators, days, terms))
+    optimal = min((own, *others), key=lambda one: abs(math.log(one.tokens_per_parameter / TOKENS_PER_PARAMETER)))
+    goal = None
+    if tokens is not None:
+        size, in_time = smallest(sized, tokens, days, terms)
+        over = None if budget_usd is None or size.rent_usd is None else size.rent_usd - budget_usd
+        goal = Goal(tokens, days, in_time, size, over)
+    return BudgetEstimate(budget_usd, days, hourly, rentable, run, own, others, optimal.model, goal)
+
+
+def sizes(sized: Sized, counts: Iterable[int], tokens: float, terms: Terms) -> list[FleetSize]:
+    """The same run on fleets of several sizes, each laid out anew; those that it does not fit are left out."""
+    found = []
+    for count in counts:
+        best = fitting(sized(count), {})
+        if best is not None:
+            found.append(_size(best, tokens, terms))
+    return found
+
+
+def smallest(sized: Sized, tokens: float, days: float, terms: Terms) -> tuple[FleetSize, bool]:
+    """The smallest fleet (to an eighth or so) that reaches the tokens in time, and True; else the fastest, and False.
+
+    Fleets double until one is fast enough; between it and the last that was not, halving finds the border.
+    Raises PunaError where the model fits no fleet at all.
+    """
+    node = sized(1).accelerator.node_size
+    slower, fastest = 0, None
+    count = node
+    while count <= _MOST_ACCELERATORS:
+        best = fitting(sized(count), {})
+        if best is not None:
+            size = _size(best, tokens, terms)
+            if size.days <= days:
+                return _between(sized, tokens, days, slower, size, node, terms), True
+            if fastest is None or size.days < fastest.days:
+                fastest = size
+            elif size.days > 2 * fastest.days:  # failures eat what more accelerators bring
+                break
+        slower = count
+        count *= 2
+    if fastest is None:
+        raise PunaError(
+            f"{sized(node).model} fits no fleet of {sized(node).accelerator.name} on stack {sized(node).stack}.",
+            "Try another --stack or accelerator.",
+        )
+    return fastest, False
+
+
+def fleets_below(limit: int, node_size: int) -> list[int]:
+    """Fleets of at most `limit` worth trying: whole nodes within a tenth of it, those with many divisors first."""
+    limit = min(limit, _MOST_ACCELERATORS)
+    if limit <= node_size:
+        return list(range(limit, 0, -1))
+    nodes = limit // node_size
+    near = range(max(1, math.ceil(0.9 * nodes)), nodes + 1)
+    if len(near) > 50 * _TRIED:  # of very many those that are multiples of a large power of two
+        step = 2 ** int(math.log2(len(near) / _TRIED))
+        near = range(-(-near.start // step) * step, nodes + 1, step)
+    ranked = sorted(near, key=lambda count: (-_divisors(count), -count))
+    return [count * node_size for count in dict.fromkeys([*ranked[:_TRIED], nodes])]
+
+
+# -- pieces ----------------------------------------------------------------------------------------------------------
+
+
+def _days(
+    budget_usd: float | None, days: float | None, accelerators: int | None, hourly: float | None, kind: Accelerator
+) -> float:
+    for name, value in (("--days", days), ("--budget-usd", budget_usd)):
+        if value is not None and not (value > 0 and math.isfinite(value)):
+            raise PunaError(f"{name} {value:g} buys nothing.", "Give more than 0.")
+    if days is not None:
+        return days
+    if budget_usd is None or accelerators is None:
+        raise PunaError(
+            "A budget alone does not say how many accelerators there are.", "Give --days or --fleet beside it."
+        )
+    if hourly is None:
+        raise PunaError(f"No rent is known for {kind.name}.", "Give one with --price, USD per accelerator and hour.")
+    return budget_usd / (accelerators * hourly * 24)
+
+
+def _furthest(sized: Sized, counts: Sequence[int], terms: Terms, *, fewer: bool) -> Prediction:
+    """The fleet among `counts` that makes most progress; fewer: or a smaller power of two where that makes more.
+
+    Raises PunaError where the model fits none.
+    """
+
+    def progress(best: Prediction | None) -> float:
+        return best.tokens_per_second * _effective(best, terms) if best else 0.0
+
+    found = max((fitting(sized(count), {}) for count in counts), key=progress)
+    less = 2 ** int(math.log2(max(counts))) if fewer else 0
+    while less >= 1:
+        other = fitting(sized(less), {})
+        if found is not None and progress(other) <= progress(found):
+            break
+        found, less = other, less // 2
+    if found is not None:
+        return found
+    largest = sized(max(counts))
+    raise PunaError(
+        f"{largest.model} does not fit {largest.accelerators:,} x {largest.accelerator.name} on stack {largest.stack}.",
+        f"`puna plan {largest.model} --fleet {largest.accelerators}x{largest.accelerator.name}` tells what would fit; "
+        "or raise the budget, or take fewer days.",
+    )
+
+
+def _effective(best: Prediction, terms: Terms) -> float:
+    question = best.question
+    return goodput(
+        question.accelerators,
+        1.0,
+        parameters=float(question.shape.num_parameters()),
+        node_size=question.accelerator.node_size,
+        reliability=terms.reliability,
+    ).effective_time
+
+
+def _reached(best: Prediction, days: float, terms: Terms) -> float:
+    return best.tokens_per_second * _effective(best, terms) * days * DAY
+
+
+def _size(best: Prediction, tokens: float, terms: Terms) -> FleetSize:
+    question = best.question
+    days = tokens / (best.tokens_per_second * _effective(best, terms) * DAY)
+    rent = rent_per_hour(question.accelerator, terms.prices)
+    cost = rent.middle * question.accelerators * days * 24 if rent else None
+    return FleetSize(question.accelerators, best, days, cost)
+
+
+def _between(sized: Sized, tokens: float, days: float, low: int, size: FleetSize, node: int, terms: Terms) -> FleetSize:
+    """The border between `low`, which is too slow, and `size`, which is not, to an eighth of the latter."""
+    high = size.accelerators
+    while high - low > max(node, size.accelerators // 8):
+        middle = (low + high) // 2 // node * node
+        best = fitting(sized(middle), {})
+        found = _size(best, tokens, terms) if best is not None else None
+        if found is not None and found.days <= days:
+            high, size = middle, found
+        else:
+            low = middle
+    return size
+
+
+def _reach(model: str, shape: Shape, tokens: float) -> Reach:
+    parameters = float(shape.num_parameters())
+    return Reach(model, parameters, tokens, tokens / parameters)
+
+
+def _presets(
+    presets: Sequence[str], question: Callable[[str, int], Question], count: int, days: float, terms: Terms
+) -> Iterable[Reach]:
+    """Presets that fit the fleet, one of each shape, by size."""
+    asked = sorted((question(name, count) for name in presets), key=lambda one: float(one.shape.num_parameters()))
+    seen: list[Shape] = []
+    for one in asked:
+        if one.shape not in seen:
+            seen.append(one.shape)
+            best = fitting(one, {})
+            if best is not None:
+                yield _reach(one.model, one.shape, _reached(best, days, terms))
+
+
+def _divisors(count: int) -> int:
+    return sum(1 for size in range(1, math.isqrt(count) + 1) if count % size == 0)
