@@ -21,7 +21,9 @@ from puna.web.settings import WebSettings
 
 @dataclass(frozen=True)
 class Identity:
-    """The sender of a request. id: what rows of theirs carry. session: the id of their session, if they have one.
+    """The sender of a request.
+
+    id: what rows of theirs carry. session: the id of their session, if they have one.
 
     carrier: for a key, whether it is from the key file ("key file") or an account's ("api key").
     """

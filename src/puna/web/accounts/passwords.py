@@ -20,7 +20,10 @@ _PLACES = threading.BoundedSemaphore(2)
 
 
 def hash_password(password: str, *, name: str) -> str:
-    """Return the hash of a new password. Raises ApiError 400 when it is too short, or the name itself."""
+    """Return the hash of a new password.
+
+    Raises ApiError 400 when it is too short, or the name itself.
+    """
     if not LEAST <= len(password) <= MOST:
         raise ApiError(400, f"A password has {LEAST} to {MOST} characters.", param="password", code="weak_password")
     if password.casefold() == name.casefold():
@@ -30,7 +33,10 @@ def hash_password(password: str, *, name: str) -> str:
 
 
 def verify_password(hashed: str | None, password: str) -> bool:
-    """Whether this is the password. Without a hash it takes as long, so names cannot be told apart by time."""
+    """Whether this is the password.
+
+    Without a hash it takes as long, so names cannot be told apart by time.
+    """
     with _PLACES:
         try:
             return _HASHER.verify(hashed or _nobody(), password) and hashed is not None

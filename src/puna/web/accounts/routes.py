@@ -1,4 +1,4 @@
-"""Signing in and out, accepting an invitation, and one's own account: password, sessions and API keys."""
+"""Signing in and out, accepting invitations, and one's own password, sessions and keys."""
 
 from typing import Annotated, Any
 
@@ -49,7 +49,10 @@ class Token(Body):
 
 
 class Acceptance(Token):
-    """A new account: its name and password. The name is not used when the link is for an existing account."""
+    """A new account: its name and password.
+
+    The name is not used when the link is for an existing account.
+    """
 
     name: str = Field(default="", max_length=200)
     password: str = Field(max_length=1000)
@@ -81,7 +84,10 @@ def account_page() -> FileResponse:
 @router.post("/app/login")
 @public
 async def sign_in(request: Request, response: Response, accounts: AccountsDep) -> dict[str, Any]:
-    """Start a session for a key, or a name and password. Raises ApiError 401, and 429 after many failures."""
+    """Start a session for a key, or a name and password.
+
+    Raises ApiError 401, and 429 after many failures.
+    """
     web = request.app.state.web
     auth: Authenticator = web.auth
     if not auth.required:
@@ -150,7 +156,10 @@ async def accept(request: Request, response: Response, accounts: AccountsDep) ->
 @router.get("/app/account")
 @signed_in
 async def own_account(request: Request, accounts: AccountsDep, who: Who) -> dict[str, Any]:
-    """The account that is signed in. Without one (where nobody must sign in), only the name and role."""
+    """The account that is signed in.
+
+    Without one (where nobody must sign in), only the name and role.
+    """
     shown: dict[str, Any] = {"id": who.id, "name": who.name, "role": who.role, "has_password": False}
     if request.app.state.web.auth.required:
         shown |= await run_in_threadpool(accounts.get, who.id)

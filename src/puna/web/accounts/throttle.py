@@ -1,4 +1,4 @@
-"""Slows down guessing: after several failed attempts on a name from one address, further ones are rejected."""
+"""Slows down guessing: after several failures on a name, further attempts are rejected."""
 
 import time
 from collections import deque
