@@ -36,7 +36,9 @@ REQUESTS: list[type[BaseModel]] = [
 
 
 def create_app(settings: Settings, models: Models, *, products: Sequence[Product] = ()) -> FastAPI:
-    """Create the server of these models. `app.state.puna` is its Server, which the caller closes (`Server.close`).
+    """Create the server of these models.
+
+    `app.state.puna` is its Server, which the caller closes (`Server.close`).
 
     products: applications to mount. Without any, and without accounts, there are no pages and no database.
     Raises PunaError when the database cannot be opened.

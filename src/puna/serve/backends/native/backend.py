@@ -229,7 +229,7 @@ class NativeBackend:
 
     @property
     def fingerprint(self) -> str:
-        """Identifies the software and the weights: with equal ones, a seed and request give the same text."""
+        """Identifies software and weights: if equal, a seed and request give the same text."""
         return f"{self._fingerprint}-{self.engine.weight_version}"
 
     def _tokenizer(self) -> Tokenizer:
@@ -253,7 +253,7 @@ class NativeBackend:
         return await in_thread(self._workers, self.settings.prepare_seconds, work)
 
     def _fitting(self, one: Prepared) -> Prepared:
-        """Limit a request without max_tokens to what the KV cache holds, if that is less than the context."""
+        """Limit a request without max_tokens to what the KV cache can hold."""
         if one.params.max_tokens != FREE:
             return one
         stats = self.engine.stats()
@@ -290,7 +290,7 @@ def _chat_chunk(id: str, created: int, model: str, fingerprint: str, choices: li
 
 
 def _fingerprint(engine: Engine, name: str) -> str:
-    """Hash a few numbers of every weight, or of its product with ones: fast, and different for different models."""
+    """Hash a few numbers of every weight, or of its product with ones: fast, and distinct."""
     digest = hashlib.sha256(f"{name} {__version__}".encode())
     for key, parameter in engine.model.named_parameters():
         flat = parameter.detach().reshape(-1)
