@@ -301,7 +301,7 @@ H100 = ("--fleet", "8xh100")
         (("lama3-8b", *H100), "'lama3-8b' is no preset, recipe or model directory. Did you mean 'llama3-8b'?"),
         (("missing.toml", *H100), "missing.toml does not exist."),
         (("llama3-8b", "--fleet", "0xh100"), "a fleet needs at least one accelerator"),
-        (("llama3-8b", "--fleet=-8xh100"), "'-8' accelerators cannot be"),
+        (("llama3-8b", "--fleet=-8xh100"), "'-8' accelerators is not a valid count"),
         (("llama3-8b", "--fleet", "8"), "'8' is not a fleet. Write it like 8xh100"),
         (("llama3-8b", "--fleet", "8xh100+8xa100"), "2 kinds of accelerators"),
         (("llama3-8b", *H100, "--tokens", "15.6"), "--tokens 15.6 has no unit. Did you mean 15.6T?"),
