@@ -4,7 +4,7 @@
 #   make test [TESTS=tests/core]             the tests
 #   make lint                                format, lint, types, import floors, documentation
 #   make bench [BENCH="logits memory"]       side-by-side benchmarks, results in bench/results/
-#   make docs                                the documentation site, in site/
+#   make docs                                refresh the computed parts of docs/, then build the site, in site/
 #   make clean                               remove what these commands made; corpora, runs and models stay
 
 PYTHON  ?= python3
@@ -37,6 +37,7 @@ bench: $(STAMP)
 	set -e; for name in $(BENCH); do $(BIN)/python bench/$$name.py; done
 
 docs: $(STAMP)
+	$(BIN)/python docs/render.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean:

@@ -11,6 +11,7 @@ nanochat runs as its model file sets itself up (`setup_optimizer`, 6 layers, 256
 """
 
 import argparse
+import itertools
 import math
 import subprocess
 import sys
@@ -104,13 +105,15 @@ def _llama(corpus: Any, args: argparse.Namespace, changes: list[str]) -> Made:
     """Puna's trainer on the demo's recipe for this machine, with changes."""
     import tempfile
 
+    import torch
+
     from puna.core.recipe import check
     from puna.demo.run import plan
     from puna.train import parallel
     from puna.train.machine import measure as measure_machine
+    from puna.train.pretrain import Pretraining, prepare
     from puna.train.recipe import Recipe
     from puna.train.schedule import lr_factor
-    from puna.train.trainer import Trainer
 
     machine = measure_machine()
     recipe = plan(machine, args.seconds / 60, corpus=str(corpus.path), name="learning").model_dump(mode="json")
@@ -119,22 +122,23 @@ def _llama(corpus: Any, args: argparse.Namespace, changes: list[str]) -> Made:
         section, field = key.split(".")
         recipe[section][field] = value if not value.replace(".", "").isdigit() else float(value)
     recipe = check(Recipe, recipe, "the benchmark's recipe")
-    world = parallel.World(0, 1, parallel.torch.device("cpu"))
-    trainer = Trainer(recipe, Path(tempfile.mkdtemp()), world, machine=machine)
-    batches = trainer.batches()
+    world = parallel.World(0, 1, torch.device("cpu"))
+    loop = prepare(recipe, Path(tempfile.mkdtemp()), world, machine=machine)
+    objective, numbers = loop.objective, itertools.count()
+    assert isinstance(objective, Pretraining)
     share = {"now": 0.0}
-    trainer.lr_factor = lambda: lr_factor(recipe.schedule, share["now"])  # type: ignore[method-assign]
+    loop.state.lr_factor = lambda: lr_factor(recipe.schedule, share["now"])  # type: ignore[method-assign]
 
     def step(_number: int, now: float) -> int:
         share["now"] = now
-        trainer.train_step(next(batches))[0].item()
+        loop.train_step(objective.batch(next(numbers)))[0].item()
         return recipe.tokens_per_step
 
     def measure(max_bytes: int | None) -> float:
-        return float(trainer.evaluate(max_bytes)["bits_per_byte"])
+        return float(objective.bits_per_byte(max_bytes)["bits_per_byte"])
 
     facts = {"parameters": recipe.model.num_parameters(), "tokens_per_step": recipe.tokens_per_step}
-    return step, measure, facts, trainer.clock.seconds["setup"]
+    return step, measure, facts, loop.state.clock.seconds["setup"]
 
 
 def _puna(corpus: Any, args: argparse.Namespace) -> Made:

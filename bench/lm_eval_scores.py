@@ -98,9 +98,9 @@ def main() -> None:
 def our_way(model: Path, data: Path, place: Path, limit: int) -> dict[str, Any]:
     """Our runner's scores and answers; writes the same rows as task files for the harness."""
     from puna.engine.generate import load_engine
-    from puna.evals.benchmark import Benchmark, Item, Score, Text
     from puna.evals.catalogue import BENCHMARKS
-    from puna.evals.files import EvalData
+    from puna.evals.contract import Benchmark, Item, Score, Text
+    from puna.evals.datasets import EvalData
     from puna.evals.runner import run
 
     def score(item: Item, response: str) -> Score:
@@ -148,7 +148,7 @@ def worker(place: Path) -> None:
     from lm_eval.tasks import TaskManager
 
     from puna.engine.generate import load_engine
-    from puna.evals.harness import engine_model
+    from puna.evals.lm_eval_harness import engine_model
 
     manager = TaskManager(include_path=str(place), include_defaults=False)
     options: dict[str, Any] = {

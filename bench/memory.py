@@ -90,8 +90,8 @@ def work(tree: dict[str, Any]) -> None:
     from puna.core.recipe import check
     from puna.train.machine import Machine, peak_process_memory
     from puna.train.memory import predict_memory
+    from puna.train.pretrain import train
     from puna.train.recipe import Recipe
-    from puna.train.trainer import train
 
     value = check(Recipe, tree, tree["name"])
     machine = Machine("cpu", "", 0, 1 << 50, {"fp32": 1.0, "bf16": 1.0}, True)  # nothing is measured or refused here

@@ -10,6 +10,7 @@ as long as the case's time lasts.
 """
 
 import argparse
+import itertools
 import json
 import statistics
 import subprocess
@@ -122,19 +123,19 @@ def work(tree: dict[str, Any], limit: float) -> dict[str, Any]:
     from puna.core.recipe import check
     from puna.train.machine import measure as rates
     from puna.train.parallel import World
+    from puna.train.pretrain import prepare
     from puna.train.recipe import Recipe
     from puna.train.speed import expected_step
-    from puna.train.trainer import Trainer
 
     world = World(0, 1, torch.device("cpu"))
     with tempfile.TemporaryDirectory(prefix="puna-own-") as folder:
-        trainer = Trainer(check(Recipe, tree, tree["name"]), Path(folder), world)
-        batches = trainer.batches()
+        loop = prepare(check(Recipe, tree, tree["name"]), Path(folder), world)
+        numbers = itertools.count()
 
         def step() -> float:
-            batch = next(batches)
+            batch = loop.objective.batch(next(numbers))
             started = time.perf_counter()
-            trainer.train_step(batch)[0].item()
+            loop.train_step(batch)[0].item()
             return time.perf_counter() - started
 
         for _ in range(3):
@@ -146,7 +147,7 @@ def work(tree: dict[str, Any], limit: float) -> dict[str, Any]:
                 break
             if len(expected) <= len(steps) * MEASUREMENTS / STEPS:
                 machine, quiet = alone(lambda: rates("cpu"))
-                found = expected_step(trainer.recipe, machine)
+                found = expected_step(loop.state.training, machine)
                 if quiet and found is not None:
                     expected.append(found)
             else:
@@ -156,7 +157,7 @@ def work(tree: dict[str, Any], limit: float) -> dict[str, Any]:
             wasted += not quiet
             if not quiet:
                 time.sleep(1)
-        batches.close()
+        loop.objective.close()
     if len(expected) < 2 or len(steps) < 5:
         return {"error": None, "steps": len(steps), "wasted": wasted}
     predicted = statistics.median(one.step_seconds for one in expected)

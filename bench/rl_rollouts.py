@@ -129,11 +129,11 @@ def puna_turn(args: argparse.Namespace, folder: Path, seed: int) -> dict[str, fl
     from functools import partial
 
     from puna.core.recipe import check
-    from puna.tasks.task import Verdict
+    from puna.tasks.contract import Verdict
     from puna.train.machine import Machine
-    from puna.tune.loop import run_stage
     from puna.tune.rl.objective import RL
     from puna.tune.rl.recipe import RLRecipe
+    from puna.tune.stage import run_stage
 
     values = {
         "stage": "rl",

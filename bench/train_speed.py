@@ -168,10 +168,11 @@ def puna(precision: str, compiled: bool) -> tuple[Step, str]:
 
     from puna import __version__
     from puna.core.recipe import check
+    from puna.train.feed import Rows
     from puna.train.machine import Machine
     from puna.train.parallel import World
+    from puna.train.pretrain import Pretraining, prepare
     from puna.train.recipe import Recipe
-    from puna.train.trainer import Rows, Trainer
 
     tree = {
         "name": "speed",
@@ -189,8 +190,10 @@ def puna(precision: str, compiled: bool) -> tuple[Step, str]:
     }
     machine = Machine("cpu", "", 0, 1 << 50, {"fp32": 1.0, "bf16": 1.0}, True)  # nothing is planned with it here
     run_dir = Path(tempfile.mkdtemp(prefix="puna-speed-"))
-    trainer = Trainer(check(Recipe, tree, "speed"), run_dir, World(0, 1, torch.device("cpu")), machine=machine)
-    return lambda ids, targets: trainer.train_step(Rows(ids, targets, None))[0], __version__
+    loop = prepare(check(Recipe, tree, "speed"), run_dir, World(0, 1, torch.device("cpu")), machine=machine)
+    objective = loop.objective
+    assert isinstance(objective, Pretraining)
+    return lambda ids, targets: loop.train_step(objective.parts(Rows(ids, targets, None)))[0], __version__
 
 
 def transformers(precision: str, compiled: bool) -> tuple[Step, str]:

@@ -1,10 +1,11 @@
-"""What docs/hooks.py fills the planner's pages with: constants, stacks, accelerators, accuracy, and its pictures.
+"""What docs/render.py fills the planner's pages with: constants, stacks, accelerators, accuracy, and its pictures.
 
 Everything is read from where the planner itself reads it or from bench/results; no number is typed by hand. Pictures
 are SVG in the page, drawn with the planner's own functions, in the site's colours.
 """
 
 import math
+import re
 import tomllib
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -18,15 +19,13 @@ from puna.plan.equations.hardware import catalogue
 from puna.plan.output.charts import STYLE as PICTURES
 from puna.plan.output.charts import Axis, chart
 
-# The drawings' colours, by the names that the site's theme gives its own.
+# The drawings' colours: the site's, light and dark.
 COLOURS = """
-:root, [data-md-color-scheme] { --ink: var(--md-default-fg-color); --soft: var(--md-default-fg-color--light);
-  --faint: var(--md-default-fg-color--lighter); --line: var(--md-default-fg-color--lightest);
-  --paper: var(--md-default-bg-color); --accent: #0b7a69; --bar: var(--md-default-fg-color--lighter);
-  --warn: #c2600f; }
-[data-md-color-scheme="slate"] { --accent: #5fc9b0; --warn: #eba15e; }
+:root { --ink: #212121; --soft: #616161; --faint: #9e9e9e; --line: #e0e0e0; --paper: #ffffff; --accent: #0b7a69;
+  --bar: #9e9e9e; --warn: #c2600f; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e2e4e9; --soft: #a9adb8; --faint: #757a87; --line: #3a3e49;
+  --paper: #1e2129; --accent: #5fc9b0; --bar: #757a87; --warn: #eba15e; } }
 .plot .stripe { fill: var(--line); opacity: .35; }
-.puna-plot { margin: 1.5rem 0; }
 """
 
 # What each fitted constant is, for a reader of the equations.
@@ -58,18 +57,40 @@ MEANINGS = {
     "expert_moves": "times the fewest passes of sorting tokens to experts and back",
     "expert_seconds": "fixed cost of each expert that a rank holds of a layer",
 }
+_PICTURES = {
+    "scatter": "Seconds of a step: predicted without the row's family, against measured",
+    "families": "Error of the step by family, predicted without it",
+}
 # Constants that a stack's own may differ by and how its table calls them; times the generation's "attention".
 _FACTORS = {"matmul": "products, times", "attention": "attention, times"}
 
 
 def filled(wish: str, record: Mapping[str, Any] | None) -> str:
-    """What `<!-- plan WISH -->` stands for; record: the results of plan-accuracy, None where never measured."""
+    """What goes below `<!-- plan WISH -->`; record: the results of plan-accuracy, None where never measured."""
     plain = {"constants": constants, "intervals": intervals, "stacks": stacks, "accelerators": accelerators}
     if wish in plain:
         return plain[wish]()
     if record is None:
         return "*Not measured yet.*"
-    return {"scores": scores, "scatter": scatter, "families": families, "rows": rows}[wish](record)
+    if wish in _PICTURES:
+        # A picture of its own shows its tooltips.
+        return f"[![{_PICTURES[wish]}](images/plan-{wish}.svg)](images/plan-{wish}.svg)"
+    return {"scores": scores, "rows": rows}[wish](record)
+
+
+def pictures(record: Mapping[str, Any]) -> dict[str, str]:
+    """Each picture's SVG by the name of its file."""
+    return {"plan-scatter.svg": _file(scatter(record)), "plan-families.svg": _file(families(record))}
+
+
+def _file(drawn: str) -> str:
+    """A drawing that stands alone: with its style, its namespace and a size."""
+    rules = " ".join(f"{COLOURS}{PLOTS}{PICTURES}".split())
+    width, height = re.findall(r"\d+", drawn)[2:4]  # viewBox="0 0 960 520"
+    head, _, body = drawn.partition(">")
+    attributes = head.removeprefix("<svg ")
+    opening = f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" {attributes}>'
+    return f"{opening}<style>{rules}</style>{body}\n"
 
 
 # -- what the planner is made of -------------------------------------------------------------------------------------
@@ -253,7 +274,7 @@ def scatter(results: Mapping[str, Any]) -> str:
         width=960,
         height=520,
     )
-    return f'<div class="puna-plot">{drawn}</div>'
+    return drawn
 
 
 def families(results: Mapping[str, Any]) -> str:
@@ -262,7 +283,7 @@ def families(results: Mapping[str, Any]) -> str:
     for row in results["rows"]:
         groups[row["family"]].append(row["error_pct"])
     order = sorted(groups.items(), key=lambda item: -_mean([abs(error) for error in item[1]]))
-    return f'<div class="puna-plot">{_strips(order)}</div>'
+    return _strips(order)
 
 
 def _strips(groups: Sequence[tuple[str, Sequence[float]]], width: int = 960, line: int = 17) -> str:
@@ -334,12 +355,6 @@ def speed(results: Mapping[str, Any]) -> str:
 
 
 # -- pieces ----------------------------------------------------------------------------------------------------------
-
-
-def style() -> str:
-    """The rules that the pictures of a page need, once."""
-    rules = " ".join(f"{COLOURS}{PLOTS}{PICTURES}".split())
-    return f"<style>{rules}</style>"
 
 
 def markdown(columns: Sequence[str], lines: Sequence[Sequence[object]]) -> str:

@@ -62,3 +62,17 @@ def random_model() -> Callable[..., "LlamaForCausalLM"]:
         return model.eval()
 
     return make
+
+
+@pytest.fixture
+def clean_plugins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files that this test includes are forgotten when it ends."""
+    from puna.core import plugins
+    from puna.evals.catalogue import BENCHMARKS
+    from puna.serve.backends.plugins import BACKENDS
+    from puna.tasks.catalogue import TASKS
+
+    monkeypatch.setattr(plugins, "_included", {})
+    for registry in (TASKS, BENCHMARKS, BACKENDS):
+        for name, empty in (("_entries", {}), ("_origins", {}), ("_seen", set()), ("_filled", False)):
+            monkeypatch.setattr(registry, name, empty)

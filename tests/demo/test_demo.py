@@ -22,8 +22,8 @@ from puna.demo.tuning import STAGES
 from puna.engine.generate import SamplingParams, load_engine
 from puna.train.machine import Machine
 from puna.train.metrics import read_metrics
+from puna.train.pretrain import train
 from puna.train.recipe import Recipe
-from puna.train.trainer import train
 
 ROOT = Path(__file__).parents[2]
 # Measured by nobody: a run that is counted in steps needs no rates.
@@ -69,7 +69,7 @@ def test_steps_improve_on_the_counted_first_weights(demo, tmp_path):
     changes += ["log.eval_every=0", "log.sample_every=0", "checkpoint.every=0"]
     recipe = load(Recipe, ROOT / "recipes/laptop.toml", changes).value
     first = []
-    hooks = {0: lambda trainer: first.append(trainer.evaluate()["bits_per_byte"])}
+    hooks = {0.0: lambda loop: first.append(loop.objective.bits_per_byte()["bits_per_byte"])}
     end = train(recipe, tmp_path / "run", hooks=hooks, machine=MACHINE)
     assert end["kind"] == "end"
     assert end["bits_per_byte"] < first[0] - 0.05

@@ -2,9 +2,9 @@
 
 import pytest
 
-from puna.evals.benchmark import Choices
-from puna.evals.catalogue import BENCHMARKS, SUITES, select
-from puna.evals.files import EvalData
+from puna.evals.catalogue import BENCHMARKS, select, suites
+from puna.evals.contract import Choices
+from puna.evals.datasets import EvalData
 from puna.evals.results import baselines
 from puna.evals.runner import chosen, scored
 
@@ -49,6 +49,6 @@ def test_refusing_everything_shows_in_the_baselines(held):
 
 
 def test_suites_hold_what_they_are_named_for():
-    assert {"code", "math", "planning", "knowledge", "instruction", "safety", "all"} <= set(SUITES)
+    assert {"code", "math", "planning", "knowledge", "instruction", "safety", "all"} <= set(suites())
     assert [one.name for one in select("humaneval, code")][:2] == ["humaneval", "mbpp"]
-    assert len(SUITES["all"]) == len(BENCHMARKS)
+    assert len(suites()["all"]) == len(BENCHMARKS)

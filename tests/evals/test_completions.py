@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from puna.core.errors import PunaError
 from puna.core.statistics import wilson
 from puna.engine.generate import Completion, SamplingParams
-from puna.evals.completions import Head, completions, cut_body, function_heads, heads_in, judge
+from puna.evals.completions import Head, classify_body, completions, cut_body, function_heads, heads_in
 
 SOURCE = textwrap.dedent('''
     """A module."""
@@ -65,7 +65,7 @@ def test_every_real_body_is_judged_parsed(module):
         rest = source[len(head.context) + len(head.head) :]
         assert source.startswith(head.context + head.head)
         body = cut_body(rest, head.indent, whole=True)
-        assert judge(head, body) in ("parsed", "trivial"), head.head + body
+        assert classify_body(head, body) in ("parsed", "trivial"), head.head + body
         assert body.strip() in source
 
 
@@ -111,18 +111,18 @@ def test_a_body_ends_where_the_indentation_does(text, whole, body):
     ],
 )
 def test_verdicts(body, verdict, recwarn):
-    assert judge(Head("", "", "def f(x):\n", ""), body) == verdict
+    assert classify_body(Head("", "", "def f(x):\n", ""), body) == verdict
     inner = Head("", "class C:\n", "    def f(x):\n", "    ")
-    assert judge(inner, textwrap.indent(body, "    ")) == verdict
+    assert classify_body(inner, textwrap.indent(body, "    ")) == verdict
     assert not recwarn.list
 
 
 def test_nothing_is_ever_run(tmp_path):
     witness = tmp_path / "ran"
     body = f"    open({str(witness)!r}, 'w')\n"
-    assert judge(Head("", "", "def f(x=1):\n", ""), body) == "parsed"
+    assert classify_body(Head("", "", "def f(x=1):\n", ""), body) == "parsed"
     evil = Head("", "", f"def f(x=open({str(witness)!r}, 'w')):\n", "")
-    assert judge(evil, "    return 1\n") == "parsed"
+    assert classify_body(evil, "    return 1\n") == "parsed"
     assert not witness.exists()
 
 
@@ -133,8 +133,8 @@ def test_nothing_is_ever_run(tmp_path):
 def test_any_text_gets_a_verdict(text, indent, whole):
     head = Head("", "", f"{indent}def f():\n", indent)
     body = cut_body(text, indent, whole=whole)
-    assert judge(head, body) in ("parsed", "trivial", "empty", "refused")
-    if judge(head, body) == "parsed":
+    assert classify_body(head, body) in ("parsed", "trivial", "empty", "refused")
+    if classify_body(head, body) == "parsed":
         tree = ast.parse(f"if True:\n{head.head}{body}" if indent else head.head + body)
         assert len(tree.body) == 1  # nothing leaked out of the function
 
@@ -223,7 +223,7 @@ def test_heads_are_chosen_by_seed_from_python_documents():
     assert heads == function_heads(corpus, limit=10, seed=1)
     assert heads != function_heads(corpus, limit=10, seed=2)
     assert len(function_heads(corpus, limit=1000)) == 20 + 4  # at most 20 from one document
-    with pytest.raises(PunaError, match="holds a Python function"):
+    with pytest.raises(PunaError, match="contains a Python function"):
         function_heads(corpus_of("no code here ("))
 
 

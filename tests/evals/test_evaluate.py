@@ -11,12 +11,12 @@ from puna.core.errors import PunaError
 from puna.data.build import build_corpus
 from puna.data.corpus import Corpus
 from puna.data.recipe import DataRecipe
-from puna.evals.benchmark import Benchmark, Item, Text
-from puna.evals.card import DATASETS
+from puna.evals.benchmarks.dclm_core import TASKS, centred
 from puna.evals.catalogue import BENCHMARKS
 from puna.evals.compare import compare
 from puna.evals.contamination import contamination, seen_items
-from puna.evals.core_set import TASKS, centred
+from puna.evals.contract import Benchmark, Item, Text
+from puna.evals.model_card import DATASETS
 from puna.evals.published import COLUMNS, own_row
 from puna.evals.report import render, write_report
 

@@ -6,10 +6,10 @@ import sys
 import pytest
 
 from puna.cli.main import main
-from puna.evals.ask import Sampling, likelihoods, write
-from puna.evals.benchmark import Text
 from puna.evals.catalogue import BENCHMARKS
-from puna.evals.files import EvalData, Missing
+from puna.evals.contract import Text
+from puna.evals.datasets import EvalData, MissingFiles
+from puna.evals.generation import Sampling, likelihoods, write
 
 
 def test_without_the_harness_one_sentence_says_what_to_install(model_directory, monkeypatch, capsys):
@@ -21,7 +21,7 @@ def test_without_the_harness_one_sentence_says_what_to_install(model_directory, 
 
 def test_its_requests_get_what_our_own_benchmarks_get(make_engine):
     instance = pytest.importorskip("lm_eval.api.instance").Instance
-    from puna.evals.harness import engine_model
+    from puna.evals.lm_eval_harness import engine_model
 
     def asked(kind, *pairs):
         return [instance(kind, {}, pair, number) for number, pair in enumerate(pairs)]
@@ -83,7 +83,7 @@ def test_rows_come_from_the_hub_only_when_it_was_asked(tmp_path, monkeypatch):
 
     monkeypatch.setattr("puna.data.hub.list_dataset", list_dataset)
     monkeypatch.setattr("puna.data.hub.fetch", lambda source, item: tmp_path / item.place)
-    with pytest.raises(Missing, match="fetch with --hub"):
+    with pytest.raises(MissingFiles, match="fetch with --hub"):
         BENCHMARKS["gsm8k"].load(EvalData(None))
     items = BENCHMARKS["gsm8k"].load(EvalData(None, hub=True))
     assert [item.target for item in items] == [str(n) for n in range(9)]

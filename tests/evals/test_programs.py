@@ -2,9 +2,9 @@
 
 import pytest
 
-from puna.evals import programs
-from puna.evals.benchmark import Item, Text
-from puna.evals.programs import find_program, judge
+from puna.evals.benchmarks import humaneval_mbpp
+from puna.evals.benchmarks.humaneval_mbpp import find_program, score_program
+from puna.evals.contract import Item, Text
 
 PROMPT = 'from typing import List\n\n\ndef double(x: int) -> int:\n    """Twice x.\n    >>> double(2)\n    4\n    """\n'
 TESTS = """
@@ -43,7 +43,7 @@ def double(x):
     ],
 )
 def test_a_right_program_passes(answer):
-    score = judge(ITEM, answer)
+    score = score_program(ITEM, answer)
     assert (score.value, score.reason, score.parts) == (1.0, "", {"asserted": 0.0})
 
 
@@ -65,16 +65,16 @@ def test_a_right_program_passes(answer):
     ids=lambda text: text[:30],
 )  # fmt: skip
 def test_wrong_programs_and_tricks_do_not(answer):
-    assert judge(ITEM, answer).value == 0
+    assert score_program(ITEM, answer).value == 0
 
 
 def test_tests_with_objects_of_their_own_run_beside_the_program_and_say_so():
     reference = "class Node:\n    def __init__(self, v):\n        self.v = v\n\ndef value(n):\n    return n.v\n"
     target = {"prompt": "", "name": "value", "reference": reference, "tests": "assert value(Node(3)) == 3"}
     item = Item("1", Text(""), target)
-    assert judge(item, reference)[::3] == (1.0, {"asserted": 1.0})
-    assert judge(item, reference.replace("n.v", "4")).value == 0
-    assert judge(item, "def value(n):\n    raise SystemExit(0)\n").value == 0
+    assert score_program(item, reference)[::3] == (1.0, {"asserted": 1.0})
+    assert score_program(item, reference.replace("n.v", "4")).value == 0
+    assert score_program(item, "def value(n):\n    raise SystemExit(0)\n").value == 0
 
 
 def test_programs_are_found():
@@ -82,5 +82,5 @@ def test_programs_are_found():
     helper = "import math\n\ndef g():\n    return 1\n\ndef f():\n    'what'\n"
     assert "def g" in find_program("```\ndef f():\n    return g()\n```", helper, "f")
     assert find_program("nothing", "", "f") is None
-    assert programs.tested_name("def a():\n    pass\ndef b():\n    a()", ["assert b() is None"]) == "b"
-    assert programs.tested_name("def a(", ["assert a()"]) is None
+    assert humaneval_mbpp.tested_name("def a():\n    pass\ndef b():\n    a()", ["assert b() is None"]) == "b"
+    assert humaneval_mbpp.tested_name("def a(", ["assert a()"]) is None

@@ -7,10 +7,10 @@ import pytest
 
 from puna.cli.main import main
 from puna.core.errors import PunaError
-from puna.evals.ask import Sampling
-from puna.evals.benchmark import Benchmark, Item, Score, Text
 from puna.evals.catalogue import BENCHMARKS
-from puna.evals.files import EvalData
+from puna.evals.contract import Benchmark, Item, Score, Text
+from puna.evals.datasets import EvalData
+from puna.evals.generation import Sampling
 from puna.evals.runner import chosen, run
 
 SAMPLING = Sampling(samples=2, temperature=1.0)
@@ -107,7 +107,7 @@ def test_the_command_writes_results_with_intervals_and_baselines(model_directory
         (None, ["--suite", "arc_easy", "--limit", "0"], "--limit 0 is below 1."),
         (None, ["--suite", "arc_easy", "--data", "/no/such/folder"], "no folder of evaluation data at /no/such/folder"),
         ("cut", ["--suite", "arc_easy"], "arc_easy_validation.jsonl, line 2: this is not JSON"),
-        ("list", ["--suite", "arc_easy"], "arc_easy_validation.jsonl, line 1: this is no JSON object."),
+        ("list", ["--suite", "arc_easy"], "arc_easy_validation.jsonl, line 1: this is not a JSON object."),
         ("field", ["--suite", "arc_easy"], "arc_easy_validation.jsonl, line 1: 'choices' is missing."),
         ("gone", ["--suite", "arc_easy"], "arc_easy_validation.jsonl is not there."),
     ],

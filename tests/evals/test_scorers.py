@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from puna.core.statistics import mcnemar, paired_interval, pass_at_k
-from puna.evals import chrf, equality, ifeval, latex, numbers, planbench, reading, refusals, tool_calls
-from puna.evals.benchmark import Choices, Item, Likelihood, Text, likeliest
+from puna.evals.benchmarks import function_calls, ifeval, planbench, question_answering, refusals
+from puna.evals.contract import Choices, Item, Likelihood, Text, most_likely
+from puna.evals.scoring import chrf, latex, math_equivalence, numbers
 
 # -- mathematics -------------------------------------------------------------------------------------------------------
 
@@ -31,19 +32,19 @@ DIFFERENT = [
 
 @pytest.mark.parametrize(("one", "other"), SAME)
 def test_the_same_expression(one, other):
-    assert equality.same(one, other)
-    assert equality.same(other, one)
+    assert math_equivalence.equivalent(one, other)
+    assert math_equivalence.equivalent(other, one)
 
 
 @pytest.mark.parametrize(("one", "other"), DIFFERENT)
 def test_another_expression(one, other):
-    assert not equality.same(one, other)
+    assert not math_equivalence.equivalent(one, other)
 
 
 @pytest.mark.parametrize("name", latex.FUNCTIONS)
 def test_every_function_that_is_read_can_be_computed(name):
-    assert equality.same(rf"\{name}(0.5)+1", rf"1+\{name}{{0.5}}")
-    assert not equality.same(rf"\{name}(0.5)", rf"\{name}(0.25)")
+    assert math_equivalence.equivalent(rf"\{name}(0.5)+1", rf"1+\{name}{{0.5}}")
+    assert not math_equivalence.equivalent(rf"\{name}(0.5)", rf"\{name}(0.25)")
 
 
 HOSTILE = ["9**9**9**9", "9^" * 900, "(" * 1900, "{" * 1900, r"\frac" * 380, "!" * 1900, "5" + "!" * 900, "1+" * 900,
@@ -54,15 +55,15 @@ HOSTILE = ["9**9**9**9", "9^" * 900, "(" * 1900, "{" * 1900, r"\frac" * 380, "!"
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_no_text_hurts_the_comparison(text):
-    assert not equality.same(text, "3")
-    assert not equality.same("3", text)
+    assert not math_equivalence.equivalent(text, "3")
+    assert not math_equivalence.equivalent("3", text)
 
 
 @settings(max_examples=300)
 @given(st.text(alphabet="0123456789+-*/^_{}()[]|!,.=<>\\abfracsqtpi x&%$", max_size=40))
 def test_any_text_is_compared_with_any(text):
-    assert isinstance(equality.same(text, text[::-1]), bool)
-    assert equality.same(text, text) or not latex.undressed(text)
+    assert isinstance(math_equivalence.equivalent(text, text[::-1]), bool)
+    assert math_equivalence.equivalent(text, text) or not latex.undressed(text)
 
 
 def test_the_final_answer_is_the_last_box_or_what_is_said():
@@ -152,7 +153,8 @@ def test_a_loose_reading_forgives_a_first_line():
     assert (score.value, score.reason) == (0.0, "startend:quotation")
     assert score.parts == {"loose_prompt": 1.0, "instructions": 2.0, "strict": 1.0, "loose": 2.0}
     rows = [{"parts": score.parts}]
-    assert ifeval.whole(rows) == {"loose_prompt": 1.0, "strict_instructions": 0.5, "loose_instructions": 1.0}
+    figures = {"loose_prompt": 1.0, "strict_instructions": 0.5, "loose_instructions": 1.0}
+    assert ifeval.loose_and_instruction_level(rows) == figures
 
 
 # -- refusals ----------------------------------------------------------------------------------------------------------
@@ -266,15 +268,15 @@ def call_item(truth=TRUTH):
     ],
 )  # fmt: skip
 def test_calls_are_compared_one_by_one(response, reason):
-    assert tool_calls.calls_are_right(call_item(), response)[::2] == (float(not reason), reason)
+    assert function_calls.calls_are_right(call_item(), response)[::2] == (float(not reason), reason)
 
 
 def test_calls_at_once_come_in_any_order_and_none_is_right_where_none_fits():
     two = [{"f": {"x": [1]}}, {"f": {"x": [2]}}]
-    assert tool_calls.calls_are_right(call_item(two), "[f(x=2), f(x=1)]").value == 1
-    assert tool_calls.calls_are_right(call_item(two), "[f(x=2), f(x=2)]").value == 0
-    assert tool_calls.calls_are_right(call_item(None), "No function can do that.").value == 1
-    assert tool_calls.calls_are_right(call_item(None), "[f(x=2)]").value == 0
+    assert function_calls.calls_are_right(call_item(two), "[f(x=2), f(x=1)]").value == 1
+    assert function_calls.calls_are_right(call_item(two), "[f(x=2), f(x=2)]").value == 0
+    assert function_calls.calls_are_right(call_item(None), "No function can do that.").value == 1
+    assert function_calls.calls_are_right(call_item(None), "[f(x=2)]").value == 0
 
 
 # -- translation, reading ----------------------------------------------------------------------------------------------
@@ -301,8 +303,8 @@ def test_chrf_is_sacrebleus():
 
 def test_short_answers_are_compared_as_squad_does():
     item = Item("1", Text(""), ["The Beatles", "Beatles, the"])
-    assert reading.short_answer(item, " beatles!\nAnd more").value == 1
-    score = reading.short_answer(item, "The Rolling Beatles")
+    assert question_answering.short_answer(item, " beatles!\nAnd more").value == 1
+    score = question_answering.short_answer(item, "The Rolling Beatles")
     assert (score.value, score.parts["f1"]) == (0, pytest.approx(2 / 3))
 
 
@@ -312,9 +314,9 @@ def test_short_answers_are_compared_as_squad_does():
 def test_the_likeliest_choice_by_three_measures():
     item = Item("1", Choices.after("Q:", ["short", "a much longer answer"]), 1)
     response = [Likelihood(-4.0, 1, False), Likelihood(-6.0, 4, False)]
-    assert likeliest("sum")(item, response).value == 0
-    assert likeliest("character")(item, response).value == 1
-    score = likeliest("token")(item, response)
+    assert most_likely("sum")(item, response).value == 0
+    assert most_likely("character")(item, response).value == 1
+    score = most_likely("token")(item, response)
     assert score.value == 1
     assert score.parts["by_sum"] == 0
     assert score.parts["probability"] == pytest.approx(math.exp(-2) / (1 + math.exp(-2)))
@@ -339,12 +341,12 @@ def test_paired_comparisons():
 def test_no_scorer_raises_on_any_text(text):
     for item, score in (
         (plan_item(), planbench.plan_is_right),
-        (call_item(), tool_calls.calls_are_right),
+        (call_item(), function_calls.calls_are_right),
         (Item("1", Text(""), "7"), lambda item, text: numbers.last_number(text)),
         (Item("1", Text(""), [["length_constraints:number_sentences", {"num_sentences": 1, "relation": "at least"}]]),
          ifeval.instructions_followed),
         (Item("1", Text(""), "refuse"), refusals.right_reaction),
-        (Item("1", Text(""), ["x"]), reading.short_answer),
+        (Item("1", Text(""), ["x"]), question_answering.short_answer),
     ):  # fmt: skip
         score(item, text)
     json.dumps(chrf.counts(text, "reference"))

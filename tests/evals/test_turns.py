@@ -12,17 +12,17 @@ import torch
 from puna.cli.main import main
 from puna.core.errors import PunaError
 from puna.engine.generate import Completion, load_engine
-from puna.evals.ask import Sampling, converse
-from puna.evals.benchmark import Turns
-from puna.evals.catalogue import BENCHMARKS, SUITES
+from puna.evals.catalogue import BENCHMARKS, suites
+from puna.evals.contract import MultiTurn
+from puna.evals.datasets import EvalData
 from puna.evals.evaluate import askable
-from puna.evals.files import EvalData
+from puna.evals.generation import Sampling, converse
 from puna.evals.report import write_report
 from puna.evals.results import summarise
 from puna.evals.runner import chosen, run
 from puna.model.config import ModelConfig
 from puna.model.store import save_model
-from puna.tasks.isolation import require
+from puna.tasks.sandboxed import require
 from puna.text.bytelevel import END_OF_TURN
 from puna.text.tokenizer import train_tokenizer
 
@@ -211,7 +211,7 @@ def test_without_a_sandbox_programs_are_refused_before_anything_is_asked(roomy, 
 
 
 def test_a_model_that_is_asked_in_text_is_asked_nothing_in_turns():
-    talks = [(BENCHMARKS[name], items_of(BENCHMARKS[name], 1), 250) for name in SUITES["tools"] if "." in name]
+    talks = [(BENCHMARKS[name], items_of(BENCHMARKS[name], 1), 250) for name in suites()["tools"] if "." in name]
     text = (BENCHMARKS["planning.grid"], items_of(BENCHMARKS["planning.grid"], 1), 250)
     said = []
     assert askable([*talks, text], chat=True, say=said.append) == [*talks, text]
@@ -230,7 +230,7 @@ def test_the_instruction_can_be_left_out(tokenizer):
         return "answer: 1"
 
     [item] = items_of(CALCULATOR, 1)
-    bare = Turns(item.ask.problem, 9, instruct=False)
+    bare = MultiTurn(item.ask.problem, 9, instruct=False)
     converse(Scripted(tokenizer, says), [item.ask, bare], ["x", "y"], sampling=Sampling())
     assert ["with the calculator" in dialogue for dialogue in seen] == [True, False]
     assert all('"name": "calculator"' in dialogue for dialogue in seen)

@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
@@ -19,8 +19,8 @@ from puna.engine.generate import Engine, load_engine
 from puna.model.config import ModelConfig
 from puna.model.store import save_model
 from puna.serve.app import create_app
-from puna.serve.backend import Models
-from puna.serve.native import NativeBackend
+from puna.serve.backends.base import Models
+from puna.serve.backends.native.backend import NativeBackend
 from puna.serve.server import Server
 from puna.serve.settings import Settings
 from puna.text.tokenizer import train_tokenizer
@@ -93,7 +93,7 @@ def eventually(true: Callable[[], bool], seconds: float = 20.0) -> bool:
 @contextlib.contextmanager
 def running(directory: Path, settings: Settings | None = None, **engine_options: object) -> Iterator[Live]:
     """Serve a model on a free port until the block ends."""
-    settings = replace(settings or Settings(), page=False)
+    settings = settings or Settings()
     engine = load_engine(directory, **{"max_batch": 8, **engine_options})
     app = create_app(settings, Models([NativeBackend(engine, "tiny", settings)]))
     listening = socket.socket()

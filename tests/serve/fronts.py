@@ -13,11 +13,11 @@ import httpx
 import uvicorn
 
 from puna.serve.app import create_app
-from puna.serve.backend import Models
+from puna.serve.backends.base import Models
+from puna.serve.backends.upstream import request_mapping
+from puna.serve.backends.upstream.backend import UpstreamBackend
 from puna.serve.server import Server
 from puna.serve.settings import Settings
-from puna.serve.upstream import wire
-from puna.serve.upstream.backend import UpstreamBackend
 
 MESSAGES = [{"role": "user", "content": "What is the time in the harbour?"}]
 CHAT = {"messages": MESSAGES, "temperature": 0, "max_tokens": 12}
@@ -37,10 +37,10 @@ class Front:
 
 @contextlib.contextmanager
 def before(
-    url: str, kind: wire.Kind = "openai", *, name: str = "", settings: Settings | None = None
+    url: str, kind: request_mapping.UpstreamKind = "openai", *, name: str = "", settings: Settings | None = None
 ) -> Iterator[Front]:
     """Serve what is at a URL until the block ends."""
-    settings = settings or Settings(page=False)
+    settings = settings or Settings()
     backend = UpstreamBackend(kind, url, name, settings)
     app = create_app(settings, Models([backend]))
     listening = socket.socket()

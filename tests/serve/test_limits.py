@@ -12,7 +12,8 @@ import openai
 import pytest
 
 from puna.core.errors import PunaError
-from puna.serve.settings import Settings, read_keys
+from puna.serve.settings import Settings
+from puna.web.accounts.key_file import read_keys
 
 ROUTES = ["/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings", "/tokenize", "/detokenize"]
 
@@ -213,7 +214,7 @@ def test_a_client_that_reads_slowly_loses_its_stream(chat_model: Path, running, 
 def test_a_mailbox_is_bounded(chat_model: Path) -> None:
     import asyncio
 
-    from puna.serve.bridge import Bridge, Mailbox
+    from puna.serve.backends.native.thread_bridge import Bridge, Mailbox
 
     async def slow() -> None:
         lost: list[bool] = []
@@ -235,7 +236,7 @@ def test_a_mailbox_is_bounded(chat_model: Path) -> None:
 def test_one_wake_up_for_many_tokens() -> None:
     import asyncio
 
-    from puna.serve.bridge import Bridge, Mailbox
+    from puna.serve.backends.native.thread_bridge import Bridge, Mailbox
 
     class Counting:
         def __init__(self, loop: asyncio.AbstractEventLoop) -> None:

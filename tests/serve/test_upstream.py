@@ -13,11 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from puna.core.errors import PunaError
-from puna.serve.errors import ApiError
-from puna.serve.protocol import ChatRequest, CompletionRequest, Usage
-from puna.serve.upstream import answers, wire
-from puna.serve.upstream.backend import root_of
-from puna.serve.upstream.events import events
+from puna.serve.backends.upstream import parse, request_mapping
+from puna.serve.backends.upstream.backend import root_of
+from puna.serve.backends.upstream.sse import events
+from puna.serve.openai.protocol import ChatRequest, CompletionRequest, Usage
+from puna.web.errors import ApiError
 
 TOOLS = [
     {
@@ -214,16 +214,16 @@ def test_what_llama_server_is_told() -> None:
             "logprobs": True,
         }
     )
-    body = wire.chat_body(request, "llama.cpp", "m")
+    body = request_mapping.chat_body(request, "llama.cpp", "m")
     assert body["tool_choice"] == "required"
     assert [tool["function"]["name"] for tool in body["tools"]] == ["get_time"]
     assert (body["max_tokens"], body["repeat_penalty"], body["top_k"], body["top_logprobs"]) == (7, 1.5, 0, 1)
     assert body["seed"] == 2**32 - 2
     complete = CompletionRequest.model_validate({"prompt": "x", "structured_outputs": {"choice": ['a"', "b"]}})
-    assert wire.completion_body(complete, "llama.cpp", "m")["grammar"] == 'root ::= "a\\"" | "b"'
+    assert request_mapping.completion_body(complete, "llama.cpp", "m")["grammar"] == 'root ::= "a\\"" | "b"'
     for more in ({"echo": True}, {"structured_outputs": {"regex": "a"}}):
         with pytest.raises(ApiError):
-            wire.completion_body(CompletionRequest.model_validate({"prompt": "x", **more}), "llama.cpp", "m")
+            request_mapping.completion_body(CompletionRequest.model_validate({"prompt": "x", **more}), "llama.cpp", "m")
 
 
 def test_llama_servers_logprobs_become_the_older_form() -> None:
@@ -232,7 +232,7 @@ def test_llama_servers_logprobs_become_the_older_form() -> None:
     offsets: dict[int, int] = {}
     for at in (0, 2):
         event = {"choices": [{"index": 0, "text": "ab", "logprobs": {"content": [entry]}, "finish_reason": None}]}
-        named = answers.completion_event(event, "m", offsets, request)["choices"][0]["logprobs"]
+        named = parse.completion_event(event, "m", offsets, request)["choices"][0]["logprobs"]
         assert named == {
             "tokens": ["ab"],
             "token_logprobs": [-1],
@@ -244,15 +244,15 @@ def test_llama_servers_logprobs_become_the_older_form() -> None:
 def test_llama_servers_usage_is_that_of_one_text_each() -> None:
     one = Usage(prompt_tokens=7, completion_tokens=3, total_tokens=10)
     two = CompletionRequest.model_validate({"prompt": ["a", "b"], "n": 2})
-    whole = answers.whole_usage([one] * 4, "llama.cpp", two)
+    whole = parse.whole_usage([one] * 4, "llama.cpp", two)
     assert (whole.prompt_tokens, whole.completion_tokens, whole.total_tokens) == (14, 12, 26)
-    assert answers.whole_usage([one], "llama.cpp", two) == one
+    assert parse.whole_usage([one], "llama.cpp", two) == one
     none = CompletionRequest.model_validate({"prompt": "a", "max_tokens": 0, "echo": True})
-    assert answers.whole_usage([one], "vllm", none).completion_tokens == 0
+    assert parse.whole_usage([one], "vllm", none).completion_tokens == 0
     request = CompletionRequest.model_validate({"prompt": "x", "logit_bias": {"9": 1}})
     with pytest.raises(ApiError, match="end at 8"):
-        wire.check_bias(request, [{"id": "m", "meta": {"n_vocab": 9}}])
-    wire.check_bias(request, [{"id": "m"}])
+        request_mapping.check_bias(request, [{"id": "m", "meta": {"n_vocab": 9}}])
+    request_mapping.check_bias(request, [{"id": "m"}])
 
 
 @given(

@@ -18,8 +18,8 @@ from fronts import CHAT, before, failed, frames
 
 from puna.cli.main import main
 from puna.core.errors import PunaError
+from puna.serve.backends.upstream.backend import UpstreamBackend
 from puna.serve.settings import Settings
-from puna.serve.upstream.backend import UpstreamBackend
 
 # -- servers that misbehave ------------------------------------------------------------------------------------------
 
@@ -143,11 +143,11 @@ def test_failures_of_the_other_server(liar) -> None:
 
 def test_failures_in_the_middle_of_a_stream(liar) -> None:
     ends: list[tuple[list[bytes | None], str]] = [
-        ([], "broke its answer off"),
-        ([b"data: {nonsense\n\n"], "no JSON"),
+        ([], "broke off its answer"),
+        ([b"data: {nonsense\n\n"], "invalid JSON"),
         ([b'data: {"error": {"message": "no memory"}}\n\n'], "no memory"),
-        ([chunk("", "abort")], "gave up"),
-        ([chunk("b")[:20]], "broke its answer off"),
+        ([chunk("", "abort")], "aborted its answer"),
+        ([chunk("b")[:20]], "broke off its answer"),
     ]
     with before(liar.url) as front:
         for pieces, message in ends:
@@ -184,7 +184,7 @@ def test_a_stream_is_put_in_order(liar) -> None:
 
 
 def test_one_who_hangs_has_a_limit(liar, eventually) -> None:
-    with before(liar.url, settings=Settings(page=False, request_seconds=0.3)) as front:
+    with before(liar.url, settings=Settings(request_seconds=0.3)) as front:
         liar.says()
         liar.pieces = [None]
         assert failed(front.post("/v1/chat/completions", CHAT), 504)["code"] == "deadline_exceeded"

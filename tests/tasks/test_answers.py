@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from puna.tasks import answers, calculator
+from puna.tasks import answer_parser, calculator
 from puna.tasks.catalogue import find
 
 
@@ -38,34 +38,39 @@ from puna.tasks.catalogue import find
     ],
 )
 def test_where_a_value_stands(text: str, found: str | None) -> None:
-    result = answers.value(text)
+    result = answer_parser.value(text)
     assert result.text == found
     assert bool(result.reason) == (found is None)
 
 
 def test_where_a_program_stands() -> None:
     source = "def f(x):\n    return x"
-    assert answers.program(f"```python\n{source}\n```").text == source
-    assert answers.program(f"Here:\n```\n{source}\n```\nDone.").text == source
-    assert answers.program(source + "\n").text == source
-    assert answers.program(f"```\n{source}\n```\n```\nprint(f(1))\n```").text is None
-    assert answers.program(f"```\n{source}").text is None
-    assert answers.program("return x").text is None
+    assert answer_parser.program(f"```python\n{source}\n```").text == source
+    assert answer_parser.program(f"Here:\n```\n{source}\n```\nDone.").text == source
+    assert answer_parser.program(source + "\n").text == source
+    assert answer_parser.program(f"```\n{source}\n```\n```\nprint(f(1))\n```").text is None
+    assert answer_parser.program(f"```\n{source}").text is None
+    assert answer_parser.program("return x").text is None
 
 
 @pytest.mark.parametrize(
     "text", ["٤٢", "４２", "4²", "+4", "04", "-0", "4.0", "1,000", "1_000", "0x2a", "1e3", "", "-", "4 2", "9" * 42]
 )
 def test_what_is_no_whole_number(text: str) -> None:
-    assert answers.integer(text) is None
+    assert answer_parser.integer(text) is None
 
 
 def test_whole_numbers_and_lists_of_them() -> None:
-    assert [answers.integer(text) for text in ("0", "-7", " 42. ", "9" * 40)] == [0, -7, 42, int("9" * 40)]
-    assert answers.integers("[1, -2, 3]") == answers.integers("1 -2 3") == answers.integers("1,-2, 3") == [1, -2, 3]
-    assert answers.integers("[]") == []
+    assert [answer_parser.integer(text) for text in ("0", "-7", " 42. ", "9" * 40)] == [0, -7, 42, int("9" * 40)]
+    assert (
+        answer_parser.integers("[1, -2, 3]")
+        == answer_parser.integers("1 -2 3")
+        == answer_parser.integers("1,-2, 3")
+        == [1, -2, 3]
+    )
+    assert answer_parser.integers("[]") == []
     for text in ("", "[1", "1]", "[1,,2]", "[[1]]", "1. 2", "1;2", "[1 2] 3"):
-        assert answers.integers(text) is None, text
+        assert answer_parser.integers(text) is None, text
 
 
 def test_the_calculator_means_what_python_means() -> None:

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import pytest
 
 from puna.core.errors import PunaError
-from puna.tasks.attempts import Attempt, seed_of, work
 from puna.tasks.catalogue import find
+from puna.tasks.episodes import Attempt, run_attempts, seed_of
 from puna.text.bytelevel import END_OF_TURN
 from puna.text.tokenizer import train_tokenizer
 
@@ -43,7 +43,7 @@ def test_a_group_is_asked_as_one_and_then_each_that_is_not_over_for_itself(token
     group, other = attempts(CALCULATOR, tokenizer, 3), attempts(GRID, tokenizer, 1, seed=8)
     begin = group[0].prompt
     writer = Writer(tokenizer, CALL, "answer: 1", CALL, "answer: U", "answer: 6", "answer: 7")
-    work([group, other], writer, longest=10_000)
+    run_attempts([group, other], writer, longest=10_000)
     first, second = writer.asked
     assert [(seed, count) for _, seed, count in first] == [(5, 3), (8, 1)]
     assert [(seed, count) for _, seed, count in second] == [(seed_of(5, 0, 1), 1), (seed_of(5, 2, 1), 1)]
@@ -55,13 +55,13 @@ def test_a_group_is_asked_as_one_and_then_each_that_is_not_over_for_itself(token
     assert prompt == begin
     assert second[0][0][: len(prompt) + len(written.ids)] == prompt + written.ids
     [single] = other
-    assert (single.verdict, single.said) == (None, [{"role": "assistant", "content": "answer: U"}])
+    assert (single.verdict, single.transcript) == (None, [{"role": "assistant", "content": "answer: U"}])
 
 
 def test_an_attempt_without_room_is_not_asked_again(tokenizer):
     [one] = attempts(CALCULATOR, tokenizer, 1)
     writer = Writer(tokenizer, CALL, "answer: 6")
-    work([[one]], writer, longest=len(one.prompt) + 10)
+    run_attempts([[one]], writer, longest=len(one.prompt) + 10)
     assert len(writer.asked) == 1
     assert not one.done
     assert (one.verdict.score, one.verdict.reason) == (0, "There was no room for another turn.")
@@ -74,7 +74,7 @@ def test_programs_run_where_it_is_said_and_without_a_sandbox_nothing_goes_on(tok
     python = find("tools.python")
     program = CALL.replace("calculator", "python").replace("expression", "code")
     [one] = attempts(python, tokenizer, 1, run_code=lambda code: code[::-1])
-    work([[one]], Writer(tokenizer, program, "answer: 1"), longest=10_000)
-    assert one.said[1] == {"role": "tool", "content": "3*2"}
+    run_attempts([[one]], Writer(tokenizer, program, "answer: 1"), longest=10_000)
+    assert one.transcript[1] == {"role": "tool", "content": "3*2"}
     with pytest.raises(PunaError, match="no sandbox"):
-        work([attempts(python, tokenizer, 1, run_code=refuse)], Writer(tokenizer, program), longest=10_000)
+        run_attempts([attempts(python, tokenizer, 1, run_code=refuse)], Writer(tokenizer, program), longest=10_000)

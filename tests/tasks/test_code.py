@@ -5,8 +5,8 @@ from functools import partial
 import pytest
 
 from puna.core.errors import PunaError
-from puna.tasks import pipelines, programs, tracing
 from puna.tasks.catalogue import find
+from puna.tasks.problems import pipelines, programs, tracing
 
 CHEATS = {
     "memorised": None,  # made from the visible examples
@@ -37,7 +37,7 @@ def run_ours(source: str, function: str, inputs):
     """Runs sources that the test itself got from our generators, in this process."""
     names: dict = {}
     exec(source, names)
-    return [programs.Outcome(names[function](*arguments)) for arguments in inputs]
+    return [programs.CallResult(names[function](*arguments)) for arguments in inputs]
 
 
 @pytest.mark.parametrize("name", ["code.synthesis", "code.repair"])
@@ -66,15 +66,15 @@ def test_traced_programs_print_what_python_prints(capsys) -> None:
 
 def test_endless_programs_are_abandoned() -> None:
     with pytest.raises(tracing.Abandoned):
-        tracing.Machine().run(
+        tracing.Interpreter().run(
             [["let", "a", 1], ["while", [">", "a", 0], [["let", "a", ["+", "a", 0]]]], ["print", "a"]]
         )
 
 
 def test_types_are_told_apart() -> None:
-    assert programs.same([1, [2]], [1, [2]])
+    assert programs.strictly_equal([1, [2]], [1, [2]])
     for given, expected in ((True, 1), (1.0, 1), ((1,), [1]), ([True], [1]), (None, 0), ("1", 1), ([1, 2], [1])):
-        assert not programs.same(given, expected)
+        assert not programs.strictly_equal(given, expected)
 
 
 def test_visible_examples_alone_earn_nothing() -> None:
@@ -82,7 +82,7 @@ def test_visible_examples_alone_earn_nothing() -> None:
     shown = [right for _, right in problem.data["visible"]]
 
     def evaluate(_source, _function, inputs):
-        return [programs.Outcome(value) for value in [*shown, *["no"] * (len(inputs) - len(shown))]]
+        return [programs.CallResult(value) for value in [*shown, *["no"] * (len(inputs) - len(shown))]]
 
     verdict = programs.grade(problem.data, "def f(xs): ...", evaluate)
     assert (verdict.score, verdict.breakdown["visible"], verdict.breakdown["hidden"]) == (0, 1, 0)

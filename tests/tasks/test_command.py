@@ -57,7 +57,7 @@ def test_every_bad_row_has_a_sentence(capsys, tmp_path: Path) -> None:
     good = find("planning.grid").sample(1, 1).plain()
     bad = [
         ("{", "not JSON"),
-        ("[1]", "no JSON object"),
+        ("[1]", "not a JSON object"),
         (json.dumps({"task": "planning.grid", "level": 1, "seed": 1}), "'answer' is missing"),
         (json.dumps({"level": 1, "seed": 1, "answer": ""}), "'task' is missing"),
         (json.dumps({"task": "planning.grid", "seed": 1, "answer": ""}), "'level' is missing"),

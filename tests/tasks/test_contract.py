@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from puna.core.errors import PunaError
-from puna.tasks import pipelines, programs
 from puna.tasks.catalogue import TASKS, baseline, find
-from puna.tasks.task import MAX_ANSWER, Problem, Task, canonical
+from puna.tasks.contract import MAX_ANSWER, Problem, Task, canonical
+from puna.tasks.problems import pipelines, programs
 
 EVERY = [(task, level) for task in TASKS.values() for level in range(1, len(task.levels) + 1)]
 NAMES = [f"{task.name}-{level}" for task, level in EVERY]
@@ -128,12 +128,12 @@ GOLDEN: dict[str, str] = json.loads("""
 
 def our_evaluate(stages, _source, _function, inputs):
     """Evaluates one of our own programs by its stages; everything else fails."""
-    return [programs.Outcome(pipelines.apply(stages, value)) for (value,) in inputs]
+    return [programs.CallResult(pipelines.apply(stages, value)) for (value,) in inputs]
 
 
 def never_run(_source, _function, inputs):
     """Stands for a sandbox in which every program fails."""
-    return [programs.Outcome(error="NameError")] * len(inputs)
+    return [programs.CallResult(error="NameError")] * len(inputs)
 
 
 def check(task: Task, problem: Problem, answer, stages=None):
@@ -155,7 +155,7 @@ def test_problems_are_what_they_always_were(task: Task, level: int) -> None:
 
 def test_problems_do_not_depend_on_the_process() -> None:
     code = (
-        "import hashlib\nfrom puna.tasks.catalogue import TASKS\nfrom puna.tasks.task import canonical\n"
+        "import hashlib\nfrom puna.tasks.catalogue import TASKS\nfrom puna.tasks.contract import canonical\n"
         "for task in TASKS.values():\n    for level in range(1, len(task.levels) + 1):\n"
         "        problems = [task.sample(seed, level) for seed in range(10)]\n"
         "        whole = '\\n'.join(map(canonical, problems))\n"

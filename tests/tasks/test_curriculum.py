@@ -83,7 +83,7 @@ def test_bounds_that_are_none(options: dict) -> None:
 )
 def test_a_damaged_state_is_refused(damage: dict) -> None:
     curriculum = Curriculum(TASK)
-    with pytest.raises(PunaError, match="no state"):
+    with pytest.raises(PunaError, match="not the state"):
         curriculum.restore({**curriculum.state(), **damage})
     with pytest.raises(PunaError):
         curriculum.restore({})

@@ -3,14 +3,14 @@
 import pytest
 
 from puna.core.errors import PunaError
-from puna.tasks import gym
 from puna.tasks.catalogue import find
-from puna.tasks.task import Problem
+from puna.tasks.contract import Problem
+from puna.tasks.problems import reasoning_gym
 
 
 def test_refused_generators_say_why() -> None:
-    for name in gym.REFUSED:
-        with pytest.raises(PunaError, match="not let in"):
+    for name in reasoning_gym.REFUSED:
+        with pytest.raises(PunaError, match="is not allowed"):
             find(f"gym.{name}")
     with pytest.raises(PunaError, match=r"Did you mean 'gym\.chain_sum'"):
         find("gym.chain_sums")
@@ -25,7 +25,7 @@ def test_answers_are_compared_and_never_run() -> None:
             assert task.check(problem, answer).score == 0
 
 
-@pytest.mark.parametrize("name", gym._ALLOWED)
+@pytest.mark.parametrize("name", reasoning_gym._ALLOWED)
 def test_problems_of_the_package(name: str) -> None:
     pytest.importorskip("reasoning_gym", reason="needs the reasoning-gym package")
     task = find(f"gym.{name}")
@@ -39,6 +39,6 @@ def test_problems_of_the_package(name: str) -> None:
 
 def test_without_the_package_one_sentence_says_what_to_install(monkeypatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "reasoning_gym", None)
-    gym._dataset.cache_clear()
+    reasoning_gym._dataset.cache_clear()
     with pytest.raises(PunaError, match=r"puna\[reasoning-gym\]"):
         find("gym.lcm").sample(0, 1)

@@ -4,9 +4,9 @@ import itertools
 
 import pytest
 
-from puna.tasks import blocks, grid, hanoi, routes, schedules
 from puna.tasks.catalogue import TASKS, find
-from puna.tasks.task import Problem
+from puna.tasks.contract import Problem
+from puna.tasks.problems import blocks, grid, hanoi, schedules, shortest_path
 
 PLANNING = [task for name, task in TASKS.items() if name.startswith("planning.")]
 
@@ -48,12 +48,12 @@ def test_blocks_are_best_by_brute_force(seed: int) -> None:
 
 
 def test_blocks_best_agrees_with_a_search_from_one_side() -> None:
-    from puna.tasks import plans
+    from puna.tasks.problems import plan_scoring
 
     for seed in range(15):
         data = find("planning.blocks").sample(seed, 4).data
-        steps = plans.distances(
-            plans.search(tuple(data["start"]), lambda state: [after for _, _, after in blocks.moves(state)])
+        steps = plan_scoring.distances(
+            plan_scoring.search(tuple(data["start"]), lambda state: [after for _, _, after in blocks.moves(state)])
         )
         assert steps[tuple(data["goal"])] == data["best"]
 
@@ -70,7 +70,7 @@ def test_hanoi_takes_its_known_number_of_moves() -> None:
 def test_routes_are_best_by_brute_force(level: int) -> None:
     for seed in range(10):
         data = find("planning.route").sample(seed, level).data
-        roads = routes._roads(data["edges"])
+        roads = shortest_path._roads(data["edges"])
         between = [town for town in roads if town not in (data["start"], data["goal"])]
         lengths = []
         for count in range(len(between) + 1):

@@ -31,7 +31,7 @@ def test_a_call_its_result_and_the_answer() -> None:
     assert episode.step(f"answer: {results[0]['content']}") == []
     assert episode.verdict.passed
     assert episode.verdict.breakdown == {"correct": 1, "calls": 1, "failed_calls": 0}
-    with pytest.raises(PunaError, match="over"):
+    with pytest.raises(PunaError, match="finished"):
         episode.step("answer: 1")
 
 

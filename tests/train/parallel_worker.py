@@ -6,7 +6,7 @@ import sys
 import torch
 
 from puna.model.config import ModelConfig
-from puna.model.layout import LayoutConfig, share_batch
+from puna.model.layout import LayoutConfig
 from puna.model.llama import LlamaForCausalLM
 from puna.train import parallel
 from puna.train.loss import cross_entropy_chunked
@@ -19,8 +19,9 @@ ROWS, SEQ, STEPS = 8, 32, 4
 def main(layout_json: str, recompute: str, micro: int, out: str) -> None:
     config = ModelConfig(preset="nano", num_hidden_layers=3)
     with parallel.join_world() as world:
-        layout = LayoutConfig.model_validate_json(layout_json).resolve(world.size)
-        mesh = parallel.data_mesh(layout, world)
+        layout = LayoutConfig.model_validate_json(layout_json).resolve(world.size, batch=ROWS, micro_batch=micro)
+        world = parallel.arrange(world, layout)
+        mesh = world.mesh
         with torch.device("meta"):
             model = LlamaForCausalLM(config)
         parallel.apply_to_blocks(model, recompute=recompute, compiled=False)
@@ -30,8 +31,8 @@ def main(layout_json: str, recompute: str, micro: int, out: str) -> None:
         model.init_weights(3)
         network = model if layout.dp_shard > 1 else parallel.replicate(model, mesh)
         optimizer = Optimizer(model.named_parameters(), OptimizerConfig(weight_decay=0.1), mesh)
-        micro_rows, micro_batches = share_batch(ROWS, micro, world.size)
-        factor = world.size if type(network).__name__ == "DistributedDataParallel" else 1
+        _, micro_rows, micro_batches = parallel.share_of_batch(ROWS, world)
+        factor = parallel.gradient_factor(network, world)
         generator = torch.Generator().manual_seed(0)
         losses = []
         for _ in range(STEPS):
@@ -42,7 +43,7 @@ def main(layout_json: str, recompute: str, micro: int, out: str) -> None:
             scale = 1.0 / (targets != -100).sum()
             total = torch.zeros(())
             for index in range(micro_batches):
-                first = (world.rank * micro_batches + index) * micro_rows
+                first = (world.data_rank * micro_batches + index) * micro_rows
                 rows = slice(first, first + micro_rows)
 
                 def head(hidden, weight, rows=rows, scale=scale, targets=targets):
@@ -52,7 +53,7 @@ def main(layout_json: str, recompute: str, micro: int, out: str) -> None:
                     objective, loss = network(ids[rows, :-1], head=head)
                     (objective * factor).backward()
                 total += loss.detach()
-            losses.append(parallel.sum_over_ranks(total).item())
+            losses.append(parallel.sum_over_ranks(total, world).item())
             optimizer.step(1.0, torch.zeros(()))
         weights = {name: tensor.double().sum().item() for name, tensor in parallel.full_state(model).items()}
         if world.first:

@@ -9,14 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from puna.core.recipe import load
+from puna.train.clock import Clock
+from puna.train.loop import Loop
 from puna.train.machine import Machine
 from puna.train.metrics import read_metrics
 from puna.train.pace import TOLERANCE, Horizon, replan
+from puna.train.pretrain import train
 from puna.train.recipe import Recipe
 from puna.train.record import load_run, summary
 from puna.train.run_directory import settle_corpus
-from puna.train.steplog import Clock
-from puna.train.trainer import Trainer, train
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 MACHINE = Machine("cpu", "test", 1, 8 << 30, {"fp32": 1e11, "bf16": 1e11}, False)
@@ -92,25 +93,25 @@ def step_seconds(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
             super().start(step)
             self.training_before = 0.0 if step == 0 else self.training_before
 
-    step = Trainer.train_step
+    step = Loop.train_step
 
-    def counted(self: Trainer, batch: object) -> object:
-        self.clock.counted += pace["now"]  # type: ignore[attr-defined]
+    def counted(self: Loop, batch: object) -> object:
+        self.state.clock.counted += pace["now"]  # type: ignore[attr-defined]
         return step(self, batch)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("puna.train.trainer.Clock", Fake)
-    monkeypatch.setattr(Trainer, "train_step", counted)
+    monkeypatch.setattr("puna.train.run_state.Clock", Fake)
+    monkeypatch.setattr(Loop, "train_step", counted)
     return pace
 
 
 def test_a_run_that_becomes_slower_has_fewer_steps_and_the_whole_schedule(
     recipe: Recipe, tmp_path: Path, step_seconds: dict[str, float]
 ) -> None:
-    def slow(_: Trainer) -> None:
+    def slow(_: Loop) -> None:
         step_seconds["now"] = 4.0
 
     halfway: list[int] = []
-    hooks = {10: slow, 0.5: lambda trainer: halfway.append(trainer.step)}
+    hooks = {10: slow, 0.5: lambda loop: halfway.append(loop.state.step)}
     event = train(recipe, tmp_path / "run", hooks=hooks, machine=MACHINE)
     assert event["kind"] == "end"
     assert event["seconds"] == pytest.approx(40, rel=0.15)
@@ -147,8 +148,8 @@ def test_without_a_promise_the_number_of_steps_is_the_recipe_s(
 def test_a_resumed_run_keeps_the_number_of_steps_that_it_had_come_to(
     recipe: Recipe, tmp_path: Path, step_seconds: dict[str, float]
 ) -> None:
-    def stop(trainer: Trainer) -> None:
-        trainer.stop.signal = 2
+    def stop(loop: Loop) -> None:
+        loop.state.stop.signal = 2
 
     step_seconds["now"] = 2.0
     first = train(recipe, tmp_path / "run", hooks={12: stop}, machine=MACHINE)

@@ -55,6 +55,16 @@ def test_rows_that_do_not_divide_are_refused():
     assert share_batch(8, 2, 2) == (2, 2)
 
 
+def test_a_world_alone_has_all_rows_and_sums_are_its_own():
+    world = parallel.arrange(
+        parallel.World(0, 1, torch.device("cpu")), LayoutConfig(dp_shard=1).resolve(1, batch=8, micro_batch=2)
+    )
+    assert (world.data_rank, world.data_size, world.mesh) == (0, 1, None)
+    assert parallel.share_of_batch(8, world) == (0, 2, 4)
+    assert parallel.sum_over_ranks(torch.tensor(3.0), world).item() == 3
+    assert parallel.gather_over_ranks("mine", world) == ["mine"]
+
+
 def test_a_layout_that_needs_other_processes_is_refused():
     with pytest.raises(PunaError, match="needs 4 processes, but 3 run"):
         LayoutConfig(dp_replicate=2, dp_shard=2).resolve(3)

@@ -21,11 +21,13 @@ from safetensors.torch import load_file
 from puna.core.errors import PunaError
 from puna.core.recipe import dump, load
 from puna.train import verify
+from puna.train.checkpoint import _manifest_hash
+from puna.train.loop import Loop
 from puna.train.machine import Machine
 from puna.train.metrics import read_metrics
+from puna.train.pretrain import train
 from puna.train.recipe import Recipe
 from puna.train.run_directory import settle_corpus
-from puna.train.trainer import Trainer, train
 from puna.train.verify import verify_resume
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -91,7 +93,7 @@ def assert_same_run(one: Path, other: Path) -> None:
 def forked(command: list[str], processes: int) -> int:
     """Stands in for `launch`: the same orders to processes that have torch loaded already."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["puna.train.trainer"])
+    context.set_forkserver_preload(["puna.train.pretrain"])
     port = 20000 + os.getpid() % 20000
     workers = []
     for rank in range(processes):
@@ -154,6 +156,22 @@ def test_a_longer_run_goes_on_from_the_end(recipe: Recipe, straight: Path, tmp_p
     event = train(changed(recipe, "train", steps=15), run_dir, resume=True, machine=MACHINE)
     assert (event["kind"], event["step"]) == ("end", 15)
     assert losses(run_dir)[:STEPS] == losses(straight)
+
+
+def test_a_checkpoint_of_an_earlier_version_goes_on(recipe: Recipe, straight: Path, tmp_path: Path) -> None:
+    """Pretraining once wrote fewer numbers beside its tensors."""
+    run_dir = tmp_path / "run"
+    shutil.copytree(straight, run_dir)
+    shutil.rmtree(run_dir / "model")
+    shutil.rmtree(run_dir / "checkpoints" / "step-12")
+    manifest_file = run_dir / "checkpoints" / "step-8" / "manifest.json"
+    manifest = json.loads(manifest_file.read_text())
+    known = ("step", "data_step", "rollbacks", "training_seconds", "skipped")
+    manifest["meta"] = {key: manifest["meta"][key] for key in known}
+    manifest_file.write_text(json.dumps({**manifest, "sha256": _manifest_hash(manifest)}))
+    event = train(recipe, run_dir, resume=True, machine=MACHINE)
+    assert event["tokens"] == STEPS * recipe.tokens_per_step
+    assert_same_run(straight, run_dir)
 
 
 @pytest.mark.usefixtures("fast_processes")
@@ -247,7 +265,7 @@ def test_ctrl_c_twice_leaves_at_once_with_130(recipe: Recipe, tmp_path: Path) ->
 def test_one_ctrl_c_finishes_the_step_and_saves(recipe: Recipe, tmp_path: Path) -> None:
     """In this process: the trainer listens while it trains, and gives the signals back afterwards."""
     before = signal.getsignal(signal.SIGINT)
-    hooks = {5: lambda trainer: os.kill(os.getpid(), signal.SIGINT)}
+    hooks = {5: lambda loop: os.kill(os.getpid(), signal.SIGINT)}
     event = train(recipe, tmp_path, hooks=hooks, machine=MACHINE)
     assert (event["event"], event["signal"]) == ("interrupted", "SIGINT")
     assert signal.getsignal(signal.SIGINT) is before
@@ -262,16 +280,16 @@ def _text(run_dir: Path) -> str:
 # -- the guard at work -------------------------------------------------------------------------------------------------
 
 
-def plant(bad: set[int]) -> Callable[[Trainer], None]:
+def plant(bad: set[int]) -> Callable[[Loop], None]:
     """A hook (for step 0) after which the batches of these data steps give a loss that is not a number."""
 
-    def hook(trainer: Trainer) -> None:
-        check = trainer.guard.check
+    def hook(loop: Loop) -> None:
+        check = loop.state.guard.check
 
         def poisoned(loss: torch.Tensor, norm: torch.Tensor) -> torch.Tensor:
-            return check(loss * float("nan") if trainer.data_step in bad else loss, norm)
+            return check(loss * float("nan") if loop.state.data_step in bad else loss, norm)
 
-        trainer.guard.check = poisoned  # type: ignore[method-assign]
+        loop.state.guard.check = poisoned  # type: ignore[method-assign]
 
     return hook
 
@@ -279,8 +297,8 @@ def plant(bad: set[int]) -> Callable[[Trainer], None]:
 def test_a_bad_step_changes_nothing_and_names_its_documents(recipe: Recipe, tmp_path: Path) -> None:
     weights: list[list[torch.Tensor]] = []
 
-    def note(trainer: Trainer) -> None:
-        weights.append([tensor.detach().clone() for tensor in trainer.model.state_dict().values()])
+    def note(loop: Loop) -> None:
+        weights.append([tensor.detach().clone() for tensor in loop.state.model.state_dict().values()])
 
     train(recipe, tmp_path, hooks={0: plant({5}), 5: note, 6: note, 7: note}, machine=MACHINE)
     assert all(torch.equal(a, b) for a, b in zip(weights[0], weights[1], strict=True))

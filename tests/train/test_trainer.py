@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from puna.core.recipe import load
+from puna.train.loop import Loop
 from puna.train.machine import Machine
 from puna.train.metrics import read_metrics
+from puna.train.pretrain import train
 from puna.train.recipe import Recipe
 from puna.train.run_directory import settle_corpus
-from puna.train.trainer import Trainer, train
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 MACHINE = Machine("cpu", "test", 1, 8 << 30, {"fp32": 1e11, "bf16": 1e11}, True)
@@ -31,8 +32,8 @@ def test_a_compiled_run_samples_eagerly(tmp_path: Path, monkeypatch: pytest.Monk
         recipe = settle_corpus(load(Recipe, RECIPES / "smoke.toml", words).value, tmp_path)
     compiled: dict[int, int] = {}
 
-    def note(trainer: Trainer) -> None:
-        compiled[trainer.step] = len(graphs)
+    def note(loop: Loop) -> None:
+        compiled[loop.state.step] = len(graphs)
 
     train(recipe, tmp_path / "run", hooks={1: note, 2: note}, machine=MACHINE)
     samples = [event["step"] for event in read_metrics(tmp_path / "run") if event["kind"] == "sample"]

@@ -8,11 +8,11 @@ from pathlib import Path
 import torch
 
 from puna.core.recipe import check
-from puna.tasks.task import Problem, Task, Verdict
+from puna.tasks.contract import Problem, Task, Verdict
 from puna.train.machine import Machine
-from puna.tune.loop import run_stage
 from puna.tune.rl.objective import RL
 from puna.tune.rl.recipe import RLRecipe
+from puna.tune.stage import run_stage
 
 
 def likes_e(task: Task, problem: Problem, text: str) -> Verdict:

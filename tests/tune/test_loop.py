@@ -18,9 +18,10 @@ from puna.model.store import load_lineage
 from puna.train.loss import cross_entropy_chunked
 from puna.train.machine import Machine
 from puna.train.metrics import read_metrics
+from puna.train.objective import RollBack
 from puna.train.report import write_report
-from puna.tune.loop import RollBack, Stage, run_stage
 from puna.tune.recipe import StageRecipe
+from puna.tune.stage import Stage, StageObjective, run_stage
 
 STEPS = 8
 
@@ -31,13 +32,14 @@ class CopyRecipe(StageRecipe):
     stage: Literal["copy"] = "copy"
 
 
-class Copy:
+class Copy(StageObjective):
     """Learn random rows: row i of step s is a function of the seed and s; `seen` is state."""
 
     raising: ClassVar[dict[int, Exception]] = {}
 
     def __init__(self, stage: Stage, scores: Sequence[float] = (), act: Any = None) -> None:
-        self.stage, self.scores, self.act, self.seen = stage, scores, act, 0
+        super().__init__(stage)
+        self.scores, self.act, self.seen = scores, act, 0
 
     def batch(self, data_step: int) -> list[Tensor]:
         if self.act:
@@ -178,6 +180,27 @@ def test_too_many_roll_backs_end_the_stage_at_its_best(recipe: CopyRecipe, tmp_p
     assert event["kind"] == "end"
     assert event["final_step"] == 2
     assert "No text ends any more" in event["finished"]
+
+
+def test_many_skipped_steps_go_back_and_around_their_data(recipe: CopyRecipe, tmp_path: Path, machine: Machine) -> None:
+    asked: list[int] = []
+
+    def poison(stage: Stage, data_step: int) -> None:
+        asked.append(data_step)
+        if not data_step:
+            check = stage.guard.check
+            bad = (4, 5)
+            stage.guard.check = lambda loss, norm: check(  # type: ignore[method-assign]
+                loss * float("nan") if stage.data_step in bad else loss, norm
+            )
+
+    event = run_stage(
+        changed(recipe, "guard", max_skips=2), tmp_path / "run", partial(Copy, act=poison), machine=machine
+    )
+    assert (event["kind"], event["step"]) == ("end", STEPS)
+    (rollback,) = (e for e in lines(tmp_path / "run", "event") if e["event"] == "rollback")
+    assert (rollback["from_step"], rollback["step"]) == (6, 3)
+    assert asked == list(range(11)), "every batch once"
 
 
 def test_a_step_with_nothing_to_learn_changes_nothing(recipe: CopyRecipe, tmp_path: Path, machine: Machine) -> None:

@@ -12,15 +12,16 @@ from puna.core.errors import PunaError
 from puna.core.recipe import check
 from puna.engine.generate import Engine, SamplingParams, load_engine
 from puna.model.llama import LlamaForCausalLM
-from puna.model.store import load_config, load_model
+from puna.model.store import load_model
 from puna.text.tokenizer import Tokenizer
+from puna.train.factory import FromCheckpoint
 from puna.train.machine import Machine
-from puna.tune.loop import run_stage
+from puna.train.run_state import trainable
 from puna.tune.lora import LoRA, merge_adapter, merged_state
-from puna.tune.network import CausalLM, trainable
 from puna.tune.recipe import LoRAConfig
 from puna.tune.sft import SFT
 from puna.tune.sft_recipe import SFTRecipe
+from puna.tune.stage import run_stage
 
 GOLDEN = Path(__file__).parent / "golden" / "lora.json"
 IDS = torch.tensor([[1, 5, 9, 200, 31, 77]])
@@ -28,12 +29,12 @@ IDS = torch.tensor([[1, 5, 9, 200, 31, 77]])
 
 def adapted(model_dir: Path, **values: Any) -> tuple[LlamaForCausalLM, LoRAConfig]:
     config = LoRAConfig.model_validate({"rank": 3, "alpha": 5.0, **values})
-    kind = LoRA(CausalLM(), config)
+    factory = LoRA(FromCheckpoint(model_dir), config)
     with torch.device("meta"):
-        model = kind.make(load_config(model_dir))
+        model = factory.make()
     model.to_empty(device="cpu")
     with torch.no_grad():
-        kind.fill(model, model_dir, 0)
+        factory.fill(model, 0)
     return model, config
 
 

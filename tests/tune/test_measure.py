@@ -11,8 +11,8 @@ from puna.core.errors import PunaError
 from puna.core.statistics import clustered, wilson
 from puna.engine.generate import load_engine
 from puna.tasks.catalogue import TASKS, find
+from puna.tasks.contract import Problem, Task, Verdict
 from puna.tasks.heldout import heldout_problems, is_heldout, training_problem
-from puna.tasks.task import Problem, Task, Verdict
 from puna.tune.measure import measure_tasks, pass_at_k
 
 ASKED = [("arithmetic.addition", 1), ("planning.grid", 1)]

@@ -8,9 +8,9 @@ from puna.model.config import ModelConfig
 from puna.model.llama import LlamaForCausalLM
 from puna.train.machine import Machine
 from puna.train.memory import check_fits
+from puna.train.run_state import trainable
 from puna.tune.lora import adapt
 from puna.tune.memory import _StagePrediction, advice_on_memory, predict_stage_memory
-from puna.tune.network import trainable
 from puna.tune.recipe import LoRAConfig
 from puna.tune.rl.recipe import RLRecipe
 from puna.tune.sft_recipe import SFTRecipe

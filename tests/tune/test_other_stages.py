@@ -20,6 +20,7 @@ from puna.model.store import load_config, load_lineage, load_model, save_model
 from puna.tasks.heldout import is_heldout
 from puna.text.tokenizer import Tokenizer
 from puna.train.machine import Machine
+from puna.train.metrics import read_metrics
 from puna.train.recipe import Recipe
 from puna.train.run_directory import settle_corpus
 from puna.tune import average, extend, rejection
@@ -193,6 +194,18 @@ def test_a_model_is_extended_and_measured_before_and_after(tmp_path: Path, machi
     assert event["bits_per_byte"] < event["before"]
     assert load_config(tmp_path / "run" / "model").max_position_embeddings == 128
     assert load_model(tmp_path / "run" / "model")(torch.ones(1, 100, dtype=torch.long)).shape[1] == 100
+    measured = [line for line in read_metrics(tmp_path / "run") if line["kind"] == "eval"]
+    assert [line["step"] for line in measured] == [0, 6]
+    # What was measured first is known after an interruption too.
+
+    def interrupt(line: dict[str, Any]) -> None:
+        if line["kind"] == "train":
+            os.kill(os.getpid(), signal.SIGINT)
+
+    recipe = check(ExtendRecipe, values | {"log": {"every": 2}}, "test")
+    extend.run(recipe, tmp_path / "cut", machine=machine, observers=[interrupt])
+    again = extend.run(recipe, tmp_path / "cut", machine=machine, resume=True)
+    assert (again["before"], again["bits_per_byte"]) == (event["before"], event["bits_per_byte"])
     same = check(ExtendRecipe, values | {"train": {"seq_len": 64}}, "test")
     with pytest.raises(PunaError, match="is not longer than the model's context"):
         extend.run(same, tmp_path / "again")

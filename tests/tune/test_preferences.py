@@ -15,14 +15,14 @@ from puna.train.machine import Machine
 from puna.train.metrics import read_metrics
 from puna.train.parallel import World
 from puna.tune.dialogues import Row
-from puna.tune.loop import Stage, run_stage
+from puna.tune.packing import lay_out, token_logprobs
 from puna.tune.preference import losses
 from puna.tune.preference.dpo import DPO
 from puna.tune.preference.pairs import judged_of, preference_of, read_judged, read_preferences
 from puna.tune.preference.ranked import formatting, ranked_of
 from puna.tune.preference.recipe import DPORecipe, RewardRecipe
-from puna.tune.preference.reward import Judge, Reward, RewardNetwork
-from puna.tune.rl.rows import lay_out, token_logprobs
+from puna.tune.preference.reward import Judge, Reward, RewardHead
+from puna.tune.stage import prepare_stage, run_stage
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "preferences.json").read_text())
 ASKED, GOOD, BAD = "How are you?", "Very well.", "Go away!"
@@ -183,7 +183,9 @@ def test_preferences_are_learned(loss: str, values: dict[str, Any], tmp_path: Pa
 def test_logprobs_of_answers_that_share_a_row_are_those_of_each_alone(
     values: dict[str, Any], tmp_path: Path, machine: Machine, tokenizer: Tokenizer, model_dir: Path
 ) -> None:
-    stage = Stage(check(DPORecipe, values, "test"), tmp_path / "run", World(0, 1, torch.device("cpu")), machine=machine)
+    stage = prepare_stage(
+        check(DPORecipe, values, "test"), tmp_path / "run", World(0, 1, torch.device("cpu")), machine=machine
+    )
     objective = DPO(stage)
     preference = read_preferences(Path(values["data"]["files"][0]))[0]
     ranked = ranked_of(preference.prompt, preference.answers, [], tokenizer, 64)
@@ -227,7 +229,7 @@ def test_a_reward_model_learns_ranks_and_transformers_reads_it(
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     values["train"]["steps"] = 20
     recipe = check(RewardRecipe, values, "test")
-    run_stage(recipe, tmp_path / "run", Reward, kind=RewardNetwork(), machine=machine)
+    run_stage(recipe, tmp_path / "run", Reward, factory=RewardHead, machine=machine)
     before, after = evals(tmp_path / "run")
     assert before["accuracy"] == pytest.approx(0.5)  # all answers are equal at first
     assert after["accuracy"] > 0.85

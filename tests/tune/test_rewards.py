@@ -6,12 +6,12 @@ import pytest
 
 from puna.core.errors import PunaError
 from puna.tasks.catalogue import find
-from puna.tasks.task import Verdict
+from puna.tasks.contract import Verdict
+from puna.tune.packing import Answer
 from puna.tune.rl.recipe import RewardConfig
 from puna.tune.rl.rewards import Grading, Rewarded, checker, hack_measure
 from puna.tune.rl.rewards import reward as reward_by
-from puna.tune.rl.rollout import Sample
-from puna.tune.rl.rows import Answer
+from puna.tune.rl.sampling import Sample
 
 GRID = find("planning.grid")
 
@@ -91,7 +91,7 @@ def test_without_isolation_nothing_is_rewarded(monkeypatch):
     def refuse(*_, floor, **__):
         raise PunaError(f"below the floor '{floor}'")
 
-    monkeypatch.setattr("puna.tasks.programs.in_sandbox", refuse)
+    monkeypatch.setattr("puna.tasks.problems.programs.in_sandbox", refuse)
     code = find("code.synthesis")
     problem = code.sample(1, 1)
     sample = Sample(problem, code.solution(problem), Answer([1], [1], [0.0], True))

@@ -16,16 +16,16 @@ from safetensors.torch import load_file
 
 from puna.core.errors import PunaError
 from puna.core.recipe import check
+from puna.tasks.contract import Verdict
 from puna.tasks.heldout import is_heldout
-from puna.tasks.task import Verdict
 from puna.train.launch import launch
 from puna.train.metrics import read_metrics
-from puna.tune.loop import run_stage
 from puna.tune.rl import objective as rl
 from puna.tune.rl.alarm import Alarm
 from puna.tune.rl.losses import METHODS
 from puna.tune.rl.objective import RL
 from puna.tune.rl.recipe import AlarmConfig, RLRecipe
+from puna.tune.stage import run_stage
 
 STEPS = 6
 

@@ -11,7 +11,8 @@ from puna.engine.generate import Completion, SamplingParams
 from puna.tasks.catalogue import find
 from puna.text.bytelevel import END_OF_TURN
 from puna.text.chat import render
-from puna.tune.rl.rollout import VLLMGenerator, ask, make_generator, send_weights, vllm_generator
+from puna.tune.rl.sampling import ask
+from puna.tune.rollout import VLLMGenerator, make_generator, send_weights, vllm_generator
 
 GRID, TOOLS = find("planning.grid"), find("tools.calculator")
 

@@ -19,9 +19,9 @@ from puna.train.metrics import read_metrics
 from puna.train.parallel import World
 from puna.tune.dialogues import read_dialogues
 from puna.tune.examples import Example, best_fit, example_of, to_tensors
-from puna.tune.loop import Stage, run_stage
 from puna.tune.sft import SFT, packed_loss
 from puna.tune.sft_recipe import SFTRecipe
+from puna.tune.stage import prepare_stage, run_stage
 
 
 @pytest.fixture
@@ -51,7 +51,9 @@ def events(run_dir: Path, kind: str) -> list[dict[str, Any]]:
 def test_the_loss_of_packed_rows_is_transformers_loss_of_each_dialogue(
     values: dict[str, Any], model_dir: Path, chat: Path, tmp_path: Path, machine: Machine
 ) -> None:
-    stage = Stage(check(SFTRecipe, values, "test"), tmp_path / "run", World(0, 1, torch.device("cpu")), machine=machine)
+    stage = prepare_stage(
+        check(SFTRecipe, values, "test"), tmp_path / "run", World(0, 1, torch.device("cpu")), machine=machine
+    )
     made = [example_of(dialogue, stage.tokenizer, 96) for dialogue in read_dialogues(chat)]
     examples = [example for example in made if example is not None]
     packed = best_fit([len(example.inputs) for example in examples], 96, len(examples))
@@ -81,7 +83,9 @@ def test_rows_in_which_nothing_counts_have_no_loss_and_no_gradient(
 ) -> None:
     """One process' share of a batch may be all prompt."""
     values["train"]["loss_chunk"] = chunk
-    stage = Stage(check(SFTRecipe, values, "test"), tmp_path / "run", World(0, 1, torch.device("cpu")), machine=machine)
+    stage = prepare_stage(
+        check(SFTRecipe, values, "test"), tmp_path / "run", World(0, 1, torch.device("cpu")), machine=machine
+    )
     rows = to_tensors([[Example([5, 6, 7], [-100, -100, -100])]], 96)
     loss, _ = packed_loss(stage, stage.model, rows, 1.0)
     loss.backward()
@@ -113,6 +117,25 @@ def test_fine_tuning_learns_and_resumes_exactly(values: dict[str, Any], tmp_path
     assert train[0]["metrics"]["learned"] > 50
 
 
+def test_speed_is_told_as_a_share_of_the_peak_where_every_weight_learns(
+    values: dict[str, Any], tmp_path: Path, machine: Machine
+) -> None:
+    values["train"]["steps"] = 12
+    values["log"]["profile"] = True
+    run_stage(check(SFTRecipe, values, "test"), tmp_path / "all", SFT, machine=machine)
+    assert all(line["mfu"]["full"] > line["mfu"]["causal"] > 0 for line in events(tmp_path / "all", "train"))
+    assert list((tmp_path / "all" / "profile").glob("*.json*")), "a trace for Perfetto"
+    values["train"]["steps"], values["log"]["profile"], values["lora"] = 1, False, {"rank": 2}
+    run_stage(check(SFTRecipe, values, "test"), tmp_path / "adapters", SFT, machine=machine)
+    assert [line["mfu"] for line in events(tmp_path / "adapters", "train")] == [None]
+    values["train"]["fp8"] = True
+    with pytest.raises(PunaError, match="adapters are not multiplied in fp8"):
+        check(SFTRecipe, values, "test")
+    del values["lora"]
+    with pytest.raises(PunaError, match="this device has no fp8 units"):
+        run_stage(check(SFTRecipe, values, "test"), tmp_path / "fp8", SFT, machine=machine)
+
+
 def test_tasks_are_measured_before_and_after(values: dict[str, Any], tmp_path: Path, machine: Machine) -> None:
     values["measure"] = {
         "tasks": [{"name": "arithmetic.addition", "levels": [1]}],
@@ -131,7 +154,7 @@ def test_the_command_tunes_and_refuses_with_one_sentence(
 ) -> None:
     import tomli_w
 
-    monkeypatch.setattr("puna.tune.loop.measure", lambda _: Machine("cpu", "test", 1, 8 << 30, {}, False))
+    monkeypatch.setattr("puna.train.run_state.measure", lambda _: Machine("cpu", "test", 1, 8 << 30, {}, False))
     recipe = tmp_path / "sft.toml"
     recipe.write_text(tomli_w.dumps(values), encoding="utf-8")
     run_dir = tmp_path / "run"

@@ -1,7 +1,7 @@
 """measure a model
 
 puna eval MODEL --suite code,planning [--limit N]   benchmarks with intervals and baselines, a report and a model card
-puna eval MODEL --lm-eval arc_easy,hellaswag        tasks of lm-evaluation-harness on our engine
+puna eval MODEL --lm-eval arc_easy,hellaswag        tasks of lm-evaluation-harness on Puna's engine
 puna eval bpb MODEL CORPUS                          bits per byte of the corpus' held-out documents
 puna eval list                                      every suite and benchmark, and whether its files are here
 """
@@ -13,15 +13,14 @@ from typing import TYPE_CHECKING, Any
 from puna.core.errors import PunaError
 
 if TYPE_CHECKING:
-    from puna.engine.generate import Engine
-    from puna.evals.benchmark import Benchmark
+    from puna.evals.contract import Benchmark
 
 MAX_WINDOW = 4096
 """Default window of models that do not say on how long rows they were trained."""
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """What the command takes."""
+    """Declare the command's arguments."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.description = (__doc__ or "").strip()
     parser.add_argument(
@@ -30,35 +29,52 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", help="cpu, cuda or mps (default: the best there is)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     suite = parser.add_argument_group("benchmarks")
-    suite.add_argument("--suite", metavar="NAMES", help="suites or single benchmarks, separated by commas; all: all")
+    suite.add_argument(
+        "--suite", metavar="NAMES", help="suites or benchmarks, separated by commas (see puna eval list)"
+    )
     suite.add_argument("--limit", type=int, metavar="N", help="at most N items of each, always the same ones")
     suite.add_argument("--data", type=Path, metavar="DIR", help="benchmark files (default: PUNA_EVAL_DATA)")
     suite.add_argument("--hub", action="store_true", help="fetch from the Hugging Face Hub what DIR does not have")
-    suite.add_argument("--bare", action="store_true", help="our own tasks' problems without their instruction")
-    suite.add_argument("-o", "--out", type=Path, metavar="DIR", help="results (default: evals/NAME); taken up if begun")
+    suite.add_argument("--bare", action="store_true", help="problems of tasks without their instruction")
+    suite.add_argument(
+        "-o", "--out", type=Path, metavar="DIR", help="results (default: evals/NAME); a stopped run continues"
+    )
     suite.add_argument("--against", metavar="OTHER", help="a second model: differences item by item")
     suite.add_argument("--corpus", type=Path, metavar="DIR", help="a corpus to search for the items")
-    suite.add_argument("--samples", type=int, default=4, metavar="K", help="drawn answers besides the greedy one (4)")
-    suite.add_argument("--temperature", type=float, default=0.8, help="of drawn answers (0.8)")
-    suite.add_argument("--seed", type=int, default=0, help="of drawn answers (0)")
+    suite.add_argument("--samples", type=int, default=4, metavar="K", help="sampled answers besides the greedy one (4)")
+    suite.add_argument("--temperature", type=float, default=0.8, help="of sampled answers (0.8)")
+    suite.add_argument("--seed", type=int, default=0, help="of sampled answers (0)")
     suite.add_argument("--form", choices=("auto", "chat", "text"), default="auto", help="ask in chat turns or as text")
-    suite.add_argument("--max-batch", type=int, default=32, metavar="N", help="texts at once; changes no score (32)")
     suite.add_argument(
-        "--fast", action="store_true", help="5 to 15 times faster on a CPU; near-ties may fall otherwise"
+        "--max-batch", type=int, default=32, metavar="N", help="sequences at once; changes no score (32)"
+    )
+    suite.add_argument(
+        "--fast", action="store_true", help="5 to 15 times faster on a CPU; near-ties may come out differently"
     )
     suite.add_argument("--lm-eval", metavar="TASKS", help="tasks of lm-evaluation-harness instead, on this engine")
-    suite.add_argument("--include", type=Path, metavar="DIR", help="folder of the harness' task files")
+    suite.add_argument(
+        "--include",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="FILE.py",
+        help="load benchmarks and tasks from this file (repeatable); with --lm-eval a folder of its task files",
+    )
     bpb = parser.add_argument_group("bpb")
     bpb.add_argument("--window", type=int, help="tokens of context (default: the rows the model was trained on)")
-    bpb.add_argument("--stride", type=int, help="tokens the window moves on (default: half of it)")
+    bpb.add_argument("--stride", type=int, help="tokens by which the window moves (default: half of it)")
     bpb.add_argument("--max-bytes", metavar="N", help="measure on about this much text, such as 200k (default: all)")
     bpb.add_argument("--split", default="heldout", help="part of the corpus (default: heldout)")
     bpb.add_argument("--batch", type=int, default=8, help="windows computed at once (default: 8)")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Do what the words say."""
+    """Run the action that was named."""
     words = args.what
+    if not args.lm_eval:
+        from puna.core.plugins import include_all
+
+        include_all(args.include)
     if words[0] == "bpb" and len(words) > 1:
         if len(words) != 3:
             raise PunaError("bpb takes a model and a corpus.", "Write: puna eval bpb MODEL CORPUS")
@@ -74,13 +90,17 @@ def run(args: argparse.Namespace) -> None:
 
 
 def harness(args: argparse.Namespace) -> None:
-    """Run tasks of lm-evaluation-harness on our engine and show its table."""
+    """Run tasks of lm-evaluation-harness on Puna's engine and show its table."""
     from puna.core.console import print_json, show_table
-    from puna.evals.harness import run_harness
+    from puna.evals.evaluate_model import open_model
+    from puna.evals.lm_eval_harness import run_harness
 
-    engine, _, chat = _load(args, args.model)
+    opened = open_model(args.model, device=args.device, max_batch=args.max_batch, fast=args.fast, form=args.form)
     names = [name.strip() for name in args.lm_eval.split(",")]
-    found = run_harness(engine, names, limit=args.limit, include=args.include, chat=chat)
+    if len(args.include) > 1:
+        raise PunaError("--lm-eval takes one --include, a folder.", "Put all task files into it.")
+    include = args.include[0] if args.include else None
+    found = run_harness(opened.engine, names, limit=args.limit, include=include, chat=opened.chat)
     if args.json:
         print_json(found)
         return
@@ -99,27 +119,17 @@ def harness(args: argparse.Namespace) -> None:
 def benchmarks(args: argparse.Namespace) -> None:
     """Run benchmarks and show their table."""
     from puna.core.console import print_json, progress, say, show_table
-    from puna.data.corpus import Corpus
-    from puna.evals.ask import Sampling
-    from puna.evals.catalogue import SUITES, select
-    from puna.evals.core_set import centred
-    from puna.evals.evaluate import evaluate, load_items
-    from puna.evals.files import EvalData
+    from puna.evals.benchmarks.dclm_core import centred
+    from puna.evals.catalogue import suites
+    from puna.evals.evaluate_model import default_folder, evaluate_model
+    from puna.model.hub import model_directory
 
     if args.suite is None:
-        raise PunaError("Nothing to measure was named.", f"Give --suite with one of: {', '.join(SUITES)}.")
+        raise PunaError("Nothing to measure was named.", f"Give --suite with one of: {', '.join(suites())}.")
     for name, least in (("limit", 1), ("samples", 0), ("max_batch", 1)):
         value = getattr(args, name)
         if value is not None and value < least:
             raise PunaError(f"--{name.replace('_', '-')} {value} is below {least}.", "Give a larger number.")
-    chosen = select(args.suite)
-    data = EvalData.find(args.data, hub=args.hub, instruct=not args.bare)
-    loaded = load_items(chosen, data, args.limit, named=all(n.strip() not in SUITES for n in args.suite.split(",")))
-    corpus = Corpus.open(args.corpus) if args.corpus else None
-    engine, directory, chat = _load(args, args.model)
-    against = _load(args, args.against) if args.against else None
-    folder = args.out or Path("evals") / (directory.parent.name if directory.name == "model" else directory.name)
-    sampling = Sampling(args.samples, args.temperature, seed=args.seed)
     with progress(transient=True) as bar:
         tasks: dict[str, Any] = {}
 
@@ -129,20 +139,29 @@ def benchmarks(args: argparse.Namespace) -> None:
             bar.update(tasks[benchmark.name], completed=done)
 
         try:
-            results = evaluate(
-                engine,
-                directory,
-                loaded,
-                folder,
-                chat=chat,
-                sampling=sampling,
-                corpus=corpus,
-                against=against,
+            results = evaluate_model(
+                args.model,
+                args.suite,
+                out=args.out,
+                limit=args.limit,
+                data=args.data,
+                hub=args.hub,
+                instruct=not args.bare,
+                samples=args.samples,
+                temperature=args.temperature,
+                seed=args.seed,
+                form=args.form,
+                fast=args.fast,
+                device=args.device,
+                max_batch=args.max_batch,
+                corpus=args.corpus,
+                against=args.against,
                 on_progress=on_progress,
             )
         except KeyboardInterrupt:
-            say(f"What is scored is kept in {folder}; the same command goes on from there.")
+            say("What is scored is kept; the same command goes on from there.")
             raise
+    folder = args.out or default_folder(model_directory(args.model))
     if args.json:
         print_json(results)
         return
@@ -155,22 +174,6 @@ def benchmarks(args: argparse.Namespace) -> None:
     if core:
         print(f"\nCORE {core['value']:.3f}, mean centred accuracy of {core['tasks']} of 22 tasks")
     say(f"Everything is in {folder}; the page is {folder / 'report.html'}.")
-
-
-def _load(args: argparse.Namespace, model: str) -> tuple["Engine", Path, bool]:
-    """A model's engine, its directory, and whether it is asked in chat turns."""
-    from puna.engine.generate import load_engine
-    from puna.engine.importer import stage
-    from puna.model.hub import model_directory
-    from puna.model.store import stored_dtype
-    from puna.train.machine import best_device
-
-    directory = model_directory(model)
-    options: dict[str, Any] = {"device": args.device or best_device(), "max_batch": args.max_batch}
-    # The kernels for a CPU, but in the files' own precision: a score is the model's, not a rounded one's.
-    options |= {"fast": True, "dtype": stored_dtype(directory)} if args.fast else {"deterministic": True}
-    engine = load_engine(directory, **options)
-    return engine, directory, stage(directory) != "base" if args.form == "auto" else args.form == "chat"
 
 
 def table(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
@@ -231,7 +234,7 @@ def seen(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 def _list(args: argparse.Namespace) -> None:
     from puna.core.console import print_json, show_table
     from puna.evals.catalogue import BENCHMARKS
-    from puna.evals.files import EvalData, is_held
+    from puna.evals.datasets import EvalData, is_held
 
     data = EvalData.find(args.data)
     rows: list[dict[str, Any]] = []

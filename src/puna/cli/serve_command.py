@@ -1,15 +1,16 @@
-"""Answer over HTTP: OpenAI's API under /v1, and a page to talk in at /.
+"""Serve models over HTTP: OpenAI's API at /v1, and the assistant at /.
 
-SIGTERM or Ctrl-C lets answers on their way finish; a second one leaves at once.
+SIGTERM or Ctrl-C lets requests in progress finish; a second one exits at once.
 """
 
 import argparse
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from puna.serve.backend import Backend
+    from puna.serve.backends.base import Backend
     from puna.serve.settings import Settings
 
 
@@ -22,96 +23,140 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     where.add_argument("--port", type=int, default=8000, help="port (default 8000)")
     where.add_argument(
-        "--allowed-host", action="append", default=[], metavar="NAME", help="answer to this name too; * for any"
+        "--allowed-host", action="append", default=[], metavar="NAME", help="host name to answer to; * for any"
     )
     where.add_argument(
-        "--cors-origin", action="append", default=[], metavar="URL", help="let pages of this origin call the API"
+        "--cors-origin", action="append", default=[], metavar="URL", help="allow pages of this origin to call the API"
     )
     where.add_argument(
-        "--api-key-file", type=Path, metavar="FILE", help="ask for a key: a line each, KEY or NAME = KEY"
+        "--api-key-file", type=Path, metavar="FILE", help="require a key from this file: one a line, KEY or NAME = KEY"
     )
-    where.add_argument("--no-page", action="store_true", help="the API alone")
+    where.add_argument("--no-page", action="store_true", help="serve the API only, without pages and accounts")
     where.add_argument(
-        "--data", default="", metavar="DIR", help="where conversations are kept: a directory or postgres://…"
+        "--accounts",
+        action=argparse.BooleanOptionalAction,
+        help="make everyone sign in (default: when other machines can reach the server)",
     )
+    where.add_argument("--data", default="", metavar="DIR", help="where data is stored: a directory or postgres://…")
     limits = parser.add_argument_group("limits")
     limits.add_argument(
-        "--max-queue", type=int, default=64, metavar="N", help="texts that may wait; more get 429 (default 64)"
+        "--max-queue", type=int, default=64, metavar="N", help="sequences that may wait; more get 429 (default 64)"
     )
-    limits.add_argument("--max-body", type=float, default=10.0, metavar="MB", help="size of a request (default 10 MB)")
+    limits.add_argument("--max-body", type=float, default=10.0, metavar="MB", help="largest request (default 10 MB)")
     limits.add_argument(
-        "--timeout", type=float, default=600.0, metavar="S", help="seconds a request may take (default 600)"
+        "--timeout", type=float, default=600.0, metavar="S", help="time limit for a request (default 600)"
     )
-    limits.add_argument(
-        "--drain", type=float, default=30.0, metavar="S", help="seconds to finish on SIGTERM (default 30)"
-    )
+    limits.add_argument("--drain", type=float, default=30.0, metavar="S", help="time to finish on SIGTERM (default 30)")
     engine = parser.add_argument_group("engine")
-    engine.add_argument("--max-batch", type=int, default=64, metavar="N", help="texts written at once (default 64)")
     engine.add_argument(
-        "--kv-tokens", type=int, metavar="N", help="tokens the key-value cache holds (default: what fits)"
+        "--max-batch", type=int, default=64, metavar="N", help="sequences generated at once (default 64)"
     )
-    engine.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 … (default: cuda where there is one)")
+    engine.add_argument("--kv-tokens", type=int, metavar="N", help="tokens in the KV cache (default: what fits)")
+    engine.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 … (default: cuda if available)")
     engine.add_argument(
-        "--dtype", choices=("float32", "bfloat16"), help="precision (default: what this device is fast in)"
+        "--dtype", choices=("float32", "bfloat16"), help="precision (default: what is fast on this device)"
     )
     engine.add_argument(
-        "--quantize", choices=("int8", "int4"), help="store weights so (CPU): less memory, faster answers"
+        "--quantize", choices=("int8", "int4"), help="store weights in this format (CPU): less memory, faster answers"
     )
-    engine.add_argument("--deterministic", action="store_true", help="the same text whoever else asks; slower")
+    engine.add_argument("--deterministic", action="store_true", help="the same text whatever else is running; slower")
     other = parser.add_argument_group("another engine behind this server")
     other.add_argument(
         "--backend",
-        choices=("native", "vllm", "llama.cpp", "openai"),
+        metavar="NAME",
         default="native",
-        help="what computes (default: Puna's own engine). MODEL is then a model of that server, by default its first",
+        help="engine to use: native (default: Puna's own), vllm, llama.cpp, openai, or a backend of a plugin. With another "
+        "than native, MODEL is a model of that server, by default its first",
     )
     other.add_argument(
-        "--upstream", metavar="URL", help="where it runs; without it vllm and llama.cpp are started for MODEL"
+        "--include",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="FILE.py",
+        help="load backends from this file (repeatable)",
+    )
+    other.add_argument(
+        "--upstream",
+        metavar="URL",
+        help="address of the running engine; without it, vllm or llama.cpp is started for MODEL",
     )
 
 
 def run(args: argparse.Namespace) -> None:
-    """Load, then answer until a signal ends it."""
+    """Load the models, and serve until a signal ends it."""
     from rich.markup import escape
 
+    from puna.apps.assistant import AssistantProduct
     from puna.core.console import say
+    from puna.core.plugins import include_all
     from puna.serve.app import create_app
-    from puna.serve.backend import Models
+    from puna.serve.backends.base import Models
     from puna.serve.run import listen, serve
 
+    include_all(args.include)
     settings = settings_of(args)
-    load = _load if args.backend == "native" else _connect
+    load = _loader(args.backend)
     _check_backend(args)
     listening = listen(settings)
     try:
-        # A thread that used torch keeps torch's helpers, which take the cores from those of the engine's own thread (a
-        # quarter of the speed of 32 streams on two cores). So models are loaded on threads that end.
+        # A thread that used torch keeps torch's helper threads, which take cores from the engine's thread (a quarter
+        # of the speed of 32 streams on two cores). So models are loaded on threads that end.
         with ThreadPoolExecutor(1) as apart:
             backends = list(apart.map(lambda name: load(name, args, settings), args.models or [""]))
-        app = create_app(settings, Models(backends))
+        products = [] if args.no_page else [AssistantProduct()]
+        app = create_app(settings, Models(backends), products=products)
     except BaseException:
         listening.close()
         raise
 
     def started() -> None:
         shown = "localhost" if settings.host in ("127.0.0.1", "0.0.0.0", "::", "::1") else settings.host
-        say(f"http://{shown}:{listening.getsockname()[1]} answers; the API is at /v1.")
+        address = f"http://{shown}:{listening.getsockname()[1]}"
+        say(f"{address} answers; the API is at /v1.")
         for backend in backends:
             for choice in backend.choices:
                 say(escape(f"  {choice}"))
             if backend.card.max_model_len is not None:
                 context = f"{backend.card.max_model_len:,} tokens of context"
                 say(escape(f"  {backend.card.id}: {context}, {backend.card.stage}"))
-        if settings.host not in ("127.0.0.1", "::1", "localhost") and not settings.keys:
-            say("Whoever reaches this address can use it: --api-key-file asks for keys.")
+        if settings.reachable and not app.state.web.auth.required:
+            say("Anyone who reaches this address can use it. --accounts makes people sign in.")
+        if link := app.state.web.owner_link(address):
+            say("Open this link to become the owner and invite others. It works once, within a day:")
+            say(escape(f"  {link}"))
 
     serve(app, listening, started=started)
 
 
+def _loader(backend: str) -> "Callable[[str, argparse.Namespace, Settings], Backend]":
+    """What opens one model with this backend. Raises PunaError for a backend that there is not."""
+    from puna.core.errors import PunaError, nearest
+    from puna.serve.backends.plugins import BACKENDS, BUILT_IN
+
+    if backend == "native":
+        return _load
+    if backend in BUILT_IN:
+        return _connect
+    if backend not in BACKENDS:
+        hint = nearest(backend, (*BUILT_IN, *BACKENDS))
+        raise PunaError(f"There is no backend '{backend}'.", f"{hint} One in a file of your own needs --include.")
+    return _open
+
+
+def _open(given: str, args: argparse.Namespace, settings: "Settings") -> "Backend":
+    """The backend of one model that a plugin opens."""
+    from puna.serve.backends.plugins import BACKENDS
+
+    name, equals, model = given.partition("=")
+    return BACKENDS[args.backend](model if equals else given, name or args.backend, settings)
+
+
 def settings_of(args: argparse.Namespace) -> "Settings":
-    """What the options say. Raises PunaError for what means nothing."""
+    """The settings for the options. Raises PunaError for invalid values."""
     from puna.core.errors import PunaError
-    from puna.serve.settings import Settings, read_keys
+    from puna.serve.settings import Settings
+    from puna.web.accounts.key_file import read_keys
 
     for name, least in (("max_queue", 0), ("max_batch", 1), ("max_body", 0.001), ("timeout", 0.001), ("drain", 0)):
         if not getattr(args, name) >= least:
@@ -122,7 +167,7 @@ def settings_of(args: argparse.Namespace) -> "Settings":
         keys=read_keys(args.api_key_file) if args.api_key_file else {},
         allowed_hosts=tuple(args.allowed_host),
         cors_origins=tuple(args.cors_origin),
-        page=not args.no_page,
+        accounts=args.accounts,
         data=args.data,
         max_queue=args.max_queue,
         max_body_bytes=int(args.max_body * 2**20),
@@ -132,22 +177,22 @@ def settings_of(args: argparse.Namespace) -> "Settings":
 
 
 def _load(given: str, args: argparse.Namespace, settings: "Settings") -> "Backend":
-    """The backend of one model. Raises PunaError when the model cannot be loaded, or there is too little memory."""
+    """Load one model. Raises PunaError when it cannot be loaded or memory is too small."""
     import torch
 
     from puna.cli.generation_options import device_of
-    from puna.core.errors import PunaError
     from puna.engine.generate import load_engine
     from puna.engine.importer import stage
+    from puna.engine.memory_errors import out_of_memory
     from puna.model.hub import model_directory
-    from puna.serve.native import NativeBackend
+    from puna.serve.backends.native.backend import NativeBackend
 
     name, equals, place = given.partition("=")
     directory = model_directory(place if equals else given)
-    # A run keeps its model in a directory of its own: the run's name says more.
+    # A run stores its model in a subdirectory: the run's name says more.
     name = name if equals else (Path(given) if Path(given).exists() else directory).resolve().name
     dtype = getattr(torch, args.dtype) if args.dtype else None
-    try:
+    with out_of_memory(str(directory), "Give fewer --kv-tokens or --max-batch, or a smaller model."):
         engine = load_engine(
             directory,
             device=device_of(args.device),
@@ -161,16 +206,10 @@ def _load(given: str, args: argparse.Namespace, settings: "Settings") -> "Backen
         return NativeBackend(
             engine, name, settings, stage="chat" if stage(directory) == "chat" else "base", root=str(directory)
         )
-    except (MemoryError, torch.OutOfMemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "memory" not in str(error).lower():
-            raise
-        raise PunaError(
-            f"There is not enough memory for {directory}.", "Give fewer --kv-tokens or --max-batch, or a smaller model."
-        ) from None
 
 
 def _check_backend(args: argparse.Namespace) -> None:
-    """Raises PunaError for options that the chosen backend has no use for."""
+    """Raise PunaError for options that the chosen backend does not support."""
     from puna.core.errors import PunaError
 
     if args.backend == "native":
@@ -179,11 +218,13 @@ def _check_backend(args: argparse.Namespace) -> None:
                 "--upstream is the address of another engine.", "Say which: --backend vllm|llama.cpp|openai."
             )
         if not args.models:
-            raise PunaError("There is no model to serve.", "Give a model directory: puna serve models/demo")
+            raise PunaError("No model was given.", "Give a model directory: puna serve models/demo")
         return
     if args.backend == "openai" and not args.upstream:
         raise PunaError("--backend openai needs an address.", "Give it: --upstream URL")
-    if not args.upstream and not args.models:
+    if args.backend not in ("vllm", "llama.cpp", "openai") and args.upstream:
+        raise PunaError(f"--backend {args.backend} takes no --upstream.", "Leave it out.")
+    if args.backend in ("vllm", "llama.cpp") and not args.upstream and not args.models:
         raise PunaError(f"There is no model to start {args.backend} with.", "Give one, or the --upstream URL.")
     started_vllm = args.backend == "vllm" and not args.upstream
     for name, given in (
@@ -198,24 +239,26 @@ def _check_backend(args: argparse.Namespace) -> None:
 
 
 def _connect(given: str, args: argparse.Namespace, settings: "Settings") -> "Backend":
-    """The backend of a model that another engine computes; without an address that engine is started."""
-    from puna.serve.upstream.backend import UpstreamBackend
-    from puna.serve.upstream.start import start_llama, start_vllm
+    """Connect to a model of another engine; without an address, that engine is started."""
+    from puna.serve.backends.upstream.backend import UpstreamBackend
+    from puna.serve.backends.upstream.launch import start_llama, start_vllm
 
-    name, equals, theirs = given.partition("=")
+    name, equals, model = given.partition("=")
     if not equals:
-        theirs = given
+        model = given
         name = Path(given).resolve().name.removesuffix(".gguf") if given and Path(given).exists() else given
     child = None
     if not args.upstream:
         vllm = args.backend == "vllm"
         child = (
-            start_vllm(theirs, name, max_batch=args.max_batch, dtype=args.dtype) if vllm else start_llama(theirs, name)
+            start_vllm(model, name, max_batch=args.max_batch, dtype=args.dtype) if vllm else start_llama(model, name)
         )
-        theirs = name
+        model = name
     url = child.url if child else args.upstream
     try:
-        return UpstreamBackend(args.backend, url, name, settings, theirs=theirs, capacity=args.max_batch, child=child)
+        return UpstreamBackend(
+            args.backend, url, name, settings, upstream_name=model, capacity=args.max_batch, child=child
+        )
     except BaseException:
         if child is not None:
             child.close()

@@ -16,7 +16,7 @@ LISTED = 50
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """What the command takes."""
+    """Declare the command's arguments."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.description = (__doc__ or "").strip()
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
@@ -28,14 +28,26 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     sample.add_argument("--seed", type=int, default=0, help="of the first problem (default: 0)")
     sample.add_argument("-n", "--count", type=int, default=1, metavar="K", help="how many (default: 1)")
     sample.add_argument("--solve", action="store_true", help="show the reference answer too")
-    sample.add_argument("--json", action="store_true", help="print a JSON object a line, as `score` reads them")
+    sample.add_argument("--json", action="store_true", help="print one JSON object per line, as `score` reads them")
     score = actions.add_parser("score", help="score a file of answers")
     score.add_argument("file", type=Path, metavar="FILE", help="JSON lines of task, level, seed, answer")
     score.add_argument("--json", action="store_true", help="print one JSON object, with a verdict for every row")
+    for action in (listed, sample, score):
+        action.add_argument(
+            "--include",
+            action="append",
+            default=[],
+            type=Path,
+            metavar="FILE.py",
+            help="load tasks from this file (repeatable)",
+        )
 
 
 def run(args: argparse.Namespace) -> None:
-    """Do what the first word says."""
+    """Run the action that was named."""
+    from puna.core.plugins import include_all
+
+    include_all(args.include)
     {"list": _list, "sample": _sample, "score": _score}[args.action](args)
 
 
@@ -92,7 +104,7 @@ def _sample(args: argparse.Namespace) -> None:
 
 def _score(args: argparse.Namespace) -> None:
     from puna.core.console import print_json, show_table
-    from puna.tasks.score import read_rows, score_rows, table
+    from puna.tasks.score_file import read_rows, score_rows, table
 
     scored = score_rows(read_rows(args.file))
     lines = table(scored)

@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> None:
         command = [sys.executable, "-m", "puna", "train", *args.words, *where, *given]
         sys.exit(launch(command, args.nproc))
 
-    from puna.train.trainer import train
+    from puna.train.pretrain import train
 
     try:
         event = train(recipe, run_dir, resume=bool(args.resume), observers=[LiveView()] if rank == 0 else [])

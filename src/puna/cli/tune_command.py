@@ -35,15 +35,25 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resume", type=Path, metavar="RUN_DIR", help="go on with this run instead of a recipe")
     parser.add_argument("--nproc", type=int, default=1, metavar="N", help="processes on this machine (default: 1)")
     parser.add_argument("--json", action="store_true", help="print the last event as JSON on stdout")
+    parser.add_argument(
+        "--include",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="FILE.py",
+        help="load tasks from this file (repeatable); give it again with --resume",
+    )
 
 
 def run(args: argparse.Namespace) -> None:
     """Check everything that needs no torch, then run the stage here or start the processes that do."""
     from puna.core.console import print_json, show_table
+    from puna.core.plugins import include_all
     from puna.tune.recipe import STAGES
     from puna.tune.stages import new_stage, resumed_stage, runner
     from puna.tune.way.report import stage_table
 
+    include_all(args.include)
     if args.stage not in STAGES:
         raise PunaError(f"'{args.stage}' is no stage of tuning.", nearest(args.stage, STAGES))
     if args.nproc < 1:
@@ -67,7 +77,8 @@ def run(args: argparse.Namespace) -> None:
         from puna.train.launch import launch
 
         where = ["--resume", str(run_dir)] if args.resume else ["--run-dir", str(run_dir)]
-        given = ["--json"] if args.json else []
+        included = [word for path in args.include for word in ("--include", str(path))]
+        given = [*included, *(["--json"] if args.json else [])]
         command = [sys.executable, "-m", "puna", "tune", args.stage, *args.words, *where, *given]
         sys.exit(launch(command, args.nproc))
 

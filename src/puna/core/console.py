@@ -1,7 +1,7 @@
-"""What a person sees: notes and progress on stderr, results on stdout.
+"""Terminal output: notes and progress on stderr, results on stdout.
 
-A command's result goes to stdout once, as a table or, with --json, as one JSON value; everything said on the way goes
-to stderr. So a script can always pipe stdout. rich is imported when first used: `puna --help` does not pay for it.
+A command prints its result on stdout once, as a table or, with --json, as one JSON value. Everything else goes to
+stderr, so a script can always pipe stdout. rich is imported when it is first used: `puna --help` does not pay for it.
 """
 
 import json
@@ -17,19 +17,19 @@ if TYPE_CHECKING:
 
 @lru_cache(maxsize=2)
 def console(*, stderr: bool = True) -> "Console":
-    """The one rich console for each stream."""
+    """Return the shared rich console for stdout or stderr."""
     from rich.console import Console
 
     return Console(stderr=stderr, soft_wrap=True, highlight=False)
 
 
 def say(text: str) -> None:
-    """Print a note for the person watching (stderr; rich markup allowed)."""
+    """Print a note on stderr; rich markup is allowed."""
     console().print(text)
 
 
 def progress(*, transient: bool = False) -> "Progress":
-    """A progress display with bar, share, count and time left, for work that takes more than a second or two."""
+    """Return a progress bar with share, count and time left, for work that takes more than a second or two."""
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -51,7 +51,7 @@ def progress(*, transient: bool = False) -> "Progress":
 
 
 def show_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, title: str = "") -> None:
-    """Print rows as a table on stdout. Cells are plain text; numbers are aligned to the right."""
+    """Print rows as a table on stdout. Cells are plain text; numbers are right-aligned."""
     from rich.markup import escape
     from rich.table import Table
 

@@ -1,7 +1,18 @@
-"""Errors a person can act on.
+"""Errors a person can act on, and a tree of them that a program can catch.
 
-`PunaError` is for everything that is wrong with what we were given: a file, a recipe, a machine too small. The command
-line prints it as one sentence and exits with 2. Any other exception is a bug of ours and keeps its traceback.
+    PunaError                 anything wrong with what Puna was given; the message says what, where and what to do
+    ├── RecipeError           a recipe, an override or a setting does not fit
+    ├── DataError             a corpus, a dialogue or another data file is missing, damaged or does not fit
+    │   └── MissingFiles      a benchmark's files are not here
+    ├── ModelError            a model directory, its tokenizer or a checkpoint cannot be used
+    ├── OutOfMemoryError      this machine has too little memory for what was asked
+    ├── PluginError           a plugin does not exist, does not import or registers something that does not fit
+    ├── SandboxError          untrusted code cannot be run behind the walls that were asked for
+    ├── EngineError           a step of the engine failed; the requests of that step are lost
+    └── DeadlineError         a request was not finished in the time it was given
+
+The command line prints a `PunaError` as one sentence and exits with 2. Any other exception is a bug in Puna and keeps
+its traceback. All of these can be imported from `puna`.
 """
 
 import difflib
@@ -16,6 +27,42 @@ class PunaError(Exception):
 
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(f"{message} {hint}".strip())
+
+
+class RecipeError(PunaError):
+    """A recipe, an override or a setting does not fit."""
+
+
+class DataError(PunaError):
+    """A corpus, a dialogue or another data file is missing, damaged or does not fit."""
+
+
+class MissingFiles(DataError):
+    """A benchmark's files are not here."""
+
+
+class ModelError(PunaError):
+    """A model directory, its tokenizer or a checkpoint cannot be used."""
+
+
+class OutOfMemoryError(PunaError):
+    """This machine has too little memory for what was asked."""
+
+
+class PluginError(PunaError):
+    """A plugin does not exist, does not import or registers something that does not fit."""
+
+
+class SandboxError(PunaError):
+    """Untrusted code cannot be run behind the walls that were asked for."""
+
+
+class EngineError(PunaError):
+    """A step of the engine failed; the requests of that step are lost."""
+
+
+class DeadlineError(PunaError):
+    """A request was not finished in the time it was given."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -1,7 +1,7 @@
 """Files that are never half written.
 
-Everything is made under a temporary name beside its place and renamed when it is whole, so whoever reads the old name
-sees the old content or the new one. A full disk is reported as a sentence and leaves what was there.
+Everything is written under a temporary name in the same folder and renamed when it is complete, so a reader sees the
+old content or the new one, never a mixture. A full disk is reported as a sentence, and the old content stays.
 """
 
 import contextlib
@@ -21,9 +21,9 @@ from puna.core.units import format_bytes
 
 @contextlib.contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn 'no space', 'not allowed' and 'in the way' while writing `path` into a PunaError; others pass through.
+    """Turn "no space", "not allowed" and "in the way" while writing `path` into a PunaError; others pass through.
 
-    An error that names a file outside the folder of `path` is about something that was being read, and passes too.
+    An error about a file outside the folder of `path` comes from something that was being read, and passes through too.
     """
     try:
         yield
@@ -47,13 +47,13 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 
 def _concerns(filename: str, path: Path) -> bool:
-    """Whether a file named in an error lies in the folder of `path`, or is a folder that leads there."""
+    """Whether a file named in an error is inside the folder of `path`, or is one of its parent folders."""
     named, folder = Path(os.path.abspath(filename)), Path(os.path.abspath(path)).parent
     return named.is_relative_to(folder) or folder.is_relative_to(named)
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write `content` to `path` whole or not at all, making the folder when needed."""
+    """Write `content` to `path` completely or not at all. Creates the folder if needed."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -68,12 +68,12 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` to `path` whole or not at all (UTF-8), making the folder when needed."""
+    """Write `text` to `path` in UTF-8, completely or not at all. Creates the folder if needed."""
     write_bytes(path, text.encode())
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as indented JSON, whole or not at all."""
+    """Write `value` as indented JSON, completely or not at all."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
@@ -86,17 +86,17 @@ def read_json(path: Path) -> Any:
     except OSError as error:
         raise PunaError(f"{path} cannot be read ({error.strerror}).", "Check the path and its permissions.") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise PunaError(f"{path} is not valid JSON ({error}).", "It may be truncated; make it again.") from None
+        raise PunaError(f"{path} is not valid JSON ({error}).", "It may be truncated; create it again.") from None
 
 
 @contextlib.contextmanager
 def new_directory(path: Path, *, replace: bool = False) -> Iterator[Path]:
-    """Yield a temporary folder beside `path`; rename it to `path` when the block ends well, remove it when it fails.
+    """Yield a temporary folder next to `path`; rename it to `path` if the block succeeds, remove it if it fails.
 
-    replace: an existing `path` is swapped out (and removed) only after the new one is whole.
-    Raises PunaError when `path` exists and `replace` is false, also when it appeared in the meantime.
+    replace: an existing `path` is replaced (and removed) only after the new one is complete.
+    Raises PunaError if `path` exists and `replace` is false, even if it appeared in the meantime.
     """
-    path = Path(os.path.abspath(path))  # "." has no name to put another beside
+    path = Path(os.path.abspath(path))  # "." has no name to derive a sibling from
     if path.exists() and (not replace or not path.is_dir()):
         raise PunaError(f"{path} exists already.", "Choose another name or remove it first.")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -123,7 +123,7 @@ def new_directory(path: Path, *, replace: bool = False) -> Iterator[Path]:
 
 
 def sync_directory(path: Path) -> None:
-    """Make the names in a folder last through a power cut, as fsync of a file makes its bytes last."""
+    """Make the names in a folder survive a power cut, as fsync of a file does for its bytes."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -138,7 +138,7 @@ def sha256_file(path: Path) -> str:
 
 
 def require_space(folder: Path, needed: int, what: str) -> None:
-    """Raise PunaError when the disk under `folder` has fewer than `needed` bytes free. `what` names what needs them."""
+    """Raise PunaError if the disk of `folder` has fewer than `needed` bytes free. `what` names what needs them."""
     place = folder
     while not place.exists():
         place = place.parent
@@ -152,9 +152,9 @@ def require_space(folder: Path, needed: int, what: str) -> None:
 
 @contextlib.contextmanager
 def lock_directory(path: Path) -> Iterator[None]:
-    """Hold `path`/.lock for this process; the lock goes with the process, however it ends.
+    """Hold `path`/.lock for this process; the lock ends with the process, however it ends.
 
-    Raises PunaError when a living process holds it.
+    Raises PunaError if a running process holds it.
     """
     if path.exists() and not path.is_dir():
         raise PunaError(f"{path} is a file, not a folder.", "Choose another name.")

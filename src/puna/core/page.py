@@ -1,7 +1,7 @@
-"""Pieces of an HTML page: the shell, sections, tables, named figures. What is not markup is escaped here.
+"""Pieces of an HTML report: the page itself, sections, tables, key figures. Everything but markup is escaped here.
 
-A page is one file that asks nobody for anything. `page.css` beside this file is the house's look, light and dark; pages
-add their own rules and the drawings' (`core.plots.STYLE`).
+A page is one file that loads nothing. `page.css` next to this file is the common style, light and dark; pages add their
+own rules and those of the plots (`core.plots.STYLE`).
 """
 
 import base64
@@ -16,13 +16,13 @@ STYLE = Path(__file__).with_name("page.css")
 
 
 class Html(str):
-    """Text that is markup already; everything else is escaped."""
+    """Text that is markup already and is not escaped."""
 
 
 def document(title: str, css: str, body: str, *, origin: str, script: str = "") -> str:
-    """A whole page that loads nothing, and says so to the browser. origin: what it was drawn from, for its foot.
+    """A complete page that loads nothing, enforced by its policy. origin: what it was drawn from, for the footer.
 
-    script: JavaScript of our own; the page's policy names its hash, so no other script can run.
+    script: Puna's own JavaScript; the page's policy names its hash, so that no other script can run.
     """
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     allowed = f"; script-src 'sha256-{digest}'" if script else ""
@@ -45,13 +45,13 @@ def section(title: str, text: str, body: str) -> str:
 
 
 def figures(pairs: Sequence[tuple[str, str]]) -> str:
-    """Large figures in a row, each (value, what it is)."""
+    """Key figures in a row, each (value, what it is)."""
     cells = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for value, name in pairs)
     return f'<dl class="figures">{cells}</dl>'
 
 
 def named(name: str, note: str) -> Html:
-    """A name with a small note under it."""
+    """A name with a small note below it."""
     small = f"<small>{escape(note)}</small>" if note else ""
     return Html(escape(name) + small)
 
@@ -67,13 +67,13 @@ def table(
 ) -> str:
     """An HTML table; cells are escaped unless they are Html. The first cell of a row is its header.
 
-    numeric: columns set to the right. drawing: a column of bars. ours: the row that is pointed out.
+    numeric: right-aligned columns. drawing: a column of bars. ours: the row to highlight.
     """
 
     def cell(index: int, text: str) -> str:
         kind = ' class="number"' if index in numeric else ' class="drawing"' if index == drawing else ""
         tag, scope = ("th", ' scope="row"') if index == 0 else ("td", "")
-        # On a phone rows of bars have no head; the label then says what a number is.
+        # On a phone, rows of bars have no header; the label then says what a number is.
         label = f' data-label="{escape(columns[index])}"' if index in numeric and text and columns[index] else ""
         return f"<{tag}{scope}{kind}{label}>{text if isinstance(text, Html) else escape(text)}</{tag}>"
 

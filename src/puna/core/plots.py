@@ -1,8 +1,8 @@
-"""Plots as inline SVG, drawn with a few functions and no library, so that a report is one file that asks nobody.
+"""Plots as inline SVG, drawn with a few functions and no library, so that a report is one file that loads nothing.
 
-Every function returns one <svg> as text. Colours and weights are CSS classes (`STYLE`), so one drawing serves light and
-dark; each drawing has a <title> and a <desc> for those who hear it and <title> tooltips for those who point at it. All
-text that comes in is escaped here.
+Every function returns one <svg> as text. Colours and weights are CSS classes (`STYLE`), so one drawing works in light
+and dark. Each drawing has a <title> and a <desc> for screen readers, and <title> elements as tooltips. All text is
+escaped here.
 """
 
 import hashlib
@@ -62,7 +62,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Mark:
-    """Something that happened at x. warn draws its shape in the warning colour."""
+    """An event at x. warn draws its shape in the warning colour."""
 
     x: float
     detail: str
@@ -98,9 +98,9 @@ def line_chart(
 ) -> str:
     """Curves over one x axis.
 
-    title stands above, unit included ("Memory, GiB"). description is what a screen reader says. x_range: shared limits
-    of several charts. y_zero: the axis starts at 0. y_max: the frame's upper edge; what lies above is cut off.
-    references: named horizontal lines. marks: events, as fine verticals, and as symbols in a lane below when `lane`.
+    title: shown above the chart, with the unit ("Memory, GiB"). description: what a screen reader says. x_range: common
+    limits of several charts. y_zero: the axis starts at 0. y_max: the upper edge; curves above it are cut off.
+    references: named horizontal lines. marks: events, as thin vertical lines, and as symbols in a lane below if `lane`.
     """
     values = [y for one in series for _, y in one.points] + [y for _, y in references]
     xs = [x for one in series for x, _ in one.points]
@@ -171,14 +171,14 @@ def line_chart(
 
 
 def bar(share: float, *, ours: bool = False) -> str:
-    """A bar across `share` (0 to 1) of its place, for a table's cell; the number stands in the cell beside it."""
+    """A bar that fills `share` (0 to 1) of a table's cell; the number is in the next cell."""
     return _strip(f'<rect class="bar{" ours" if ours else ""}" width="{100 * share:.2f}" height="10"/>')
 
 
 def interval_bar(low: float, value: float, high: float, text: str, *, marks: Sequence[float] = ()) -> str:
     """A share between 0 and 1 as a dot with its interval, on a line from 0 to 100 %, for a table's cell.
 
-    marks: shares that it is to be seen beside, such as what guessing gives.
+    marks: shares to compare it with, such as what guessing scores.
     """
     a, b, c = (100 * share for share in (low, value, high))
     return _strip(
@@ -189,7 +189,7 @@ def interval_bar(low: float, value: float, high: float, text: str, *, marks: Seq
 
 
 def stacked_bar(parts: Sequence[tuple[str, float]], *, value_format: Callable[[float], str]) -> str:
-    """One bar divided by share: (name, amount). The legend is the page's (classes part0, part1, …)."""
+    """One bar divided by share: (name, amount). The page draws the legend (classes part0, part1, …)."""
     total = sum(amount for _, amount in parts) or 1.0
     out, x = [], 0.0
     for index, (name, amount) in enumerate(parts):
@@ -201,7 +201,7 @@ def stacked_bar(parts: Sequence[tuple[str, float]], *, value_format: Callable[[f
 
 
 def mark_symbol(shape: str, *, warn: bool = False) -> str:
-    """A mark by itself, for a legend in running text."""
+    """A single mark, for a legend in running text."""
     return (
         '<svg class="plot symbol" viewBox="-7 -7 14 14" aria-hidden="true">'
         f'<path class="mark{" warn" if warn else ""}" d="{_SHAPES[shape]}"/></svg>'
@@ -226,7 +226,7 @@ def nice_ticks(low: float, high: float, count: int) -> list[float]:
 
 
 def smooth(values: Sequence[float], half_life: float) -> list[float]:
-    """Exponential moving average without the bias of its start; after `half_life` values a value weighs half.
+    """Exponential moving average without the bias at its start; after `half_life` values a value counts half.
 
     Near the start the half-life is shorter (a tenth of the values so far), so that the average does not lag behind a
     curve that falls steeply there.
@@ -240,7 +240,7 @@ def smooth(values: Sequence[float], half_life: float) -> list[float]:
 
 
 def thin(points: Sequence[Point], most: int = 400) -> list[Point]:
-    """At most about `most` points that keep the shape: of each stretch its lowest and its highest stay."""
+    """About `most` points at most that keep the shape: the lowest and the highest of each stretch."""
     if len(points) <= most:
         return list(points)
     size = math.ceil(len(points) / (most / 2))
@@ -264,12 +264,12 @@ def _svg(content: str, width: float, height: float, title: str, description: str
 
 
 def _id(prefix: str, *content: object) -> str:
-    """An id that is unique within a page, and the same whenever the page is drawn again from the same numbers."""
+    """An id that is unique within a page and the same whenever the page is drawn from the same numbers."""
     return prefix + hashlib.sha256(repr(content).encode()).hexdigest()[:10]
 
 
 def _strip(content: str) -> str:
-    """A drawing 100 by 10 that fills its place; the numbers stand beside it, so it is silent for screen readers."""
+    """A drawing of 100 by 10 that fills its cell; the numbers are next to it, so screen readers skip it."""
     return f'<svg class="plot strip" viewBox="0 0 100 10" preserveAspectRatio="none" aria-hidden="true">{content}</svg>'
 
 
@@ -282,7 +282,7 @@ def _path(points: Sequence[Point], px: Callable[[float], float], py: Callable[[f
 
 
 def _legend(series: Sequence[Series], left: float, right: float) -> str:
-    """Names at the upper right, when there is more than one curve to tell apart."""
+    """Names at the upper right, if there is more than one curve."""
     if len(series) < 2:
         return ""
     out, x = [], float(right)

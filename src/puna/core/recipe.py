@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 import tomli_w
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-from puna.core.errors import PunaError, nearest
+from puna.core.errors import PunaError, RecipeError, nearest
 
 
 class Config(BaseModel):
@@ -45,7 +45,7 @@ def load(schema: type[C], path: Path | None, overrides: Sequence[str] = ()) -> L
     """Read `path` (TOML), apply overrides such as "train.steps=500", and check the result against `schema`.
 
     path: None means defaults alone. An override's value is read as TOML, or as a plain string when it is not TOML.
-    Raises PunaError with the file, the key and the nearest known key for anything that does not fit.
+    Raises RecipeError with the file, the key and the nearest known key for anything that does not fit.
     """
     name = str(path) if path else "recipe"
     tree: dict[str, Any] = _rename_keys(schema, read_toml(path)) if path else {}
@@ -53,7 +53,7 @@ def load(schema: type[C], path: Path | None, overrides: Sequence[str] = ()) -> L
     for text in overrides:
         key, equals, raw = text.partition("=")
         if not equals or not key.strip():
-            raise PunaError(f"'{text}' is not an override.", "Write it as key=value, for example train.steps=500.")
+            raise RecipeError(f"'{text}' is not an override.", "Write it as key=value, for example train.steps=500.")
         key = _new_key(schema, key.strip())
         value = _value(schema, key.split("."), raw.strip())
         _set(tree, key.split("."), value, text)
@@ -63,28 +63,28 @@ def load(schema: type[C], path: Path | None, overrides: Sequence[str] = ()) -> L
 
 
 def check(schema: type[C], tree: Mapping[str, Any], name: str) -> C:
-    """Validate a tree of plain values. Raises PunaError, one sentence, naming `name` and the first wrong key."""
+    """Validate a tree of plain values. Raises RecipeError, one sentence, naming `name` and the first wrong key."""
     try:
         return schema.model_validate(tree)
     except ValidationError as error:
-        raise PunaError(_sentence(schema, error, name)) from None
+        raise RecipeError(_sentence(schema, error, name)) from None
     except PunaError as error:  # a validator's own sentence, which does not know the file
-        raise PunaError(f"{name}: {error}") from None
+        raise RecipeError(f"{name}: {error}") from None
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """Read a TOML file. Raises PunaError when it is missing or not TOML."""
+    """Read a TOML file. Raises RecipeError when it is missing or not TOML."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         near = sorted(p.name for p in path.parent.glob("*.toml")) if path.parent.is_dir() else []
-        raise PunaError(f"{path} does not exist.", nearest(path.name, near)) from None
+        raise RecipeError(f"{path} does not exist.", nearest(path.name, near)) from None
     except IsADirectoryError:
-        raise PunaError(f"{path} is a folder, not a recipe.", "Give a .toml file.") from None
+        raise RecipeError(f"{path} is a folder, not a recipe.", "Give a .toml file.") from None
     except OSError as error:
-        raise PunaError(f"{path} cannot be read ({error.strerror}).", "Check the path and its permissions.") from None
+        raise RecipeError(f"{path} cannot be read ({error.strerror}).", "Check the path and its permissions.") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise PunaError(f"{path} is not valid TOML: {error}.", "Mend that line.") from None
+        raise RecipeError(f"{path} is not valid TOML: {error}.", "Fix that line.") from None
 
 
 def dump(config: Config) -> str:
@@ -130,7 +130,7 @@ def _set(tree: dict[str, Any], keys: list[str], value: Any, text: str) -> None:
     for key in keys[:-1]:
         tree = tree.setdefault(key, {})
         if not isinstance(tree, dict):
-            raise PunaError(f"'{text}': '{key}' is a value, not a section.", "See `puna recipe show` for the keys.")
+            raise RecipeError(f"'{text}': '{key}' is a value, not a section.", "See `puna recipe show` for the keys.")
     tree[keys[-1]] = value
 
 

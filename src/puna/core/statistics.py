@@ -5,11 +5,11 @@ import random
 from collections.abc import Sequence
 
 Z95 = 1.959964
-"""Standard deviations to each side of a normal mean that hold 95 %."""
+"""Standard deviations on each side of a normal mean that contain 95 %."""
 
 
 def wilson(successes: float, trials: float, z: float = Z95) -> tuple[float, float]:
-    """Wilson's score interval for a share (1927), 95 % by default: sound for small counts and for 0 and 100 %.
+    """Wilson's score interval for a share (1927), 95 % by default: valid for small counts and for 0 and 100 %.
 
     Returns (low, high); (0, 1) without trials.
     """
@@ -23,10 +23,10 @@ def wilson(successes: float, trials: float, z: float = Z95) -> tuple[float, floa
 
 
 def clustered(shares: Sequence[float]) -> tuple[float, float]:
-    """Wilson's 95 % interval for the mean of shares, one for each problem that was tried several times.
+    """Wilson's 95 % interval for the mean of shares, one share for each problem that was tried several times.
 
-    Tries of one problem resemble each other, so they count as fewer: the trials are those whose binomial variance is
-    the variance found between problems (Kish's effective sample size), and no fewer than the problems.
+    Attempts at one problem are alike, so they count as fewer: the number of trials is the one whose binomial variance
+    is the variance found between problems (Kish's effective sample size), but at least the number of problems.
     """
     count = len(shares)
     if not count:
@@ -62,8 +62,8 @@ def mcnemar(only_first: int, only_second: int) -> float:
 def paired_interval(differences: Sequence[float], *, resamples: int = 2000, seed: int = 0) -> tuple[float, float]:
     """95 % interval of the mean difference over items: the percentile bootstrap (Efron 1979), seeded.
 
-    Where all differ by the same, resampling sees no spread; the interval is then as wide as Wilson's for none of so
-    many. (-1, 1) without items.
+    Where all differences are equal, resampling finds no spread; the interval is then as wide as Wilson's for 0 of as
+    many. Returns (-1, 1) without items.
     """
     if not differences:
         return -1.0, 1.0

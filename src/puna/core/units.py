@@ -1,4 +1,4 @@
-"""Numbers as people write and read them: 15.6T tokens, 1.2 GiB, 4 min 5 s."""
+"""Parses and formats numbers as people write them: 15.6T tokens, 1.2 GiB, 4 min 5 s."""
 
 import math
 import re
@@ -17,7 +17,7 @@ def parse_count(text: str | int | float) -> int:
     if isinstance(text, int | float):
         if math.isfinite(text):
             return round(text)
-    # At most two digits of exponent: 1e999999999 would be a number as long as the memory.
+    # At most two digits of exponent: 1e999999999 would fill the memory.
     elif match := re.fullmatch(
         r"([0-9]*\.?[0-9]+(?:e[0-9]{1,2})?)\s*([kmbgt]?)", text.strip().lower().replace("_", "")
     ):
@@ -28,7 +28,7 @@ def parse_count(text: str | int | float) -> int:
 def format_count(value: float) -> str:
     """1234567 -> '1.23M'."""
     for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
-        if abs(value) >= 0.9995 * size:  # what three digits would round up to the unit
+        if abs(value) >= 0.9995 * size:  # values that three digits would round up to the unit
             return f"{_three_digits(value / size)}{unit}"
     return _three_digits(value)
 
@@ -56,5 +56,5 @@ def format_seconds(value: float) -> str:
 
 
 def _three_digits(value: float) -> str:
-    """Three digits that count, and never an exponent for something large."""
+    """Three significant digits, and never an exponent for a large number."""
     return f"{value:.0f}" if abs(value) >= 999.5 else f"{value:.3g}"

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from puna.core.errors import PunaError
+from puna.core.errors import DataError
 from puna.core.files import read_json, sha256_file
 from puna.data.shards import ENDINGS
 
@@ -74,18 +74,18 @@ class Corpus:
         """
         path = Path(path)
         if not path.is_dir():
-            raise PunaError(f"{path} does not exist.", "Make a corpus with `puna data build RECIPE -o DIR`.")
+            raise DataError(f"{path} does not exist.", "Make a corpus with `puna data build RECIPE -o DIR`.")
         if not (path / "manifest.json").is_file():
-            raise PunaError(
+            raise DataError(
                 f"{path} is no corpus directory: it has no manifest.json.", "Give what `puna data build` made."
             )
         manifest = read_json(path / "manifest.json")
         if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-            raise PunaError(
+            raise DataError(
                 f"{path}/manifest.json is not the manifest of a corpus.", "Give what `puna data build` made."
             )
         if manifest["version"] != VERSION:
-            raise PunaError(
+            raise DataError(
                 f"{path} has corpus format {manifest['version']}, this version reads {VERSION}.", "Build it again."
             )
         _check_files(path, manifest, verify)
@@ -98,7 +98,7 @@ class Corpus:
 
         tokenizer = Tokenizer.load(self.path / "tokenizer")
         if tokenizer.hash != self.tokenizer_hash:
-            raise PunaError(
+            raise DataError(
                 f"The tokenizer in {self.path} is not the one its tokens were made with "
                 f"({tokenizer.hash[:12]} instead of {self.tokenizer_hash[:12]}).",
                 "Build the corpus again.",
@@ -182,7 +182,7 @@ class Corpus:
 
     def _split(self, split: str) -> dict[str, Any]:
         if split not in self.manifest["splits"]:
-            raise PunaError(f"{self.path} has no split '{split}'.", f"It has {', '.join(self.manifest['splits'])}.")
+            raise DataError(f"{self.path} has no split '{split}'.", f"It has {', '.join(self.manifest['splits'])}.")
         return dict(self.manifest["splits"][split])
 
     def _segments(self) -> Iterator[tuple[Shard, int]]:
@@ -226,18 +226,18 @@ def _check_files(path: Path, manifest: dict[str, Any], verify: bool) -> None:
                 file = path / f"{entry['file']}.{ending}"
                 found = file.stat().st_size if file.is_file() else 0
                 if found != sizes[ending]:
-                    raise PunaError(
+                    raise DataError(
                         f"{file} has {found:,} bytes where the manifest says {sizes[ending]:,}.",
                         "The corpus is damaged; copy or build it again.",
                     )
                 if verify and sha256_file(file) != entry["sha256"][ending]:
-                    raise PunaError(
+                    raise DataError(
                         f"{file} is not what was built: its hash differs.", "Copy or build the corpus again."
                     )
     for name, digest in manifest["tokenizer"]["files"].items():
         file = path / "tokenizer" / name
         if not file.is_file() or sha256_file(file) != digest:
-            raise PunaError(
+            raise DataError(
                 f"The tokenizer in {path} is not the one its tokens were made with: {name} is missing or changed.",
                 "Build the corpus again.",
             )

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from puna.core.errors import PunaError, nearest
+from puna.core.errors import DataError, PunaError, nearest
 from puna.data.recipe import SourceConfig
 from puna.data.sources import CODE, Document, Drops, suffix
 
@@ -42,7 +42,7 @@ def read_file(path: Path, name: str, source: SourceConfig, invalid_utf8: str, dr
                     text, f"{name}:{number}" if source.separator else name, source.name, source.licence, is_code
                 )
     except OSError as error:
-        raise PunaError(f"{path} cannot be read ({error.strerror or error}).", "Check it, or exclude it.") from error
+        raise DataError(f"{path} cannot be read ({error.strerror or error}).", "Check it, or exclude it.") from error
 
 
 def read_chunks(path: Path) -> Iterator[bytes]:
@@ -138,9 +138,9 @@ def _jsonl(path: Path, name: str, source: SourceConfig, invalid_utf8: str, drops
         try:
             record = json.loads(text)
         except (json.JSONDecodeError, RecursionError) as error:
-            raise PunaError(f"{where} is not JSON ({error}).", "Mend or remove that line.") from None
+            raise DataError(f"{where} is not JSON ({error}).", "Mend or remove that line.") from None
         if not isinstance(record, dict):
-            raise PunaError(f"{where} is not a JSON object.", "Each line must be one, with a field for the text.")
+            raise DataError(f"{where} is not a JSON object.", "Each line must be one, with a field for the text.")
         document = _record(record, f"{name}:{number}", where, source, invalid_utf8, drops)
         if document:
             yield document
@@ -161,7 +161,7 @@ def _parquet(path: Path, name: str, source: SourceConfig, invalid_utf8: str, dro
             if not source.licence_field:
                 wanted.update({"licence", "license"}.intersection(columns))
             if not _is_text(pa, file.schema_arrow.field(source.text_field).type):
-                raise PunaError(f"{path}: column '{source.text_field}' holds no text.", "Set text_field.")
+                raise DataError(f"{path}: column '{source.text_field}' holds no text.", "Set text_field.")
             for batch in file.iter_batches(batch_size=512, columns=sorted(wanted)):
                 # Text as bytes: pyarrow would raise for a whole batch when one row is not UTF-8.
                 binary = {n: batch.column(n).cast(pa.binary()) for n in wanted if _is_text(pa, batch.column(n).type)}
@@ -177,7 +177,7 @@ def _parquet(path: Path, name: str, source: SourceConfig, invalid_utf8: str, dro
         if isinstance(error, OSError) and error.errno is not None:
             raise
         text = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise PunaError(f"{path} is a corrupt parquet file (after row {row}: {text}).", "Get it again.") from error
+        raise DataError(f"{path} is a corrupt parquet file (after row {row}: {text}).", "Get it again.") from error
 
 
 def _record(
@@ -197,7 +197,7 @@ def _record(
         drops.add(source.name, "null")
         return None
     if not isinstance(text, str | bytes):
-        raise PunaError(
+        raise DataError(
             f"{where}: field '{source.text_field}' holds no text but {type(text).__name__}.", "Set text_field."
         )
     text = _decode(text, source, invalid_utf8, drops)

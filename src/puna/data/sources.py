@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from puna.core.errors import PunaError
+from puna.core.errors import DataError
 from puna.data.recipe import SourceConfig
 
 _CODE = (
@@ -95,7 +95,7 @@ def list_inputs(source: SourceConfig, root: str = "") -> list[Input]:
     ]
     if not inputs:
         patterns = f" that matches {', '.join(source.glob)}" if source.glob else " of a known kind"
-        raise PunaError(
+        raise DataError(
             f"Source '{source.name}': {place} holds no file{patterns}.", "Check the path, `glob` and `exclude`."
         )
     return inputs
@@ -158,7 +158,7 @@ def _files(path: Path, source: SourceConfig) -> list[tuple[str, Path]]:
         named = sorted((file.relative_to(base).as_posix(), file) for file in found if file.is_file())
         return [(name, file) for name, file in named if not matches(name, source.exclude, folders=True)]
     if not path.exists():
-        raise PunaError(f"Source '{source.name}': {path} does not exist.", "Check `path`, or set `root`.")
+        raise DataError(f"Source '{source.name}': {path} does not exist.", "Check `path`, or set `root`.")
     if path.is_file():
         return [(path.name, path)]
     return _walk(path, source.glob, source.exclude)

@@ -36,8 +36,8 @@ from puna.train.recipe import Recipe
 from puna.train.speed import bigram_flops, expected_step
 
 if TYPE_CHECKING:
+    from puna.train.loop import Loop
     from puna.train.machine import Machine
-    from puna.train.trainer import Trainer
 
 CORPUS_RECIPE = {
     "name": "stdlib",
@@ -169,7 +169,7 @@ class Demo:
             return step.step_seconds
 
         def measure(shape: Shape, rows: int) -> float:
-            from puna.train.trainer import step_seconds
+            from puna.train.pretrain import step_seconds
 
             with tempfile.TemporaryDirectory(prefix="puna-") as scratch:
                 took = min(6.0, 0.1 * seconds)
@@ -197,7 +197,7 @@ class Demo:
 
     def _train(self, recipe: Recipe, corpus: Corpus) -> dict[str, Any]:
         """The run's last event."""
-        from puna.train.trainer import train
+        from puna.train.pretrain import train
 
         done = self.progress.done
         if "training" not in done:
@@ -289,21 +289,23 @@ class CodeMeasure:
             "code", {"results": [], "samples": [], "first_bits_per_byte": None}
         )
 
-    def at(self, label: str) -> Callable[["Trainer"], None]:
-        """A hook for the trainer that measures the weights of that moment, once."""
+    def at(self, label: str) -> Callable[["Loop"], None]:
+        """A hook for the loop that measures the weights of that moment, once."""
+        from puna.train.pretrain import Pretraining
 
-        def measure(trainer: "Trainer") -> None:
+        def measure(loop: "Loop") -> None:
+            state, objective = loop.state, loop.objective
             if any(result["label"] == label for result in self.found["results"]):
                 return
-            engine = Engine(trainer.model, self.corpus.tokenizer, decode_buckets=False)
-            with trainer.uncompiled():
+            engine = Engine(state.model, self.corpus.tokenizer, decode_buckets=False)
+            with state.uncompiled():
                 counted = completions(engine, self.heads, max_tokens=NEW_TOKENS, context_tokens=SEQ_LEN - NEW_TOKENS)
-            if trainer.step == 0:
-                self.found["first_bits_per_byte"] = trainer.evaluate()["bits_per_byte"]
+            if state.step == 0 and isinstance(objective, Pretraining):
+                self.found["first_bits_per_byte"] = objective.bits_per_byte()["bits_per_byte"]
             samples = counted.pop("samples")
-            self.found["results"].append({"step": trainer.step, "label": label, **counted})
+            self.found["results"].append({"step": state.step, "label": label, **counted})
             self.found["samples"] += [
-                {"step": trainer.step, "prompt": sample["prompt"][-160:], "text": sample["text"]}
+                {"step": state.step, "prompt": sample["prompt"][-160:], "text": sample["text"]}
                 for sample in samples[:2]
             ]
             self.progress.keep("code", self.found)

@@ -174,7 +174,7 @@ def _possible(abilities: Sequence[Ability]) -> tuple[Ability, ...]:
     """The abilities that can be checked here: programs need a sandbox."""
     from puna.sandbox.run import run_python
     from puna.tasks.catalogue import find
-    from puna.tasks.isolation import FLOOR
+    from puna.tasks.sandboxed import FLOOR
 
     try:
         run_python("", floor=FLOOR)

@@ -13,21 +13,14 @@ from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import Literal, NamedTuple
 
-from puna.core.errors import PunaError
+from puna.core.errors import DeadlineError as DeadlineError
+from puna.core.errors import EngineError as EngineError
 from puna.engine.grammar import Matcher
 from puna.engine.sampling import SamplingParams
 from puna.text.stream import TextStream
 from puna.text.tokenizer import Tokenizer
 
 FinishReason = Literal["stop", "length", "cancelled"]
-
-
-class EngineError(PunaError):
-    """The engine could not finish a request that was all right: a fault in a step, or the engine was closed."""
-
-
-class DeadlineError(PunaError):
-    """A request was not finished in the time it was given."""
 
 
 class TokenLogprob(NamedTuple):

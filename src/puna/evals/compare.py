@@ -1,8 +1,7 @@
-"""Two models on the same items: the difference, its interval, and whether chance explains it.
+"""Compares two models on the same items: the difference, its interval, and whether chance explains it.
 
-Both answered the same questions, so differences are taken item by item; that is much sharper than two intervals beside
-each other. The interval is a paired bootstrap over items; where every value is 0 or 1, McNemar's exact test stands
-beside it.
+Both models answered the same questions, so differences are taken item by item, which is much sharper than comparing two
+intervals. The interval is a paired bootstrap over items; where every value is 0 or 1, McNemar's exact test is added.
 """
 
 import math
@@ -16,9 +15,9 @@ Rows = Mapping[str, Sequence[Mapping[str, Any]]]
 
 
 def compare(ours: Rows, others: Rows) -> list[dict[str, Any]]:
-    """A row for each benchmark that both have: items, both means, difference, interval, and p where it can be told.
+    """Return a row for each common benchmark: items, both means, difference, interval, and p where it is defined.
 
-    Raises PunaError when they have no item in common.
+    Raises PunaError if the results have no item in common.
     """
     found = []
     for name, rows in ours.items():

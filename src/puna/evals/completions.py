@@ -1,9 +1,9 @@
-"""The share of sampled function bodies that Python's parser accepts: a first, real measure of writing code.
+"""Measures the share of sampled function bodies that Python's parser accepts: a first measure of writing code.
 
-Heads of functions come from held-out files, with the text before them in the file as context; the model writes the
-body, which ends where the indentation does. Nothing that a model wrote is ever run: `ast.parse` only reads. Bodies that
-parse and do nothing (`pass`, `...`, a docstring, an empty return) are counted apart, as a model that always writes
-`pass` would otherwise be perfect.
+Function heads come from held-out files, with the text before them in the file as context; the model writes the body,
+which ends where the indentation does. Nothing that a model wrote is run: `ast.parse` only reads. Bodies that parse and
+do nothing (`pass`, `...`, a docstring, an empty return) are counted separately; otherwise a model that always writes
+`pass` would be perfect.
 """
 
 import ast
@@ -19,23 +19,24 @@ from puna.data.corpus import Corpus
 from puna.engine.generate import Engine, SamplingParams
 
 MAX_SOURCE = 1_000_000
-"""Bytes of a document beyond which it is left out: such files are tables, not code."""
+"""Larger documents, in bytes, are left out: such files are tables, not code."""
 
 
 @dataclass(frozen=True)
 class Head:
-    """A function without its body. The docstring, where there is one, belongs to the body and is not given away."""
+    """A function without its body. A docstring belongs to the body and is not part of the head."""
 
     document: str
-    context: str  # what stands before it in the file
+    context: str  # the text before it in the file
     head: str  # "def name(args):\n", with its indentation, perhaps over several lines
-    indent: str  # of the def
+    indent: str  # indentation of the def
 
 
 def function_heads(corpus: Corpus, *, split: str = "heldout", limit: int = 200, seed: int = 0) -> list[Head]:
-    """Up to `limit` function heads from the split's Python documents, chosen by `seed`, at most 20 from one document.
+    """Return up to `limit` function heads from the split's Python documents, chosen by `seed`, at most 20 from one
+    document.
 
-    Raises PunaError when no document holds a Python function.
+    Raises PunaError if no document contains a Python function.
     """
     choose = random.Random(seed)
     found: list[Head] = []
@@ -45,14 +46,14 @@ def function_heads(corpus: Corpus, *, split: str = "heldout", limit: int = 200, 
         found += choose.sample(heads, min(20, len(heads)))
     if not found:
         raise PunaError(
-            f"No document in the {split} part of the corpus holds a Python function.",
+            f"No document in the {split} part of the corpus contains a Python function.",
             "Measure completions on a corpus with Python files.",
         )
     return choose.sample(found, min(limit, len(found)))
 
 
 def heads_in(source: str, document: str = "") -> list[Head]:
-    """Every function of a Python file whose body starts on a line of its own; none when the file does not parse."""
+    """Return every function of a Python file whose body starts on its own line; none if the file does not parse."""
     tree = _parse(source) if len(source) <= MAX_SOURCE else None
     if tree is None:
         return []
@@ -85,8 +86,8 @@ def completions(
     """Sample one body for each head and count those that parse.
 
     context_tokens: tokens of the file before the body, at most. Default: what max_tokens leaves of the model's context;
-    a model that was trained on shorter rows than its context holds should be given no more than those.
-    Sample i uses seed + i. A body that reaches max_tokens is judged up to its last whole line.
+    for a model that was trained on sequences shorter than its context, give no more than those.
+    Sample i uses seed + i. A body that reaches max_tokens is judged up to its last complete line.
 
     Returns sampled, parsed (accepted and doing something), trivial (accepted, doing nothing), empty (no code at all;
     the others were refused), share (parsed of sampled), interval (Wilson, 95 %), temperature, max_tokens and samples,
@@ -102,7 +103,9 @@ def completions(
         ids = tokenizer.encode(head.context + head.head)
         start = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
         tail = ids[max(0, len(ids) - room + len(start)) :]
-        if len(tokenizer.encode(head.head)) <= room - len(start):  # a head that does not fit would be no fair question
+        if len(tokenizer.encode(head.head)) <= room - len(
+            start
+        ):  # a head that does not fit would not be a fair question
             prompts.append(start + tail)
             used.append(head)
     params = [
@@ -114,7 +117,7 @@ def completions(
     samples = []
     for head, result in zip(used, results, strict=True):
         body = cut_body(result.text, head.indent, whole=result.finish_reason == "stop")
-        verdict = judge(head, body)
+        verdict = classify_body(head, body)
         counts[verdict] += 1
         samples.append({"document": head.document, "prompt": head.head, "text": body, "verdict": verdict})
     low, high = wilson(counts["parsed"], len(used))
@@ -132,10 +135,10 @@ def completions(
 
 
 def cut_body(text: str, indent: str, *, whole: bool) -> str:
-    """The lines of `text` that belong to the body of a function whose `def` is indented by `indent`.
+    """Return the lines of `text` that belong to the body of a function whose `def` is indented by `indent`.
 
     The body ends at the first line of code that is not indented deeper than the `def`. whole: the text ended by itself;
-    otherwise, when no such line came, the last line was cut off in the middle and is left out.
+    otherwise, if there is no such line, the last line was cut off in the middle and is left out.
     """
     lines = text.splitlines(keepends=True)
     depth = len(indent.expandtabs())
@@ -151,8 +154,8 @@ def cut_body(text: str, indent: str, *, whole: bool) -> str:
     return "".join(body).rstrip() + "\n"
 
 
-def judge(head: Head, body: str) -> str:
-    """'parsed', 'trivial' (parses and does nothing), 'empty' (no code) or 'refused' by the parser."""
+def classify_body(head: Head, body: str) -> str:
+    """Return 'parsed', 'trivial' (parses and does nothing), 'empty' (no code) or 'refused' by the parser."""
     if not any(line.strip() and not line.strip().startswith("#") for line in body.splitlines()):
         return "empty"
     tree = _parse(_wrapped(head.head + body, head.indent))
@@ -173,12 +176,12 @@ def _does_nothing(node: ast.stmt) -> bool:
 
 
 def _wrapped(code: str, indent: str) -> str:
-    """Code that is indented needs something around it to be a file."""
+    """Wrap indented code so that it is a complete file."""
     return f"if True:\n{code}" if indent else code
 
 
 def _parse(code: str) -> ast.Module | None:
-    """The tree, or None for what is not Python. Reads only; compiles and runs nothing."""
+    """Parse Python; None for anything else. Nothing is compiled or run."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # invalid escapes and the like
@@ -188,7 +191,7 @@ def _parse(code: str) -> ast.Module | None:
 
 
 def _stops(indent: str) -> tuple[str, ...]:
-    """Strings that can only stand behind the body, so that sampling need not go on."""
+    """Stop strings: they can only come after the body."""
     return tuple(
         f"\n{space}{word}" for space in dict.fromkeys(("", indent)) for word in ("def ", "class ", "@", "async ")
     )

@@ -1,9 +1,9 @@
-"""What general compressors need for the same text, in bits per byte: the yardstick beside a language model's.
+"""Bits per byte of general compressors on the same text: a yardstick for a language model.
 
-Every held-out document is compressed by itself, from nothing (gzip, xz, zstd) or by a compressor that was primed with
-the training text: zstd with a dictionary trained on it (zstd's dictBuilder), zstd with the text itself as prefix, xz
-with the text before the documents. A primed compressor's dictionary does not count into its size, as a model's weights
-do not count into its. Container headers count: a dozen bytes a document for gzip and zstd, about sixty for xz.
+Every held-out document is compressed separately, from nothing (gzip, xz, zstd) or by a compressor that was primed with
+the training text: zstd with a dictionary trained on it (zstd's dictBuilder), zstd with the text itself as a prefix, xz
+with the text before the documents. The dictionary of a primed compressor does not count, just as a model's weights do
+not. Container headers count: about 12 bytes a document for gzip and zstd, about 60 for xz.
 """
 
 import gzip
@@ -21,7 +21,7 @@ Row = dict[str, Any]
 
 DICTIONARY_SIZES = (64 * 1024, 256 * 1024, 1024 * 1024)
 MAX_PREFIX = 64 * 2**20
-"""Training text a primed compressor sees: xz -9 looks back 64 MiB."""
+"""The training text that a primed compressor sees: xz -9 looks back 64 MiB."""
 
 
 def compressors(
@@ -34,9 +34,9 @@ def compressors(
 ) -> list[Row]:
     """Rows {"name", "value" (bits per byte), "note"} of each compressor on the documents that `bits_per_byte` measures.
 
-    max_bytes: as in `bits_per_byte`, so that model and compressors have the same text. thorough: also xz primed with
-    the training text, about a second per 100 kB of it. on_progress is told the name of each row before it is measured.
-    A row that cannot be measured has the value None and says why.
+    max_bytes: as in `bits_per_byte`, so that model and compressors get the same text. thorough: also xz primed with the
+    training text, about a second per 100 kB of it. on_progress: called with the name of each row before it is measured.
+    A row that cannot be measured has the value None and a note that says why.
     """
     measured = documents_to_measure(corpus, split, max_bytes)
     heldout = [corpus.tokenizer.decode_bytes(document.ids.tolist()) for document in measured]
@@ -70,7 +70,7 @@ def compressors(
 
 
 def bits_per_byte_of(compress: Callable[[bytes], bytes], texts: Sequence[bytes]) -> float:
-    """Bits of all compressed texts per byte of text, each compressed by itself."""
+    """Bits of all compressed texts per byte of text, each compressed separately."""
     return 8 * sum(len(compress(text)) for text in texts) / max(1, sum(map(len, texts)))
 
 
@@ -87,7 +87,7 @@ def zstd_with_dictionary(
         try:
             dictionary = zstandard.train_dictionary(size, list(training))
         except zstandard.ZstdError:
-            continue  # fewer samples than such a dictionary needs
+            continue  # too few samples for a dictionary of this size
         dictionary.precompute_compress(level=19)
         value = bits_per_byte_of(zstandard.ZstdCompressor(level=19, dict_data=dictionary).compress, heldout)
         best = min(best or (value, size), (value, size))
@@ -99,7 +99,7 @@ def zstd_with_dictionary(
 
 
 def zstd_primed(training: Sequence[bytes]) -> zstandard.ZstdCompressor:
-    """A zstd -19 compressor that may refer to all of the training text.
+    """Return a zstd -19 compressor that may refer to all of the training text.
 
     The window spans the prefix (2^27 bytes) and the search tables are large enough to index it: 0.3 GiB of memory.
     """
@@ -107,7 +107,7 @@ def zstd_primed(training: Sequence[bytes]) -> zstandard.ZstdCompressor:
     parameters = zstandard.ZstdCompressionParameters.from_level(
         19, window_log=27, hash_log=24, chain_log=26, enable_ldm=True
     )
-    # Indexed once here, and not once for every document.
+    # Indexed once here instead of once for every document.
     dictionary.precompute_compress(compression_params=parameters)
     return zstandard.ZstdCompressor(compression_params=parameters, dict_data=dictionary)
 
@@ -123,7 +123,7 @@ def xz_primed(heldout: Sequence[bytes], training: Sequence[bytes]) -> float:
 
 
 def training_texts(corpus: Corpus, max_bytes: int) -> list[bytes]:
-    """The first training documents as text, about `max_bytes` together."""
+    """Return the first training documents as text, about `max_bytes` in all."""
     texts, size = [], 0
     for _, _, _, ids in corpus.documents("train"):
         if size >= max_bytes:

@@ -1,9 +1,9 @@
-"""How many items of a benchmark the model may have read before: runs of words that a corpus shares with them.
+"""Counts the items of a benchmark that the model may have read: runs of words that a corpus shares with them.
 
-An item counts as seen when 13 words in a row of its question and answer stand in the training part of the corpus
-(GPT-3's rule, arXiv 2005.14165, appendix C), short items from eight words on as a whole. Words are compared without
-case, punctuation and spacing, as `data.decontaminate` drops documents. Beside the count stand the scores of the seen
-and of the unseen items: if the difference is large, the score says how well the model remembers.
+An item counts as seen if 13 consecutive words of its question and answer are in the training part of the corpus
+(GPT-3's rule, arXiv 2005.14165, appendix C); items of 8 to 12 words count if all of them are. Words are compared
+without case, punctuation and spacing, as in `data.decontaminate`. The scores of the seen and of the unseen items are
+reported too: if they differ much, the benchmark measures how well the model remembers.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -13,14 +13,14 @@ import numpy as np
 
 from puna.data.corpus import Corpus
 from puna.data.shingles import shingle_hashes, word_hashes
-from puna.evals.benchmark import Benchmark, Item
+from puna.evals.contract import Benchmark, Item
 from puna.evals.results import share
 
 NGRAM, SHORTEST = 13, 8
-_BATCH = 200  # documents between which matches are collected
+_BATCH = 200  # documents between two collections of matches
 
 Checked = dict[str, set[str]]
-"""For each benchmark the ids of its seen items."""
+"""The ids of the seen items of each benchmark."""
 
 
 def seen_items(
@@ -30,9 +30,9 @@ def seen_items(
     split: str = "train",
     on_progress: Callable[[int], None] | None = None,
 ) -> tuple[Checked, Checked]:
-    """Items that share a run of words with a document of the split, and items that are too short to tell.
+    """Return the items that share a run of words with a document of the split, and those too short to tell.
 
-    on_progress is told how many documents have been read.
+    on_progress: called with the number of documents read.
     """
     runs: dict[int, list[tuple[np.ndarray, int]]] = {}
     names: list[tuple[str, str]] = []
@@ -66,7 +66,7 @@ def seen_items(
 def contamination(
     rows: Sequence[Mapping[str, Any]], seen: set[str], short: set[str], *, corpus: str, split: str = "train"
 ) -> dict[str, Any]:
-    """What a result says of its items' having been seen. rows: those of the benchmark."""
+    """Return the contamination part of a result. rows: the rows of the benchmark."""
     values = {group: [row["value"] for row in rows if (row["id"] in seen) == group] for group in (True, False)}
     return {
         "corpus": corpus,
@@ -81,7 +81,7 @@ def contamination(
 
 
 def _table(parts: Sequence[tuple[np.ndarray, int]]) -> tuple[np.ndarray, np.ndarray]:
-    """All hashes in order, and for each the item that has it."""
+    """All hashes in order, and the item of each."""
     hashes = np.concatenate([part for part, _ in parts])
     owners = np.repeat([number for _, number in parts], [len(part) for part, _ in parts])
     order = np.argsort(hashes, kind="stable")

@@ -1,4 +1,4 @@
-"""One evaluation from beginning to end: find the items, run them, sum up, write the folder.
+"""Runs one evaluation from beginning to end: find the items, run them, sum up, write the folder.
 
 folder/settings.json    what everything was measured with
 folder/items.jsonl      every item with the model's answer and its score
@@ -20,34 +20,37 @@ from puna.core.files import sha256_file, write_json
 from puna.data.corpus import Corpus
 from puna.engine.generate import Engine
 from puna.engine.importer import stage
-from puna.evals.ask import Sampling
-from puna.evals.benchmark import Benchmark, Item, Turns
-from puna.evals.card import write_cards
 from puna.evals.compare import compare
 from puna.evals.contamination import contamination, seen_items
-from puna.evals.files import EvalData, Missing
+from puna.evals.contract import Benchmark, Item, MultiTurn
+from puna.evals.datasets import EvalData, MissingFiles
+from puna.evals.generation import Sampling
+from puna.evals.model_card import write_cards
 from puna.evals.report import write_report
 from puna.evals.results import summarise
 from puna.evals.runner import OnProgress, Row, chosen, run
 from puna.model.store import load_lineage
-from puna.tasks.isolation import require
+from puna.tasks.sandboxed import require
 
 Loaded = list[tuple[Benchmark, list[Item], int]]
-"""Benchmarks with the items to run and how many each has in all."""
+"""Benchmarks, the items to run, and the number of items that each has."""
 
 
 def load_items(
     benchmarks: Sequence[Benchmark], data: EvalData, limit: int | None, *, named: bool, say: Callable[[str], None] = say
 ) -> Loaded:
-    """The items of each benchmark. named: the benchmarks were named one by one, so one whose files are missing is an
-    error; of a suite the others run, and what is left out is said. Raises PunaError, before anything is asked, where
-    programs are to be run and there is no sandbox for them."""
+    """Load the items of each benchmark.
+
+    named: the benchmarks were named one by one, so that missing files are an error; of a suite the others run, and a
+    note says what is left out. Raises PunaError, before anything is asked, if programs must be run and there is no
+    sandbox for them.
+    """
     found: Loaded = []
     left_out: list[str] = []
     for benchmark in benchmarks:
         try:
             items = benchmark.load(data)
-        except Missing:
+        except MissingFiles:
             if named or len(benchmarks) == 1:
                 raise
             left_out.append(benchmark.name)
@@ -66,11 +69,11 @@ def load_items(
 
 
 def askable(loaded: Loaded, *, chat: bool, say: Callable[[str], None] = say) -> Loaded:
-    """What a model can be asked: conversations only in chat turns. What is left out is said.
+    """Leave out what a model cannot be asked, with a note: multi-turn items need chat turns.
 
-    Raises PunaError when nothing is left.
+    Raises PunaError if nothing is left.
     """
-    talks = [] if chat else [one for one, items, _ in loaded if any(isinstance(item.ask, Turns) for item in items)]
+    talks = [] if chat else [one for one, items, _ in loaded if any(isinstance(item.ask, MultiTurn) for item in items)]
     if not talks:
         return loaded
     names = ", ".join(benchmark.name for benchmark in talks)
@@ -82,7 +85,7 @@ def askable(loaded: Loaded, *, chat: bool, say: Callable[[str], None] = say) -> 
 
 
 def describe_model(directory: Path, engine: Engine) -> dict[str, Any]:
-    """Which model it is: its weights by hash, its size, where it comes from."""
+    """Describe a model: its weights by hash, its size, its lineage."""
     lineage = load_lineage(directory)
     weights = sorted(directory.glob("*.safetensors"))
     return {
@@ -97,7 +100,7 @@ def describe_model(directory: Path, engine: Engine) -> dict[str, Any]:
 
 
 def settings_of(model: dict[str, Any], engine: Engine, *, chat: bool, sampling: Sampling) -> dict[str, Any]:
-    """What an item's result depends on besides the item."""
+    """Return everything that an item's result depends on, besides the item."""
     weight = next(engine.model.parameters())
     return {
         "weights_sha256": model["weights_sha256"],
@@ -126,10 +129,10 @@ def evaluate(
     against: tuple[Engine, Path, bool] | None = None,
     on_progress: OnProgress | None = None,
 ) -> dict[str, Any]:
-    """Run what was loaded, write the folder and return what results.json says.
+    """Run the loaded items, write the folder and return the content of results.json.
 
     corpus: searched for the items. against: another model's engine, directory and whether it is asked in chat turns;
-    its items lie in folder/against. Raises PunaError as `askable` and `runner.run`.
+    its items are written to folder/against. Raises PunaError as `askable` and `runner.run`.
     """
     loaded = askable(loaded, chat=chat and (against is None or against[2]))
     model = describe_model(directory, engine)
@@ -170,7 +173,7 @@ def evaluate(
 def _look_for(
     corpus: Corpus, plan: Sequence[tuple[Benchmark, list[Item]]], rows: dict[str, list[Row]], results: dict[str, Any]
 ) -> None:
-    """Add to every result which of its items the corpus holds."""
+    """Add to every result which of its items the corpus contains."""
     with progress(transient=True) as bar:
         task = bar.add_task("looking for the items in the corpus", total=None)
         seen, short = seen_items(corpus, plan, on_progress=lambda count: bar.update(task, completed=count))

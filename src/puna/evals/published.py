@@ -1,9 +1,9 @@
-"""What Llama 2, 3 and 3.1 scored, as published, with their settings: a yardstick, not a race.
+"""The published scores of Llama 2, 3 and 3.1, with their settings: a yardstick, not a race.
 
 Values of base models are from tables 10 and 12 of arXiv 2407.21783 (Llama 3.1, its figures carry 95 % intervals), from
-arXiv 2307.09288 (Llama 2) and from Meta's model card of Llama 3 (†: re-run there). A published value and ours may be
-set beside each other only where shots, prompt and scoring are the same; `SETTINGS` says what each column is, and `note`
-where ours differs.
+arXiv 2307.09288 (Llama 2) and from Meta's model card of Llama 3 (†: re-run there). A published value may be
+compared with one measured here only where shots, prompt and scoring are the same; `SETTINGS` says what each column is,
+and `note` where Puna's setting differs.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 
 class Column(NamedTuple):
-    """A benchmark as published. ours: the benchmark here; note: how ours differs, "" where only wording may."""
+    """A published benchmark. ours: the benchmark here. note: how it differs, "" if only the wording may."""
 
     title: str
     settings: str
@@ -45,7 +45,7 @@ SOURCE = (
 
 
 def own_row(results: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A model's own values under the published columns; "–" for what was not measured, * where settings differ."""
+    """Return a model's values for the published columns; "–" if not measured, * where settings differ."""
     by_name = {one["benchmark"]: one for one in results}
     cells = []
     for column in COLUMNS:

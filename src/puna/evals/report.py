@@ -1,7 +1,7 @@
-"""Results as one self-contained page: scores with intervals and baselines, published models, and every wrong answer.
+"""Draws results as one self-contained page: scores with intervals and baselines, published models, wrong answers.
 
-The page asks nobody for anything. Its one script, which searches and filters the wrong answers, is allowed by its hash
-alone, so nothing that a model wrote can run; all text that comes in is escaped.
+The page loads nothing. Its one script, which searches and filters the wrong answers, is allowed by its hash only, so
+that nothing a model wrote can run; all text is escaped.
 """
 
 import json
@@ -16,25 +16,25 @@ from puna.core.page import Html, document, figures, named, section, table
 from puna.core.plots import STYLE, interval_bar
 from puna.core.units import format_count
 from puna.evals import published
-from puna.evals.core_set import centred
+from puna.evals.benchmarks.dclm_core import centred
 
 MOST_SHOWN = 60
-"""Wrong answers of one benchmark on the page; all are in items.jsonl."""
+"""The most wrong answers of one benchmark on the page; all are in items.jsonl."""
 MAX_TEXT = 1_500
-"""Characters of a question or an answer on the page."""
+"""The longest question or answer on the page, in characters."""
 
 Result = Mapping[str, Any]
 
 
 def write_report(folder: Path) -> Path:
-    """Draw folder/results.json and folder/items.jsonl as folder/report.html; returns its path."""
+    """Draw folder/results.json and folder/items.jsonl as folder/report.html. Returns its path."""
     page = render(read_json(folder / "results.json"), list(_rows(folder / "items.jsonl")))
     write_text(folder / "report.html", page)
     return folder / "report.html"
 
 
 def render(results: Result, rows: Sequence[Mapping[str, Any]]) -> str:
-    """The whole page."""
+    """Return the page."""
     files = resources.files("puna.evals")
     css = files.joinpath("report.css").read_text(encoding="utf-8")
     script = files.joinpath("report.js").read_text(encoding="utf-8")
@@ -170,7 +170,7 @@ def _published(results: Result, measured: Sequence[Result]) -> str:
     )
     heads = ["", *(str(column) for column in columns)]
     drawn = table(heads, rows, numeric=range(1, len(heads)), ours=0)
-    for column in columns:  # heads are escaped by the table; these are markup
+    for column in columns:  # the table escapes its headers; these are markup
         drawn = drawn.replace(escape(str(column)), str(column))
     return section("Beside published models", text, f"<div class='scroll'>{drawn}</div>")
 
@@ -221,7 +221,7 @@ def _groups(measured: Sequence[Result]) -> str:
 
 
 def _wrong(measured: Sequence[Result], rows: Sequence[Mapping[str, Any]]) -> str:
-    """The browser of wrong answers: entries, and controls that the script brings to life."""
+    """The list of wrong answers, and the controls that the script operates."""
     titles = {one["benchmark"]: one["title"] for one in measured}
     counts: dict[str, int] = {}
     entries = []

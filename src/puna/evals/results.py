@@ -1,7 +1,6 @@
-"""From items' rows to the figures of a benchmark: value, interval, sampled answers, groups, and what knowing nothing
-scores.
+"""Sums up items into the figures of a benchmark: value, interval, sampled answers, groups and baselines.
 
-A value never stands alone. Beside it are the number of items, a 95 % interval, what guessing and what the best constant
+A value is never reported alone: with it come the number of items, a 95 % interval, what guessing and the best constant
 answer score on the same items, and how it was asked.
 """
 
@@ -11,13 +10,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from puna.core.statistics import clustered, pass_at_k
-from puna.evals.benchmark import Benchmark, Choices, Item
+from puna.evals.contract import Benchmark, Choices, Item
 from puna.evals.runner import Row, scored
 
 CONSTANTS_ON = 200
-"""Items on which constant texts are scored."""
+"""The number of items on which constant texts are scored."""
 FREQUENT = 3
-"""The most frequent reference answers, each tried as a constant answer."""
+"""The number of most frequent reference answers that are tried as constants."""
 
 
 def summarise(
@@ -29,7 +28,7 @@ def summarise(
     temperature: float,
     constants: bool = True,
 ) -> dict[str, Any]:
-    """The result of one benchmark as plain JSON. of: items that the benchmark has; `items` may be a sample of them."""
+    """Return the result of one benchmark as plain JSON. of: the number of its items; `items` may be a sample."""
     values = [row["value"] for row in rows]
     result: dict[str, Any] = {
         "benchmark": benchmark.name,
@@ -49,20 +48,20 @@ def summarise(
     }
     if len(result["groups"]) < 2:
         result["groups"] = {}
-    if benchmark.whole is not None:
-        result["whole"] = benchmark.whole(rows)
+    if benchmark.corpus_metric is not None:
+        result["whole"] = benchmark.corpus_metric(rows)
     return result
 
 
 def share(values: Sequence[float]) -> dict[str, Any]:
-    """Mean and interval of values between 0 and 1; both None without values."""
+    """Return mean and interval of values between 0 and 1; both None without values."""
     if not values:
         return {"value": None, "interval": None}
     return {"value": math.fsum(values) / len(values), "interval": list(clustered(values))}
 
 
 def _sampled(rows: Sequence[Row], temperature: float) -> dict[str, Any] | None:
-    """What drawn answers score: over texts, pass@1 and pass@k; over choices, the share of the right one."""
+    """The scores of sampled answers: pass@1 and pass@k for text, the probability of the right choice for choices."""
     probabilities = [row["parts"]["probability"] for row in rows if "probability" in row["parts"]]
     if probabilities and len(probabilities) == len(rows):
         return {"samples": None, "temperature": 1.0, "pass@1": share(probabilities)}
@@ -79,10 +78,10 @@ def _sampled(rows: Sequence[Row], temperature: float) -> dict[str, Any] | None:
 
 
 def baselines(benchmark: Benchmark, items: Sequence[Item]) -> dict[str, Any]:
-    """What guessing scores, and the best constant answer with its score, on the same items.
+    """Return what guessing scores, and the best constant answer with its score, on the same items.
 
-    A constant is one choice's place, or one text: the benchmark's own, the empty one, or one of the reference answers
-    that are most frequent. Texts are scored on the first 200 items; the best of several tries flatters itself a little.
+    A constant is the position of one choice, or one text: the benchmark's own, the empty one, or one of the most
+    frequent reference answers. Texts are scored on the first 200 items; the best of several is slightly overestimated.
     """
     best: dict[str, Any] | None = None
     if all(isinstance(item.ask, Choices) for item in items):
@@ -103,7 +102,7 @@ def baselines(benchmark: Benchmark, items: Sequence[Item]) -> dict[str, Any]:
 
 
 def chance(benchmark: Benchmark, items: Sequence[Item]) -> float:
-    """What guessing scores on average."""
+    """Return what guessing scores on average."""
     if not items:
         return 0.0
     if benchmark.chance is not None:
@@ -113,7 +112,7 @@ def chance(benchmark: Benchmark, items: Sequence[Item]) -> float:
 
 
 def _parts(rows: Sequence[Row]) -> dict[str, float]:
-    """Mean of each part over the rows that have it."""
+    """The mean of each part over the rows that have it."""
     found: dict[str, list[float]] = {}
     for row in rows:
         for name, value in row["parts"].items():

@@ -1,10 +1,9 @@
-"""Run benchmarks over one engine, writing every item's result the moment it has one.
+"""Runs benchmarks on an engine and writes the result of each item as soon as it is known.
 
-An output folder holds `settings.json`, what everything in it was measured with, and `items.jsonl`, one line for each
-item. A run that was stopped goes on where it was; one with other settings is refused. What an item scores depends on
-nothing but the item, the model and the settings: a limit takes a fixed sample (by a hash of the item's name, so a
-larger one contains the smaller), random numbers follow from names, and the engine computes in shapes that are always
-the same.
+The output folder has `settings.json`, the settings of everything in it, and `items.jsonl`, one line for each item. A
+stopped run goes on where it was; one with different settings is refused. The score of an item depends only on the item,
+the model and the settings: a limit takes a fixed sample (by a hash of the item's name, so that a larger one contains
+the smaller), random numbers follow from names, and the engine always computes in the same shapes.
 """
 
 import hashlib
@@ -16,24 +15,24 @@ from typing import IO, Any
 from puna.core.errors import PunaError
 from puna.core.files import disk_errors, lock_directory, read_json, write_json
 from puna.engine.generate import Engine
-from puna.evals.ask import Held, Sampling, Written, converse, likelihoods, write
-from puna.evals.benchmark import MAX_ANSWER, Benchmark, Choices, Conversation, Item, Score, Text, Turns
+from puna.evals.contract import MAX_ANSWER, Benchmark, Choices, Item, MultiTurn, Score, Text, Transcript
+from puna.evals.generation import MultiTurnSamples, Sampling, TextSamples, converse, likelihoods, write
 
 Row = dict[str, Any]
 
 CHUNK = 32
-"""Items asked together, and at most lost when a run is stopped."""
+"""The number of items asked together, and lost at most if a run is stopped."""
 MAX_SHOWN = 4000
-"""Characters of a question or an answer that are kept in an item's line."""
+"""The length of a question or an answer that is kept, in characters."""
 
 OnProgress = Callable[[Benchmark, int, int], None]
-"""Told of the benchmark, the items done and the items in all."""
+"""Called with the benchmark, the items done and the items in all."""
 
 
 def chosen(benchmark: Benchmark, items: Sequence[Item], limit: int | None) -> list[Item]:
-    """The items to run, in an order that says nothing about them; `limit` of them at most.
+    """Return the items to run, in a fixed pseudo-random order; at most `limit` of them.
 
-    Raises PunaError when two items have one name.
+    Raises PunaError if two items have the same name.
     """
     seen: set[str] = set()
     for item in items:
@@ -55,11 +54,11 @@ def run(
     chunk: int = CHUNK,
     on_progress: OnProgress | None = None,
 ) -> dict[str, list[Row]]:
-    """Ask and score the items of each benchmark; returns their rows by the benchmark's name, in the items' order.
+    """Ask and score the items of each benchmark. Returns their rows by the benchmark's name, in the items' order.
 
-    settings: what the results depend on besides the benchmarks, plain JSON; kept in the folder and compared with what
-    is there. chat: whether the model was trained to chat. Rows of items that the folder has already are not asked
-    again. Raises PunaError for a folder of other settings, a damaged one, or one in use.
+    settings: everything that the results depend on besides the benchmarks, as plain JSON; stored in the folder, and
+    compared with what is stored. chat: whether the model was trained to chat. Items that the folder has already are not
+    asked again. Raises PunaError for a folder with different settings, a damaged one, or one in use.
     """
     with lock_directory(folder):
         _check_settings(folder, settings)
@@ -80,9 +79,9 @@ def run(
 
 
 def scored(benchmark: Benchmark, item: Item, response: Any) -> Score:
-    """The score of any response. A scorer that fails on one scores it 0 and says so; it never ends a run.
+    """Score any response. If the scorer fails, the score is 0 with the reason; a scorer never ends a run.
 
-    Raises PunaError only where programs are to be run and there is no sandbox to run them in.
+    Raises PunaError only if a program must be run and there is no sandbox.
     """
     if isinstance(response, str) and len(response) > MAX_ANSWER:
         return Score(0.0, "", f"longer than {MAX_ANSWER:,} characters")
@@ -97,7 +96,7 @@ def scored(benchmark: Benchmark, item: Item, response: Any) -> Score:
 def _ask(
     engine: Engine, benchmark: Benchmark, items: Sequence[Item], *, chat: bool, sampling: Sampling
 ) -> Iterator[Row]:
-    """A row for each item. All that are asked in one way are asked together."""
+    """Yield a row for each item. Items of the same kind are asked together."""
     pairs = [
         pair
         for item in items
@@ -107,7 +106,7 @@ def _ask(
     likely = iter(likelihoods(engine, pairs))
     texts = {f"{benchmark.name}/{item.id}": item.ask for item in items if isinstance(item.ask, Text)}
     written = iter(write(engine, [*texts.values()], [*texts], chat=chat, sampling=sampling))
-    turns = {f"{benchmark.name}/{item.id}": item.ask for item in items if isinstance(item.ask, Turns)}
+    turns = {f"{benchmark.name}/{item.id}": item.ask for item in items if isinstance(item.ask, MultiTurn)}
     held = iter(converse(engine, [*turns.values()], [*turns], sampling=sampling))
     for item in items:
         row: Row = {"benchmark": benchmark.name, "id": item.id, "group": item.group}
@@ -120,7 +119,7 @@ def _ask(
             }
             shown = item.ask.contexts[0]
         else:
-            done: Written | Held = next(held) if isinstance(item.ask, Turns) else next(written)
+            done: TextSamples | MultiTurnSamples = next(held) if isinstance(item.ask, MultiTurn) else next(written)
             answer, samples, cut = done
             row |= _judged(scored(benchmark, item, answer)) | _said(answer)
             row |= {"samples": [_judged(scored(benchmark, item, one)) for one in samples], "cut": cut}
@@ -137,8 +136,8 @@ def _judged(score: Score) -> Row:
     }
 
 
-def _said(response: str | Conversation) -> Row:
-    """What the model wrote, and where tools spoke too, who said what."""
+def _said(response: str | Transcript) -> Row:
+    """The model's answer, and for dialogues with tools all messages."""
     if isinstance(response, str):
         return {"response": response[:MAX_SHOWN]}
     talk = [{**message, "content": message["content"][:MAX_SHOWN]} for message in response.messages]
@@ -146,7 +145,7 @@ def _said(response: str | Conversation) -> Row:
 
 
 def _shown(item: Item) -> str:
-    """The right answer as a person reads it."""
+    """The right answer in readable form."""
     if isinstance(item.ask, Choices) and isinstance(item.target, int) and len(set(item.ask.continuations)) > 1:
         return item.ask.continuations[item.target].strip()[:MAX_SHOWN]
     if item.reference or not isinstance(item.target, str):
@@ -174,7 +173,7 @@ def _check_settings(folder: Path, settings: dict[str, Any]) -> None:
 
 
 def _read(path: Path) -> dict[tuple[str, str], Row]:
-    """The rows that are there. A last line that was cut off is taken away; any other damage is an error."""
+    """Read the stored rows. A last line that was cut off is removed; any other damage is an error."""
     if not path.is_file():
         return {}
     data = path.read_bytes()

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 from puna.core.console import say
-from puna.core.errors import PunaError
+from puna.core.errors import ModelError
 
 _SMALL_FILES = ["*.json", "*.jinja", "tokenizer.model", "LICENSE*", "README.md"]
 
@@ -20,13 +20,15 @@ def model_directory(name: str | Path) -> Path:
         if (place / "config.json").is_file():
             return place
     if path.is_dir() and (path / "recipe.toml").is_file():
-        raise PunaError(
+        raise ModelError(
             f"{path} is a run that has not written its model yet.", "Let it end, or resume it with puna train --resume."
         )
     if path.exists():
-        raise PunaError(f"{path} is not a model directory (no config.json).", "Give the folder of a model or of a run.")
+        raise ModelError(
+            f"{path} is not a model directory (no config.json).", "Give the folder of a model or of a run."
+        )
     hint = f"To fetch it from Hugging Face: puna import {name} -o models/{path.name}" if _is_hub_id(str(name)) else ""
-    raise PunaError(f"{path} does not exist.", hint or "Give the folder of a model or of a run.")
+    raise ModelError(f"{path} does not exist.", hint or "Give the folder of a model or of a run.")
 
 
 def find_model(name: str, *, weights: bool) -> Path:
@@ -42,10 +44,10 @@ def find_model(name: str, *, weights: bool) -> Path:
         if path.exists() or not _is_hub_id(name) or path.parent.is_dir():
             hint = f"For the repository on Hugging Face write hf:{name}" if _is_hub_id(name) else ""
             if not path.exists() and hint:
-                raise PunaError(f"{path} does not exist.", hint + ".")
+                raise ModelError(f"{path} does not exist.", hint + ".")
             return model_directory(path)
     elif not _is_hub_id(repository):
-        raise PunaError(f"'{name}' is not a Hugging Face id.", "Write it as hf:org/name.")
+        raise ModelError(f"'{name}' is not a Hugging Face id.", "Write it as hf:org/name.")
     return _fetch(repository, _SMALL_FILES + (["*.safetensors"] if weights else []))
 
 
@@ -63,7 +65,7 @@ def _fetch(repository: str, patterns: list[str]) -> Path:
             RepositoryNotFoundError,
         )
     except ImportError:
-        raise PunaError(
+        raise ModelError(
             f"There is no folder {repository}, and asking Hugging Face needs the package huggingface-hub.",
             "Install it with pip install 'puna[hub]', or give a folder.",
         ) from None
@@ -71,17 +73,17 @@ def _fetch(repository: str, patterns: list[str]) -> Path:
     try:
         return Path(snapshot_download(repository, allow_patterns=patterns))
     except GatedRepoError:
-        raise PunaError(
+        raise ModelError(
             f"{repository} is gated on Hugging Face.",
             "Accept its licence on its page, then log in with hf auth login.",
         ) from None
     except RepositoryNotFoundError:
-        raise PunaError(
+        raise ModelError(
             f"{repository} is neither a folder here nor a public repository on Hugging Face.",
             "Check the name; for a private one log in with hf auth login.",
         ) from None
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise PunaError(
+        raise ModelError(
             f"{repository} could not be fetched from Hugging Face ({reason}).", "Check the connection and try again."
         ) from None

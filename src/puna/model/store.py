@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from puna import __version__
-from puna.core.errors import PunaError
+from puna.core.errors import ModelError
 from puna.core.files import new_directory, read_json, require_space, write_json, write_text
 from puna.core.units import format_bytes, format_count
 from puna.model.card import model_card
@@ -72,7 +72,7 @@ def save_model(
     if tokenizer is not None:
         check_vocabulary(config, tokenizer.vocab_size, str(directory))
     if directory.exists() and any(directory.iterdir()) and not (directory / "config.json").is_file():
-        raise PunaError(
+        raise ModelError(
             f"{directory} exists and is not a model directory (no config.json).",
             "Nothing in it was touched; choose another.",
         )
@@ -177,11 +177,11 @@ def weight_files(directory: Path) -> list[Path]:
         table = read_json(index)
         weight_map = table.get("weight_map") if isinstance(table, dict) else None
         if not isinstance(weight_map, dict) or not weight_map:
-            raise PunaError(f"{index} has no weight_map.", "It is not an index of weights; fetch the model again.")
+            raise ModelError(f"{index} has no weight_map.", "It is not an index of weights; fetch the model again.")
         names = sorted(set(weight_map.values()))
         missing = [name for name in names if Path(name).name != name or not (directory / name).is_file()]
         if missing:
-            raise PunaError(
+            raise ModelError(
                 f"{directory}: {len(missing)} of the {len(names)} weight files that the index names are missing "
                 f"({_few(missing)}).",
                 "Fetch the model again.",
@@ -191,11 +191,11 @@ def weight_files(directory: Path) -> list[Path]:
         return [single]
     pickled = sorted(p.name for p in directory.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".ckpt"))
     if pickled:
-        raise PunaError(
+        raise ModelError(
             f"{directory} holds pickled weights only ({pickled[0]}), and opening a pickle runs whatever code is in it.",
             "Ask for the model as safetensors, or convert it with a tool you trust.",
         )
-    raise PunaError(f"{directory} has no model.safetensors and no index of shards.", "Is this a model directory?")
+    raise ModelError(f"{directory} has no model.safetensors and no index of shards.", "Is this a model directory?")
 
 
 def tensor_headers(path: Path) -> dict[str, tuple[tuple[int, ...], str]]:
@@ -209,7 +209,7 @@ def tensor_headers(path: Path) -> dict[str, tuple[tuple[int, ...], str]]:
             part = file.get_slice(name)
             kind = _HEADER_DTYPES.get(part.get_dtype(), "")
             if not kind:
-                raise PunaError(
+                raise ModelError(
                     f"{path}: tensor {name} is stored as {part.get_dtype()}.",
                     "Only float32, float16 and bfloat16 weights can be run; fetch the model unquantized.",
                 )
@@ -229,7 +229,7 @@ def stored_dtype(directory: Path) -> torch.dtype:
 def check_vocabulary(config: ModelConfig, tokenizer_size: int, name: str) -> None:
     """Raise PunaError when the tokenizer can make ids that the embedding has no row for."""
     if tokenizer_size > config.vocab_size:
-        raise PunaError(
+        raise ModelError(
             f"{name}: the tokenizer has {tokenizer_size:,} tokens but the model's vocab_size is {config.vocab_size:,}.",
             "They do not belong together; use the model's own tokenizer, or raise model.vocab_size.",
         )
@@ -240,15 +240,15 @@ def check_vocabulary(config: ModelConfig, tokenizer_size: int, name: str) -> Non
 
 def _config_values(directory: Path) -> dict[str, Any]:
     if not directory.is_dir():
-        raise PunaError(f"{directory} is not a folder.", "Give a model directory (with config.json and safetensors).")
+        raise ModelError(f"{directory} is not a folder.", "Give a model directory (with config.json and safetensors).")
     path = directory / "config.json"
     if not path.is_file():
-        raise PunaError(f"{directory} has no config.json.", "Is this a model directory?")
+        raise ModelError(f"{directory} has no config.json.", "Is this a model directory?")
     values = read_json(path)
     if not isinstance(values, dict):
-        raise PunaError(f"{path} is not a JSON object.", "It is not a model's config; fetch the model again.")
+        raise ModelError(f"{path} is not a JSON object.", "It is not a model's config; fetch the model again.")
     if values.get("quantization_config"):
-        raise PunaError(f"{path}: the weights are quantized.", "Fetch the model in bfloat16, float16 or float32.")
+        raise ModelError(f"{path}: the weights are quantized.", "Fetch the model in bfloat16, float16 or float32.")
     return values
 
 
@@ -270,7 +270,7 @@ def _check_names(wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tupl
         name = wrong[0]
         parts.append(f"{len(wrong)} of another shape ({name} is {list(found[name])}, not {list(wanted[name])})")
     if parts:
-        raise PunaError(
+        raise ModelError(
             f"{where}: tensors do not fit config.json: {', '.join(parts)}.",
             "Config and weights are not of the same model, or a file is missing.",
         )
@@ -288,7 +288,7 @@ def _open(path: Path) -> Iterator[Any]:
             yield file
     except SafetensorError as error:
         detail = str(error).removeprefix("Error while deserializing header: ")
-        raise PunaError(f"{path} is damaged or cut short ({detail}).", "Fetch or write the model again.") from None
+        raise ModelError(f"{path} is damaged or cut short ({detail}).", "Fetch or write the model again.") from None
 
 
 def _save_shards(
@@ -342,7 +342,7 @@ def _require_memory(config: ModelConfig, device: torch.device, dtype: torch.dtyp
     else:
         free, where = psutil.virtual_memory().available, "this machine"
     if needed > free:
-        raise PunaError(
+        raise ModelError(
             f"{name} needs {format_bytes(needed)} for {format_count(config.num_parameters())} parameters in "
             f"{_dtype_name(dtype)}, but {where} has {format_bytes(free)} free.",
             f"The largest that fits has about {format_count(free / dtype.itemsize)} parameters in that precision.",

@@ -18,7 +18,7 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
-from puna.core.errors import PunaError
+from puna.core.errors import SandboxError
 from puna.sandbox.outer import Outer, place
 from puna.sandbox.result import LEVELS, Limits, Result, known_level
 from puna.sandbox.warm import Sandbox
@@ -64,7 +64,7 @@ def _take(floor: str) -> Sandbox | Outer:
     if LEVELS.index(sandbox.level) < LEVELS.index(floor):
         missing = "; ".join(f"{name}: {why}" for name, why in sandbox.walls.items() if why)
         sandbox.close()
-        raise PunaError(
+        raise SandboxError(
             f"This machine's sandbox reaches level '{sandbox.level}', below the floor '{floor}' ({missing}).",
             "Allow user namespaces (Docker: seccomp=unconfined) or lower the floor. See: puna sandbox check",
         )

@@ -1,1 +1,1 @@
-"""The server: OpenAI's API over HTTP, health, metrics, and the page to talk in."""
+"""The model server: OpenAI's API (`openai`), and what computes the answers (`backends`)."""

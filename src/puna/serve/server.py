@@ -1,7 +1,7 @@
-"""What stands between the routes and the models: who may come in now, and what is counted.
+"""The server between the routes and the models: admission, time limits, metrics and shutdown.
 
-Every request for text goes through `Server.chat` or `Server.complete`, the page's as well as the API's: they find the
-model, refuse when there is no room or the server is leaving, keep the time limit and count.
+Every request for text, of the API and of products alike, goes through `Server.chat` or `Server.complete`: they find the
+model, reject the request when there is no room or the server is shutting down, and enforce the time limit.
 """
 
 import asyncio
@@ -10,11 +10,9 @@ from contextlib import aclosing, contextmanager
 from time import monotonic
 from typing import TypeVar
 
-from puna.serve.auth import Keys
-from puna.serve.backend import Backend, Health, Models
-from puna.serve.errors import ApiError
+from puna.serve.backends.base import Backend, Health, Models
 from puna.serve.metrics import Metrics
-from puna.serve.protocol import (
+from puna.serve.openai.protocol import (
     ChatChunk,
     ChatRequest,
     CompletionChunk,
@@ -25,6 +23,7 @@ from puna.serve.protocol import (
 )
 from puna.serve.settings import Settings
 from puna.serve.telemetry import Tracer
+from puna.web.errors import ApiError
 
 C = TypeVar("C", ChatChunk, CompletionChunk)
 
@@ -34,7 +33,6 @@ class Server:
 
     def __init__(self, settings: Settings, models: Models) -> None:
         self.settings, self.models = settings, models
-        self.keys = Keys(settings.keys)
         self.metrics = Metrics(models)
         self.tracer = Tracer()
         self.draining = False
@@ -42,7 +40,7 @@ class Server:
         self._closing: list[Callable[[], Awaitable[None]]] = []
 
     def chat(self, request: ChatRequest) -> AsyncGenerator[ChatChunk]:
-        """The chunks of an answer; the last has usage and no choices. Close it to stop. Raises ApiError."""
+        """The chunks of an answer; the last has usage and no choices. Closing it cancels. Raises ApiError."""
         backend = self.models.get(request.model)
         return self._run(backend, request, backend.chat)
 
@@ -52,20 +50,20 @@ class Server:
         return self._run(backend, request, backend.complete)
 
     async def embed(self, backend: Backend, request: EmbeddingRequest) -> EmbeddingResponse:
-        """Vectors of texts; they count in the queue as one."""
+        """Embeddings of texts, which count as one sequence in the queue."""
         with self._admitted(backend, 1):
             return await backend.embed(request)
 
     def in_flight(self) -> int:
-        """Texts that are being written or wait for it."""
+        """Sequences running or waiting."""
         return sum(self._in_flight.values())
 
     def health(self) -> Health:
-        """Of all models together: the worst of each."""
+        """The health of all models together: the worst of each."""
         states = [backend.health() for backend in self.models]
         reason = next((state.reason for state in states if state.reason), "")
         if self.draining:
-            reason = "The server is leaving."
+            reason = "The server is shutting down."
         return Health(
             all(state.live for state in states),
             all(state.ready for state in states) and not self.draining,
@@ -74,14 +72,14 @@ class Server:
         )
 
     async def drain(self) -> None:
-        """Take no new requests and wait for those on their way, settings.drain_seconds at most."""
+        """Reject new requests and wait for those in progress, for at most settings.drain_seconds."""
         self.draining = True
         end = monotonic() + self.settings.drain_seconds
         while self.in_flight() and monotonic() < end:
             await asyncio.sleep(0.02)
 
     async def close(self) -> None:
-        """Close all models."""
+        """Close products, then models."""
         self.draining = True
         for close in self._closing:
             await close()
@@ -90,7 +88,7 @@ class Server:
         await asyncio.to_thread(self.tracer.close)
 
     def before_close(self, close: Callable[[], Awaitable[None]]) -> None:
-        """Have something closed before the models are."""
+        """Register something to close before the models."""
         self._closing.append(close)
 
     async def _run(
@@ -115,7 +113,7 @@ class Server:
 
     @contextmanager
     def _admitted(self, backend: Backend, texts: int) -> Iterator[None]:
-        """A place for so many texts, for as long as this lasts. Raises ApiError when there is none."""
+        """Hold places for so many sequences. Raises ApiError when there are none."""
         name = backend.card.id
         self._admit(backend, name, texts)
         self._in_flight[name] = self._in_flight.get(name, 0) + texts
@@ -126,18 +124,20 @@ class Server:
 
     def _admit(self, backend: Backend, name: str, texts: int) -> None:
         if self.draining:
-            raise ApiError(503, "The server is leaving and takes no new requests.", code="draining")
+            raise ApiError(503, "The server is shutting down and accepts no new requests.", code="draining")
         health = backend.health()
         if not health.live:
-            raise ApiError(503, health.reason or f"The model '{name}' is gone.", code="engine_dead")
+            raise ApiError(503, health.reason or f"The model '{name}' is not available.", code="engine_dead")
         most = backend.capacity + self.settings.max_queue
         if texts > most:
-            raise ApiError(400, f"The request asks for {texts} texts, but there is room for {most} at most.", param="n")
+            raise ApiError(
+                400, f"The request asks for {texts} sequences, but there is room for at most {most}.", param="n"
+            )
         if self._in_flight.get(name, 0) + texts > most:
             self.metrics.refused(name)
             raise ApiError(
                 429,
-                f"{backend.capacity} texts are being written and {self.settings.max_queue} wait already. Try again.",
+                f"{backend.capacity} sequences are running and {self.settings.max_queue} are waiting. Try again later.",
                 code="queue_full",
                 headers={"retry-after": str(self.metrics.retry_after(name))},
             )

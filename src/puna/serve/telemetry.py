@@ -1,35 +1,35 @@
-"""A span for each request, for who runs an OpenTelemetry collector.
+"""OpenTelemetry: one span a request.
 
-Nothing is sent unless opentelemetry is installed (`pip install puna[telemetry]`) and OTEL_EXPORTER_OTLP_ENDPOINT says
-where to. Attribute names follow OpenTelemetry's conventions for generative AI; texts are never part of a span.
+Nothing is sent unless opentelemetry is installed (`pip install puna[telemetry]`) and OTEL_EXPORTER_OTLP_ENDPOINT is
+set. Attribute names follow OpenTelemetry's conventions for generative AI; spans never contain text.
 """
 
 import logging
 import os
 from typing import TYPE_CHECKING, Any
 
-from puna.serve.errors import ApiError
-from puna.serve.protocol import GenerationRequest
+from puna.serve.openai.protocol import GenerationRequest
+from puna.web.errors import ApiError
 
 if TYPE_CHECKING:
-    from puna.serve.metrics import Watch
+    from puna.serve.metrics import RequestMetrics
 
 log = logging.getLogger("puna.serve")
 
 
 class Span:
-    """One request's span, or nothing at all."""
+    """The span of one request; does nothing without a tracer."""
 
     def __init__(self, span: Any = None) -> None:
         self._span = span
 
     def failed(self, error: ApiError) -> None:
-        """Say what went wrong."""
+        """Record an error."""
         if self._span is not None:
             self._span.set_attribute("error.type", error.code or error.type)
 
-    def end(self, watch: "Watch") -> None:
-        """Add what was counted and send it."""
+    def end(self, watch: "RequestMetrics") -> None:
+        """Add token counts and end the span."""
         if self._span is not None:
             self._span.set_attribute("gen_ai.usage.input_tokens", watch.prompt_tokens)
             self._span.set_attribute("gen_ai.usage.output_tokens", watch.completion_tokens)
@@ -37,10 +37,10 @@ class Span:
 
 
 class Tracer:
-    """Starts spans where somebody wants them."""
+    """Starts spans, if tracing is configured."""
 
     def __init__(self, exporter: Any = None) -> None:
-        """exporter: an OpenTelemetry SpanExporter; by default the one that the environment asks for, if it does."""
+        """exporter: an OpenTelemetry SpanExporter; by default the one that the environment configures, if any."""
         self._tracer: Any = None
         self._provider: Any = None
         wanted = exporter is not None or bool(os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT"))
@@ -66,12 +66,12 @@ class Tracer:
         self._tracer = self._provider.get_tracer("puna.serve")
 
     def close(self) -> None:
-        """Send what has not been sent. Waits for the collector, for as long as OpenTelemetry lets it."""
+        """Send the remaining spans, waiting for the collector as long as OpenTelemetry allows."""
         if self._provider is not None:
             self._provider.shutdown()
 
     def start(self, model: str, request: GenerationRequest) -> Span:
-        """Begin the span of a request."""
+        """Start the span of a request."""
         if self._tracer is None:
             return Span()
         attributes = {

@@ -1,16 +1,16 @@
-"""Whole-number expressions, read by a parser of our own: + - * // % ** and brackets.
+"""Computes expressions of integers with its own parser: + - * // % ** and brackets.
 
-Used to check written working and as the calculator tool. Nothing is evaluated by Python's `eval`, and every size is
-bounded before it is computed: `9**9**9**9` is refused, not tried.
+Checks written working, and is the calculator tool. Python's `eval` is never used, and every size is bounded before
+anything is computed: `9**9**9**9` is refused, not tried.
 """
 
 from typing import NamedTuple
 
 MAX_EXPRESSION = 500
-"""Characters of an expression."""
+"""The longest expression, in characters."""
 MAX_DEPTH = 40
 MAX_BITS = 4_000
-"""Size of any number on the way."""
+"""The largest number in a computation."""
 
 
 class Refused(Exception):
@@ -23,7 +23,7 @@ class _Token(NamedTuple):
 
 
 def calculate(text: str) -> int:
-    """The value of an expression of whole numbers. Raises Refused with one sentence for everything else."""
+    """Return the value of an expression of integers. Raises Refused with one sentence for anything else."""
     if len(text) > MAX_EXPRESSION:
         raise Refused(f"The expression is longer than {MAX_EXPRESSION} characters.")
     parser = _Parser(_tokens(text))
@@ -57,7 +57,7 @@ def _tokens(text: str) -> list[_Token]:
 
 
 class _Parser:
-    """Recursive descent with Python's precedence; depth is bounded, so no text exhausts the stack."""
+    """Recursive descent with Python's precedence; the depth is bounded, so that no text exhausts the stack."""
 
     def __init__(self, tokens: list[_Token]) -> None:
         self.tokens, self.place = tokens, 0

@@ -1,12 +1,12 @@
-"""A curriculum: levels drawn so that the share of solved problems stays between bounds.
+"""Chooses the level of the next problems so that the share that is solved stays between two bounds.
 
 Reinforcement learns nothing from problems that are always or never solved. The curriculum has a position among the
-levels, from 1 to the last: most problems come from the levels around it, some from all those below, so that what was
-learned is not forgotten. After each window of results at the position, a pass rate above the upper bound moves it up
-and one below the lower bound moves it down.
+levels, from 1 to the last. Most problems come from the levels next to it, some from all levels below, so that nothing
+is forgotten. After each window of results at the position, a pass rate above the upper bound moves it up and one below
+the lower bound moves it down.
 
-Everything is a function of the record: the same results in the same order give the same problems, in any process. The
-state is plain JSON, so a run that stops goes on where it was.
+Everything is a function of the recorded results: the same results in the same order give the same problems, in any
+process. The state is plain JSON, so that a stopped run can go on.
 """
 
 import math
@@ -14,11 +14,11 @@ import random
 from typing import Any, NamedTuple
 
 from puna.core.errors import PunaError
-from puna.tasks.task import MAX_SEED, PASS, Problem, Task
+from puna.tasks.contract import MAX_SEED, PASS, Problem, Task
 
 
 class Drawn(NamedTuple):
-    """What comes next: the number of the draw, the level and the seed."""
+    """The next problem: the number of the draw, the level and the seed."""
 
     number: int
     level: int
@@ -45,10 +45,13 @@ class Curriculum:
         first: int = 1,
     ) -> None:
         if not 0 < low < high < 1:
-            raise PunaError(f"A curriculum between {low} and {high} is none.", "Give bounds with 0 < low < high < 1.")
+            raise PunaError(
+                f"A curriculum cannot keep the pass rate between {low} and {high}.",
+                "Give bounds with 0 < low < high < 1.",
+            )
         if window < 1 or step <= 0 or not 0 <= review < 1 or not 1 <= first <= len(task.levels):
             raise PunaError(
-                f"No curriculum has window {window}, step {step}, review {review} and first {first}.",
+                f"A curriculum cannot have window {window}, step {step}, review {review} and first {first}.",
                 f"Give window >= 1, step > 0, 0 <= review < 1 and a level from 1 to {len(task.levels)}.",
             )
         self.task, self.low, self.high, self.window, self.step = task, low, high, window, step
@@ -58,7 +61,7 @@ class Curriculum:
         self.counts = [[0, 0] for _ in task.levels]
 
     def distribution(self) -> list[float]:
-        """The share of problems from each level; they add to 1."""
+        """Return the share of problems from each level; they sum to 1."""
         top = len(self.task.levels)
         below, above = math.floor(self.position), min(top, math.floor(self.position) + 1)
         shares = [0.0] * top
@@ -71,7 +74,7 @@ class Curriculum:
         return shares
 
     def draw(self) -> Drawn:
-        """The next level and seed."""
+        """Draw the next level and seed."""
         source = random.Random(f"curriculum/{self.task.name}/{self.seed}/{self.drawn}")
         point, level = source.random(), 0
         shares = self.distribution()
@@ -82,12 +85,12 @@ class Curriculum:
         return Drawn(self.drawn - 1, level + 1, source.randrange(MAX_SEED))
 
     def sample(self) -> Problem:
-        """The next problem."""
+        """Draw the next problem."""
         drawn = self.draw()
         return self.task.sample(drawn.seed, drawn.level)
 
     def record(self, level: int, score: float) -> None:
-        """Tell what an answer to a problem of this level scored. Levels in review do not move the position."""
+        """Record the score of an answer at this level. Levels in review do not move the position."""
         if not 1 <= level <= len(self.counts):
             raise PunaError(f"{self.task.name} has no level {level}.", f"It has levels 1 to {len(self.counts)}.")
         solved = score >= PASS
@@ -107,7 +110,7 @@ class Curriculum:
         self.passed = self.seen = 0
 
     def state(self) -> dict[str, Any]:
-        """All that the next draws depend on besides the arguments, as plain JSON."""
+        """Return everything that the next draws depend on, besides the arguments, as plain JSON."""
         return {
             "task": self.task.name,
             "position": self.position,
@@ -118,7 +121,7 @@ class Curriculum:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from a state. Raises PunaError for that of another task or a damaged one."""
+        """Restore a state. Raises PunaError for the state of another task or a damaged one."""
         try:
             counts = [[int(solved), int(seen)] for solved, seen in state["counts"]]
             position = float(state["position"])
@@ -128,5 +131,7 @@ class Curriculum:
         except (KeyError, TypeError, ValueError):
             fits = False
         if not fits:
-            raise PunaError(f"This is no state of a curriculum of {self.task.name}.", "Begin it anew.")
+            raise PunaError(
+                f"This is not the state of a curriculum of {self.task.name}.", "Start the curriculum again."
+            )
         self.position, self.drawn, self.passed, self.seen, self.counts = position, drawn, passed, seen, counts

@@ -1,8 +1,8 @@
-"""Problems to train on and problems to measure with: two sides that never meet. No torch.
+"""Keeps problems for training and problems for measuring apart. No torch.
 
-Seeds alone would not keep them apart, because an easy level has few problems and two seeds often make the same one. So
-the text decides: a problem is held out when the hash of its prompt says so. Whoever trains skips those, whoever
-measures takes only those, and nobody has to know what the other one drew.
+Seeds alone would not do it, because an easy level has few problems and two seeds often make the same one. So the text
+decides: whether a problem is held out follows from the hash of its prompt. Training skips held-out problems, measuring
+uses nothing else, and neither has to know what the other one drew.
 """
 
 import hashlib
@@ -10,23 +10,23 @@ import random
 
 from puna.core.errors import PunaError
 from puna.tasks.catalogue import find
-from puna.tasks.task import MAX_SEED, Problem, Task
+from puna.tasks.contract import MAX_SEED, Problem, Task
 
 HELDOUT_SHARE = 0.25
-"""Of all prompts. Measuring draws 4 problems for one that it may use, training 4 for 3."""
+"""The share of all prompts. Measuring draws 4 problems for each one it may use, training 4 for 3."""
 _TRIES = 400
 
 
 def is_heldout(problem: Problem) -> bool:
-    """Whether a problem is for measuring, and may not be trained on."""
+    """Whether a problem is for measuring only and must not be trained on."""
     digest = hashlib.sha256(f"{problem.task}\n{problem.prompt}".encode()).digest()
     return int.from_bytes(digest[:8], "big") < HELDOUT_SHARE * 2**64
 
 
 def training_problem(task: Task, level: int, number: int, seed: int = 0) -> Problem:
-    """The `number`-th problem to train on; the same for the same (task, level, number, seed) everywhere.
+    """Return the `number`-th problem to train on; it depends on (task, level, number, seed) only.
 
-    Raises PunaError when a level has hardly any problems that are not held out.
+    Raises PunaError for a level in which nearly all problems are held out.
     """
     draw = random.Random(f"training/{task.name}/{level}/{seed}/{number}")
     for _ in range(_TRIES):
@@ -37,9 +37,9 @@ def training_problem(task: Task, level: int, number: int, seed: int = 0) -> Prob
 
 
 def heldout_problems(name: str, level: int, count: int, seed: int = 0) -> list[Problem]:
-    """`count` held-out problems with different prompts, fewer where the level does not have so many.
+    """Return `count` held-out problems with different prompts, or fewer if the level does not have as many.
 
-    Raises PunaError for a task or level that there is not, and where nothing is held out.
+    Raises PunaError for an unknown task or level, and if nothing is held out.
     """
     task = find(name)
     draw = random.Random(f"heldout/{name}/{level}/{seed}")

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from puna.core.errors import PunaError
+from puna.core.errors import DataError, ModelError
 from puna.core.files import read_json, write_json, write_text
 from puna.text.bytelevel import (
     BEGIN_OF_TEXT,
@@ -71,7 +71,7 @@ class Tokenizer:
         spec |= {"truncation": None, "padding": None}
         model = spec.get("model") or {}
         if model.get("type") != "BPE" or not isinstance(model.get("vocab"), dict):
-            raise PunaError(f"{place} is a tokenizer of type {model.get('type')}, not BPE.", "Give a BPE tokenizer.")
+            raise ModelError(f"{place} is a tokenizer of type {model.get('type')}, not BPE.", "Give a BPE tokenizer.")
         spec["model"] = model | {"merges": merges_as_text(model.get("merges") or [])}
         added = {token["content"]: token for token in spec.get("added_tokens") or []}
         ids = model["vocab"] | {name: token["id"] for name, token in added.items()}
@@ -108,27 +108,27 @@ class Tokenizer:
                 (path / name for name in ("tokenizer.json", "tokenizer.model") if (path / name).is_file()), None
             )
             if file is None:
-                raise PunaError(
+                raise ModelError(
                     f"{path} holds neither tokenizer.json nor tokenizer.model.", "Give a folder or a file that is one."
                 )
         elif path.is_file():
             file = path
         else:
-            raise PunaError(f"There is no tokenizer at {path}.", "Check the path.")
+            raise ModelError(f"There is no tokenizer at {path}.", "Check the path.")
         if file.suffix != ".json":
             return Tokenizer(spec_from_ranks(file), place=str(file))
         spec = read_json(file)
         if not isinstance(spec, dict) or not isinstance(spec.get("model"), dict):
-            raise PunaError(f"{file} is not a tokenizer.json: it has no 'model'.", "Fetch or train it again.")
+            raise ModelError(f"{file} is not a tokenizer.json: it has no 'model'.", "Fetch or train it again.")
         config_file, template_file = folder / "tokenizer_config.json", folder / "chat_template.jinja"
         config = read_json(config_file) if config_file.is_file() else {}
         if not isinstance(config, dict):
-            raise PunaError(f"{config_file} is not a JSON object.", "Fetch it again, or remove it.")
+            raise ModelError(f"{config_file} is not a JSON object.", "Fetch it again, or remove it.")
         template = template_file.read_text(encoding="utf-8") if template_file.is_file() else template_in(config)
         try:
             return Tokenizer(spec, config=config, chat_template=template, place=str(file))
         except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise PunaError(f"{file} is not a valid tokenizer.json ({error}).", "Fetch or train it again.") from None
+            raise ModelError(f"{file} is not a valid tokenizer.json ({error}).", "Fetch or train it again.") from None
 
     def encode(self, text: str, *, bos: bool = False, special: bool = False) -> list[int]:
         """Token ids of `text`.
@@ -200,7 +200,7 @@ class Tokenizer:
             size += sum(len(text.encode("utf-8", "surrogatepass")) for text in batch)
             tokens += sum(map(len, self.encode_batch(batch)))
         if not tokens:
-            raise PunaError("There is no text to measure the tokenizer on.", "Give files that hold some.")
+            raise DataError("There is no text to measure the tokenizer on.", "Give files that hold some.")
         return size / tokens
 
     def save(self, directory: Path) -> None:
@@ -267,7 +267,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, *, reserved: int = 16
     """
     names = special_names(reserved)
     if vocab_size < 256 + len(names):
-        raise PunaError(
+        raise ModelError(
             f"A vocabulary of {vocab_size} is too small: 256 bytes and {len(names)} special tokens come first.",
             f"Ask for at least {256 + len(names)}.",
         )
@@ -291,7 +291,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, *, reserved: int = 16
         ),
     )
     if not seen[0]:
-        raise PunaError("There is no text to train a tokenizer on.", "Give a source that holds some.")
+        raise DataError("There is no text to train a tokenizer on.", "Give a source that holds some.")
     model = json.loads(backend.to_str())["model"]
     specials = {name: len(model["vocab"]) + i for i, name in enumerate(names)}
     merges = merges_as_text(model["merges"])
@@ -312,7 +312,7 @@ def _backend(text: str, place: str) -> tokenizers.Tokenizer:
     try:
         return tokenizers.Tokenizer.from_str(text)
     except Exception as error:  # the library raises bare Exception
-        raise PunaError(f"{place} is not a valid tokenizer.json ({error}).", "Fetch or train it again.") from None
+        raise ModelError(f"{place} is not a valid tokenizer.json ({error}).", "Fetch or train it again.") from None
 
 
 def _first(names: Sequence[str], known: Mapping[str, int]) -> str | None:

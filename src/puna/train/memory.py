@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from puna.core.errors import PunaError
+from puna.core.errors import OutOfMemoryError
 from puna.core.units import format_bytes, format_count
 from puna.model.config import PRESETS, ModelConfig
 from puna.train.recipe import Recipe
@@ -95,10 +95,10 @@ def check_fits(recipe: Recipe, estimate: MemoryEstimate, machine: "Machine", adv
         f"{format_bytes(estimate.total)} in each process ({largest}), but {format_bytes(available)} are free."
     )
     if advice:
-        raise PunaError(problem, advice)
+        raise OutOfMemoryError(problem, advice)
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     fitting = largest_preset_that_fits(recipe, available, device_type=machine.device, world_size=world_size)
-    raise PunaError(
+    raise OutOfMemoryError(
         problem,
         (
             f"The largest preset that fits with this recipe is model.preset = '{fitting}'; "

@@ -8,6 +8,8 @@ of the step, so it stays continuous and always decays to its end.
 
 from dataclasses import dataclass
 
+from puna.train.recipe import ScheduleConfig
+
 TOLERANCE = 0.1
 """Of the promised time: a projection that is further off changes the number of steps."""
 
@@ -46,3 +48,13 @@ def replan(
     if fits > left and not may_extend:
         return horizon
     return horizon.moved(step, step + fits)
+
+
+def keep_promise(
+    horizon: Horizon, step: int, schedule: ScheduleConfig, *, elapsed: float, step_seconds: float
+) -> Horizon:
+    """`replan` for a schedule that promised `seconds`: steps are added only before its decay begins."""
+    holds = schedule.kind == "wsd" and horizon.progress(step) < 1 - schedule.decay
+    return replan(
+        horizon, step, elapsed=elapsed, promised=schedule.seconds, step_seconds=step_seconds, may_extend=holds
+    )

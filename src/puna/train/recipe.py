@@ -4,7 +4,7 @@
 """
 
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -39,6 +39,7 @@ class ComputeConfig(Config):
     )
     loss_chunk: int = Field(1024, ge=0, description="tokens whose logits exist at once; 0 means all")
     grad_clip: float = Field(1.0, ge=0, description="largest global gradient norm; 0 switches clipping off")
+    fp8: bool = Field(False, description="tensorwise fp8 products in the blocks' linears (CUDA with fp8 only)")
 
 
 class TrainConfig(ComputeConfig):
@@ -47,7 +48,6 @@ class TrainConfig(ComputeConfig):
     steps: int = Field(0, ge=0, description="optimizer steps; 0 means as many as `tokens` asks for")
     tokens: int = Field(0, ge=0, description="training tokens, e.g. '2M' or '15.6T'; 0 means steps * batch * seq_len")
     document_mask: bool = Field(False, description="tokens attend only within their own document")
-    fp8: bool = Field(False, description="tensorwise fp8 products in the blocks' linears (CUDA with fp8 only)")
     z_loss: float = Field(0.0, ge=0, description="weight of log(Z)^2, which keeps logits from drifting")
     init: Literal["normal", "bigram", "induction"] = Field(
         "normal",
@@ -121,6 +121,8 @@ class TrackConfig(Config):
     tensorboard: bool = Field(False, description="write TensorBoard events into the run directory")
     wandb: str = Field("", description="Weights & Biases project; empty: off (extra 'wandb')")
     trackio: str = Field("", description="trackio project; empty: off (extra 'trackio')")
+    eval_every: int = Field(0, ge=0, description="steps between held-out evaluations; 0: none in between")
+    profile: bool = Field(False, description="write a torch profiler trace of steps 10 to 12 into the run directory")
 
 
 class LogConfig(TrackConfig):
@@ -132,10 +134,34 @@ class LogConfig(TrackConfig):
     eval_bytes: int = Field(200_000, gt=0, description="bytes of held-out text in one evaluation during the run")
     sample_every: int = Field(0, ge=0, description="steps between samples; 0: none")
     sample_prompt: str = Field("def ", description="text the samples continue")
-    profile: bool = Field(False, description="write a torch profiler trace of steps 10 to 12 into the run directory")
 
 
-class Recipe(Config):
+class RunRecipe(Config):
+    """What the training loop reads of any recipe that moves weights."""
+
+    if TYPE_CHECKING:  # each recipe declares these in its own order, which is the order it is shown in
+
+        @property
+        def train(self) -> ComputeConfig: ...
+        @property
+        def optimizer(self) -> OptimizerConfig: ...
+        @property
+        def schedule(self) -> ScheduleConfig: ...
+        @property
+        def layout(self) -> LayoutConfig: ...
+        @property
+        def checkpoint(self) -> CheckpointConfig: ...
+        @property
+        def guard(self) -> GuardConfig: ...
+        @property
+        def log(self) -> TrackConfig: ...
+
+    def as_training(self, model: ModelConfig) -> "Recipe":
+        """The pretraining run whose steps compute as much, for what is predicted about memory and time."""
+        raise NotImplementedError
+
+
+class Recipe(RunRecipe):
     """A training run."""
 
     name: str = Field("run", min_length=1, description="names the run directory runs/<name>")
@@ -180,6 +206,10 @@ class Recipe(Config):
         on_cpu: whole copies are the rule there.
         """
         return resolve_layout(self.layout, self.train, processes, on_cpu=on_cpu)
+
+    def as_training(self, model: ModelConfig) -> "Recipe":
+        """See `RunRecipe`."""
+        return self
 
     @property
     def tokens_per_step(self) -> int:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from puna.core.console import say
-from puna.core.errors import PunaError
+from puna.core.errors import RecipeError
 from puna.core.files import lock_directory
 from puna.core.recipe import load
 from puna.train.recipe import Recipe
@@ -42,7 +42,7 @@ def new_run(recipe: Path, overrides: Sequence[str], run_dir: Path | None, *, fir
     if first:
         check_free(run_dir)
     if first and ((run_dir / RECIPE).exists() or (run_dir / "checkpoints").exists()):
-        raise PunaError(
+        raise RecipeError(
             f"{run_dir} already holds a run.",
             f"Go on with it (puna train --resume {run_dir}), or start another with --run-dir DIR or name=NAME.",
         )
@@ -55,7 +55,7 @@ def resumed_run(run_dir: Path, overrides: Sequence[str], *, first: bool = True) 
     Raises PunaError when there is no run, it is in use, or an override changes what its checkpoints stand on.
     """
     if not (run_dir / RECIPE).is_file():
-        raise PunaError(f"{run_dir} holds no run to resume ({RECIPE} is missing).", "Check the path.")
+        raise RecipeError(f"{run_dir} holds no run to resume ({RECIPE} is missing).", "Check the path.")
     if first:
         check_free(run_dir)
     before = load(Recipe, run_dir / RECIPE).value
@@ -66,14 +66,14 @@ def resumed_run(run_dir: Path, overrides: Sequence[str], *, first: bool = True) 
         # fp32 and mixed keep the same fp32 weights; bf16 has other states.
         fixed |= key == "train.precision" and "bf16" in (old[key], new[key])
         if fixed and old.get(key) != new.get(key):
-            raise PunaError(
+            raise RecipeError(
                 f"{run_dir} cannot be resumed with {key} = {new.get(key)}: the run was trained with {old.get(key)}.",
                 "Leave that override out, or start a new run with it.",
             )
     reached = max(_checkpoint_steps(run_dir), default=0)
     promised = after.schedule.seconds and after.total_steps == before.total_steps  # the run may have added steps
     if after.total_steps < reached and not promised:
-        raise PunaError(
+        raise RecipeError(
             f"{run_dir} has a checkpoint of step {reached} already, beyond the {after.total_steps} steps asked for.",
             f"Give train.steps of at least {reached}, or start a new run.",
         )
@@ -103,7 +103,7 @@ def check_free(run_dir: Path) -> None:
     """Raise PunaError when a living process uses the run directory; the run itself takes the lock again."""
     if run_dir.exists():
         if not run_dir.is_dir():
-            raise PunaError(f"{run_dir} is a file, not a run directory.", "Choose another --run-dir.")
+            raise RecipeError(f"{run_dir} is a file, not a run directory.", "Choose another --run-dir.")
         with lock_directory(run_dir):
             pass
 

@@ -9,7 +9,6 @@ Each run is processes of its own, started from here with this module as their pr
 right before the chosen step, so nothing has a chance to tidy up.
 """
 
-import contextlib
 import dataclasses
 import hashlib
 import json
@@ -201,30 +200,28 @@ def run_order(order: dict[str, Any], environment: dict[str, str]) -> None:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs to be deterministic
     import torch
 
-    from puna.core.files import lock_directory
     from puna.core.recipe import load
-    from puna.train import parallel
     from puna.train.machine import Machine
-    from puna.train.trainer import Rows, Trainer
+    from puna.train.pretrain import Part, Pretraining, train
 
-    class Recorder(Trainer):
-        def train_step(self, batch: Rows) -> tuple[torch.Tensor, torch.Tensor]:
-            pairs = zip(batch.ids.cpu(), batch.targets.cpu(), strict=True)
+    class Recorder(Pretraining):
+        def batch(self, data_step: int) -> list[Part]:
+            parts = super().batch(data_step)
+            pairs = [pair for part in parts for pair in zip(part.rows.ids.cpu(), part.rows.targets.cpu(), strict=True)]
             rows = [hashlib.sha256(i.numpy().tobytes() + t.numpy().tobytes()).hexdigest()[:16] for i, t in pairs]
-            line = json.dumps({"step": self.step, "first": self.first_row, "rows": rows})
-            with open(self.run_dir / f"rows-{self.world.size}-{self.world.rank}.jsonl", "a", encoding="utf-8") as file:
+            line = json.dumps({"step": self.run.step, "first": self.run.share.first, "rows": rows})
+            name = f"rows-{self.run.world.size}-{self.run.world.rank}.jsonl"
+            with open(self.run.run_dir / name, "a", encoding="utf-8") as file:
                 file.write(line + "\n")
-            return super().train_step(batch)
+            return parts
 
     if torch.cuda.is_available():
         torch.use_deterministic_algorithms(True, warn_only=True)
-    run_dir, die_at = Path(order["run_dir"]), order["die_at"]
+    die_at = order["die_at"]
     recipe = load(Recipe, Path(order["recipe"])).value
     hooks = {} if die_at is None else {die_at: lambda _: os.kill(os.getpid(), signal.SIGKILL)}
-    with parallel.join_world() as world, contextlib.ExitStack() as stack:
-        if world.first:
-            stack.enter_context(lock_directory(run_dir))
-        Recorder(recipe, run_dir, world, machine=Machine(**order["machine"])).run(resume=order["resume"], hooks=hooks)
+    machine = Machine(**order["machine"])
+    train(recipe, Path(order["run_dir"]), resume=order["resume"], hooks=hooks, machine=machine, objective=Recorder)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from puna.core.errors import PunaError, nearest
+from puna.core.errors import DataError, nearest
 from puna.data.readers import read_chunks, read_lines
 from puna.text.chat import ROLES
 
@@ -56,7 +56,7 @@ def read_dialogues(path: Path) -> list[Dialogue]:
     """All dialogues of a file. Raises PunaError naming file and line for the first row that is none, or when empty."""
     found = [dialogue for row in read_rows(path) for dialogue in dialogues_of(row)]
     if not found:
-        raise PunaError(f"{path} has no dialogues.", "Give a file with at least one.")
+        raise DataError(f"{path} has no dialogues.", "Give a file with at least one.")
     return found
 
 
@@ -65,9 +65,9 @@ def read_rows(path: Path) -> Iterator[Row]:
     suffixes = [suffix for suffix in path.suffixes if suffix not in _PACKED]
     if not path.is_file():
         near = [p.name for p in path.parent.iterdir() if p.is_file()] if path.parent.is_dir() else []
-        raise PunaError(f"{path} does not exist.", nearest(path.name, near) if near else "Check the path.")
+        raise DataError(f"{path} does not exist.", nearest(path.name, near) if near else "Check the path.")
     if not suffixes or suffixes[-1] not in _KINDS:
-        raise PunaError(f"{path} is no file of dialogues.", f"Give one that ends in {', '.join(_KINDS)}.")
+        raise DataError(f"{path} is no file of dialogues.", f"Give one that ends in {', '.join(_KINDS)}.")
     if suffixes[-1] == ".parquet":
         yield from _parquet(path)
     elif _is_array(path):
@@ -79,7 +79,7 @@ def read_rows(path: Path) -> Iterator[Row]:
                 try:
                     value = json.loads(line)
                 except (ValueError, RecursionError) as error:
-                    raise PunaError(f"{where}: this is not JSON ({str(error)[:80]}).", "Mend that line.") from None
+                    raise DataError(f"{where}: this is not JSON ({str(error)[:80]}).", "Mend that line.") from None
                 yield _row(where, value)
 
 
@@ -104,7 +104,7 @@ def dialogues_of(row: Row) -> list[Dialogue]:
         answer = [{"role": "assistant", "content": _text(_answer(value, where), "answer", where)}]
         dialogues = [prompt_messages(value["prompt"], where) + answer]
     else:
-        raise PunaError(
+        raise DataError(
             f"{where}: the row has {_keys(value)}, which is no shape of a dialogue.",
             "Known are messages, conversations, instruction with output, and prompt with response.",
         )
@@ -135,10 +135,10 @@ def check_messages(messages: Sequence[Message], where: str) -> None:
     """Raise PunaError, naming the row, when these are no dialogue that an assistant could learn from."""
     roles = [ROLES.get(message["role"]) for message in messages]
     if "assistant" not in roles:
-        raise PunaError(f"{where}: the dialogue has no message of an assistant.", "There is nothing to learn from it.")
+        raise DataError(f"{where}: the dialogue has no message of an assistant.", "There is nothing to learn from it.")
     for number, (before, role) in enumerate(zip([None, *roles], roles, strict=False), 1):
         if role == "ipython" and before not in ("assistant", "ipython"):
-            raise PunaError(
+            raise DataError(
                 f"{where}: message {number} has the role 'tool' but follows no call of a tool.",
                 "A tool's result comes after the assistant's message that asked for it.",
             )
@@ -149,14 +149,14 @@ def check_messages(messages: Sequence[Message], where: str) -> None:
 
 def _messages(value: Any, where: str) -> list[Message]:
     if not isinstance(value, list) or not value:
-        raise PunaError(f"{where}: its messages are not a list of messages.", "Mend that row.")
+        raise DataError(f"{where}: its messages are not a list of messages.", "Mend that row.")
     return [_message(entry, number, where) for number, entry in enumerate(value, 1)]
 
 
 def _message(entry: Any, number: int, where: str) -> Message:
     role = entry.get("role") if isinstance(entry, dict) else None
     if not isinstance(role, str) or role not in ROLES:
-        raise PunaError(f"{where}: message {number} has the role {role!r}.", f"Known are {', '.join(ROLES)}.")
+        raise DataError(f"{where}: message {number} has the role {role!r}.", f"Known are {', '.join(ROLES)}.")
     keep = ("content", "reasoning_content", "tool_calls", "token_ids")
     message = {"role": role, **{key: entry[key] for key in keep if entry.get(key) is not None}}
     parts = message.get("content")
@@ -170,7 +170,7 @@ def _message(entry: Any, number: int, where: str) -> Message:
                 calls = call if isinstance(call, list) else [call]
                 message["tool_calls"] = [*message.get("tool_calls", []), *calls]
             elif kind not in texts or not isinstance(said, str):
-                raise PunaError(f"{where}: message {number} has a part of type {kind!r} that is no text.")
+                raise DataError(f"{where}: message {number} has a part of type {kind!r} that is no text.")
         for kind, key in texts.items():
             said = "".join(part.get("text", part.get("value")) for part in parts if part.get("type") == kind)
             message[key] = said
@@ -179,15 +179,15 @@ def _message(entry: Any, number: int, where: str) -> Message:
     if role == "assistant":
         has = any(message.get(key) for key in ("tool_calls", "token_ids", "reasoning_content"))
         if not has and not str(message.get("content") or "").strip():
-            raise PunaError(f"{where}: message {number}, the assistant's, is empty.", "Mend that row or take it out.")
+            raise DataError(f"{where}: message {number}, the assistant's, is empty.", "Mend that row or take it out.")
     elif not isinstance(message.get("content"), str):
-        raise PunaError(f"{where}: message {number} has no text.", "Mend that row or take it out.")
+        raise DataError(f"{where}: message {number} has no text.", "Mend that row or take it out.")
     return message
 
 
 def _sharegpt(value: Any, where: str) -> list[Message]:
     if not isinstance(value, list) or not value:
-        raise PunaError(f"{where}: its conversations are not a list of turns.", "Mend that row.")
+        raise DataError(f"{where}: its conversations are not a list of turns.", "Mend that row.")
     messages = []
     for number, turn in enumerate(value, 1):
         if isinstance(turn, dict) and "role" in turn:
@@ -195,7 +195,7 @@ def _sharegpt(value: Any, where: str) -> list[Message]:
             continue
         said = turn.get("from") if isinstance(turn, dict) else None
         if said not in _SHAREGPT:
-            raise PunaError(f"{where}: turn {number} is from {said!r}.", f"Known are {', '.join(_SHAREGPT)}.")
+            raise DataError(f"{where}: turn {number} is from {said!r}.", f"Known are {', '.join(_SHAREGPT)}.")
         role, text = _SHAREGPT[said], turn.get("value")
         if role == "function_call":
             call = _json(text, where)
@@ -217,7 +217,7 @@ def _history(value: Any, where: str) -> list[Message]:
     if value in (None, []):
         return []
     if not isinstance(value, list) or any(not isinstance(turn, list) or len(turn) != 2 for turn in value):
-        raise PunaError(f"{where}: its history is not a list of pairs.", "Mend that row.")
+        raise DataError(f"{where}: its history is not a list of pairs.", "Mend that row.")
     return [message for asked, answer in value for message in _pair(asked, answer, where)]
 
 
@@ -229,13 +229,13 @@ def _joined(asked: str, more: Any, where: str) -> str:
 def _answer(value: Mapping[str, Any], where: str) -> Any:
     given = next((value[key] for key in _ANSWERS if value.get(key) is not None), None)
     if given is None:
-        raise PunaError(f"{where}: the row has no answer.", f"It needs one of {', '.join(_ANSWERS)}.")
+        raise DataError(f"{where}: the row has no answer.", f"It needs one of {', '.join(_ANSWERS)}.")
     return given
 
 
 def _text(value: Any, name: str, where: str) -> str:
     if not isinstance(value, str) or not value.strip():
-        raise PunaError(f"{where}: its {name} is {'empty' if isinstance(value, str) else 'no text'}.", "Mend that row.")
+        raise DataError(f"{where}: its {name} is {'empty' if isinstance(value, str) else 'no text'}.", "Mend that row.")
     return value
 
 
@@ -244,7 +244,7 @@ def tools_of(value: Any, where: str) -> list[dict[str, Any]]:
         return []
     tools = _json(value, where) if isinstance(value, str) else value
     if not isinstance(tools, list) or any(not isinstance(tool, dict) for tool in tools):
-        raise PunaError(f"{where}: its tools are not a list of JSON objects.", "Mend that row.")
+        raise DataError(f"{where}: its tools are not a list of JSON objects.", "Mend that row.")
     return tools
 
 
@@ -252,7 +252,7 @@ def _json(text: Any, where: str) -> Any:
     try:
         return json.loads(text)
     except (TypeError, ValueError, RecursionError):
-        raise PunaError(f"{where}: a call or its tools are not JSON.", "Mend that row.") from None
+        raise DataError(f"{where}: a call or its tools are not JSON.", "Mend that row.") from None
 
 
 # -- files -------------------------------------------------------------------------------------------------------------
@@ -266,7 +266,7 @@ def _array(path: Path) -> Iterator[Row]:
     try:
         values = json.loads(b"".join(read_chunks(path)))
     except (ValueError, RecursionError) as error:
-        raise PunaError(f"{path} is not JSON ({str(error)[:80]}).", "Mend that line.") from None
+        raise DataError(f"{path} is not JSON ({str(error)[:80]}).", "Mend that line.") from None
     for number, value in enumerate(values, 1):
         yield _row(f"{path}, entry {number}", value)
 
@@ -283,12 +283,12 @@ def _parquet(path: Path) -> Iterator[Row]:
                     number += 1
                     yield _row(f"{path}, row {number}", value)
     except (arrow.ArrowException, OSError) as error:
-        raise PunaError(f"{path} is not a whole parquet file ({error}).", "Fetch or write it again.") from None
+        raise DataError(f"{path} is not a whole parquet file ({error}).", "Fetch or write it again.") from None
 
 
 def _row(where: str, value: Any) -> Row:
     if not isinstance(value, dict):
-        raise PunaError(f"{where}: this is no JSON object.", "Each row is one.")
+        raise DataError(f"{where}: this is no JSON object.", "Each row is one.")
     return Row(where, value)
 
 

@@ -18,10 +18,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from puna.core.errors import PunaError
+from puna.core.errors import DataError, PunaError
 from puna.tasks.catalogue import find
+from puna.tasks.contract import Problem, Task
 from puna.tasks.heldout import training_problem
-from puna.tasks.task import Problem, Task
 from puna.tasks.tools import SCHEMAS, calls_in, first_call
 from puna.text.chat import render
 from puna.text.tokenizer import Tokenizer
@@ -59,7 +59,7 @@ def example_of(dialogue: Dialogue, tokenizer: Tokenizer, longest: int, *, drop: 
     try:
         ids, mask = render(dialogue.messages, tokenizer, tools=dialogue.tools or None)
     except PunaError as error:
-        raise PunaError(f"{dialogue.where}: {error}" if dialogue.where else str(error)) from None
+        raise DataError(f"{dialogue.where}: {error}" if dialogue.where else str(error)) from None
     inputs, targets = ids[:-1], [token if learn else IGNORE for token, learn in zip(ids[1:], mask[1:], strict=True)]
     truncated = len(inputs) > longest
     if truncated and drop:
@@ -105,7 +105,7 @@ def sources_of(data: SFTDataConfig, seed: int) -> tuple[list[Source], list[Dialo
         apart = [dialogue for dialogue in dialogues if _share_of(dialogue) < data.heldout]
         kept = [dialogue for dialogue in dialogues if _share_of(dialogue) >= data.heldout]
         if not kept:
-            raise PunaError(f"{file.path}: all its dialogues are held out.", "Lower data.heldout.")
+            raise DataError(f"{file.path}: all its dialogues are held out.", "Lower data.heldout.")
         heldout += apart
         sources.append(Source(file.path, file.share, len(kept), _shuffled(kept, f"{seed}/{len(sources)}")))
     for entry in data.tasks:
@@ -147,7 +147,7 @@ class Mixture:
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from a state. Raises PunaError when it is one of other sources."""
         if len(state["drawn"]) != len(self.sources):
-            raise PunaError("The run was started with other data.", "Resume it with the recipe that it has.")
+            raise DataError("The run was started with other data.", "Resume it with the recipe that it has.")
         self.drawn, self.dropped = list(state["drawn"]), state["dropped"]
         self._waiting, self._made = [(source, number) for source, number in state["waiting"]], {}
 
@@ -174,7 +174,7 @@ class Mixture:
                 return place
             self.dropped += 1
         names = ", ".join(source.name for source in self.sources)
-        raise PunaError(
+        raise DataError(
             f"{_UNLUCKY} examples in a row of {names} leave nothing to learn in {self.seq_len} tokens.",
             "Raise train.seq_len.",
         )

@@ -1,7 +1,6 @@
 """Long-context extension: pretraining goes on with longer rows, after the rotary angles were made slower.
 
-The trainer is pretraining's own. Bits per byte at the new length are measured before the first step and at the end, so
-the stage shows what it gained.
+Bits per byte at the new length are measured before the first step and at the end, so the stage shows what it gained.
 """
 
 from pathlib import Path
@@ -9,12 +8,39 @@ from typing import Any
 
 from puna.core.errors import PunaError
 from puna.model.store import load_config
-from puna.train.trainer import Trainer, train
+from puna.train.pretrain import Pretraining, train
 from puna.tune.extend_recipe import ExtendRecipe
 
 
+class Extension(Pretraining):
+    """Pretraining that is measured before its first step too."""
+
+    evaluates_first = True
+    before: float | None = None
+    """Bits per byte at the new length before the first step."""
+
+    def evaluate(self, step: int) -> dict[str, Any]:
+        """See `Pretraining`."""
+        measures = super().evaluate(step)
+        if not step:
+            self.before = measures["bits_per_byte"]
+        return measures
+
+    def state(self) -> dict[str, Any]:
+        """The first measurement."""
+        return {"before": self.before}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """See `state`."""
+        self.before = state.get("before")
+
+    def end_facts(self, measures: dict[str, Any]) -> dict[str, Any]:
+        """Bits per byte before and after."""
+        return {**super().end_facts(measures), "before": self.before}
+
+
 def run(recipe: ExtendRecipe, run_dir: Path, **options: Any) -> dict[str, Any]:
-    """Extend; options and result are those of `train.trainer.train`, with "before" in the last event.
+    """Extend; options and result are those of `train.pretrain.train`, with "before" in the last event.
 
     Raises PunaError when the new context is not longer than the old one.
     """
@@ -22,10 +48,4 @@ def run(recipe: ExtendRecipe, run_dir: Path, **options: Any) -> dict[str, Any]:
         pretraining = recipe.as_pretraining(load_config(Path(recipe.model)))
     except ValueError as error:
         raise PunaError(f"{error}.", "Set train.seq_len to the context that the model is to have.") from None
-    before: list[float] = []
-
-    def measure(trainer: Trainer) -> None:
-        before.append(trainer.evaluate(pretraining.log.eval_bytes)["bits_per_byte"])
-
-    event = train(pretraining, run_dir, hooks={0: measure}, **options)
-    return {**event, "before": before[0] if before else None}
+    return train(pretraining, run_dir, objective=Extension, **options)

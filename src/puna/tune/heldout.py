@@ -1,12 +1,15 @@
 """A stage measures itself on held-out problems: its weights of now in an engine of their own, for a moment."""
 
+from pathlib import Path
+
 import torch
 
 from puna.engine.generate import Engine
-from puna.tune.loop import SCORE, Stage
+from puna.train.objective import SCORE
 from puna.tune.measure import measure_tasks
 from puna.tune.recipe import MeasureConfig
-from puna.tune.rl.rollout import make_generator, send_weights
+from puna.tune.rollout import make_generator, send_weights
+from puna.tune.stage import Stage
 
 _BATCH = 64
 
@@ -47,7 +50,7 @@ def _engine(stage: Stage, config: MeasureConfig) -> Engine:
     engine = make_generator(
         stage.config,
         stage.tokenizer,
-        stage.parent,
+        Path(stage.recipe.model),
         device=stage.device,
         dtype=torch.bfloat16 if stage.recipe.train.precision == "bf16" else torch.float32,
         max_batch=_BATCH,

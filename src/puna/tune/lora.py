@@ -18,11 +18,10 @@ from torch import Tensor, nn
 
 from puna.core.errors import PunaError, nearest
 from puna.core.files import new_directory, read_json, write_json
-from puna.model.config import ModelConfig
 from puna.model.llama import LlamaForCausalLM, copy_whole
 from puna.model.store import load_config, load_lineage, load_model, read_tensor, save_model, tensor_headers
 from puna.text.tokenizer import Tokenizer
-from puna.tune.network import Kind
+from puna.train.factory import ModelFactory
 from puna.tune.recipe import LoRAConfig
 
 _A, _B = ".lora_a", ".lora_b"
@@ -43,21 +42,22 @@ class LoRALinear(nn.Linear):
         return F.linear(x, self.weight) + self.scale * F.linear(F.linear(x, self.lora_a), self.lora_b)
 
 
-class LoRA:
-    """A kind of network with adapters put on another kind."""
+class LoRA(ModelFactory):
+    """A network with adapters put on what another factory makes."""
 
-    def __init__(self, kind: Kind, config: LoRAConfig) -> None:
-        self.kind, self.config = kind, config
+    def __init__(self, factory: ModelFactory, lora: LoRAConfig) -> None:
+        super().__init__(factory.config, factory.tokenizer)
+        self.factory, self.lora = factory, lora
 
-    def make(self, config: ModelConfig) -> LlamaForCausalLM:
-        """See `Kind`."""
-        model = self.kind.make(config)
-        adapt(model, self.config)
+    def make(self) -> LlamaForCausalLM:
+        """See `ModelFactory`."""
+        model = self.factory.make()
+        adapt(model, self.lora)
         return model
 
-    def fill(self, model: LlamaForCausalLM, directory: Path, seed: int) -> None:
-        """See `Kind`; A is uniform as in PEFT, B zero, so that the adapter does nothing at first."""
-        self.kind.fill(model, directory, seed)
+    def fill(self, model: LlamaForCausalLM, seed: int) -> None:
+        """See `ModelFactory`; A is uniform as in PEFT, B zero, so that the adapter does nothing at first."""
+        self.factory.fill(model, seed)
         for name, parameter in model.named_parameters():
             if name.endswith(_B):
                 parameter.zero_()
@@ -67,21 +67,12 @@ class LoRA:
                 copy_whole(torch.empty(parameter.shape).uniform_(-bound, bound, generator=generator), parameter)
 
     def save(
-        self,
-        directory: Path,
-        config: ModelConfig,
-        state: Mapping[str, Tensor],
-        tokenizer: Tokenizer,
-        *,
-        dtype: torch.dtype,
-        lineage: Mapping[str, Any],
+        self, directory: Path, state: Mapping[str, Tensor], *, dtype: torch.dtype, lineage: Mapping[str, Any]
     ) -> None:
         """Write the merged model, and the adapter beside it as PEFT reads it."""
-        merged = merged_state(state, self.config.scale)
-        self.kind.save(directory, config, merged, tokenizer, dtype=dtype, lineage=lineage)
-        write_adapter(
-            directory.with_name("adapter"), state, self.config, str(lineage.get("parent", {}).get("path", ""))
-        )
+        self.factory.save(directory, merged_state(state, self.lora.scale), dtype=dtype, lineage=lineage)
+        base = str(lineage.get("parent", {}).get("path", ""))
+        write_adapter(directory.with_name("adapter"), state, self.lora, base)
 
 
 def adapt(model: LlamaForCausalLM, config: LoRAConfig) -> None:

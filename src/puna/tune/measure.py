@@ -14,10 +14,10 @@ from typing import Any
 from puna.core.errors import PunaError
 from puna.core.statistics import clustered, pass_at_k, wilson
 from puna.engine.generate import Completion, Engine, SamplingParams
-from puna.tasks.attempts import Attempt, Group, work
 from puna.tasks.catalogue import find
+from puna.tasks.contract import Problem, Task, Verdict
+from puna.tasks.episodes import Attempt, Group, run_attempts
 from puna.tasks.heldout import heldout_problems
-from puna.tasks.task import Problem, Task, Verdict
 
 Check = Callable[[Task, Problem, str], Verdict]
 _GRADERS = 2  # programs are checked in the sandbox, one process a thread
@@ -143,12 +143,14 @@ def answer(
         ]
         return engine.generate([group[0].prompt for group in waiting], params)
 
-    work(groups, write, longest=engine.model.config.max_position_embeddings)
+    run_attempts(groups, write, longest=engine.model.config.max_position_embeddings)
     attempts = [attempt for group in groups for attempt in group]
     with ThreadPoolExecutor(_GRADERS) as pool:
         graded = pool.map(lambda one: one.verdict or check(one.task, one.problem, one.text), attempts)
         return [
-            Answer(one.problem, one.text, verdict, one.ended, sum(len(t.written.ids) for t in one.turns), one.said)
+            Answer(
+                one.problem, one.text, verdict, one.ended, sum(len(t.written.ids) for t in one.turns), one.transcript
+            )
             for one, verdict in zip(attempts, graded, strict=True)
         ]
 

@@ -13,7 +13,7 @@ from puna.train.memory import MemoryEstimate, Prediction
 from puna.tune.recipe import StageRecipe
 from puna.tune.rl.recipe import DistillRecipe, OnPolicyRecipe, RLRecipe
 
-# `rl.rows.token_logprobs`, bytes for each logit of a chunk: as multiplied and as float32, log-softmax, its exponential,
+# `packing.token_logprobs`, bytes for each logit of a chunk: as multiplied and as float32, log-softmax, its exponential,
 # and their product for the entropy.
 _LOGPROB_BYTES = 18
 

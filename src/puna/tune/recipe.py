@@ -22,6 +22,7 @@ from puna.train.recipe import (
     GuardConfig,
     OptimizerConfig,
     Recipe,
+    RunRecipe,
     ScheduleConfig,
     TrackConfig,
     TrainConfig,
@@ -137,7 +138,7 @@ class StageBase(Config):
         return self.name or f"{Path(self.model).name or 'model'}-{self.stage}"
 
 
-class StageRecipe(StageBase):
+class StageRecipe(StageBase, RunRecipe):
     """What every stage that moves weights is told."""
 
     knows_its_rows: ClassVar[bool] = True
@@ -157,10 +158,12 @@ class StageRecipe(StageBase):
     def _possible(self) -> "StageRecipe":
         if self.layout.tp > 1 or self.layout.cp > 1 or self.layout.pp > 1:
             raise ValueError("layout.tp, cp and pp above 1 are not in this version. Use dp_shard and dp_replicate")
+        if self.train.fp8 and self.lora.rank:
+            raise ValueError("train.fp8 and lora.rank are both set, but adapters are not multiplied in fp8. Choose one")
         return self
 
     def as_training(self, model: ModelConfig) -> Recipe:
-        """A pretraining run whose steps compute as much, for what is predicted about memory and time."""
+        """See `RunRecipe`."""
         train = self.train
         return Recipe(
             model=model,
@@ -174,6 +177,7 @@ class StageRecipe(StageBase):
                 compile=train.compile,
                 recompute=train.recompute,
                 loss_chunk=train.loss_chunk,
+                fp8=train.fp8,
             ),
             optimizer=self.optimizer,
             layout=self.layout,

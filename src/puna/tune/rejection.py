@@ -22,8 +22,8 @@ from puna.core.units import format_count
 from puna.engine.generate import Engine, SamplingParams, load_engine
 from puna.model.store import load_lineage
 from puna.tasks.catalogue import find
+from puna.tasks.contract import PASS, Problem
 from puna.tasks.heldout import training_problem
-from puna.tasks.task import PASS, Problem
 from puna.tasks.tools import SCHEMAS, calls_in
 from puna.text.chat import render
 from puna.train.machine import best_device

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from puna.core.errors import PunaError
 from puna.model.llama import DocumentMask
 from puna.train.loss import IGNORE, cross_entropy_chunked
+from puna.train.objective import SCORE, Metrics
 from puna.tune.examples import Mixture, PackedRows, best_fit, example_of, sources_of, to_tensors
 from puna.tune.heldout import measure_stage
-from puna.tune.loop import SCORE, Metrics, Stage, run_stage
 from puna.tune.sft_recipe import SFTRecipe
+from puna.tune.stage import Stage, StageObjective, run_stage
 
 
 class Part(NamedTuple):
@@ -28,13 +29,15 @@ class Part(NamedTuple):
     measures: dict[str, float]
 
 
-class SFT:
+class SFT(StageObjective):
     """The objective of supervised fine-tuning."""
 
     def __init__(self, stage: Stage) -> None:
+        super().__init__(stage)
         recipe = stage.recipe
         assert isinstance(recipe, SFTRecipe)
-        self.stage, self.recipe = stage, recipe
+        self.recipe = recipe
+        self.fills_its_rows = not recipe.lora.rank
         train = recipe.train
         sources, heldout = sources_of(recipe.data, train.seed)
         drop = recipe.data.overlong == "drop"
@@ -57,7 +60,7 @@ class SFT:
             "learned": float(learned),
         }
         parts = []
-        everywhere = share.micro_batches * self.stage.world.size
+        everywhere = share.micro_batches * self.stage.world.data_size
         for index in range(share.micro_batches):
             first = share.first + index * share.rows
             rows = PackedRows(*(tensor[first : first + share.rows] for tensor in packed))
@@ -117,5 +120,5 @@ def packed_loss(stage: Stage, network: nn.Module, rows: PackedRows, scale: float
 
 
 def run(recipe: SFTRecipe, run_dir: Path, **options: Any) -> dict[str, Any]:
-    """Fine-tune; options and result are those of `tune.loop.run_stage`."""
+    """Fine-tune; options and result are those of `tune.stage.run_stage`."""
     return run_stage(recipe, run_dir, SFT, **options)

@@ -10,17 +10,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from puna.core.console import progress
+from puna.train import parallel
+from puna.train.objective import SCORE, Metrics
 from puna.tune.heldout import measure_stage
-from puna.tune.loop import SCORE, Metrics, Stage, run_stage
+from puna.tune.packing import Rows, lay_out, token_logprobs
 from puna.tune.preference import losses
 from puna.tune.preference.pairs import Judged, Preference, read_judged, read_preferences
 from puna.tune.preference.ranked import Ranked, formatting, numbers_of_step, ranked_of, read_ranked
 from puna.tune.preference.recipe import DPORecipe
-from puna.tune.rl.rows import Rows, lay_out, token_logprobs
+from puna.tune.stage import Stage, StageObjective, run_stage
 
 
 class Part(NamedTuple):
@@ -36,13 +37,14 @@ class Part(NamedTuple):
     chosen_tokens_everywhere: int
 
 
-class DPO:
+class DPO(StageObjective):
     """The objective of preference optimisation."""
 
     def __init__(self, stage: Stage) -> None:
+        super().__init__(stage)
         recipe = stage.recipe
         assert isinstance(recipe, DPORecipe)
-        self.stage, self.recipe, self.config = stage, recipe, recipe.dpo
+        self.recipe, self.config = recipe, recipe.dpo
         self.alone = recipe.dpo.loss == "kto"
         self.form = torch.tensor(formatting(stage.tokenizer), device=stage.device)
         data, longest, drop = recipe.data, recipe.train.seq_len, recipe.data.overlong == "drop"
@@ -168,7 +170,7 @@ class DPO:
         """The reference's log probability of each answer of each item; processes share the work."""
         stage, rows = self.stage, self.stage.share.rows
         chunks = [list(range(start, min(len(items), start + rows))) for start in range(0, len(items), rows)]
-        mine = chunks if stage.sharded else chunks[stage.world.rank :: stage.world.size]
+        mine = chunks if stage.sharded else chunks[stage.world.data_rank :: stage.world.data_size]
         found: dict[int, list[float]] = {}
         for numbers in _shown(mine, stage.world.first and len(items) > 64):
             laid = _rows([items[number] for number in numbers], self.recipe.train.seq_len, stage.device)
@@ -176,9 +178,8 @@ class DPO:
                 matrix = laid.matrix(self._logps(stage.model, laid)) * self._counted(laid)
             values = iter(matrix.sum(1).tolist())
             found |= {number: [next(values) for _ in items[number].answers] for number in numbers}
-        if stage.world.size > 1 and not stage.sharded:
-            everyone: list[Any] = [None] * stage.world.size
-            dist.all_gather_object(everyone, found)
+        if not stage.sharded:
+            everyone = parallel.gather_over_ranks(found, stage.world)
             found = {number: values for part in everyone for number, values in part.items()}
         return [found[number] for number in range(len(items))]
 
@@ -205,9 +206,6 @@ class DPO:
         """Batches are functions of the step alone."""
         return {"items": len(self.items)}
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """See `state`."""
-
 
 def _rows(items: Sequence[Ranked], seq_len: int, device: torch.device) -> Rows:
     return lay_out([row for item in items for row in item.rows(seq_len)], device)
@@ -229,5 +227,5 @@ def _shown(chunks: Sequence[list[int]], show: bool) -> Iterable[list[int]]:
 
 
 def run(recipe: DPORecipe, run_dir: Path, **options: Any) -> dict[str, Any]:
-    """Optimise; options and result are those of `tune.loop.run_stage`."""
+    """Optimise; options and result are those of `tune.stage.run_stage`."""
     return run_stage(recipe, run_dir, DPO, **options)

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from puna.core.errors import PunaError
+from puna.core.errors import DataError
 from puna.tune.dialogues import (
     Dialogue,
     Message,
@@ -53,7 +53,7 @@ def read_preferences(path: Path) -> list[Preference]:
     """
     found = [preference for row in read_rows(path) if (preference := preference_of(row)) is not None]
     if not found:
-        raise PunaError(f"{path} has no preferences.", "A row is {prompt, chosen, rejected}.")
+        raise DataError(f"{path} has no preferences.", "A row is {prompt, chosen, rejected}.")
     return found
 
 
@@ -61,7 +61,7 @@ def read_judged(path: Path) -> list[Judged]:
     """All good and bad answers of a file: rows with a label, thumbs that stand alone, and the sides of pairs."""
     found = [judged for row in read_rows(path) for judged in judged_of(row)]
     if not found:
-        raise PunaError(f"{path} has no judged answers.", "A row is {messages, label} or {prompt, chosen, rejected}.")
+        raise DataError(f"{path} has no judged answers.", "A row is {messages, label} or {prompt, chosen, rejected}.")
     return found
 
 
@@ -69,7 +69,7 @@ def preference_of(row: Row) -> Preference | None:
     """The ranking of a row; None when it has one side only. Raises PunaError naming the row."""
     where, value = row
     if "chosen" not in value and "rejected" not in value and "responses" not in value:
-        raise PunaError(f"{where}: the row has no chosen and rejected answer.", "A row is {prompt, chosen, rejected}.")
+        raise DataError(f"{where}: the row has no chosen and rejected answer.", "A row is {prompt, chosen, rejected}.")
     given = value.get("responses")
     if given is None:
         given = [value.get("edited"), value.get("chosen"), value.get("rejected")]
@@ -77,7 +77,7 @@ def preference_of(row: Row) -> Preference | None:
         if any(answer is None for answer in given):
             return None
     if not isinstance(given, list) or len(given) < 2:
-        raise PunaError(f"{where}: its responses are not a ranking of two or more.", "Mend that row.")
+        raise DataError(f"{where}: its responses are not a ranking of two or more.", "Mend that row.")
     prompt = _prompt(row)
     sides = [_transcript(answer, where) if prompt is None else answer_messages(answer, where) for answer in given]
     if prompt and all(side[0]["role"] != "assistant" for side in sides):
@@ -87,13 +87,13 @@ def preference_of(row: Row) -> Preference | None:
     texts = [_said(side) for side in sides]
     for number, text in enumerate(texts):
         if text in texts[:number]:
-            raise PunaError(f"{where}: two of its answers are equal, so none is preferred.", "Take that row out.")
+            raise DataError(f"{where}: two of its answers are equal, so none is preferred.", "Take that row out.")
     for side in sides:
         if not side or side[0]["role"] != "assistant" or side[-1]["role"] != "assistant":
-            raise PunaError(f"{where}: an answer does not begin and end with the assistant.", "Mend that row.")
+            raise DataError(f"{where}: an answer does not begin and end with the assistant.", "Mend that row.")
         check_messages([*prompt, *side], where)
     if not prompt:
-        raise PunaError(f"{where}: the row has no prompt.", "Mend that row.")
+        raise DataError(f"{where}: the row has no prompt.", "Mend that row.")
     return Preference(prompt, sides, tools_of(value.get("tools"), where), where)
 
 
@@ -102,7 +102,7 @@ def judged_of(row: Row) -> Iterator[Judged]:
     where, value = row
     if "label" in value:
         if not isinstance(value["label"], bool):
-            raise PunaError(f"{where}: its label is not true or false.", "Mend that row.")
+            raise DataError(f"{where}: its label is not true or false.", "Mend that row.")
         for dialogue in dialogues_of(row):
             yield _judged(dialogue, value["label"])
         return
@@ -121,7 +121,7 @@ def judged_of(row: Row) -> Iterator[Judged]:
 
 def _judged(dialogue: Dialogue, good: bool) -> Judged:
     if dialogue.messages[-1]["role"] != "assistant":
-        raise PunaError(f"{dialogue.where}: the dialogue does not end with the assistant.", "Mend that row.")
+        raise DataError(f"{dialogue.where}: the dialogue does not end with the assistant.", "Mend that row.")
     return Judged(dialogue.messages[:-1], dialogue.messages[-1:], good, dialogue.tools, dialogue.where)
 
 
@@ -145,7 +145,7 @@ def _transcript(value: Any, where: str) -> list[Message]:
         return prompt_messages(value, where)
     parts = _TRANSCRIPT.split(value)
     if len(parts) < 3 or parts[0].strip():
-        raise PunaError(f"{where}: its sides are no dialogues and there is no prompt beside them.", "Mend that row.")
+        raise DataError(f"{where}: its sides are no dialogues and there is no prompt beside them.", "Mend that row.")
     turns = zip(parts[1::2], parts[2::2], strict=True)
     return [{"role": "user" if who == "Human" else "assistant", "content": text.strip()} for who, text in turns]
 

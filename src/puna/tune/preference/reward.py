@@ -17,15 +17,16 @@ from puna.core.errors import PunaError
 from puna.core.files import new_directory, read_json, write_json
 from puna.model.config import ModelConfig
 from puna.model.llama import LlamaForCausalLM, copy_whole
-from puna.model.store import load_config, read_tensor, save_tensors, tensor_headers, weight_files
-from puna.text.tokenizer import Tokenizer
+from puna.model.store import read_tensor, save_tensors, tensor_headers, weight_files
+from puna.train.factory import FromCheckpoint
+from puna.train.objective import SCORE, Metrics
 from puna.tune.dialogues import Message
-from puna.tune.loop import SCORE, Metrics, Stage, run_stage
+from puna.tune.packing import Row, Rows, lay_out
 from puna.tune.preference.losses import bradley_terry
 from puna.tune.preference.pairs import read_preferences
 from puna.tune.preference.ranked import Ranked, numbers_of_step, ranked_of, read_ranked
 from puna.tune.preference.recipe import RewardRecipe
-from puna.tune.rl.rows import Row, Rows, lay_out
+from puna.tune.stage import Stage, StageObjective, run_stage
 
 
 class RewardModel(LlamaForCausalLM):
@@ -43,39 +44,32 @@ class RewardModel(LlamaForCausalLM):
         return self.score.weight
 
 
-class RewardNetwork:
-    """The kind of network a reward stage trains."""
+class RewardHead(FromCheckpoint):
+    """The network that a reward stage trains."""
 
-    def make(self, config: ModelConfig) -> LlamaForCausalLM:
-        """See `Kind`."""
-        return RewardModel(config)
+    def make(self) -> LlamaForCausalLM:
+        """See `ModelFactory`."""
+        return RewardModel(self.config)
 
-    def fill(self, model: LlamaForCausalLM, directory: Path, seed: int) -> None:
+    def fill(self, model: LlamaForCausalLM, seed: int) -> None:
         """A language model's weights and a head of zeros (all answers are equal at first), or a reward model's."""
         parameters = dict(model.named_parameters())
         parameters["score.weight"].zero_()
-        for path in weight_files(directory):
+        for path in weight_files(self.directory):
             for name in tensor_headers(path):
                 if name in parameters:
                     copy_whole(read_tensor(path, name), parameters[name])
 
     def save(
-        self,
-        directory: Path,
-        config: ModelConfig,
-        state: Mapping[str, Tensor],
-        tokenizer: Tokenizer,
-        *,
-        dtype: torch.dtype,
-        lineage: Mapping[str, Any],
+        self, directory: Path, state: Mapping[str, Tensor], *, dtype: torch.dtype, lineage: Mapping[str, Any]
     ) -> None:
         """Write a LlamaForSequenceClassification."""
         labels = {"architectures": ["LlamaForSequenceClassification"], "num_labels": 1, "id2label": {"0": "reward"}}
         name = str(dtype).removeprefix("torch.")
         with new_directory(directory, replace=True) as place:
             save_tensors(place, state, dtype)
-            write_json(place / "config.json", {**config.to_hf(), **labels, "dtype": name, "torch_dtype": name})
-            tokenizer.save(place)
+            write_json(place / "config.json", {**self.config.to_hf(), **labels, "dtype": name, "torch_dtype": name})
+            self.tokenizer.save(place)
             write_json(place / "puna.json", {"puna": __version__, **lineage})
 
 
@@ -88,13 +82,14 @@ class Part(NamedTuple):
     pairs_everywhere: int
 
 
-class Reward:
+class Reward(StageObjective):
     """The objective of a reward model."""
 
     def __init__(self, stage: Stage) -> None:
+        super().__init__(stage)
         recipe = stage.recipe
         assert isinstance(recipe, RewardRecipe)
-        self.stage, self.recipe = stage, recipe
+        self.recipe = recipe
         data, longest = recipe.data, recipe.train.seq_len
         drop = data.overlong == "drop"
         self.items, self.heldout, self.notes = read_ranked(
@@ -149,13 +144,6 @@ class Reward:
             sums["accuracy"] += float(measures["accuracy"])
         return {**sums, "pairs": float(pairs), SCORE: sums["accuracy"]}
 
-    def state(self) -> dict[str, Any]:
-        """Batches are functions of the step alone."""
-        return {}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """See `state`."""
-
 
 class Judge:
     """A reward model from disk that scores answers."""
@@ -164,14 +152,14 @@ class Judge:
         """Raises PunaError when the directory holds no reward model."""
         if "LlamaForSequenceClassification" not in read_json(directory / "config.json").get("architectures", []):
             raise PunaError(f"{directory} holds no reward model.", "Make one with puna tune reward.")
-        self.tokenizer, self.device = Tokenizer.load(directory), torch.device(device)
-        config = load_config(directory)
+        network = RewardHead(directory)
+        self.tokenizer, self.device = network.tokenizer, torch.device(device)
         with torch.device("meta"):
-            self.model = RewardModel(config)
+            self.model = network.make()
         self.model.to_empty(device=self.device)
         with torch.no_grad():
-            RewardNetwork().fill(self.model, directory, 0)
-        self.longest = config.max_position_embeddings
+            network.fill(self.model, 0)
+        self.longest = network.config.max_position_embeddings
 
     @torch.no_grad()
     def scores(
@@ -218,5 +206,5 @@ def _pairs(item: Ranked) -> int:
 
 
 def run(recipe: RewardRecipe, run_dir: Path, **options: Any) -> dict[str, Any]:
-    """Train a reward model; options and result are those of `tune.loop.run_stage`."""
-    return run_stage(recipe, run_dir, Reward, kind=RewardNetwork(), **options)
+    """Train a reward model; options and result are those of `tune.stage.run_stage`."""
+    return run_stage(recipe, run_dir, Reward, factory=RewardHead, **options)

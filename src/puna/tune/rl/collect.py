@@ -12,23 +12,26 @@ import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from puna.core.errors import PunaError
-from puna.tasks.attempts import seed_of
 from puna.tasks.catalogue import find
+from puna.tasks.contract import Problem, Task, Verdict, refused
 from puna.tasks.curriculum import Curriculum
+from puna.tasks.episodes import seed_of
 from puna.tasks.heldout import is_heldout
-from puna.tasks.task import Problem, Task, Verdict, refused
-from puna.tune.loop import SCORE, Stage
+from puna.train import parallel
+from puna.train.objective import SCORE
 from puna.tune.measure import Measured, measure_tasks
+from puna.tune.packing import Answer
 from puna.tune.rl.recipe import OnPolicyRecipe
 from puna.tune.rl.rewards import Check, Grading, checker, reward
-from puna.tune.rl.rollout import Asked, Generator, ask, make_generator, send_weights, vllm_generator
-from puna.tune.rl.rows import Answer
+from puna.tune.rl.sampling import Asked, ask
+from puna.tune.rollout import Generator, make_generator, send_weights, vllm_generator
+from puna.tune.stage import Stage
 
 _TRIES = 400  # problems drawn in a row that are all held out: the level has no others
 
@@ -76,9 +79,10 @@ class Collector:
 
     def _generator(self) -> Generator:
         stage, rollout, longest = self.stage, self.recipe.rollout, self.recipe.train.seq_len
+        parent = Path(self.recipe.model)
         if rollout.generator == "vllm":
             generator: Generator = vllm_generator(
-                stage.config, stage.tokenizer, stage.parent, max_batch=rollout.max_batch, seq_len=longest
+                stage.config, stage.tokenizer, parent, max_batch=rollout.max_batch, seq_len=longest
             )
             return generator
         # In the precision that the trainer multiplies in, so that both find tokens equally likely.
@@ -86,7 +90,7 @@ class Collector:
         return make_generator(
             stage.config,
             stage.tokenizer,
-            stage.parent,
+            parent,
             device=stage.device,
             dtype=dtype,
             max_batch=rollout.max_batch,
@@ -101,7 +105,7 @@ class Collector:
         """`count` problems (over all processes) answered with the generator's weights, in the order of their draw."""
         recipe, rollout, world = self.recipe, self.recipe.rollout, self.stage.world
         drawn = [self._draw(data_step, round_, number) for number in range(count)]
-        mine = range(world.rank, count, world.size)
+        mine = range(world.data_rank, count, world.data_size)
         start = time.perf_counter()
         with Grading(self.check) as grading:
             asked = ask(
@@ -121,8 +125,8 @@ class Collector:
             self.seconds["generation"] += written - start
             scored = self._rewarded(asked, grading)
         self.seconds["reward"] += time.perf_counter() - written
-        whole = _gather(scored, world.size)
-        result = [whole[number % world.size][number // world.size] for number in range(count)]
+        whole = parallel.gather_over_ranks(scored, world)
+        result = [whole[number % len(whole)][number // len(whole)] for number in range(count)]
         for one in result:
             for verdict in one.verdicts:
                 if verdict:
@@ -162,9 +166,9 @@ class Collector:
         """
         recipe = self.recipe
         self.refresh()
-        found: list[Any] = [None]
-        if self.stage.world.first:
-            found[0] = measure_tasks(
+
+        def measure() -> list[Measured]:
+            return measure_tasks(
                 self.generator,  # type: ignore[arg-type]
                 recipe.measure.asked or [(entry.name, level) for entry in recipe.tasks for level in entry.levels],
                 problems=recipe.measure.problems,
@@ -173,10 +177,8 @@ class Collector:
                 instruct=recipe.rollout.instruct,
                 check=self._check_heldout,
             )
-        if dist.is_initialized():
-            dist.broadcast_object_list(found)
-        measured: list[Measured] = found[0]
-        return measured
+
+        return self.stage.from_first(measure)
 
     def evaluate(self) -> dict[str, float]:
         """Held-out accuracy, greedy and sampled; the score is the mean of both over tasks and levels.
@@ -218,15 +220,6 @@ def _curriculum(name: str, levels: Sequence[int], recipe: OnPolicyRecipe, seed: 
     task, bounds = find(name), recipe.curriculum
     named = dataclasses.replace(task, levels=tuple(task.levels[level - 1] for level in sorted(levels)))
     return Curriculum(named, low=bounds.low, high=bounds.high, window=bounds.window, seed=seed)
-
-
-def _gather(mine: list[Scored], processes: int) -> list[list[Scored]]:
-    """What every process has, by rank."""
-    if processes == 1:
-        return [mine]
-    whole: list[Any] = [None] * processes
-    dist.all_gather_object(whole, mine)
-    return whole
 
 
 def pass_rates(scored: Sequence[Scored]) -> dict[str, tuple[int, int]]:

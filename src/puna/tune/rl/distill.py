@@ -21,12 +21,12 @@ from puna.core.errors import PunaError
 from puna.model.llama import LlamaForCausalLM
 from puna.model.store import load_model
 from puna.text.tokenizer import Tokenizer
-from puna.tune.loop import Stage, run_stage
+from puna.tune.packing import Rows, grouped
 from puna.tune.rl.collect import Collector, summary
 from puna.tune.rl.recipe import DistillRecipe
 from puna.tune.rl.rewards import Check
-from puna.tune.rl.rows import Rows, grouped
 from puna.tune.rl.updates import MicroBatch, Shares, Update, micro_batches, plan_updates
+from puna.tune.stage import Stage, StageObjective, run_stage
 
 
 def run(recipe: DistillRecipe, run_dir: Path, *, resume: bool = False, **options: Any) -> dict[str, Any]:
@@ -34,11 +34,12 @@ def run(recipe: DistillRecipe, run_dir: Path, *, resume: bool = False, **options
     return run_stage(recipe, run_dir, partial(Distill, recipe=recipe), resume=resume, **options)
 
 
-class Distill:
-    """The objective; see `tune.loop.Objective`."""
+class Distill(StageObjective):
+    """The objective of on-policy distillation."""
 
     def __init__(self, stage: Stage, recipe: DistillRecipe, check: Check | None = None) -> None:
-        self.stage, self.recipe = stage, recipe
+        super().__init__(stage)
+        self.recipe = recipe
         self.teacher = _teacher(recipe, stage)
         self.collector = Collector(stage, recipe, check)
         self.shares = Shares(stage)
@@ -133,7 +134,7 @@ def _teacher(recipe: DistillRecipe, stage: Stage) -> LlamaForCausalLM:
     theirs = Tokenizer.load(Path(recipe.teacher))
     if theirs.hash != stage.tokenizer.hash:
         raise PunaError(
-            f"{recipe.teacher} has another tokenizer than {stage.parent}: its tokens mean something else.",
+            f"{recipe.teacher} has another tokenizer than {stage.recipe.model}: its tokens mean something else.",
             "Choose a teacher with the same tokenizer.",
         )
     dtype = torch.float32 if stage.recipe.train.precision == "fp32" else torch.bfloat16

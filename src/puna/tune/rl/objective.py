@@ -8,7 +8,7 @@ an end without signal is the end, and when entropy, divergence, length, ended an
 weights go back to the best ones, with lower rates. At every step that learns from fresh answers the trainer's log
 probabilities are held against those of the engine that wrote them.
 
-Losses and papers: `tune.rl.losses`. Rows: `tune.rl.rows`.
+Losses and papers: `tune.rl.losses`. Rows: `tune.packing`.
 """
 
 from collections.abc import Sequence
@@ -24,14 +24,15 @@ from puna.core.statistics import pass_at_k
 from puna.model.llama import LlamaForCausalLM
 from puna.model.store import load_model
 from puna.train import parallel
-from puna.tune.loop import RollBack, Stage, run_stage
+from puna.train.objective import RollBack
+from puna.tune.packing import Group, Rows, grouped, token_logprobs
 from puna.tune.rl.alarm import Alarm
 from puna.tune.rl.collect import Collector, Scored, summary
 from puna.tune.rl.losses import METHODS, advantages, policy_loss, token_weights
 from puna.tune.rl.recipe import RLRecipe
 from puna.tune.rl.rewards import Check, hack_measure
-from puna.tune.rl.rows import Group, Rows, grouped, token_logprobs
 from puna.tune.rl.updates import MicroBatch, Shares, Update, micro_batches, plan_updates
+from puna.tune.stage import Stage, StageObjective, run_stage
 
 _START_SAMPLES = 8  # of which one must be right, for a problem to count at the start
 _MOVING = 0.8  # how much of the moving reward stays from set to set
@@ -42,14 +43,14 @@ def run(recipe: RLRecipe, run_dir: Path, *, resume: bool = False, **options: Any
     return run_stage(recipe, run_dir, partial(RL, recipe=recipe), resume=resume, **options)
 
 
-class RL:
-    """The objective; see `tune.loop.Objective`. check: how answers are scored, by their task's verdict if None."""
+class RL(StageObjective):
+    """The objective of reinforcement. check: how answers are scored, by their task's verdict if None."""
 
-    SHOWN = ("reward", "pass", "teaching", "entropy", "length", "logprob_gap", "visible", "hidden")
-    """Measures that a person watching sees; metrics.jsonl has all."""
+    shown = ("reward", "pass", "teaching", "entropy", "length", "logprob_gap", "visible", "hidden")
 
     def __init__(self, stage: Stage, recipe: RLRecipe, check: Check | None = None) -> None:
-        self.stage, self.recipe = stage, recipe
+        super().__init__(stage)
+        self.recipe = recipe
         self.collector = Collector(stage, recipe, check)
         self.alarm = Alarm(recipe.alarm)
         self.shares = Shares(stage)
@@ -231,7 +232,9 @@ class RL:
         seen, self._seen = self._seen, []
         for update in seen:
             names = sorted(name for name in update if not name.endswith("_max"))
-            values = parallel.sum_over_ranks(torch.stack([update[name].float() for name in names])).tolist()
+            values = parallel.sum_over_ranks(
+                torch.stack([update[name].float() for name in names]), self.stage.world
+            ).tolist()
             self._looked.append(dict(zip(names, values, strict=True)))
         return self._looked
 
@@ -258,7 +261,7 @@ class RL:
 
 def _reference(stage: Stage) -> LlamaForCausalLM:
     """The weights that the stage started from, frozen."""
-    model = load_model(stage.parent, device=stage.device)
+    model = load_model(Path(stage.recipe.model), device=stage.device)
     return model.requires_grad_(False)
 
 

@@ -15,12 +15,12 @@ from functools import partial
 import torch
 
 from puna.core.errors import PunaError
-from puna.tasks import programs
 from puna.tasks.catalogue import find
-from puna.tasks.task import Problem, Task, Verdict
+from puna.tasks.contract import Problem, Task, Verdict
+from puna.tasks.problems import programs
 from puna.tune.rl.losses import overlong_penalty
 from puna.tune.rl.recipe import RewardConfig
-from puna.tune.rl.rollout import Sample
+from puna.tune.rl.sampling import Sample
 
 GRADERS = 2
 """Programs checked at a time: each has a warm process of its own."""

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from puna.tune.loop import Stage
-from puna.tune.rl.rows import EMPTY, Answer, Group, Rows, lay_out, split
+from puna.tune.packing import EMPTY, Answer, Group, Rows, lay_out, split
+from puna.tune.stage import Stage
 
 
 @dataclass
@@ -87,15 +87,15 @@ def plan_updates(
 
 def micro_batches(update: Update, stage: Stage) -> list[MicroBatch]:
     """This process' micro-batches: as many as every other process has."""
-    world, at_once = stage.world, stage.share.rows
+    rank, ranks, at_once = stage.world.data_rank, stage.world.data_size, stage.share.rows
     rows = split(update.groups, stage.recipe.train.seq_len)
-    steps = -(-len(rows) // (world.size * at_once))
+    steps = -(-len(rows) // (ranks * at_once))
     batches = []
     for step in range(steps):
         # Longest first and dealt out in turn: rows of a micro-batch are about as long, and so are the processes'.
-        here = rows[step * world.size * at_once :][world.rank : world.size * at_once : world.size]
+        here = rows[step * ranks * at_once :][rank : ranks * at_once : ranks]
         # A measure is summed over processes, and each of them names the same ones.
-        notes = {name: value / world.size for name, value in update.notes.items()} if not step else {}
+        notes = {name: value / ranks for name, value in update.notes.items()} if not step else {}
         batches.append(
             MicroBatch(
                 lay_out(here or [EMPTY], stage.device), update.answers, update.tokens, update.fresh, not step, notes

@@ -1,0 +1,1 @@
+"""The benchmarks, one file for each set or family. A module offers them as `BENCHMARKS`."""

@@ -1,0 +1,1 @@
+"""Comparing answers: mathematical expressions, numbers and translations."""

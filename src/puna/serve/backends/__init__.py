@@ -1,0 +1,1 @@
+"""What computes answers: Puna's own engine (`native`), or another server (`upstream`)."""

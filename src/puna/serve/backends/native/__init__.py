@@ -1,0 +1,1 @@
+"""Puna's own engine behind the `Backend` protocol."""

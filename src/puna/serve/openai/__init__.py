@@ -1,0 +1,1 @@
+"""OpenAI's API: requests, response objects, routes, and streams."""

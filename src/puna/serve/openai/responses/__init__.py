@@ -1,0 +1,1 @@
+"""/v1/responses, built on the chunks of a chat completion."""

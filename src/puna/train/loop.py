@@ -1,0 +1,402 @@
+"""The one training loop: pretraining and every stage after it run in it, stoppable anywhere.
+
+    objective.batch(data step) -> objective.loss -> backward -> guard -> optimizer -> metrics, checkpoint
+
+What differs between runs is an `Objective` (batches, loss, evaluation) and a `ModelFactory` (how the network begins).
+Nothing in a step asks the device for a number; losses and norms are read once per log interval. Before the first step
+the run says what it expects, at the end what it was. A run that goes wrong goes back to earlier weights: the guard asks
+for it when too many steps were skipped, an objective by raising `RollBack`.
+"""
+
+import dataclasses
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from puna.core import files
+from puna.core.errors import PunaError
+from puna.core.recipe import dump
+from puna.core.units import format_seconds
+from puna.train import parallel
+from puna.train.checkpoint import Checkpointer
+from puna.train.clock import profiler, quiet_gc
+from puna.train.expectation import Expectation
+from puna.train.guard import decide
+from puna.train.metrics import MetricsLog
+from puna.train.objective import SCORE, Objective, RollBack
+from puna.train.pace import Horizon, keep_promise
+from puna.train.run_state import RunState, trainable
+from puna.train.step_log import StepLog, finite
+
+Hook = Callable[["Loop"], None]
+
+
+class Loop:
+    """Drives one run on one process."""
+
+    def __init__(self, state: RunState[Any], make_objective: Callable[[RunState[Any]], Objective]) -> None:
+        """Raises PunaError where objective and recipe leave the number of steps open."""
+        self.state = state
+        self.objective = make_objective(state)
+        train = state.recipe.train
+        self.planned_steps = train.steps or self.objective.steps
+        if not self.planned_steps:
+            raise PunaError("train.steps is 0.", "Say how many steps the stage has.")
+        state.horizon = Horizon(self.planned_steps)
+        self.expected = Expectation.of(state, self.objective)
+        self.checkpoints = Checkpointer(state.run_dir, state.recipe.checkpoint, self.objective.fingerprint())
+        self.log = StepLog(state.clock)
+        self.measures: dict[str, Any] = {}
+        """Of the last held-out evaluation."""
+        self._first_tokens = 0.0
+
+    # -- the run -----------------------------------------------------------------------------------------------------
+
+    def run(self, *, resume: bool, hooks: Mapping[float, Hook] | None = None) -> dict[str, Any]:
+        """Run from the start, or from the newest good checkpoint, to the last step; returns the last event.
+
+        hooks: functions called with the loop before the step of that number (an int), or when that share of the run is
+        done (a float; 1.0: after the last step); their time does not count as training.
+        """
+        state, objective, hooks = self.state, self.objective, hooks or {}
+        resumed_from = self._restore() if resume else None
+        if state.world.first:
+            files.write_text(state.run_dir / "recipe.toml", dump(state.kept_recipe))
+            at = state.step if resume else None
+            state.metrics = MetricsLog(state.run_dir, state.recipe.log, resume_step=at, observers=state.observers)
+        state.emit(self._start_event(resumed_from))
+        for sentence in objective.notes:
+            state.note("data", sentence)
+        self._first_tokens = state.tokens
+        state.clock.start(state.step)
+        self.log.clear()
+        with state.stop.listening(), quiet_gc(), profiler(state.recipe.log.profile, state.run_dir) as profile:
+            try:
+                if not state.step and objective.evaluates_first:
+                    self._evaluate()
+                while not self._over and not state.stop.agreed():
+                    self._call(hooks)
+                    if self._step():
+                        profile()
+                        self._after_step()
+            finally:
+                objective.close()
+        self._write_line()
+        event = self._finish(hooks) if self._over else self._interrupted()
+        if state.metrics:
+            state.metrics.close()
+        return event
+
+    @property
+    def _over(self) -> bool:
+        return self.state.step >= self.state.total or bool(self.state.finished)
+
+    def _step(self) -> bool:
+        """Make one step; whether it was made, and the run neither ended nor went back instead."""
+        state = self.state
+        try:
+            with state.clock.part("data"):
+                batch = self.objective.batch(state.data_step)
+            if state.finished:
+                return False
+            if batch:
+                self.log.add(state.step, state.data_step, *self.train_step(batch))
+        except RollBack as request:
+            self._write_line()
+            self._roll_back(request)
+            state.data_step += 1  # what was asked for is not asked for again
+            return False
+        state.step += 1
+        state.data_step += 1
+        return True
+
+    def train_step(self, batch: Sequence[Any]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """One optimizer step on this process' micro-batches. Returns (loss, gradient norm, measures), on the device."""
+        state = self.state
+        state.optimizer.zero_grad()
+        total = torch.zeros((), device=state.device)
+        gathered: dict[str, Tensor] = {}
+        factor = parallel.gradient_factor(state.network, state.world)
+        for index, part in enumerate(batch):
+            with parallel.accumulating(state.network, last=index == len(batch) - 1):
+                with state.autocast():
+                    loss, measures = self.objective.loss(state.network, part)
+                (loss * factor).backward()
+            looked_at = {
+                name: torch.as_tensor(value, dtype=torch.float32, device=state.device).detach()
+                for name, value in measures.items()
+            }
+            total += looked_at.pop("loss", loss.detach())
+            for name, value in looked_at.items():
+                before = gathered.get(name)
+                merged = torch.maximum if name.endswith("_max") else torch.add
+                gathered[name] = value if before is None else merged(before, value)
+        total, gathered = self._over_ranks(total, gathered)
+        norm = state.optimizer.clip(state.recipe.train.grad_clip)
+        state.optimizer.step(state.lr_factor(), state.guard.check(total, norm))
+        return total, norm, gathered
+
+    def _over_ranks(self, total: Tensor, measures: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        world = self.state.world
+        if world.data_size == 1:
+            return total, measures
+        sums = {name: value for name, value in measures.items() if not name.endswith("_max")}
+        summed = parallel.sum_over_ranks(torch.stack((total, *sums.values())), world)
+        reduced = dict(zip(sums, summed[1:], strict=True))
+        for name in sorted(measures.keys() - sums.keys()):
+            reduced[name] = parallel.max_over_ranks(measures[name], world)
+        return summed[0], reduced
+
+    def _after_step(self) -> None:
+        """Whatever is due now: a line, a roll-back, an evaluation, a checkpoint."""
+        state, recipe = self.state, self.state.recipe
+
+        def due(every: int) -> bool:
+            return bool(every) and state.step % every == 0
+
+        saving = due(recipe.checkpoint.every) and state.step < state.total
+        measuring = due(recipe.log.eval_every) and state.step < state.total
+        # Lines end where checkpoints do, so a resumed run writes the same ones; an evaluation may save the best.
+        line = saving or due(recipe.log.every) or state.step == state.total or (measuring and self.objective.scored)
+        if line and self._write_line():
+            self._skipped_too_often()
+            return
+        if due(recipe.log.every):
+            self._keep_pace()
+        if measuring:
+            saving = not self._evaluate() and saving
+        self.objective.after_step()
+        if saving:
+            self._save(wait=not recipe.checkpoint.asynchronous)
+
+    def _call(self, hooks: Mapping[float, Hook]) -> None:
+        """Call the hooks that are due before the coming step, or after the last one."""
+        horizon, step = self.state.horizon, self.state.step
+        now, before = horizon.progress(step), horizon.progress(step - 1) if step else -1.0
+        for at, hook in hooks.items():
+            if before < at <= now if isinstance(at, float) else at == step:
+                with self.state.apart():
+                    hook(self)
+
+    def _keep_pace(self) -> None:
+        """Change the number of steps when the run would end much later or sooner than promised."""
+        state, schedule, clock = self.state, self.state.recipe.schedule, self.state.clock
+        step_seconds = clock.recent_step_seconds
+        if not schedule.seconds or step_seconds is None:
+            return
+        horizon = keep_promise(state.horizon, state.step, schedule, elapsed=clock.training, step_seconds=step_seconds)
+        before, total = state.total, state.from_first(lambda: horizon.total)
+        if total == before:
+            return
+        state.horizon = state.horizon.moved(state.step, total)
+        detail = (
+            f"a step takes {step_seconds:.2g} s now: {before:,} steps become {total:,}, to end after the promised "
+            f"{format_seconds(schedule.seconds)}"
+        )
+        state.note("pace", detail, total_steps=total)
+
+    # -- measuring ---------------------------------------------------------------------------------------------------
+
+    def _write_line(self) -> bool:
+        """Write a line about the steps since the last one; whether the guard left out too many of late."""
+        if not len(self.log):
+            return False
+        state, recipe = self.state, self.state.recipe
+        interval = self.log.take(state.guard.drain())
+        learned = sum(self.expected.tokens_per_step if tokens is None else tokens for tokens in interval.tokens)
+        state.tokens += learned
+        speed = learned / max(1e-9, interval.seconds)
+        state.emit(
+            {
+                "kind": "train",
+                "step": state.step,
+                "tokens": round(state.tokens),
+                "loss": finite(interval.loss),
+                "grad_norm": finite(interval.steps[-1].grad_norm),
+                "lr_factor": state.lr_factor(),
+                "tokens_per_second": speed,
+                "step_seconds": interval.seconds / len(interval.steps),
+                "mfu": self.expected.mfu(speed / state.world.size),
+                "memory_bytes": state.peak_memory(),
+                "data_wait_share": interval.data_seconds / max(1e-9, interval.seconds),
+                "elapsed": state.clock.training,
+                **self.objective.line_facts(interval.loss, interval.measures),
+            }
+        )
+        for step in interval.skipped:
+            detail = f"loss {step.loss:.4g}, gradient norm {step.grad_norm:.4g}: the update was left out"
+            event = {"kind": "event", "step": step.step, "event": "skip", "detail": detail}
+            event |= {"loss": finite(step.loss), "grad_norm": finite(step.grad_norm)}
+            state.emit(event | self.objective.skip_facts(step.data_step))
+        # Older ones no longer count, neither for the decision nor for how far back a roll-back goes.
+        oldest = state.step - recipe.guard.window
+        state.skipped += [step.step for step in interval.skipped]
+        state.skipped = [step for step in state.skipped if step > oldest]
+        return decide(recipe.guard, state.skipped, step=state.step, rollbacks=state.rollbacks).action != "none"
+
+    def _evaluate(self) -> bool:
+        """Measure held-out, where the objective can; keep the weights when they are the best. Whether they were."""
+        state = self.state
+        with state.apart():
+            self.measures = self.objective.evaluate(state.step)
+        if not self.measures:
+            return False
+        facts = self.objective.eval_facts(self.measures)
+        state.emit({"kind": "eval", "step": state.step, **facts, "elapsed": state.clock.training})
+        score = self.measures.get(SCORE)
+        if score is None or (state.best is not None and score <= state.best[SCORE]):
+            return False
+        state.best = {"step": state.step, SCORE: score}
+        self.checkpoints.protected = {state.step}
+        self._save(wait=False)
+        return True
+
+    # -- checkpoints -------------------------------------------------------------------------------------------------
+
+    def _save(self, *, wait: bool) -> None:
+        state = self.state
+        with state.clock.part("checkpoint"):
+            meta = {
+                "step": state.step,
+                "data_step": state.data_step,
+                "planned_steps": self.planned_steps,
+                "horizon": dataclasses.astuple(state.horizon),
+                "rollbacks": state.rollbacks,
+                "tokens": state.tokens,
+                "skipped": state.skipped,
+                "lr_scale": state.lr_scale,
+                "best": state.best,
+                "finished": state.finished,
+                "training_seconds": state.clock.training,
+                "objective": self.objective.state(),
+            }
+            self.checkpoints.save(state.step, state.tensors(), meta, wait=wait)
+        state.note("checkpoint", f"saved step {state.step}")
+
+    def _restore(self, before: int | None = None) -> int | None:
+        """Load the newest good checkpoint (of a step below `before`). Weights and step alone when rolling back."""
+        state = self.state
+        tensors = state.tensors()
+        meta = self.checkpoints.load(tensors, before=before)
+        if meta is None:
+            return None
+        state.model.load_state_dict(tensors["model"], strict=False)
+        state.guard.load_state_dict(tensors["guard"])
+        state.step = meta["step"]
+        if before is None:
+            state.data_step, state.rollbacks, state.skipped = meta["data_step"], meta["rollbacks"], meta["skipped"]
+            if meta.get("planned_steps") == self.planned_steps:  # else somebody asked for another number
+                state.horizon = Horizon(*meta["horizon"])
+            # Pretraining did not write these once.
+            state.tokens = meta.get("tokens", float(state.step * self.expected.tokens_per_step))
+            state.lr_scale, state.best = meta.get("lr_scale", 1.0), meta.get("best")
+            state.finished = meta.get("finished", "")
+            state.clock.training_before = meta["training_seconds"]
+            self.checkpoints.protected = {int(state.best["step"])} if state.best else set()
+            self.objective.restore(meta.get("objective", {}))
+        return state.step
+
+    def _skipped_too_often(self) -> None:
+        """The guard left out too many steps: go back to before the first of them, or stop."""
+        state = self.state
+        decision = decide(state.recipe.guard, state.skipped, step=state.step, rollbacks=state.rollbacks)
+        if decision.action == "stop":
+            state.note("stopped", decision.reason)
+            raise PunaError(decision.reason)
+        first, state.skipped = min(state.skipped), []
+        self._roll_back(RollBack(decision.reason, to=first))
+
+    def _roll_back(self, request: RollBack) -> None:
+        """Go back as asked; when that was done too often, end the run."""
+        state, bad_step = self.state, self.state.step
+        to = request.to if isinstance(request.to, int) else int(state.best["step"]) if state.best else state.step
+        if self._restore(before=to + 1) is None:
+            raise PunaError(
+                f"{request.reason.rstrip('.')}, but there is no checkpoint to go back to.",
+                "Lower the learning rate, look at the documents named in metrics.jsonl, or set checkpoint.every.",
+            )
+        state.rollbacks += 1
+        state.lr_scale *= request.lr_scale
+        self.objective.went_back()
+        state.note("rollback", f"{request.reason} Back at step {state.step}.", from_step=bad_step)
+        if state.rollbacks > state.recipe.guard.max_rollbacks:
+            state.finished = f"{state.rollbacks} roll-backs did not help: {request.reason}"
+        self.log.clear()
+
+    # -- beginning and end -------------------------------------------------------------------------------------------
+
+    def _start_event(self, resumed_from: int | None) -> dict[str, Any]:
+        state, train, expected = self.state, self.state.recipe.train, self.expected
+        return {
+            "kind": "start",
+            "step": state.step,
+            "time": datetime.now(UTC).isoformat(timespec="seconds"),
+            "device": state.machine.name,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+            "world_size": state.world.size,
+            "precision": train.precision,
+            "compiled": train.compile == "on",
+            "parameters": state.config.num_parameters(),
+            "trained_parameters": sum(parameter.numel() for parameter in trainable(state.model).values()),
+            "tokens_per_step": expected.tokens_per_step if self.objective.knows_its_rows else None,
+            "total_steps": state.total,
+            "flops_per_token": expected.flops_per_token or None,
+            "peak_flops": expected.peak_flops,
+            "predicted": expected.predicted(state.total - state.step),
+            "resumed_from": resumed_from,
+            **self.objective.start_facts(),
+        }
+
+    def _finish(self, hooks: Mapping[float, Hook]) -> dict[str, Any]:
+        state, objective = self.state, self.objective
+        memory = state.peak_memory()
+        if state.finished:
+            state.note("finished", state.finished)
+        if not objective.scored:
+            self._save(wait=True)
+        best = self._evaluate()
+        if best:
+            self.checkpoints.wait()
+        elif objective.scored:
+            self._save(wait=True)
+        last = state.step
+        if objective.ends_with_best and state.best and state.best["step"] != last:
+            self._restore(before=int(state.best["step"]) + 1)
+            state.note("best", f"the weights of step {state.step} are kept")
+        state.save_model(state.run_dir / "model", objective.lineage())
+        if last >= state.total:
+            self._call(hooks)
+        clock = state.clock
+        event = {
+            "kind": "end",
+            "step": last,
+            "tokens": round(state.tokens),
+            "seconds": clock.training,
+            "tokens_per_second": (state.tokens - self._first_tokens) / max(1e-9, clock.training_here),
+            "step_seconds": clock.step_seconds,
+            "peak_memory_bytes": memory,
+            "over_prediction": self.expected.over_prediction(memory, clock.step_seconds),
+            "goodput": clock.parts(),
+            **objective.end_facts(self.measures),
+        }
+        state.emit(event)
+        return event
+
+    def _interrupted(self) -> dict[str, Any]:
+        self._save(wait=True)
+        state = self.state
+        resume = f"{self.objective.command} --resume {state.run_dir}"
+        event = {
+            "kind": "event",
+            "step": state.step,
+            "event": "interrupted",
+            "detail": f"stopped at step {state.step} of {state.total}; resume with: {resume}",
+            "signal": state.stop.name,
+        }
+        state.emit(event)
+        return event

@@ -1,0 +1,74 @@
+"""How a process computes: precision, recomputation and compilation of the blocks.
+
+Order matters: recomputation wraps a block's forward, compilation wraps that, and sharding hooks stay outside of both,
+so that FSDP's hooks run eagerly around a compiled block.
+"""
+
+import contextlib
+import os
+import shutil
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+
+from puna.model.features import multiplies_bfloat16
+from puna.model.llama import LlamaForCausalLM
+from puna.train.recipe import ComputeConfig
+
+
+def resolve_precision(config: ComputeConfig, device: torch.device) -> str:
+    """What `precision = "auto"` means on this device: "mixed" where bf16 products are fast, else "fp32"."""
+    if config.precision != "auto":
+        return config.precision
+    if device.type == "cuda":
+        return "mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    return "mixed" if multiplies_bfloat16() else "fp32"
+
+
+def resolve_compile(config: ComputeConfig, device: torch.device) -> bool:
+    """Whether blocks are compiled: "auto" needs a C++ compiler on CPU; on CUDA torch brings Triton along."""
+    if config.compile != "auto":
+        return config.compile == "on"
+    return device.type == "cuda" or any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++"))
+
+
+def apply_to_blocks(model: LlamaForCausalLM, *, recompute: str, compiled: bool) -> None:
+    """Recompute activations of each block in the backward pass, and compile each block, in place.
+
+    recompute: "none"; "selective" keeps the results of matrix products and attention and recomputes the cheap rest;
+    "full" keeps a block's input alone. Parameter names do not change, as only `forward` is wrapped.
+    """
+    for block in model.model.layers:
+        forward: Callable[..., Any] = block.forward
+        if recompute == "full":
+            forward = partial(checkpoint, forward, use_reentrant=False)
+        elif recompute == "selective":
+            contexts = partial(create_selective_checkpoint_contexts, _keep_products)
+            forward = partial(checkpoint, forward, use_reentrant=False, context_fn=contexts)
+        if compiled:
+            # One graph serves all blocks: their parameters are inputs of it, not constants in it.
+            forward = torch.compile(forward, fullgraph=recompute == "none")
+        block.forward = forward
+
+
+def autocast(precision: str, device: torch.device, *, sharded: bool) -> contextlib.AbstractContextManager[Any]:
+    """bf16 products over fp32 weights; under FSDP the mixed-precision policy does it instead."""
+    if precision == "mixed" and not sharded:
+        return torch.autocast(device.type, dtype=torch.bfloat16)
+    return contextlib.nullcontext()
+
+
+def uncompiled(compiled: bool) -> contextlib.AbstractContextManager[Any]:
+    """Around generation: its shapes change with every token, and each would compile the blocks again."""
+    return torch.compiler.set_stance("force_eager") if compiled else contextlib.nullcontext()
+
+
+def _keep_products(_ctx: Any, op: Any, *_args: Any, **_kwargs: Any) -> CheckpointPolicy:
+    kept = any(
+        part in str(op)
+        for part in ("aten.mm", "aten.addmm", "aten.bmm", "scaled_dot_product", "scaled_mm", "flash_attn")
+    )
+    return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE

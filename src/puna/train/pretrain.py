@@ -1,0 +1,271 @@
+"""Pretraining: rows cut from a corpus' stream, next-token cross entropy, bits per byte on held-out documents.
+
+    loader(corpus, seed, data step) -> forward -> chunked loss
+
+The loss of a step is the mean over the valid tokens of its whole batch, however they are spread over micro-batches and
+processes. A step that the guard skips is written down with the documents that were in it.
+"""
+
+import contextlib
+import math
+import time
+from collections.abc import Generator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from puna.core import files
+from puna.data.corpus import Corpus
+from puna.data.loader import documents_of
+from puna.model.config import ModelConfig
+from puna.model.llama import DocumentMask
+from puna.train import parallel
+from puna.train.evaluate import bits_per_byte
+from puna.train.factory import FromCheckpoint, FromScratch, ModelFactory
+from puna.train.feed import Rows, feed
+from puna.train.loop import Hook, Loop
+from puna.train.loss import IGNORE, cross_entropy_chunked
+from puna.train.machine import Machine
+from puna.train.memory import MemoryEstimate, check_fits, predict_memory
+from puna.train.objective import Metrics, Objective
+from puna.train.recipe import Recipe
+from puna.train.run_state import Observer, RunState
+from puna.train.setup import open_corpus
+from puna.train.step_log import finite
+
+
+def train(
+    recipe: Recipe,
+    run_dir: Path,
+    *,
+    resume: bool = False,
+    observers: Sequence[Observer] = (),
+    hooks: Mapping[float, Hook] | None = None,
+    machine: Machine | None = None,
+    objective: "type[Pretraining] | None" = None,
+) -> dict[str, Any]:
+    """Run a recipe to its end, or until it is interrupted; returns the last event ("end" or "interrupted").
+
+    run_dir: holds the resolved recipe, metrics, checkpoints and, at the end, the model directory `model/`.
+    observers: called with every event that is also written to metrics.jsonl. hooks: see `Loop.run`. machine:
+    measurements of this device, made here when not given. objective: another than `Pretraining`.
+    Raises PunaError for anything in recipe, corpus, checkpoint or machine that does not fit, before the first step.
+    """
+    with parallel.join_world() as world, contextlib.ExitStack() as stack:
+        if world.first:
+            stack.enter_context(files.lock_directory(run_dir))
+        loop = prepare(recipe, run_dir, world, machine=machine, observers=observers, objective=objective)
+        return loop.run(resume=resume, hooks=hooks)
+
+
+def prepare(
+    recipe: Recipe,
+    run_dir: Path,
+    world: parallel.World,
+    *,
+    machine: Machine | None = None,
+    observers: Sequence[Observer] = (),
+    objective: "type[Pretraining] | None" = None,
+) -> Loop:
+    """The loop of a pretraining run, its network with first weights; see `train`."""
+    corpus = open_corpus(recipe)
+    factory: ModelFactory = FromScratch(recipe.model, corpus, recipe.train.init)
+    if recipe.start_from:
+        factory = FromCheckpoint(Path(recipe.start_from), recipe.model, corpus.tokenizer)
+    state = RunState(recipe, run_dir, world, factory, fit=_fit, machine=machine, observers=observers)
+    return Loop(state, partial(objective or Pretraining, corpus=corpus))
+
+
+def step_seconds(recipe: Recipe, folder: Path, *, machine: Machine, seconds: float = 10.0) -> float:
+    """How long one step of `recipe` takes here: the median after the first, over about `seconds`, nothing kept.
+
+    The first step compiles; the run that follows in this process finds that work done. folder: for scratch files.
+    """
+    trial = recipe.model_copy(update={"train": recipe.train.model_copy(update={"init": "normal"})})
+    with parallel.join_world() as world:
+        loop = prepare(trial, folder, world, machine=machine)
+        times: list[float] = []
+        begin = time.perf_counter()
+        while len(times) < 4 or (time.perf_counter() - begin < seconds and len(times) < 50):
+            batch = loop.objective.batch(len(times))
+            start = time.perf_counter()
+            loop.train_step(batch)[0].item()
+            times.append(time.perf_counter() - start)
+            if len(times) == 1:
+                begin = time.perf_counter()
+        loop.objective.close()
+    return sorted(times[1:])[len(times[1:]) // 2]
+
+
+def _fit(recipe: Recipe, _: ModelConfig, machine: Machine, world: parallel.World) -> MemoryEstimate:
+    memory = predict_memory(recipe, device_type=world.device.type, world_size=world.size)
+    check_fits(recipe, memory, machine)
+    return memory
+
+
+class Part(NamedTuple):
+    """A micro-batch. step_targets: of all this process' rows of the step, with the first micro-batch alone."""
+
+    rows: Rows
+    step_targets: Tensor | None
+
+
+class Pretraining(Objective):
+    """Next-token prediction on a corpus."""
+
+    fills_its_rows = True
+    scored = False  # evaluations during the run are on a part of the held-out text, the last one is on all of it
+    evaluates_first = False
+    run: RunState[Recipe]
+
+    def __init__(self, run: RunState[Recipe], corpus: Corpus) -> None:
+        super().__init__(run)
+        self.recipe, self.corpus = run.recipe, corpus
+        self.steps = run.recipe.total_steps
+        self.bytes_per_token = corpus.num_bytes() / max(1, corpus.num_tokens())
+        self._feed: Generator[Rows, None, None] | None = None
+        self._feed_step = 0  # the data step that the feed gives next
+        self._scale = torch.ones(())
+
+    # -- learning ----------------------------------------------------------------------------------------------------
+
+    def batch(self, data_step: int) -> list[Part]:
+        """This process' rows of a data step. Those of the next ones are loaded ahead."""
+        if self._feed is None or data_step != self._feed_step:
+            self.close()
+            first, rows, count = self.run.share
+            stop = first + rows * count
+            self._feed = feed(
+                self.corpus, self.recipe.train, data_step=data_step, start=first, stop=stop, device=self.run.device
+            )
+        self._feed_step = data_step + 1
+        return self.parts(next(self._feed))
+
+    def parts(self, rows: Rows) -> list[Part]:
+        """This process' rows of a step as micro-batches."""
+        size = self.run.share.rows
+        return [
+            Part(
+                Rows(*(None if tensor is None else tensor[first : first + size] for tensor in rows)),  # type: ignore[arg-type]
+                rows.targets if first == 0 else None,
+            )
+            for first in range(0, len(rows.ids), size)
+        ]
+
+    def loss(self, network: nn.Module, batch: Part) -> tuple[Tensor, Metrics]:
+        """Cross entropy of the rows, with z-loss where asked for, as a share of the whole batch's mean."""
+        config, (ids, targets, documents) = self.recipe.train, batch.rows
+        if batch.step_targets is not None:
+            valid = parallel.sum_over_ranks((batch.step_targets != IGNORE).sum().float(), self.run.world)
+            self._scale = 1.0 / valid.clamp_min(1.0)
+        head = partial(
+            cross_entropy_chunked, targets=targets, scale=self._scale, chunk=config.loss_chunk, z_loss=config.z_loss
+        )
+        # Flash attention's variable-length form takes bf16 alone.
+        dense = True if config.precision == "fp32" else None
+        mask = documents if documents is None else DocumentMask.build(documents, ids.device, dense=dense)
+        objective, loss = network(ids, mask=mask, head=head)
+        return objective, {"loss": loss}
+
+    def close(self) -> None:
+        """End the loading ahead."""
+        if self._feed is not None:
+            self._feed.close()
+            self._feed = None
+
+    def went_back(self) -> None:
+        """Tokens are those of the course that the run keeps."""
+        self.run.tokens = float(self._tokens)
+
+    # -- measuring ---------------------------------------------------------------------------------------------------
+
+    def bits_per_byte(self, max_bytes: int | None = None) -> dict[str, Any]:
+        """Bits per byte on held-out documents; max_bytes: on about so much of them."""
+        with self.run.autocast():
+            return bits_per_byte(self.run.model, self.corpus, window=self.recipe.train.seq_len, max_bytes=max_bytes)
+
+    def evaluate(self, step: int) -> dict[str, Any]:
+        """On all held-out documents at the end, else on `log.eval_bytes` of them."""
+        return self.bits_per_byte(None if step >= self.run.total else self.recipe.log.eval_bytes)
+
+    def after_step(self) -> None:
+        """A sample, where one is due."""
+        every = self.recipe.log.sample_every
+        # One process alone cannot run a sharded network.
+        if every and self.run.step % every == 0 and not self.run.sharded:
+            with self.run.apart():
+                if self.run.world.first:
+                    self._sample()
+
+    def _sample(self) -> None:
+        from puna.engine.generate import Engine, SamplingParams
+        from puna.engine.request import EngineError
+
+        tokenizer, prompt = self.corpus.tokenizer, self.recipe.log.sample_prompt
+        params = SamplingParams(max_tokens=48, temperature=0.7, seed=self.recipe.train.seed)
+        ids = tokenizer.encode(prompt, bos=True)
+        # A cache for this one text: on an accelerator training wants the rest of the memory.
+        room = len(ids) + params.max_tokens
+        # Capturing its steps would take longer than writing one text.
+        engine = Engine(self.run.model, tokenizer, max_batch=1, kv_tokens=room, decode_buckets=False)
+        with self.run.uncompiled():
+            try:
+                text = engine.generate([ids], params)[0].text
+            except EngineError as error:  # no reason for a run to end
+                text = f"({error})"
+        self.run.emit({"kind": "sample", "step": self.run.step, "prompt": prompt, "text": text})
+
+    # -- what is written down ----------------------------------------------------------------------------------------
+
+    @property
+    def _tokens(self) -> int:
+        return self.run.step * self.recipe.tokens_per_step
+
+    def fingerprint(self) -> dict[str, Any]:
+        """See `Objective`."""
+        recipe = self.recipe
+        return {
+            "model": recipe.model.model_dump(mode="json", exclude={"preset"}),
+            "corpus": self.corpus.content_hash,
+            "train.batch": recipe.train.batch,
+            "train.seq_len": recipe.train.seq_len,
+            "train.seed": recipe.train.seed,
+            "train.document_mask": recipe.train.document_mask,
+            "optimizer.kind": recipe.optimizer.kind,
+        }
+
+    def lineage(self) -> dict[str, Any]:
+        """See `Objective`."""
+        return {
+            "stage": "base",
+            "recipe": self.recipe.model_dump(mode="json"),
+            "corpus": {"path": self.recipe.corpus, "content_hash": self.corpus.content_hash},
+            "parent": self.recipe.start_from or None,
+            "step": self.run.step,
+            "tokens": self._tokens,
+        }
+
+    def start_facts(self) -> dict[str, Any]:
+        """How many bytes of text a token stands for."""
+        return {"bytes_per_token": self.bytes_per_token}
+
+    def line_facts(self, loss: float, measures: dict[str, float]) -> dict[str, Any]:
+        """Bits per byte of the training text."""
+        return {"bits_per_byte": finite(loss / math.log(2) / self.bytes_per_token)}
+
+    def skip_facts(self, data_step: int) -> dict[str, Any]:
+        """The documents of the step."""
+        train = self.recipe.train
+        rows = {"rows": train.batch, "seq_len": train.seq_len}
+        return {"documents": documents_of(self.corpus, seed=train.seed, step=data_step, **rows)}
+
+    def eval_facts(self, measures: dict[str, Any]) -> dict[str, Any]:
+        """Bits per byte and what they were measured on."""
+        return {"tokens": self._tokens, **measures}
+
+    def end_facts(self, measures: dict[str, Any]) -> dict[str, Any]:
+        """Bits per byte on all held-out documents."""
+        return {"bits_per_byte": measures["bits_per_byte"], "interval": measures["interval"]}

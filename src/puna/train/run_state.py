@@ -1,0 +1,191 @@
+"""One run on one process: its network, optimizer, guard, position and clock, and the services objectives use.
+
+The whole state is weights, optimizer, the guard's window and a few numbers: the step, the data step, which runs ahead
+of it only when a roll-back went around bad data, and the horizon, which says how many steps there will be.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from puna.model.config import ModelConfig
+from puna.train import parallel
+from puna.train.clock import Clock, forget_peak_memory, peak_memory
+from puna.train.factory import ModelFactory
+from puna.train.fp8 import use_fp8
+from puna.train.guard import Guard
+from puna.train.machine import Machine, measure
+from puna.train.memory import MemoryEstimate
+from puna.train.metrics import MetricsLog
+from puna.train.optimizer import Optimizer
+from puna.train.pace import Horizon
+from puna.train.recipe import RunRecipe, resolve_layout
+from puna.train.schedule import lr_factor
+from puna.train.stopping import StopRequest
+
+R = TypeVar("R", bound=RunRecipe)
+T = TypeVar("T")
+
+Observer = Callable[[dict[str, Any]], None]
+Fit = Callable[[Any, ModelConfig, Machine, parallel.World], MemoryEstimate]
+"""Predicts the memory of (recipe, shape of the network) on (machine, processes); raises PunaError if there is less."""
+
+
+class RunState(Generic[R]):
+    """Everything about a run except its objective."""
+
+    def __init__(
+        self,
+        recipe: R,
+        run_dir: Path,
+        world: parallel.World,
+        factory: ModelFactory,
+        *,
+        fit: Fit,
+        machine: Machine | None = None,
+        observers: Sequence[Observer] = (),
+    ) -> None:
+        """Settle what the recipe leaves to the machine, check that the run fits, and make the network.
+
+        Raises PunaError for anything in recipe or machine that does not fit.
+        """
+        self.run_dir, self.observers, self.factory = run_dir, observers, factory
+        self.config, self.tokenizer = factory.config, factory.tokenizer
+        device = world.device
+        layout = resolve_layout(recipe.layout, recipe.train, world.size, on_cpu=device.type == "cpu")
+        settled = recipe.train.model_copy(
+            update={
+                "precision": parallel.resolve_precision(recipe.train, device),
+                "compile": "on" if parallel.resolve_compile(recipe.train, device) else "off",
+            }
+        )
+        # What the run directory keeps: with the layout as asked for, so that another number of processes may resume.
+        self.kept_recipe = recipe.model_copy(update={"train": settled})
+        self.recipe = recipe = recipe.model_copy(update={"train": settled, "layout": layout})
+        self.machine = machine or measure(device.type)
+        forget_peak_memory(device)  # of what ran before, and of measuring
+        self.training = recipe.as_training(self.config)
+        self.memory = fit(recipe, self.config, self.machine, world)
+        self.world = world = parallel.arrange(world, layout)
+        self.share = parallel.share_of_batch(recipe.train.batch, world)
+        self.sharded = layout.dp_shard > 1
+        self.clock = Clock()
+        self._make_network()
+        self.guard = Guard(recipe.guard, device)
+        self.metrics: MetricsLog | None = None
+        """Written by the first process once the run has begun."""
+        self.stop = StopRequest(first=world.first)
+        self._peak = 0
+
+        self.step, self.data_step, self.rollbacks = 0, 0, 0
+        self.horizon = Horizon(0)
+        self.tokens = 0.0
+        """Tokens learned from, up to the last line."""
+        self.skipped: list[int] = []
+        """Skipped steps within the guard's window, since the last roll-back."""
+        self.lr_scale = 1.0
+        """Factor on all learning rates, lowered by roll-backs."""
+        self.best: dict[str, float] | None = None
+        """{"step": ..., "score": ...} of the best held-out evaluation so far."""
+        self.finished = ""
+        """Why the run ends before its last step; an objective sets it."""
+
+    def _make_network(self) -> None:
+        train, world = self.recipe.train, self.world
+        with torch.device("meta"):
+            self.model = self.factory.make()
+        if train.precision == "bf16":
+            self.model = self.model.to(torch.bfloat16)
+        if train.fp8:
+            use_fp8(self.model, world.device)
+        parallel.apply_to_blocks(self.model, recompute=train.recompute, compiled=train.compile == "on")
+        if self.sharded:
+            parallel.shard(self.model, self.recipe.layout, world.mesh, train.precision)
+        with self.clock.part("setup"), torch.no_grad():
+            self.model.to_empty(device=world.device)
+            self.factory.fill(self.model, train.seed)
+        self.network = self.model if self.sharded else parallel.replicate(self.model, world.mesh)
+        shared = world.mesh if world.data_size > 1 else None
+        parameters = trainable(self.model).items()
+        self.optimizer = Optimizer(parameters, self.recipe.optimizer, shared, bf16=train.precision != "fp32")
+
+    # -- for objectives ----------------------------------------------------------------------------------------------
+
+    @property
+    def device(self) -> torch.device:
+        """Where this process computes."""
+        return self.world.device
+
+    @property
+    def total(self) -> int:
+        """Steps of the whole run, as now planned."""
+        return self.horizon.total
+
+    def emit(self, event: dict[str, Any]) -> None:
+        """Write an event to metrics.jsonl and to the observers (first process only)."""
+        if self.metrics:
+            self.metrics.write(event)
+
+    def note(self, name: str, detail: str, **more: Any) -> None:
+        """Write down something that happened at this step."""
+        self.emit({"kind": "event", "step": self.step, "event": name, **more, "detail": detail})
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """The precision of forward passes; the loop calls `loss` in it."""
+        return parallel.autocast(self.recipe.train.precision, self.device, sharded=self.sharded)
+
+    def uncompiled(self) -> contextlib.AbstractContextManager[Any]:
+        """Around generation."""
+        return parallel.uncompiled(self.recipe.train.compile == "on")
+
+    def from_first(self, make: Callable[[], T]) -> T:
+        """What `make` gives on the first process, on every process."""
+        return parallel.from_first(make, self.world)
+
+    def lr_factor(self) -> float:
+        """Factor of the learning rates for the coming step."""
+        return self.lr_scale * lr_factor(self.recipe.schedule, self.horizon.progress(self.step))
+
+    def peak_memory(self) -> int:
+        """Largest memory of training so far, bytes: what was done `apart` is not counted."""
+        return max(self._peak, peak_memory(self.device))
+
+    @contextlib.contextmanager
+    def apart(self) -> Iterator[None]:
+        """Around work that is not training: neither its time nor its memory counts as training's."""
+        self._peak = self.peak_memory()
+        try:
+            with self.clock.part("eval"):
+                yield
+        finally:
+            forget_peak_memory(self.device)
+
+    # -- state -------------------------------------------------------------------------------------------------------
+
+    def tensors(self) -> dict[str, Any]:
+        """The tensors of a checkpoint, live: loading fills them in place."""
+        moved = trainable(self.model)
+        return {
+            "model": {name: tensor for name, tensor in self.model.state_dict().items() if name in moved},
+            "optimizer": self.optimizer.state_dict(),
+            "guard": self.guard.state_dict(),
+        }
+
+    def save_model(self, directory: Path, lineage: dict[str, Any]) -> None:
+        """Write the weights of now as a model directory (every process takes part; the first one writes)."""
+        state = parallel.full_state(self.model)
+        if self.world.first:
+            dtype = torch.bfloat16 if self.recipe.train.precision == "bf16" else torch.float32
+            self.factory.save(directory, state, dtype=dtype, lineage=lineage)
+        if dist.is_initialized():
+            dist.barrier()
+
+
+def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that a run moves, by name."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}

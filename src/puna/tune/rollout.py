@@ -1,0 +1,170 @@
+"""Generators write a model's answers while it is trained, as token ids with their log probabilities.
+
+The usual one is an engine in this process with a copy of the weights, laid out for generation, into which the trainer's
+are copied before each set of answers. So there is no server to start and no network between the two, and the engine's
+log probabilities can be held against the trainer's at every step. vLLM can write the answers instead
+(`vllm_generator`), behind the same methods.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from puna.core.errors import PunaError
+from puna.core.files import read_json
+from puna.engine.fused import fuse
+from puna.engine.generate import Completion, Engine, SamplingParams
+from puna.model.config import ModelConfig
+from puna.model.llama import LlamaForCausalLM
+from puna.text.tokenizer import Tokenizer
+from puna.tune.lora import merged_state
+from puna.tune.recipe import LoRAConfig
+
+
+class Generator(Protocol):
+    """Who writes: an `Engine`, or something that looks like one."""
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], params: SamplingParams | Sequence[SamplingParams] | None = None
+    ) -> list[Completion]:
+        """See `Engine.generate`."""
+        ...
+
+    def generate_each(
+        self, prompts: Sequence[Sequence[int]], params: SamplingParams | Sequence[SamplingParams] | None = None
+    ) -> Iterator[list[Completion]]:
+        """See `Engine.generate_each`."""
+        ...
+
+    def update_weights(self, weights: Iterable[tuple[str, Tensor]]) -> int:
+        """See `Engine.update_weights`."""
+        ...
+
+
+def make_generator(
+    config: ModelConfig,
+    tokenizer: Tokenizer,
+    parent: Path,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    max_batch: int,
+    seq_len: int,
+) -> Engine:
+    """An engine with room for `max_batch` texts of `seq_len` tokens and a copy of the weights, yet to be filled."""
+    model = LlamaForCausalLM(config).to(device=device, dtype=dtype).requires_grad_(False)
+    if device.type == "cpu":
+        fuse(model)
+    return Engine(
+        model,
+        tokenizer,
+        end_ids=end_ids(parent),
+        max_batch=max_batch,
+        kv_tokens=max_batch * min(seq_len, config.max_position_embeddings),
+        step_tokens=max(512, 4 * max_batch),
+    )
+
+
+def end_ids(directory: Path) -> list[int]:
+    """The end tokens that a model directory names, besides its tokenizer's own."""
+    path = directory / "generation_config.json"
+    ends = (read_json(path) if path.is_file() else read_json(directory / "config.json")).get("eos_token_id")
+    return [] if ends is None else ends if isinstance(ends, list) else [ends]
+
+
+def send_weights(model: nn.Module, generator: Generator, *, lora: LoRAConfig | None = None) -> int:
+    """Copy the trainer's weights, gathered where they are sharded and merged with their adapters (`lora`).
+
+    Every process must call it. Returns the generator's version of the weights.
+    """
+
+    def whole() -> Iterator[tuple[str, Tensor]]:
+        for name, parameter in model.named_parameters():
+            value = parameter.detach()
+            yield name, value.full_tensor() if isinstance(value, DTensor) else value
+
+    if lora is not None and lora.rank:
+        return generator.update_weights(merged_state(dict(whole()), lora.scale).items())
+    return generator.update_weights(whole())
+
+
+def vllm_generator(config: ModelConfig, tokenizer: Tokenizer, parent: Path, *, max_batch: int, seq_len: int) -> Any:
+    """vLLM in this process, as a `Generator`. Raises PunaError where it is not installed."""
+    try:
+        import vllm
+    except ImportError:
+        raise PunaError(
+            "rollout.generator = 'vllm', but vLLM is not installed.", "Run: pip install vllm, or use 'engine'."
+        ) from None
+    length = min(seq_len, config.max_position_embeddings)
+    model = vllm.LLM(
+        model=str(parent),
+        max_model_len=length,
+        max_num_seqs=max_batch,
+        gpu_memory_utilization=0.3,  # the trainer wants the rest
+        logprobs_mode="raw_logprobs",
+    )
+    return VLLMGenerator(vllm, model, tokenizer, config, end_ids(parent))
+
+
+class VLLMGenerator:
+    """Speaks to a `vllm.LLM` as one speaks to an `Engine`."""
+
+    def __init__(self, vllm: Any, llm: Any, tokenizer: Tokenizer, config: ModelConfig, ends: Sequence[int]) -> None:
+        self.vllm, self.llm, self.tokenizer = vllm, llm, tokenizer
+        self.model = SimpleNamespace(config=config)  # as an engine's, for whoever asks how long a text may be
+        self.ends = sorted({*tokenizer.eos_ids, *ends})
+        self.version = 0
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], params: SamplingParams | Sequence[SamplingParams] | None = None
+    ) -> list[Completion]:
+        """See `Engine.generate`."""
+        each = [params or SamplingParams()] * len(prompts) if not isinstance(params, Sequence) else params
+        asked = [
+            self.vllm.SamplingParams(
+                n=one.n,
+                seed=one.seed,
+                temperature=one.temperature,
+                max_tokens=one.max_tokens,
+                stop_token_ids=self.ends,
+                logprobs=0,
+                detokenize=False,
+            )
+            for one in each
+        ]
+        rows = self.llm.generate([{"prompt_token_ids": list(ids)} for ids in prompts], asked, use_tqdm=False)
+        return [self._completion(output) for row in rows for output in row.outputs]
+
+    def generate_each(
+        self, prompts: Sequence[Sequence[int]], params: SamplingParams | Sequence[SamplingParams] | None = None
+    ) -> Iterator[list[Completion]]:
+        """See `Engine.generate_each`; vLLM tells of all prompts at once."""
+        done = iter(self.generate(prompts, params))
+        for number in range(len(prompts)):
+            one = params[number] if isinstance(params, Sequence) else params or SamplingParams()
+            yield list(islice(done, one.n))
+
+    def _completion(self, output: Any) -> Completion:
+        ids = list(output.token_ids)
+        said = [token for token in ids if token not in self.ends]
+        return Completion(
+            ids=ids,
+            text=self.tokenizer.decode(said),
+            logprobs=[row[token].logprob for row, token in zip(output.logprobs, ids, strict=True)],
+            finish_reason="stop" if output.finish_reason == "stop" else "length",
+            weight_versions=[self.version] * len(ids),
+        )
+
+    def update_weights(self, weights: Iterable[tuple[str, Tensor]]) -> int:
+        """See `Engine.update_weights`."""
+        self.llm.collective_rpc("load_weights", args=(list(weights),))
+        self.llm.reset_prefix_cache()
+        self.version += 1
+        return self.version

@@ -1,0 +1,1 @@
+"""The HTTP layer every product shares: accounts, database, pages, streams, Markdown. It knows no models."""
