@@ -321,7 +321,7 @@ H100 = ("--fleet", "8xh100")
         (("llama3-8b", *H100, "--precision", "fp16"), "--precision fp16 is not known"),
         (("llama3-8b", *H100, "--precision", "nvfp4"), "h100-sxm has no products in nvfp4"),
         (("llama3-8b", *H100, "--tp", "3"), "tp 3 does not divide 8 accelerators"),
-        (("llama3-8b", *H100, "--tp", "0"), "--tp 0 cannot be"),
+        (("llama3-8b", *H100, "--tp", "0"), "--tp 0 is not possible"),
         (("llama3-8b", *H100, "--sharding", "zero9"), "--sharding zero9 is not known. Did you mean 'zero"),
         (("llama3-8b", *H100, "--emit", "slrm", "-o", "x"), "'slrm' is not a launcher. Did you mean 'slurm'?"),
         (("llama3-8b", *H100, "--emit", "slurm"), "--emit needs a folder"),

@@ -357,7 +357,7 @@ def _boundary(jobs: JobColumns, c: Constants) -> Number:
 def exposed(sent: Number, room: Number, hidden: Number) -> Number:
     """Exposed seconds of `sent` seconds of communication that overlap with `room` seconds of computation.
 
-    A share 1 - hidden is always exposed (it competes for units and memory, or cannot start in time); the rest only where
+    A share 1 - hidden is always exposed (it competes for units and memory, or cannot start in time), the rest where
     it takes longer than the computation.
     """
     return (1 - hidden) * sent + np.maximum(0, hidden * sent - room)
