@@ -298,7 +298,7 @@ H100 = ("--fleet", "8xh100")
     ("words", "message"),
     [
         ((), "There is nothing to plan. Try: puna plan llama3-8b"),
-        (("lama3-8b", *H100), "'lama3-8b' is no preset, recipe or model directory. Did you mean 'llama3-8b'?"),
+        (("lama3-8b", *H100), "'lama3-8b' is not a preset, recipe or model directory. Did you mean 'llama3-8b'?"),
         (("missing.toml", *H100), "missing.toml does not exist."),
         (("llama3-8b", "--fleet", "0xh100"), "a fleet needs at least one accelerator"),
         (("llama3-8b", "--fleet=-8xh100"), "'-8' accelerators is not a valid count"),
@@ -335,7 +335,7 @@ H100 = ("--fleet", "8xh100")
         (("llama3-8b", "--budget-usd", "10", "--days", "30"), "rent no h100-sxm"),
         (("goodput", "--gpus", "0", "--days", "3"), "0 GPUs cannot train"),
         (("goodput", "--gpus", "8"), "How many GPUs, and for how long?"),
-        (("goodput", "--gpus", "8", "--days", "3", "--rate", "-1"), "--rate -1 is no failure rate"),
+        (("goodput", "--gpus", "8", "--days", "3", "--rate", "-1"), "--rate -1 is not a failure rate"),
         (("goodput", "--gpus", "8", "--days", "3", "--tp", "4"), "--tp means nothing to puna plan goodput"),
         (("goodput", "more", "--gpus", "8", "--days", "3"), "'more' means nothing"),
         (("fleet",), "Which fleet?"),
