@@ -2,7 +2,7 @@
 #
 #   make demo [minutes=5] [ARGS=--no-chat]   raise a small model on this machine and talk to it
 #   make test [TESTS=tests/core]             the tests
-#   make lint                                format, lint, types, import floors, documentation
+#   make lint                                format, lint, types, import layers and cycles, documentation
 #   make bench [BENCH="logits memory"]       side-by-side benchmarks, results in bench/results/
 #   make docs                                refresh the computed parts of docs/, then build the site, in site/
 #   make clean                               remove what these commands made; corpora, runs and models stay
@@ -31,6 +31,7 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python tests/import_cycles.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 bench: $(STAMP)

@@ -27,11 +27,11 @@ import numpy as np
 import torch
 
 import common
+from puna.convert.gguf import SCHEMES, export_gguf
+from puna.convert.quants import quantize
 from puna.engine.generate import SamplingParams, load_engine
 from puna.model.hub import model_directory
 from puna.model.store import load_model
-from puna.release.gguf import SCHEMES, export_gguf
-from puna.release.quants import quantize
 from puna.text.chat import render
 from puna.text.tokenizer import Tokenizer
 

@@ -20,10 +20,10 @@ import torch
 
 import common
 from gguf_parity import server
+from puna.convert.gguf import export_gguf, llama_cpp_name
 from puna.model.config import ModelConfig
 from puna.model.llama import LlamaForCausalLM
 from puna.model.store import save_model
-from puna.release.gguf import export_gguf, llama_cpp_name
 from puna.text.tokenizer import train_tokenizer
 
 SHAPE: dict[str, Any] = {

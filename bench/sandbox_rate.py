@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 
 import common
-from puna.sandbox.warm import Sandbox
+from puna.sandbox.worker import Sandbox
 
 SOURCE = "def f(x): return sorted(x)"
 INPUTS = [[[3, 1, 2]], [[9, 8]], [[]]]

@@ -115,9 +115,9 @@ def load_model(
     import torch
 
     from puna.engine.generate import load_engine
-    from puna.engine.importer import stage
     from puna.engine.memory_errors import out_of_memory
     from puna.model.hub import model_directory
+    from puna.model.store import load_stage
     from puna.train.machine import best_device
 
     directory = model_directory(model)
@@ -133,7 +133,7 @@ def load_model(
             deterministic=deterministic,
             **engine,
         )
-    return Model(loaded, directory, is_chat=stage(directory) == "chat")
+    return Model(loaded, directory, is_chat=load_stage(directory) == "chat")
 
 
 def sampling_params(options: Mapping[str, Any]) -> "SamplingParams":

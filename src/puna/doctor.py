@@ -92,7 +92,7 @@ def load() -> Finding:
 
 def instructions() -> Finding:
     """The vector instructions of the processor, and the precision that training takes here."""
-    from puna.model.features import multiplies_bfloat16
+    from puna.model.torch_compat import multiplies_bfloat16
 
     flags = _cpu_flags()
     names = [name for flag, name in EXTENSIONS if flag in flags] or [platform.machine()]
@@ -147,11 +147,11 @@ def compiler() -> Finding:
 
 def sandbox() -> Finding:
     """The level that programs written by a model are run at."""
-    from puna.sandbox.outer import Outer, place
-    from puna.sandbox.warm import Sandbox
+    from puna.sandbox.remote import RemoteSandbox, place
+    from puna.sandbox.worker import Sandbox
 
     try:
-        box = Outer(place()) if place() else Sandbox()
+        box = RemoteSandbox(place()) if place() else Sandbox()
     except PunaError as error:
         return Finding("sandbox", str(error), "missing")
     level, missing = box.level, [name for name, why in box.walls.items() if why]

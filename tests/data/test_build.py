@@ -17,9 +17,9 @@ from puna.core.recipe import check, load
 from puna.data import build
 from puna.data.build import build_corpus
 from puna.data.corpus import Corpus
+from puna.data.document import Document
 from puna.data.recipe import DataRecipe
 from puna.data.shards import token_dtype
-from puna.data.sources import Document
 
 Make = Callable[..., DataRecipe]
 
@@ -179,7 +179,7 @@ def test_ids_fit_their_type(vocab_size: int, dtype: str) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"filters": {"min_bytes": 10**6}}, r"nothing is left of 40 documents \(short 40\)"),
+        ({"filters": {"min_bytes": 10**6}}, r"no document is left of 40 \(short 40\)"),
         ({"filters": {"min_byts": 1}}, r"unknown key 'filters\.min_byts'\. Did you mean 'min_bytes'"),
         ({"dedup": {"treshold": 1}}, r"unknown key 'dedup\.treshold'\. Did you mean 'threshold'"),
         ({"heldout": {"share": 1.5}}, r"heldout\.share = 1\.5"),
@@ -216,7 +216,7 @@ def test_bad_sources(tmp_path: Path, recipe: Make, sources: list[dict[str, Any]]
 
 def test_a_source_with_only_a_binary_file_is_refused(tmp_path: Path, recipe: Make) -> None:
     (tmp_path / "a.txt").write_bytes(bytes(range(256)))
-    with pytest.raises(PunaError, match=r"nothing is left of 0 documents \(binary 1\)"):
+    with pytest.raises(PunaError, match=r"no document is left of 0 \(binary 1\)"):
         build_corpus(recipe([{"name": "s", "path": str(tmp_path / "a.txt")}]), tmp_path / "c")
     assert not (tmp_path / "c").exists()
 

@@ -93,5 +93,5 @@ def test_bad_input_is_said_before_any_stage(made: DataRecipe, tmp_path: Path, mo
     (tmp_path / "c").rmdir()
     (tmp_path / "c.work").mkdir(exist_ok=True)
     (tmp_path / "c.work" / "recipe.json").write_text("{}")
-    with pytest.raises(PunaError, match="another recipe or number of tasks"):
+    with pytest.raises(PunaError, match="different recipe or number of tasks"):
         run()

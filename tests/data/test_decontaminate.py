@@ -69,5 +69,5 @@ def test_bad_sets_are_named(tmp_path: Path) -> None:
     with pytest.raises(PunaError, match=r"broken\.json cannot be read as an evaluation set"):
         evaluations(tmp_path / "broken.json")
     (tmp_path / "short.txt").write_text("too short\n")
-    with pytest.raises(PunaError, match=r"short\.txt holds no text of at least 8 words"):
+    with pytest.raises(PunaError, match=r"short\.txt contains no text of at least 8 words"):
         evaluations(tmp_path / "short.txt")

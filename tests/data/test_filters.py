@@ -7,10 +7,10 @@ import pytest
 
 from puna.core.errors import PunaError
 from puna.core.recipe import check
-from puna.data.filters import REASONS, code_reason, fineweb_reason, gopher_reason, make_filter, repetition_reason
+from puna.data.document import Document
+from puna.data.filters import code_reason, fineweb_reason, gopher_reason, make_filter, repetition_reason
 from puna.data.language import guess_language
-from puna.data.recipe import FilterConfig
-from puna.data.sources import Document
+from puna.data.recipe import REASONS, FilterConfig
 
 GOOD = (
     "The river had risen in the night, and the miller was afraid for the wheel. He went down to the bank with a lamp\n"

@@ -13,8 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from puna.core.errors import PunaError
+from puna.data.document import Drops
 from puna.data.recipe import SourceConfig
-from puna.data.sources import Drops, list_inputs, read_documents
+from puna.data.sources import list_inputs, read_documents
 
 hub = pytest.importorskip("huggingface_hub", reason="needs the extra 'hub'")
 

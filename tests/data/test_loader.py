@@ -140,7 +140,7 @@ def test_document_ids_agree_with_the_begin_tokens_of_a_real_corpus(stdlib_corpus
 
 
 def test_rows_outside_the_batch_are_refused(stdlib_corpus: Path) -> None:
-    with pytest.raises(ValueError, match="do not lie in a batch of 4"):
+    with pytest.raises(ValueError, match="are not within a batch of 4"):
         loader.batch(Corpus.open(stdlib_corpus), seed=0, step=0, rows=4, seq_len=8, start=2, stop=5)
 
 

@@ -17,8 +17,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from puna.core.errors import PunaError
+from puna.data.document import Document, Drops
+from puna.data.file_types import matches
 from puna.data.recipe import SourceConfig
-from puna.data.sources import Document, Drops, list_inputs, matches, read_documents
+from puna.data.sources import list_inputs, read_documents
 
 ROWS = [
     {"text": "first story", "licence": "CC0", "kind": "story", "title": "One"},
@@ -158,13 +160,13 @@ def test_half_surrogate_pairs_in_json_are_not_utf8(tmp_path: Path) -> None:
         ("r.jsonl", b'{"text": "a"}\n{"text": \n', r"r\.jsonl, line 2 is not JSON"),
         ("r.jsonl", b'{"text": "a"}\n\n[1]\n', r"r\.jsonl, line 3 is not a JSON object"),
         ("r.jsonl", b'{"txet": "a"}\n', r"line 1 has no field 'text'\. Did you mean 'txet'"),
-        ("r.jsonl", b'{"text": 5}\n', r"line 1: field 'text' holds no text but int"),
-        ("r.jsonl.zst", zstandard.compress(jsonl() * 50)[:-9], r"r\.jsonl\.zst is corrupt or cut short"),
-        ("r.jsonl.zst", b"not zstd at all", r"r\.jsonl\.zst is corrupt or cut short"),
-        ("r.jsonl.gz", gzip.compress(jsonl() * 50)[:-20], r"r\.jsonl\.gz is corrupt or cut short"),
-        ("r.jsonl.gz", b"not gzip at all", r"r\.jsonl\.gz is corrupt or cut short"),
-        ("r.txt.xz", lzma.compress(jsonl() * 50)[:-20], r"r\.txt\.xz is corrupt or cut short"),
-        ("r.txt.bz2", b"BZh9 not bzip2 at all", r"r\.txt\.bz2 is corrupt or cut short"),
+        ("r.jsonl", b'{"text": 5}\n', r"line 1: field 'text' is int, not text"),
+        ("r.jsonl.zst", zstandard.compress(jsonl() * 50)[:-9], r"r\.jsonl\.zst is corrupt or truncated"),
+        ("r.jsonl.zst", b"not zstd at all", r"r\.jsonl\.zst is corrupt or truncated"),
+        ("r.jsonl.gz", gzip.compress(jsonl() * 50)[:-20], r"r\.jsonl\.gz is corrupt or truncated"),
+        ("r.jsonl.gz", b"not gzip at all", r"r\.jsonl\.gz is corrupt or truncated"),
+        ("r.txt.xz", lzma.compress(jsonl() * 50)[:-20], r"r\.txt\.xz is corrupt or truncated"),
+        ("r.txt.bz2", b"BZh9 not bzip2 at all", r"r\.txt\.bz2 is corrupt or truncated"),
         ("r.parquet", b"PAR1 but not parquet PAR1", r"r\.parquet is a corrupt parquet file"),
     ],
 )
@@ -196,10 +198,10 @@ def test_missing_columns_are_named_with_the_nearest(parquet: Path) -> None:
 def test_missing_and_empty_sources_are_refused(tmp_path: Path) -> None:
     with pytest.raises(PunaError, match="does not exist"):
         read(tmp_path / "nothing")
-    with pytest.raises(PunaError, match="holds no file of a known kind"):
+    with pytest.raises(PunaError, match="contains no file of a known kind"):
         read(tmp_path)
     (tmp_path / "a.txt").write_text("text")
-    with pytest.raises(PunaError, match=r"holds no file that matches \*\.py"):
+    with pytest.raises(PunaError, match=r"contains no file that matches \*\.py"):
         read(tmp_path, glob=["*.py"])
 
 

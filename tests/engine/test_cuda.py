@@ -7,14 +7,14 @@ import pytest
 import torch
 
 from puna.engine import attention
-from puna.engine.attention import PagedAttention, Span
+from puna.engine.attention import PagedAttention, QuerySpan
+from puna.engine.cuda.paged_attention import BLOCK_SIZES, AttentionBackend
+from puna.engine.device_copy import HostCopy, to_device
 from puna.engine.generate import Engine, SamplingParams
-from puna.engine.paged import PAGE_SIZES, Way
-from puna.engine.pages import PagePool
-from puna.engine.transfer import Readout, to_device
+from puna.engine.kv_cache import BlockPool
 from puna.model.config import ModelConfig
-from puna.model.features import has_compiled_flex, has_paged_attention
 from puna.model.llama import LlamaForCausalLM
+from puna.model.torch_compat import has_compiled_flex, has_paged_attention
 
 Maker = Callable[..., LlamaForCausalLM]
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
@@ -33,9 +33,9 @@ PARAMS = SamplingParams(max_tokens=40, temperature=0, ignore_end=True)
 
 
 @pytest.fixture(params=["flash", "flex", "gather"])
-def way(request: pytest.FixtureRequest) -> Iterator[Way]:
+def attention_backend(request: pytest.FixtureRequest) -> Iterator[AttentionBackend]:
     if request.param == "flash" and not has_paged_attention():
-        pytest.skip("needs torch 2.12 and Ampere: a varlen_attn that reads pages")
+        pytest.skip("needs torch 2.12 and Ampere: a varlen_attn that reads blocks")
     if request.param == "flex" and not has_compiled_flex():
         pytest.skip("needs Triton, for FlexAttention")
     with patch.object(attention, "way", lambda *_: request.param):
@@ -43,18 +43,18 @@ def way(request: pytest.FixtureRequest) -> Iterator[Way]:
 
 
 @torch.inference_mode()
-def test_each_way_to_attention_gives_what_the_whole_gives(random_model: Maker, way: Way) -> None:
+def test_each_way_to_attention_gives_what_the_whole_gives(random_model: Maker, way: AttentionBackend) -> None:
     model = random_model(CONFIG).to("cuda", torch.bfloat16)
     generator = torch.Generator().manual_seed(0)
     texts = [torch.randint(0, 512, (n,), generator=generator).cuda() for n in (300, 7, 129, 600)]
-    pool = PagePool(CONFIG, 20, PAGE_SIZES["flash"], device="cuda", dtype=torch.bfloat16)
+    pool = BlockPool(CONFIG, 20, BLOCK_SIZES["flash"], device="cuda", dtype=torch.bfloat16)
     tables = [[3, 0], [5], [7], [9, 1, 4]]
     got: list[list[torch.Tensor]] = [[] for _ in texts]
     cuts = [[150, 1, 149], [6, 1], [128, 1], [599, 1]]
     done = [0] * len(texts)
     for part in range(3):
         rows = [i for i, cut in enumerate(cuts) if part < len(cut)]
-        spans = [Span(tables[i], done[i], cuts[i][part]) for i in rows]
+        spans = [QuerySpan(tables[i], done[i], cuts[i][part]) for i in rows]
         ids = torch.cat([texts[i][span.start : span.end] for i, span in zip(rows, spans, strict=True)])
         positions = torch.cat([torch.arange(span.start, span.end, device="cuda") for span in spans])
         logits = model(ids[None], positions=positions[None], cache=PagedAttention.of(pool, spans))[0]
@@ -74,13 +74,13 @@ def test_captured_steps_give_what_others_give(random_model: Maker, dtype: torch.
     for _ in range(2):
         for ours, theirs in zip(captured.generate(PROMPTS, PARAMS), expected, strict=True):
             close(model, ours.ids, theirs.ids, ours.logprobs, theirs.logprobs)
-    stepper = captured._stepper
-    assert stepper.runner.decode_steps is not None
-    assert not stepper.runner.decode_steps.failed
-    assert stepper.runner.decode_steps.sizes
-    assert stepper.ahead > stepper.steps / 2
-    stepper.scheduler.pool.check()
-    assert stepper.scheduler.pool.counts()["held"] == 0
+    core = captured._core
+    assert core.runner.decode_graphs is not None
+    assert not core.runner.decode_graphs.failed
+    assert core.runner.decode_graphs.sizes
+    assert core.overlapped_steps > core.steps / 2
+    core.scheduler.pool.check()
+    assert core.scheduler.pool.counts()["held"] == 0
 
 
 def test_new_weights_are_those_of_captured_steps(random_model: Maker) -> None:
@@ -97,7 +97,7 @@ def test_reading_a_step_does_not_wait_for_the_next_one() -> None:
     device = torch.device("cuda")
     matrix = torch.randn(4096, 4096, device=device)
     torch.cuda.synchronize()
-    readout = Readout(to_device([1, 2, 3], device) * 2)
+    readout = HostCopy(to_device([1, 2, 3], device) * 2)
     for _ in range(50):
         matrix = matrix @ matrix
         matrix /= matrix.norm()

@@ -51,8 +51,8 @@ def test_a_score_generates_nothing_and_may_fill_the_context(random_model: Maker)
         assert a[0].logprob == pytest.approx(b[0].logprob, abs=1e-4)
     assert len(whole.prompt_logprobs) == 256
     assert len(engine.generate([[4, 5, 6]], SamplingParams(max_tokens=0, prompt_logprobs=0, n=3))) == 3
-    engine._stepper.scheduler.pool.check()
-    assert engine.stats()["pages"]["held"] == 0
+    engine._core.scheduler.pool.check()
+    assert engine.stats()["blocks"]["held"] == 0
     with pytest.raises(PunaError, match="max_tokens = 0"):
         SamplingParams(max_tokens=0)
 
@@ -69,7 +69,7 @@ def test_end_tokens_can_be_ignored(random_model: Maker) -> None:
 
 
 def test_an_engine_says_what_it_chose(random_model: Maker) -> None:
-    engine = Engine(random_model(ModelConfig(preset="nano")), None, kv_tokens=64, page_size=8, deterministic=True)
+    engine = Engine(random_model(ModelConfig(preset="nano")), None, kv_tokens=64, block_size=8, deterministic=True)
     text = " ".join(engine.describe())
-    for part in ("float32 on cpu", "gathered pages", "64 tokens in pages of 8", "64 texts at once", "Deterministic"):
+    for part in ("float32 on cpu", "gathered blocks", "64 tokens in blocks of 8", "64 sequences", "Deterministic"):
         assert part in text

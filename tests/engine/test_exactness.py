@@ -12,9 +12,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from puna.engine.fused import fuse
+from puna.engine.cpu.fused_model import fuse
+from puna.engine.cpu.kernels import kernels
 from puna.engine.generate import Engine, SamplingParams
-from puna.engine.kernels import kernels
 from puna.engine.request import Request
 from puna.engine.scheduler import Chunk
 from puna.model.config import ModelConfig
@@ -23,7 +23,7 @@ from puna.model.llama import LlamaForCausalLM
 Maker = Callable[..., LlamaForCausalLM]
 CONFIG = ModelConfig(preset="nano")
 
-# Few beginnings, so that prompts share them; lengths around pages of 4 and 8.
+# Few beginnings, so that prompts share them; lengths around blocks of 4 and 8.
 PROMPTS = st.lists(
     st.builds(
         lambda family, length, tail: [*range(family * 50, family * 50 + length), *tail],
@@ -37,7 +37,7 @@ PROMPTS = st.lists(
 ENGINES = st.fixed_dictionaries(
     {
         "max_batch": st.integers(1, 5),
-        "page_size": st.sampled_from([4, 8, 16]),
+        "block_size": st.sampled_from([4, 8, 16]),
         "step_tokens": st.sampled_from([1, 3, 7, 16, 64, 512]),
         "kv_tokens": st.sampled_from([64, 80, 128, 1024]),  # 64: every request fits alone, hardly two together
         "prefix_cache": st.booleans(),
@@ -61,9 +61,9 @@ def follows(model: LlamaForCausalLM, prompt: Sequence[int], ids: Sequence[int]) 
 
 def idle(engine: Engine) -> None:
     """Assert that nothing leaked."""
-    engine._stepper.scheduler.pool.check()
-    assert engine._stepper.scheduler.pool.counts()["held"] == 0
-    assert not engine._stepper.scheduler.busy
+    engine._core.scheduler.pool.check()
+    assert engine._core.scheduler.pool.counts()["held"] == 0
+    assert not engine._core.scheduler.busy
 
 
 @settings(max_examples=60, deadline=None)
@@ -86,14 +86,14 @@ def test_greedy_equals_a_plain_loop(
 def test_neighbours_come_and_go(
     random_model: Maker, prompts: list[list[int]], engine: dict[str, Any], data: st.DataObject
 ) -> None:
-    """Requests arrive and are cancelled at any step, one of them with several continuations; the rest are right."""
+    """Requests arrive and are cancelled at any step, one of them with several sequences; the rest are right."""
     model = random_model(CONFIG)
     made = Engine(model, None, **engine)
     arrivals = data.draw(st.lists(st.integers(0, 6), min_size=len(prompts), max_size=len(prompts)))
     leaves = data.draw(st.lists(st.none() | st.integers(0, 12), min_size=len(prompts), max_size=len(prompts)))
     n = data.draw(st.integers(1, 4))
     requests: dict[int, Request] = {}
-    scheduler = made._stepper.scheduler
+    scheduler = made._core.scheduler
     for step in range(2000):
         for i, prompt in enumerate(prompts):
             if step == arrivals[i]:
@@ -102,7 +102,7 @@ def test_neighbours_come_and_go(
             leave = leaves[i]
             if leave is not None and step == arrivals[i] + leave:
                 requests[i].cancel()
-        made._stepper.step()
+        made._core.step()
         scheduler.pool.check()
         if step > 30 and not scheduler.busy:
             break
@@ -117,39 +117,39 @@ def test_neighbours_come_and_go(
 
 def spied(engine: Engine, seen: dict[tuple[int, ...], torch.Tensor]) -> Engine:
     """Compare all logits that the engine computes with those that any engine computed for the same tokens."""
-    forward = engine._stepper.runner.forward
+    forward = engine._core.runner.forward
 
     def compared(chunks: Sequence[Chunk], *said: torch.Tensor) -> torch.Tensor:
         logits = forward(chunks, *said)
         if said:  # nobody knows yet what these are the logits of
             return logits
-        contexts = [tuple(chunk.continuation.ids[: row + 1]) for chunk in chunks for row in chunk.rows]
+        contexts = [tuple(chunk.sequence.ids[: row + 1]) for chunk in chunks for row in chunk.rows]
         for context, row in zip(contexts, logits, strict=True):
             assert torch.equal(seen.setdefault(context, row), row), "the same tokens, other logits"
         return logits
 
-    engine._stepper.runner.forward = compared  # type: ignore[method-assign]
+    engine._core.runner.forward = compared  # type: ignore[method-assign]
     return engine
 
 
-@pytest.mark.parametrize("page_size", [8, 16], ids=["page by page", "one call a step"])
+@pytest.mark.parametrize("block_size", [8, 16], ids=["block by block", "one call a step"])
 @settings(max_examples=25, deadline=None)
 @given(prompts=PROMPTS, engines=st.lists(ENGINES, min_size=2, max_size=3), scored=st.booleans())
 def test_deterministic_logits_are_equal_to_the_bit(
-    random_model: Maker, page_size: int, prompts: list[list[int]], engines: list[dict[str, Any]], scored: bool
+    random_model: Maker, block_size: int, prompts: list[list[int]], engines: list[dict[str, Any]], scored: bool
 ) -> None:
     model, plain = random_model(CONFIG), random_model(CONFIG)
-    if page_size == 16:
+    if block_size == 16:
         model = fuse(model)
     seen: dict[tuple[int, ...], torch.Tensor] = {}
     results = []
-    # Alone, then in any company; the shape of a page is part of the mode.
-    alone = spied(Engine(model, None, page_size=page_size, prefix_cache=False, max_batch=1, deterministic=True), seen)
-    assert (alone._stepper.runner.whole is not None) == (page_size == 16 and kernels() is not None)
+    # Alone, then in any company; the shape of a block is part of the mode.
+    alone = spied(Engine(model, None, block_size=block_size, prefix_cache=False, max_batch=1, deterministic=True), seen)
+    assert (alone._core.runner.native_step is not None) == (block_size == 16 and kernels() is not None)
     params = SamplingParams(max_tokens=10, seed=3, prompt_logprobs=2 if scored else None, top_logprobs=3)
     results.append([alone.generate([prompt], params)[0] for prompt in prompts])
     for options in engines:
-        engine = spied(Engine(model, None, **{**options, "page_size": page_size}, deterministic=True), seen)
+        engine = spied(Engine(model, None, **{**options, "block_size": block_size}, deterministic=True), seen)
         results.append(engine.generate(prompts, params))
         idle(engine)
     assert all(result == results[0] for result in results), "ids, logprobs and top logprobs, to the bit"
@@ -163,7 +163,7 @@ def test_deterministic_logits_are_equal_to_the_bit(
 def test_preemption_happens_and_changes_nothing(random_model: Maker) -> None:
     model = random_model(CONFIG)
     prompts = [[i, i + 1, i + 2] for i in range(0, 60, 10)]
-    engine = Engine(model, None, max_batch=6, kv_tokens=64, page_size=4)
+    engine = Engine(model, None, max_batch=6, kv_tokens=64, block_size=4)
     for prompt, done in zip(prompts, engine.generate(prompts, params_of([40] * 6)), strict=True):
         assert len(done.ids) == 40
         follows(model, prompt, done.ids)
@@ -173,25 +173,25 @@ def test_preemption_happens_and_changes_nothing(random_model: Maker) -> None:
 
 def test_a_step_is_on_its_way_before_the_last_ones_tokens_are_known(random_model: Maker) -> None:
     model = random_model(CONFIG)
-    engine = Engine(model, None, max_batch=4, page_size=4, overlap=True)
+    engine = Engine(model, None, max_batch=4, block_size=4, overlap=True)
     asked = {1: (8, 0), 2: (20, 1), 3: (13, 2), 4: (20, 3), 5: (16, 4), 6: (9, 5)}  # prompt -> tokens, seed
     params = [SamplingParams(max_tokens=tokens, seed=seed) for tokens, seed in asked.values()]
     together = engine.generate([[i] for i in asked], params)
-    stepper = engine._stepper
-    assert stepper.ahead > stepper.steps / 2
+    core = engine._core
+    assert core.overlapped_steps > core.steps / 2
     idle(engine)
     alone = Engine(model, None, overlap=False)
     assert [done.ids for done in together] == [
         alone.generate([[i]], p)[0].ids for i, p in zip(asked, params, strict=True)
     ]
-    assert alone._stepper.ahead == 0
+    assert alone._core.overlapped_steps == 0
 
 
 def test_an_end_that_is_found_a_step_late_is_the_end(random_model: Maker) -> None:
     model = random_model(CONFIG)
     [free] = Engine(model, None).generate([[1, 2]], params_of([20]))
     for stop in (free.ids[0], free.ids[5], free.ids[18]):
-        engine = Engine(model, None, end_ids=[stop], overlap=True, page_size=4)
+        engine = Engine(model, None, end_ids=[stop], overlap=True, block_size=4)
         first = free.ids.index(stop)
         done, other = engine.generate([[1, 2], [3]], params_of([20, 20]))
         assert done.ids == free.ids[: first + 1]
@@ -210,40 +210,40 @@ def test_what_needs_to_know_the_last_token_waits_for_it(random_model: Maker, par
     for overlap in (False, True):
         engine = Engine(model, None, overlap=overlap)
         results.append([(done.ids, done.finish_reason) for done in engine.generate([[1], [2]], asked)])
-        assert engine._stepper.ahead == 0
+        assert engine._core.overlapped_steps == 0
     assert results[0] == results[1]
 
 
 def test_a_long_prompt_does_not_hold_up_those_who_are_being_answered(random_model: Maker) -> None:
-    engine = Engine(random_model(CONFIG), None, max_batch=4, step_tokens=16, page_size=16)
+    engine = Engine(random_model(CONFIG), None, max_batch=4, step_tokens=16, block_size=16)
     short = engine._request([1], SamplingParams(max_tokens=50, temperature=0))
     long = engine._request([2] * 200, SamplingParams(max_tokens=5, temperature=0))
-    stepper = engine._stepper
-    stepper.scheduler.add(short)
-    stepper.step()
-    stepper.scheduler.add(long)
+    core = engine._core
+    core.scheduler.add(short)
+    core.step()
+    core.scheduler.add(long)
     for made in range(2, 20):
-        stepper.step()
-        assert short.steps.qsize() == made, "a token at each step"
-    assert long.steps.qsize() > 0, "and the prompt was computed beside it, in pieces"
+        core.step()
+        assert short.outputs.qsize() == made, "a token at each step"
+    assert long.outputs.qsize() > 0, "and the prompt was computed beside it, in pieces"
 
 
 def test_a_known_beginning_is_not_computed_again(random_model: Maker) -> None:
-    engine = Engine(random_model(CONFIG), None, page_size=16)
+    engine = Engine(random_model(CONFIG), None, block_size=16)
     computed: list[int] = []
-    forward = engine._stepper.runner.forward
+    forward = engine._core.runner.forward
 
     def counted(chunks: Sequence[Chunk]) -> torch.Tensor:
         computed.append(sum(chunk.count for chunk in chunks))
         return forward(chunks)
 
-    engine._stepper.runner.forward = counted  # type: ignore[method-assign]
+    engine._core.runner.forward = counted  # type: ignore[method-assign]
     system = list(range(100))
     engine.generate([[*system, 1]], params_of([1]))
     assert sum(computed) == 101
     computed.clear()
     engine.generate([[*system, 2]], params_of([1]))
-    assert sum(computed) == 1, "only the token that differs, though it lies within a page"
+    assert sum(computed) == 1, "only the token that differs, though it lies within a block"
     engine.update_weights(())
     computed.clear()
     engine.generate([[*system, 2]], params_of([1]))
@@ -251,16 +251,16 @@ def test_a_known_beginning_is_not_computed_again(random_model: Maker) -> None:
 
 
 def test_continuations_share_the_prompt_and_keep_their_own_seeds(random_model: Maker) -> None:
-    engine = Engine(random_model(CONFIG), None, page_size=16, prefix_cache=False, max_batch=3)
+    engine = Engine(random_model(CONFIG), None, block_size=16, prefix_cache=False, max_batch=3)
     prompt = list(range(70))
     computed: list[int] = []
-    forward = engine._stepper.runner.forward
+    forward = engine._core.runner.forward
 
     def counted(chunks: Sequence[Chunk]) -> torch.Tensor:
         computed.append(sum(chunk.count for chunk in chunks))
         return forward(chunks)
 
-    engine._stepper.runner.forward = counted  # type: ignore[method-assign]
+    engine._core.runner.forward = counted  # type: ignore[method-assign]
     three = engine.generate([prompt], SamplingParams(max_tokens=12, seed=5, n=3))
     assert sum(computed) == 70 + 3 * 11
     alone = [engine.generate([prompt], SamplingParams(max_tokens=12, seed=5 + i))[0] for i in range(3)]

@@ -1,4 +1,4 @@
-"""What goes wrong stays where it happened: the others are bit-equal to an undisturbed run, and no page is lost."""
+"""What goes wrong stays where it happened: the others are bit-equal to an undisturbed run, and no block is lost."""
 
 import contextlib
 import itertools
@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from puna.core.errors import PunaError
-from puna.engine import flight
+from puna.engine.cuda import in_flight
 from puna.engine.generate import Engine, SamplingParams
-from puna.engine.request import DeadlineError, EngineError, Request, Step
+from puna.engine.request import DeadlineError, EngineError, Request, TokenOutput
 from puna.engine.scheduler import Chunk
 from puna.model.config import ModelConfig
 from puna.model.llama import LlamaForCausalLM
@@ -34,12 +34,12 @@ def model(random_model: Maker) -> LlamaForCausalLM:
 @pytest.fixture(scope="module")
 def expected(model: LlamaForCausalLM) -> list[list[int]]:
     """What each prompt gives when nothing happens."""
-    return [done.ids for done in Engine(model, None, page_size=8, deterministic=True).generate(PROMPTS, PARAMS)]
+    return [done.ids for done in Engine(model, None, block_size=8, deterministic=True).generate(PROMPTS, PARAMS)]
 
 
 @pytest.fixture(params=[False, True], ids=["", "overlap"])
 def engine(model: LlamaForCausalLM, request: pytest.FixtureRequest) -> Iterator[Engine]:
-    options = {"max_batch": 4, "page_size": 8, "step_tokens": 32, "overlap": request.param}
+    options = {"max_batch": 4, "block_size": 8, "step_tokens": 32, "overlap": request.param}
     engine = Engine(model, None, deterministic=True, **options)
     yield engine
     engine.close()
@@ -47,26 +47,26 @@ def engine(model: LlamaForCausalLM, request: pytest.FixtureRequest) -> Iterator[
 
 
 def whole(engine: Engine) -> None:
-    """Assert that no page is lost and nobody waits."""
-    engine._stepper.scheduler.pool.check()
-    assert engine.stats()["pages"]["held"] == 0
-    assert not engine._stepper.scheduler.requests()
+    """Assert that no block is lost and nobody waits."""
+    engine._core.scheduler.pool.check()
+    assert engine.stats()["blocks"]["held"] == 0
+    assert not engine._core.scheduler.requests()
     assert not engine.stuck(0)
 
 
 def disturbed(engine: Engine, fault: Callable[[Sequence[Chunk]], Any]) -> None:
     """Let `fault` look at, hold up or refuse each forward."""
-    forward: Forward = engine._stepper.runner.forward
+    forward: Forward = engine._core.runner.forward
 
     def spoiled(chunks: Sequence[Chunk], *said: torch.Tensor) -> torch.Tensor:
         fault(chunks)
         return forward(chunks, *said)
 
-    engine._stepper.runner.forward = spoiled  # type: ignore[method-assign]
+    engine._core.runner.forward = spoiled  # type: ignore[method-assign]
 
 
 def is_of(chunk: Chunk, prompt: int) -> bool:
-    return chunk.continuation.request.prompt == PROMPTS[prompt]
+    return chunk.sequence.request.prompt == PROMPTS[prompt]
 
 
 def submit(engine: Engine) -> list[Request]:
@@ -80,7 +80,7 @@ def ids(request: Request) -> list[int]:
 @pytest.mark.parametrize("at", [0, 1, 5])
 def test_an_exception_at_a_step_ends_whoever_causes_it(engine: Engine, expected: list[list[int]], at: int) -> None:
     def fault(chunks: Sequence[Chunk]) -> None:
-        if any(is_of(chunk, 2) and len(chunk.continuation.text_ids) >= at for chunk in chunks):
+        if any(is_of(chunk, 2) and len(chunk.sequence.output_ids) >= at for chunk in chunks):
             raise RuntimeError("a kernel failed")
 
     disturbed(engine, fault)
@@ -129,7 +129,7 @@ def test_out_of_memory_in_a_prefill_ends_it_alone(engine: Engine, expected: list
 def test_memory_that_is_short_for_a_batch_is_enough_for_its_halves(
     engine: Engine, expected: list[list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("puna.engine.faults.gc.collect", lambda: 0)  # a quarter of a second each time, here
+    monkeypatch.setattr("puna.engine.errors.gc.collect", lambda: 0)  # a quarter of a second each time, here
 
     def fault(chunks: Sequence[Chunk]) -> None:
         if len(chunks) > 2:
@@ -140,7 +140,7 @@ def test_memory_that_is_short_for_a_batch_is_enough_for_its_halves(
 
 
 def test_nan_where_a_prompt_is_scored_ends_that_request(engine: Engine, expected: list[list[int]]) -> None:
-    forward: Forward = engine._stepper.runner.forward
+    forward: Forward = engine._core.runner.forward
 
     @torch.inference_mode()
     def spoiled(chunks: Sequence[Chunk], *said: torch.Tensor) -> torch.Tensor:
@@ -151,7 +151,7 @@ def test_nan_where_a_prompt_is_scored_ends_that_request(engine: Engine, expected
             at += len(chunk.rows)
         return logits
 
-    engine._stepper.runner.forward = spoiled  # type: ignore[method-assign]
+    engine._core.runner.forward = spoiled  # type: ignore[method-assign]
     scored = engine.submit([7, 8, 9], SamplingParams(max_tokens=0, prompt_logprobs=1))
     assert [ids(request) for request in submit(engine)] == expected
     with pytest.raises(EngineError, match="not finite"):
@@ -162,7 +162,7 @@ def test_an_engine_that_hangs_is_known_and_goes_on(engine: Engine, expected: lis
     gate, inside = threading.Event(), threading.Event()
 
     def fault(chunks: Sequence[Chunk]) -> None:
-        if any(chunk.continuation.text_ids for chunk in chunks):
+        if any(chunk.sequence.output_ids for chunk in chunks):
             inside.set()
             assert gate.wait(60)
 
@@ -205,7 +205,7 @@ def test_new_weights_under_load_and_a_bad_update(
 
 
 def test_a_pool_that_is_too_small_for_all_serves_all(model: LlamaForCausalLM, expected: list[list[int]]) -> None:
-    engine = Engine(model, None, max_batch=6, kv_tokens=40, page_size=8, deterministic=True)
+    engine = Engine(model, None, max_batch=6, kv_tokens=40, block_size=8, deterministic=True)
     assert [ids(request) for request in submit(engine)] == expected
     assert engine.stats()["preemptions"] > 0
     engine.close()
@@ -213,9 +213,9 @@ def test_a_pool_that_is_too_small_for_all_serves_all(model: LlamaForCausalLM, ex
 
 
 def test_a_consumer_that_raises_ends_its_own_request(engine: Engine, expected: list[list[int]]) -> None:
-    calls: list[Step | Exception | None] = []
+    calls: list[TokenOutput | Exception | None] = []
 
-    def deliver(made: Step | Exception | None) -> None:
+    def deliver(made: TokenOutput | Exception | None) -> None:
         calls.append(made)
         raise ConnectionError("the client is gone")
 
@@ -223,17 +223,17 @@ def test_a_consumer_that_raises_ends_its_own_request(engine: Engine, expected: l
     assert [ids(request) for request in submit(engine)] == expected
     assert len(calls) == 1
     assert gone.done
-    assert isinstance(gone.undelivered, ConnectionError)
+    assert isinstance(gone.delivery_error, ConnectionError)
 
 
 @pytest.mark.parametrize(
     ("where", "overlap"),
-    [("plan", False), ("plan_ahead", True), *itertools.product(["forward", "sample", "pages"], [False, True])],
+    [("schedule", False), ("schedule_ahead", True), *itertools.product(["forward", "sample", "blocks"], [False, True])],
 )
 def test_ctrl_c_on_a_callers_thread_leaves_the_others_streams_whole(
     model: LlamaForCausalLM, expected: list[list[int]], monkeypatch: pytest.MonkeyPatch, where: str, overlap: bool
 ) -> None:
-    engine = Engine(model, None, max_batch=4, page_size=8, deterministic=True, overlap=overlap)
+    engine = Engine(model, None, max_batch=4, block_size=8, deterministic=True, overlap=overlap)
     stream = engine.stream(PROMPTS[1], PARAMS[1])
     said = [next(stream)[0] for _ in range(5)]
     left = iter([False, False, True])
@@ -247,15 +247,15 @@ def test_ctrl_c_on_a_callers_thread_leaves_the_others_streams_whole(
 
         return wrapper
 
-    scheduler = engine._stepper.scheduler
+    scheduler = engine._core.scheduler
     if where == "forward":
-        monkeypatch.setattr(engine._stepper.runner, "forward", interrupted(engine._stepper.runner.forward))
-    elif where.startswith("plan"):
+        monkeypatch.setattr(engine._core.runner, "forward", interrupted(engine._core.runner.forward))
+    elif where.startswith("schedule"):
         monkeypatch.setattr(scheduler, where, interrupted(getattr(scheduler, where)))
-    elif where == "pages":
-        monkeypatch.setattr(scheduler.pool, "take", interrupted(scheduler.pool.take))
+    elif where == "blocks":
+        monkeypatch.setattr(scheduler.pool, "allocate", interrupted(scheduler.pool.allocate))
     else:
-        monkeypatch.setattr(flight, "sample", interrupted(flight.sample))
+        monkeypatch.setattr(in_flight, "sample", interrupted(in_flight.sample))
     with pytest.raises(KeyboardInterrupt):
         engine.generate([PROMPTS[0], PROMPTS[2]], SamplingParams(max_tokens=60, temperature=0))
     assert said + [token for token, _ in stream] == expected[1]
@@ -265,7 +265,7 @@ def test_ctrl_c_on_a_callers_thread_leaves_the_others_streams_whole(
 
 @pytest.mark.parametrize("overlap", [False, True])
 def test_hundreds_of_random_requests_leave_nothing_behind(model: LlamaForCausalLM, overlap: bool) -> None:
-    engine = Engine(model, None, max_batch=8, kv_tokens=512, page_size=8, step_tokens=48, overlap=overlap)
+    engine = Engine(model, None, max_batch=8, kv_tokens=512, block_size=8, step_tokens=48, overlap=overlap)
     chance = random.Random(0)
 
     def burst(count: int) -> None:
@@ -292,7 +292,7 @@ def test_hundreds_of_random_requests_leave_nothing_behind(model: LlamaForCausalL
     before = process.memory_info().rss
     for _ in range(4):
         burst(60)
-        engine._loop.between_steps(engine._stepper.scheduler.pool.check)
+        engine._loop.between_steps(engine._core.scheduler.pool.check)
     grown = process.memory_info().rss - before
     assert grown < 24 * 2**20, f"{grown / 2**20:.0f} MiB more than after the warm-up"
     engine.close()

@@ -117,7 +117,7 @@ def test_each_prompt_is_told_of_as_soon_as_it_and_those_before_have_ended(random
     rows = engine.generate_each(asked, params)
     next(rows)
     rows.close()  # type: ignore[attr-defined]
-    assert engine.stats()["running"] == engine.stats()["pages"]["held"] == 0
+    assert engine.stats()["running"] == engine.stats()["blocks"]["held"] == 0
     with pytest.raises(PunaError):
         engine.generate_each([[]])  # at the call, not at the first answer
 

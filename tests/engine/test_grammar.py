@@ -66,7 +66,7 @@ def tokenizer() -> Tokenizer:
 @pytest.fixture(scope="module")
 def engine(random_model: Maker, tokenizer: Tokenizer) -> Engine:
     """Its vocabulary is smaller than the model's."""
-    return Engine(random_model(ModelConfig(preset="nano")), tokenizer, page_size=8, deterministic=True, max_batch=16)
+    return Engine(random_model(ModelConfig(preset="nano")), tokenizer, block_size=8, deterministic=True, max_batch=16)
 
 
 def test_200_texts_are_what_their_schemas_say(engine: Engine) -> None:
@@ -111,7 +111,7 @@ def test_a_choice_and_a_lark_grammar(engine: Engine) -> None:
 
 def test_any_json_and_any_object(engine: Engine) -> None:
     for seed in range(6):
-        for grammar, kind in ((Grammar.json_schema(), object), (Grammar.json_object(), dict)):
+        for grammar, kind in ((Grammar.json_schema(), object), (Grammar.json_schema({"type": "object"}), dict)):
             params = SamplingParams(max_tokens=120, seed=seed, grammar=grammar)
             done = engine.generate([[seed]], params)[0]
             if done.finish_reason == "stop":
@@ -148,12 +148,12 @@ def test_continuations_have_matchers_of_their_own_and_preemption_changes_nothing
 ) -> None:
     params = SamplingParams(max_tokens=50, seed=7, n=4, grammar=Grammar.regex("[a-z]{30,40}"))
     plenty = engine.generate([[1, 2, 3]], params)
-    small = Engine(engine.model, tokenizer, page_size=8, kv_tokens=64, deterministic=True)
+    small = Engine(engine.model, tokenizer, block_size=8, kv_tokens=64, deterministic=True)
     scarce = small.generate([[1, 2, 3]], params)
     assert small.stats()["preemptions"] > 0
     assert [done.text for done in scarce] == [done.text for done in plenty]
     assert len({done.text for done in plenty}) == 4
-    small._stepper.scheduler.pool.check()
+    small._core.scheduler.pool.check()
 
 
 def test_the_grammar_may_begin_after_a_token(engine: Engine) -> None:
@@ -205,12 +205,12 @@ def test_a_grammar_that_fails_on_the_way_ends_its_own_request(engine: Engine, mo
     monkeypatch.setattr(Grammars, "allowed", lambda self, matchers: allowed(self, matchers) & False)
     with pytest.raises(EngineError, match="grammar could not go on"):
         engine.generate([[1]], params)
-    engine._stepper.scheduler.pool.check()
-    assert engine.stats()["pages"]["held"] == 0
+    engine._core.scheduler.pool.check()
+    assert engine.stats()["blocks"]["held"] == 0
 
 
 def test_a_grammar_needs_a_tokenizer(random_model: Maker) -> None:
     with pytest.raises(PunaError, match="needs a tokenizer"):
         Engine(random_model(ModelConfig(preset="nano")), None).generate(
-            [[1]], SamplingParams(grammar=Grammar.json_object())
+            [[1]], SamplingParams(grammar=Grammar.json_schema())
         )

@@ -14,7 +14,7 @@ from transformers import (
 )
 
 from puna.core.errors import PunaError
-from puna.engine.sampling import Constraint, History, SamplingParams, adjusted, likeliest, probabilities, sample
+from puna.engine.sampling import Constraint, History, SamplingParams, adjusted, gather_logprobs, probabilities, sample
 
 
 @settings(max_examples=100, deadline=None)
@@ -136,7 +136,7 @@ def test_a_bias_chooses_and_the_logprob_stays_the_models() -> None:
 
 def test_the_likeliest_tokens_come_first_and_are_no_more_than_there_are() -> None:
     logits = torch.tensor([[0.0, 2.0, 1.0]])
-    [[own, *best]] = likeliest(logits, [0], 20)
+    [[own, *best]] = gather_logprobs(logits, [0], 20)
     assert own == (0, pytest.approx(logits.log_softmax(-1)[0, 0].item()))
     assert [token for token, _ in best] == [1, 2, 0]
 

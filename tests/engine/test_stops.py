@@ -44,12 +44,12 @@ def reference(tokens: list[int], stops: list[str]) -> tuple[str, str, int]:
 def test_pieces_join_to_the_text_before_the_first_stop_string(tokens: list[int], stops: list[str]) -> None:
     params = SamplingParams(max_tokens=len(tokens), stop=tuple(stops))
     request = Request([0], params, limit=len(tokens), end_ids={END}, tokenizer=Words())  # type: ignore[arg-type]
-    [continuation] = request.continuations
+    [sequence] = request.sequences
     text, reason, used = reference(tokens, stops)
     said = ""
     for token in tokens:
-        said += continuation.accept(token)
+        said += sequence.append(token)
         assert text.startswith(said), "nothing is said that would have to be taken back"
-        if continuation.finish_reason:
+        if sequence.finish_reason:
             break
-    assert (said, continuation.finish_reason, len(continuation.text_ids)) == (text, reason, used)
+    assert (said, sequence.finish_reason, len(sequence.output_ids)) == (text, reason, used)

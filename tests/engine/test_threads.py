@@ -9,7 +9,7 @@ import torch
 
 from puna.core.errors import PunaError
 from puna.engine.generate import Engine, SamplingParams
-from puna.engine.request import DeadlineError, EngineError, Request, Step
+from puna.engine.request import DeadlineError, EngineError, Request, TokenOutput
 from puna.engine.scheduler import Chunk
 from puna.model.config import ModelConfig
 from puna.model.llama import LlamaForCausalLM
@@ -27,24 +27,24 @@ def model(random_model: Maker) -> LlamaForCausalLM:
 
 @pytest.fixture(params=[False, True], ids=["", "overlap"])
 def engine(model: LlamaForCausalLM, request: pytest.FixtureRequest) -> Iterator[Engine]:
-    engine = Engine(model, None, max_batch=4, page_size=8, deterministic=True, overlap=request.param)
+    engine = Engine(model, None, max_batch=4, block_size=8, deterministic=True, overlap=request.param)
     yield engine
     engine.close()
-    engine._stepper.scheduler.pool.check()
-    assert engine._stepper.scheduler.pool.counts()["held"] == 0
+    engine._core.scheduler.pool.check()
+    assert engine._core.scheduler.pool.counts()["held"] == 0
 
 
-def ids(steps: Sequence[Step]) -> list[int]:
+def ids(steps: Sequence[TokenOutput]) -> list[int]:
     return [step.id for step in steps]
 
 
 def undisturbed(model: LlamaForCausalLM, params: SamplingParams = GREEDY) -> list[list[int]]:
-    return [done.ids for done in Engine(model, None, page_size=8, deterministic=True).generate(PROMPTS, params)]
+    return [done.ids for done in Engine(model, None, block_size=8, deterministic=True).generate(PROMPTS, params)]
 
 
 def faulty(engine: Engine, fault: Callable[[Sequence[Chunk], torch.Tensor], None]) -> None:
     """Let `fault` look at, spoil or refuse what each forward gives."""
-    forward = engine._stepper.runner.forward
+    forward = engine._core.runner.forward
 
     @torch.inference_mode()
     def spoiled(chunks: Sequence[Chunk], *said: torch.Tensor) -> torch.Tensor:
@@ -52,7 +52,7 @@ def faulty(engine: Engine, fault: Callable[[Sequence[Chunk], torch.Tensor], None
         fault(chunks, logits)
         return logits
 
-    engine._stepper.runner.forward = spoiled  # type: ignore[method-assign]
+    engine._core.runner.forward = spoiled  # type: ignore[method-assign]
 
 
 def test_requests_from_many_threads_get_what_they_get_alone(engine: Engine, model: LlamaForCausalLM) -> None:
@@ -76,7 +76,7 @@ def test_requests_from_many_threads_get_what_they_get_alone(engine: Engine, mode
 
 def test_a_failing_forward_fails_its_requests_and_nobody_else(engine: Engine, model: LlamaForCausalLM) -> None:
     def fault(chunks: Sequence[Chunk], logits: torch.Tensor) -> None:
-        if any(chunk.continuation.request.prompt == PROMPTS[0] and chunk.start > 8 for chunk in chunks):
+        if any(chunk.sequence.request.prompt == PROMPTS[0] and chunk.start > 8 for chunk in chunks):
             raise RuntimeError("out of memory in a kernel")
 
     faulty(engine, fault)
@@ -90,10 +90,10 @@ def test_nan_in_one_row_fails_that_request_alone(engine: Engine, model: LlamaFor
     def fault(chunks: Sequence[Chunk], logits: torch.Tensor) -> None:
         at = 0
         for chunk in chunks:
-            if chunk.continuation.request.prompt == PROMPTS[2] and chunk.end > 12:
+            if chunk.sequence.request.prompt == PROMPTS[2] and chunk.end > 12:
                 logits[at, 7] = float("nan")
                 # As a fault in a layer would: also in the keys and values, which others will be given some day.
-                engine._stepper.scheduler.pool.store[:, :, :, chunk.continuation.block_table[0]] = float("nan")
+                engine._core.scheduler.pool.store[:, :, :, chunk.sequence.block_table[0]] = float("nan")
             at += len(chunk.rows)
 
     faulty(engine, fault)
@@ -104,7 +104,7 @@ def test_nan_in_one_row_fails_that_request_alone(engine: Engine, model: LlamaFor
                 list(request)
         else:
             assert ids(list(request)) == expected
-    # Every page there is passes through somebody's hands.
+    # Every block there is passes through somebody's hands.
     for prompt in PROMPTS:
         if prompt != PROMPTS[2]:
             engine.generate([prompt], LONG)
@@ -125,7 +125,7 @@ def test_a_tokenizers_exception_fails_its_request_alone(model: LlamaForCausalLM)
     requests = [engine.submit(prompt, GREEDY) for prompt in PROMPTS]
     for i, request in enumerate(requests):
         if i == 1:
-            with pytest.raises(EngineError, match=f"Token {bad} could not be made text"):
+            with pytest.raises(EngineError, match=f"Token {bad} could not be decoded to text"):
                 list(request)
         else:
             assert ids(list(request)) == expected[i]
@@ -191,7 +191,7 @@ def test_a_defect_of_the_engine_reaches_everybody_who_waits(engine: Engine, monk
     def broken(*_: Any) -> Any:
         raise KeyError("lost")
 
-    monkeypatch.setattr(engine._stepper.scheduler, "plan", broken)
+    monkeypatch.setattr(engine._core.scheduler, "schedule", broken)
     requests: list[Request] = [engine.submit(prompt, GREEDY) for prompt in PROMPTS]
     for request in requests:
         with pytest.raises(EngineError, match="KeyError"):
@@ -199,7 +199,7 @@ def test_a_defect_of_the_engine_reaches_everybody_who_waits(engine: Engine, monk
 
 
 def test_streams_take_turns_and_an_abandoned_one_leaves_nothing(model: LlamaForCausalLM) -> None:
-    engine = Engine(model, None, page_size=8, deterministic=True)
+    engine = Engine(model, None, block_size=8, deterministic=True)
     one, two = (engine.stream(PROMPTS[i], GREEDY) for i in (0, 1))
     got: tuple[list[int], list[int]] = ([], [])
     for _ in range(20):
@@ -208,9 +208,9 @@ def test_streams_take_turns_and_an_abandoned_one_leaves_nothing(model: LlamaForC
     assert [*got] == undisturbed(model)[:2]
     left = engine.stream(PROMPTS[2], LONG)
     next(left)
-    assert engine.stats()["pages"]["held"] > 0
+    assert engine.stats()["blocks"]["held"] > 0
     del left
-    assert engine.stats()["pages"]["held"] == 0
+    assert engine.stats()["blocks"]["held"] == 0
     unused = engine.stream(PROMPTS[2], LONG)
     del unused
     assert engine.stats()["waiting"] == 0
@@ -224,7 +224,7 @@ def test_streams_take_turns_and_an_abandoned_one_leaves_nothing(model: LlamaForC
     ],
 )
 def test_what_can_never_run_is_refused_at_once(model: LlamaForCausalLM, params: SamplingParams, words: str) -> None:
-    engine = Engine(model, None, kv_tokens=64, page_size=8)
+    engine = Engine(model, None, kv_tokens=64, block_size=8)
     with pytest.raises(PunaError, match=words):
         engine.submit([1, 2, 3], params)
     with pytest.raises(PunaError, match="a stream has one"):
@@ -232,15 +232,15 @@ def test_what_can_never_run_is_refused_at_once(model: LlamaForCausalLM, params: 
 
 
 def test_steps_are_brought_to_who_asked_for_that(engine: Engine, model: LlamaForCausalLM) -> None:
-    brought: list[Step | Exception | None] = []
+    brought: list[TokenOutput | Exception | None] = []
     ended = threading.Event()
 
-    def deliver(step: Step | Exception | None) -> None:
+    def deliver(step: TokenOutput | Exception | None) -> None:
         brought.append(step)
-        if not isinstance(step, Step):
+        if not isinstance(step, TokenOutput):
             ended.set()
 
     engine.submit(PROMPTS[2], GREEDY, deliver=deliver)
     assert ended.wait(60)
     assert brought.pop() is None
-    assert [step.id for step in brought if isinstance(step, Step)] == undisturbed(model)[2]
+    assert [step.id for step in brought if isinstance(step, TokenOutput)] == undisturbed(model)[2]

@@ -71,7 +71,7 @@ def test_rows_come_from_the_hub_only_when_it_was_asked(tmp_path, monkeypatch):
     import pyarrow
     import pyarrow.parquet
 
-    from puna.data.sources import Input
+    from puna.data.document import Input
 
     rows = [{"question": f"What is {n}?", "answer": f"So\n#### {n}"} for n in range(9)]
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "0000.parquet")

@@ -10,8 +10,8 @@ import transformers
 from torch.nn import functional as F
 
 from puna.model.config import PRESETS, ModelConfig, RopeScaling
-from puna.model.features import has_varlen_attention
 from puna.model.llama import DocumentMask, LlamaForCausalLM
+from puna.model.torch_compat import has_varlen_attention
 
 
 def shrunk(preset: str) -> ModelConfig:

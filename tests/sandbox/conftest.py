@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from puna.sandbox.warm import Sandbox
+from puna.sandbox.worker import Sandbox
 
 if not sys.platform.startswith("linux"):
     collect_ignore = ["test_attacks.py", "test_run.py", "test_ordinary_user.py"]  # untrusted code runs on Linux only

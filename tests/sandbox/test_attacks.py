@@ -7,7 +7,7 @@ import pytest
 
 from puna.sandbox import check
 from puna.sandbox.attacks import ATTACKS, ESCAPE, NEEDS, Attack
-from puna.sandbox.warm import Sandbox
+from puna.sandbox.worker import Sandbox
 
 
 @pytest.fixture(scope="module")

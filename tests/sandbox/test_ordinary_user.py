@@ -11,14 +11,14 @@ import pytest
 # Root shows interpreter and package where anybody can read them, in a mount namespace of its own, then steps down.
 AS_NOBODY = """
 import os, sys
-from puna.sandbox import kernel
-kernel.unshare(kernel.CLONE_NEWNS)
-kernel.mount("none", "/", flags=kernel.MS_REC | kernel.MS_PRIVATE)
-kernel.mount("none", "/srv", "tmpfs", 0, "mode=755")
+from puna.sandbox.child import linux
+linux.unshare(linux.CLONE_NEWNS)
+linux.mount("none", "/", flags=linux.MS_REC | linux.MS_PRIVATE)
+linux.mount("none", "/srv", "tmpfs", 0, "mode=755")
 shown = {"/srv/python": sys.base_prefix, "/srv/source": sys.argv[1], "/srv/packages": sys.argv[2]}
 for place, source in shown.items():
     os.mkdir(place)
-    kernel.mount(source, place, flags=kernel.MS_BIND)
+    linux.mount(source, place, flags=linux.MS_BIND)
 os.setgroups([]); os.setresgid(65534, 65534, 65534); os.setresuid(65534, 65534, 65534)
 os.chdir("/")
 python = "/srv/python/bin/" + os.path.basename(os.path.realpath(sys.executable))

@@ -15,7 +15,7 @@ from puna.core.errors import PunaError
 from puna.sandbox import run as rooms
 from puna.sandbox.result import Limits, level_of
 from puna.sandbox.run import run_python
-from puna.sandbox.warm import Sandbox
+from puna.sandbox.worker import Sandbox
 
 FLOOR = "limits"  # what every Linux has: these tests are about the way, not the walls
 
@@ -105,7 +105,7 @@ def test_a_killed_warm_process_is_replaced() -> None:
 
 def test_the_end_of_the_owner_is_the_end_of_everything() -> None:
     code = (
-        "from puna.sandbox.warm import Sandbox\nimport threading, time\ns = Sandbox()\n"
+        "from puna.sandbox.worker import Sandbox\nimport threading, time\ns = Sandbox()\n"
         "threading.Thread(target=s.run, args=('import time; time.sleep(60)',), daemon=True).start()\n"
         "time.sleep(0.5); print(s._process.pid, flush=True); time.sleep(60)"
     )

@@ -74,7 +74,7 @@ class Live:
         """Whether, within a while, no page is held and nothing is on its way."""
         return eventually(
             lambda: (
-                self.engine.stats()["pages"]["held"] == 0
+                self.engine.stats()["blocks"]["held"] == 0
                 and self.engine.stats()["running"] == 0
                 and self.server.in_flight() == 0
             )

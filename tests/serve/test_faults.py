@@ -40,7 +40,7 @@ def test_a_client_gone_in_the_middle_of_a_stream(live, undisturbed, count: int) 
 
 @pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions", "/v1/responses"])
 def test_a_client_gone_while_it_waits(live, undisturbed, monkeypatch, path: str) -> None:
-    runner = live.engine._stepper.runner
+    runner = live.engine._core.runner
     real, started = runner.forward, live.engine.stats()["steps"]
 
     def forward(*args, **options):
@@ -59,7 +59,7 @@ def test_a_client_gone_while_it_waits(live, undisturbed, monkeypatch, path: str)
 
 def broken(live, monkeypatch, at: int):
     """Let the forward fail from its at-th call on."""
-    runner = live.engine._stepper.runner
+    runner = live.engine._core.runner
     real, calls = runner.forward, []
 
     def forward(*args, **options):
@@ -127,7 +127,7 @@ def test_a_tokenizer_that_takes_too_long(chat_model: Path, monkeypatch, running)
 
 
 def test_an_engine_that_hangs(live, undisturbed, monkeypatch, eventually) -> None:
-    runner = live.engine._stepper.runner
+    runner = live.engine._core.runner
     real, go_on = runner.forward, threading.Event()
 
     def forward(*args, **options):

@@ -58,7 +58,7 @@ def test_a_request_that_fails_says_why_in_its_span(served: tuple[Any, Callable[[
     def broken(*_: object) -> None:
         raise RuntimeError("a kernel failed")
 
-    live.engine._stepper.runner.forward = broken
+    live.engine._core.runner.forward = broken
     answer = live.post("/v1/completions", {"prompt": "a secret", "max_tokens": 5})
     assert answer.status_code == 500
     [span] = spans()

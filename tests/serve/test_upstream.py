@@ -177,7 +177,7 @@ def test_vllm_words_reach_a_server_that_knows_them(live) -> None:
 
 
 def test_who_leaves_stops_the_work_behind(live, front, eventually, monkeypatch) -> None:
-    runner = live.engine._stepper.runner
+    runner = live.engine._core.runner
     real, before_us = runner.forward, live.engine.stats()["steps"]
 
     def forward(*args, **options):

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from puna.core.errors import PunaError
-from puna.text.chat import CHAT_TEMPLATE, RESPONSE_TEMPLATE, render
+from puna.text.chat import render
+from puna.text.templates import CHAT_TEMPLATE, RESPONSE_TEMPLATE
 from puna.text.tokenizer import Tokenizer
 
 CALL = {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": {"place": "Köln", "n": [1, 2.5]}}}

@@ -93,7 +93,7 @@ def test_bad_input_is_one_sentence(folder: Path, tmp_path: Path, capsys: pytest.
     binary.write_bytes(b"\x00\x01\x02" * 100)
     for source, size, words in (
         (str(tmp_path / "nowhere"), 320, "does not exist"),
-        (str(tmp_path / "no*where"), 320, "holds no file"),
+        (str(tmp_path / "no*where"), 320, "contains no file"),
         (str(empty), 320, "no text"),
         (str(binary), 320, "binary"),
         (str(folder), 100, "Ask for at least 284"),

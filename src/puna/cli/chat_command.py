@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TextIO
 from puna.cli import generation_options
 
 if TYPE_CHECKING:
-    from puna.engine.conversation import Conversation
+    from puna.engine.chat_session import ChatSession
     from puna.engine.generate import SamplingParams
 
 
@@ -26,13 +26,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Load and talk; with --json the talk goes to stderr and the messages to stdout at the end."""
     from puna.core.console import print_json, say
-    from puna.engine.conversation import Conversation
-    from puna.engine.importer import stage
+    from puna.engine.chat_session import ChatSession
     from puna.model.hub import model_directory
+    from puna.model.store import load_stage
 
     params = generation_options.sampling_params(args)
-    chat = stage(model_directory(args.model)) == "chat"
-    conversation = Conversation(generation_options.load(args, fast=True), chat=chat, system=args.system)
+    chat = load_stage(model_directory(args.model)) == "chat"
+    conversation = ChatSession(generation_options.load(args, fast=True), chat=chat, system=args.system)
     if not chat:
         say("This is a base model: it was not trained to chat and continues what you type.")
     if sys.stdin.isatty():
@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> None:
         print_json({"chat": chat, "messages": [{key: m[key] for key in keys} for m in conversation.messages]})
 
 
-def talk(conversation: "Conversation", params: "SamplingParams", out: TextIO) -> None:
+def talk(conversation: "ChatSession", params: "SamplingParams", out: TextIO) -> None:
     """Answer line after line until the person leaves."""
     from rich.markup import escape
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from puna.release.gguf import Written
+    from puna.convert.gguf import ExportedFile
 
 _TARGETS = ("gguf", "ollama", "onnx")
 
@@ -26,9 +26,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Export and say what was written."""
+    from puna.convert.gguf import FLOATS, SCHEMES, default_scheme
     from puna.core.errors import PunaError, nearest
     from puna.model.hub import model_directory
-    from puna.release.gguf import FLOATS, SCHEMES, default_scheme
 
     if args.to not in _TARGETS:
         raise PunaError(f"--to {args.to} is not a format.", nearest(args.to, _TARGETS))
@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _gguf(args: argparse.Namespace, directory: Path, home: Path, scheme: str) -> None:
-    from puna.release.gguf import export_gguf
+    from puna.convert.gguf import export_gguf
 
     out = args.out or home.with_name(f"{home.name}-{scheme.upper()}.gguf")
     if out.is_dir():
@@ -65,8 +65,8 @@ def _gguf(args: argparse.Namespace, directory: Path, home: Path, scheme: str) ->
 
 
 def _ollama(args: argparse.Namespace, directory: Path, home: Path, scheme: str) -> None:
+    from puna.convert.ollama import export_ollama
     from puna.core.console import say
-    from puna.release.ollama import export_ollama
 
     out = args.out or home.with_name(f"{home.name}-ollama")
     written, notes = export_ollama(directory, out, scheme, name=home.name, verify=not args.no_verify)
@@ -79,9 +79,9 @@ def _ollama(args: argparse.Namespace, directory: Path, home: Path, scheme: str) 
 
 
 def _onnx(args: argparse.Namespace, directory: Path, home: Path) -> None:
+    from puna.convert.onnx import export_onnx
     from puna.core.console import print_json
     from puna.core.errors import PunaError
-    from puna.release.onnx import export_onnx
 
     if args.quantize or args.dtype not in (None, "f32"):
         raise PunaError("ONNX is written in f32 only.", "Leave out --dtype and --quantize.")
@@ -93,7 +93,7 @@ def _onnx(args: argparse.Namespace, directory: Path, home: Path) -> None:
         print(out)
 
 
-def _say(args: argparse.Namespace, written: "Written") -> None:
+def _say(args: argparse.Namespace, written: "ExportedFile") -> None:
     from dataclasses import asdict
 
     from puna.core.console import print_json, say

@@ -17,9 +17,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Import and say what it is."""
+    from puna.convert.importer import import_model
     from puna.core.console import print_json, say
     from puna.core.units import format_count
-    from puna.engine.importer import import_model
     from puna.model.hub import find_model
 
     source = find_model(args.source, weights=True)

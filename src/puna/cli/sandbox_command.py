@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from puna.core.errors import PunaError
 
 if TYPE_CHECKING:
-    from puna.sandbox.check import Outcome
+    from puna.sandbox.check import AttackOutcome
 
 LEVELS = ("limits", "confined", "isolated")
 
@@ -36,16 +36,18 @@ def run(args: argparse.Namespace) -> None:
     from puna.core.console import print_json, progress, show_table
     from puna.sandbox import check
     from puna.sandbox.attacks import ATTACKS
-    from puna.sandbox.outer import Outer, place
+    from puna.sandbox.remote import RemoteSandbox, place
     from puna.sandbox.result import LEVELS as ORDER
-    from puna.sandbox.warm import Sandbox
+    from puna.sandbox.worker import Sandbox
 
-    sandbox = Outer(place()) if place() else Sandbox(args.ceiling)
+    sandbox = RemoteSandbox(place()) if place() else Sandbox(args.ceiling)
     try:
         chosen = [attack for attack in ATTACKS if args.kind in (None, attack.kind) and not args.no_attacks]
         with progress(transient=True) as shown:
             task = shown.add_task("attacks", total=len(chosen) or None)
-            outcomes = check.run_attacks(sandbox, chosen, tell=lambda outcome: shown.advance(task)) if chosen else []
+            outcomes = (
+                check.run_attacks(sandbox, chosen, on_outcome=lambda outcome: shown.advance(task)) if chosen else []
+            )
     finally:
         sandbox.close()
     bad = [outcome for outcome in outcomes if not outcome.good]
@@ -79,7 +81,7 @@ def run(args: argparse.Namespace) -> None:
         )
 
 
-def _verdict(outcome: "Outcome") -> str:
+def _verdict(outcome: "AttackOutcome") -> str:
     if outcome.contained:
         return "yes"
     return "NO" if outcome.expected else "not at this level"

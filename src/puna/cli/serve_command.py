@@ -65,8 +65,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--backend",
         metavar="NAME",
         default="native",
-        help="engine to use: native (default: Puna's own), vllm, llama.cpp, openai, or a backend of a plugin. With another "
-        "than native, MODEL is a model of that server, by default its first",
+        help="engine to use: native (default: Puna's own), vllm, llama.cpp, openai, or a backend of a plugin. With any "
+        "but native, MODEL is a model of that server, by default its first",
     )
     other.add_argument(
         "--include",
@@ -182,10 +182,11 @@ def _load(given: str, args: argparse.Namespace, settings: "Settings") -> "Backen
 
     from puna.cli.generation_options import device_of
     from puna.engine.generate import load_engine
-    from puna.engine.importer import stage
     from puna.engine.memory_errors import out_of_memory
     from puna.model.hub import model_directory
+    from puna.model.store import load_stage
     from puna.serve.backends.native.backend import NativeBackend
+    from puna.serve.backends.native.introduction import read_introduction
 
     name, equals, place = given.partition("=")
     directory = model_directory(place if equals else given)
@@ -204,7 +205,12 @@ def _load(given: str, args: argparse.Namespace, settings: "Settings") -> "Backen
             deterministic=args.deterministic,
         )
         return NativeBackend(
-            engine, name, settings, stage="chat" if stage(directory) == "chat" else "base", root=str(directory)
+            engine,
+            name,
+            settings,
+            stage="chat" if load_stage(directory) == "chat" else "base",
+            root=str(directory),
+            introduction=read_introduction(directory),
         )
 
 

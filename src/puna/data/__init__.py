@@ -1,1 +1,1 @@
-"""From files to a corpus directory, and from a corpus directory to batches. No torch here."""
+"""Corpora: build a corpus directory from documents, and read batches from one. Imports no torch."""

@@ -1,12 +1,12 @@
-"""Building a corpus directory: read, filter, remove duplicates, hold out, tokenise, write.
+"""Build a corpus directory: read, filter, remove duplicates, hold out, tokenise, write.
 
-The work has two passes. The first streams every document through the rules that judge it alone and spools what is left
-to disk, with its MinHash signature. Then near duplicates and the held-out part are settled, and the second pass reads
-the spool in shuffled order, trains the tokenizer when the recipe asks for one, and writes the shards. All of it happens
-in a folder under a temporary name that becomes the corpus when it is whole: an interrupted build leaves nothing.
+A build has two passes. The first streams every document through the rules that need no other document, and spools the
+rest to disk with their MinHash signatures. Then near duplicates are removed, and the second pass reads the spool in
+shuffled order, trains the tokenizer if the recipe asks for one, and writes the shards. All files are written to a
+temporary folder, which becomes the corpus when it is complete: an interrupted build leaves nothing.
 
-No held-out document has a near duplicate in the training part: of such a pair the held-out one goes, so that the
-held-out part measures what was not seen.
+No held-out document has a near duplicate in the training split: of such a pair the held-out one is dropped, so that the
+held-out split measures unseen text.
 """
 
 import hashlib
@@ -26,26 +26,28 @@ from puna.core.units import format_bytes
 from puna.data.corpus import FORMAT, VERSION
 from puna.data.decontaminate import Evaluations
 from puna.data.dedup import ExactDuplicates, Signatures, near_duplicates
+from puna.data.document import Document, Drops, Input
+from puna.data.file_types import suffix
 from puna.data.filters import make_filter
 from puna.data.recipe import DataRecipe, HeldoutConfig, SourceConfig
 from puna.data.shards import ShardWriter, token_dtype
-from puna.data.sources import Document, Drops, Input, list_inputs, read_documents, suffix
+from puna.data.sources import list_inputs, read_documents
 from puna.data.spool import Spool
 
 if TYPE_CHECKING:
     from puna.text.tokenizer import Tokenizer
 
-_BATCH_BYTES = 4_000_000  # text encoded at once: enough for all cores, little in memory
-_PACKED_RATIO = 4  # text is about this many times its size in parquet or under a compressor
+_BATCH_BYTES = 4_000_000  # text encoded per batch: enough for all cores, little in memory
+_PACKED_RATIO = 4  # text is about this many times as large as its parquet or compressed file
 _BYTES_PER_TOKEN = 2.5  # cautious: a small vocabulary has 3 to 3.5 on code and prose, a large one more
-_EPOCHS_WORTH = 4  # passes over the same data that teach about as much as new data (arXiv 2305.16264)
+_EPOCHS_WORTH = 4  # so many passes over the same data teach about as much as new data (arXiv 2305.16264)
 
 
 @dataclass(frozen=True)
-class Earlier:
-    """What other machines did before (see `cluster`), for the manifest.
+class EarlierStages:
+    """The results of stages that ran elsewhere (see `cluster`), for the manifest.
 
-    recipe and inputs: the original ones; read: source -> [documents, bytes]; drops: what was dropped on the way.
+    recipe and inputs: the original ones; read: source -> [documents, bytes]; drops: what those stages dropped.
     """
 
     recipe: DataRecipe
@@ -55,12 +57,12 @@ class Earlier:
 
 
 def build_corpus(
-    recipe: DataRecipe, out: Path, *, replace: bool = False, earlier: Earlier | None = None
+    recipe: DataRecipe, out: Path, *, replace: bool = False, earlier: EarlierStages | None = None
 ) -> dict[str, Any]:
     """Build the corpus `recipe` describes at `out` and return its manifest.
 
-    replace: swap an existing `out` for the new one once that is whole. earlier: stages that were done before.
-    Raises PunaError for bad sources, for a source of which nothing is left, for no space, and when `out` exists.
+    replace: replace an existing `out` when the new one is complete. earlier: stages that are already done. Raises
+    PunaError for invalid sources, for a source with no documents left, for lack of space, and when `out` exists.
     """
     out = Path(out)
     inputs = {source.name: list_inputs(source, recipe.root) for source in recipe.sources}
@@ -76,7 +78,7 @@ def build_corpus(
         try:
             _read(recipe, inputs, evaluations, signatures, spool, drops, read)
             spool.seal()
-            kept = _keep(recipe, spool, drops)
+            kept = _remove_near_duplicates(recipe, spool, drops)
             if earlier:
                 drops.merge(earlier.drops.counts)
                 read = earlier.read
@@ -95,7 +97,7 @@ def build_corpus(
 
 
 def is_heldout(document: Document, source: SourceConfig, config: HeldoutConfig) -> bool:
-    """Whether a document belongs to the held-out part: a function of its name (or text) alone."""
+    """Whether a document is held out, which depends only on its name (or text)."""
     if source.heldout:
         return True
     key = document.name if config.by == "name" else document.text
@@ -112,10 +114,10 @@ def _read(
     drops: Drops,
     read: dict[str, list[int]],
 ) -> None:
-    """First pass: everything that judges a document alone, and exact duplicates."""
-    judge = make_filter(recipe.filters)
+    """First pass: all rules that look at one document, and exact duplicates."""
+    reason_to_drop = make_filter(recipe.filters)
     exact = ExactDuplicates() if recipe.dedup.exact else None
-    # Training sources first: of two equal documents the first one stays, and that should be the one trained on.
+    # Training sources first: of two equal documents the first is kept, and that should be the one to train on.
     numbered = sorted(enumerate(recipe.sources), key=lambda pair: pair[1].heldout)
     megabytes = sum(_text_size(item) for items in inputs.values() for item in items) / 1e6
     with progress(transient=True) as bar:
@@ -133,7 +135,7 @@ def _read(
                 read[source.name][1] += size
                 within += size / 1e6
                 bar.update(task, completed=done + min(within, _text_size(item) / 1e6))
-                reason = judge(document)
+                reason = reason_to_drop(document)
                 if not reason and (found := evaluations.match(document.text)):
                     reason = f"contaminated.{found}"
                 if not reason and exact and exact.seen(document.text):
@@ -145,24 +147,24 @@ def _read(
                 spool.add(document, number, is_heldout(document, source, recipe.heldout), signature)
 
 
-def _keep(recipe: DataRecipe, spool: Spool, drops: Drops) -> np.ndarray:
-    """Numbers of the documents that stay after near duplicates went, ascending.
+def _remove_near_duplicates(recipe: DataRecipe, spool: Spool, drops: Drops) -> np.ndarray:
+    """Numbers of the documents that are kept, ascending.
 
-    Of a cluster one document stays: its first training document, or its first one when all are held out.
+    Of a cluster one document is kept: its first training document, or its first one if all are held out.
     """
     everything = np.arange(len(spool))
     if not recipe.dedup.minhash or not len(spool):
         return everything
     cluster = near_duplicates(spool.signatures(), recipe.dedup)
     heldout, sizes, sources = spool.heldout, spool.sizes, spool.sources
-    stays = np.lexsort((everything, heldout, cluster))  # by cluster; training before held out; first one first
-    first = np.ones(len(stays), dtype=bool)
-    first[1:] = cluster[stays][1:] != cluster[stays][:-1]
-    trains = ~heldout[stays[first]][np.cumsum(first) - 1]  # whether the cluster's survivor is trained on
-    for number, from_training in zip(stays[~first].tolist(), trains[~first].tolist(), strict=True):
+    order = np.lexsort((everything, heldout, cluster))  # by cluster; training before held out; in document order
+    first = np.ones(len(order), dtype=bool)
+    first[1:] = cluster[order][1:] != cluster[order][:-1]
+    training = ~heldout[order[first]][np.cumsum(first) - 1]  # whether the cluster keeps a training document
+    for number, from_training in zip(order[~first].tolist(), training[~first].tolist(), strict=True):
         reason = "near_duplicate_of_training" if heldout[number] and from_training else "near_duplicate"
         drops.add(recipe.sources[sources[number]].name, reason, int(sizes[number]))
-    return np.sort(stays[first])
+    return np.sort(order[first])
 
 
 def _require_documents(
@@ -173,17 +175,17 @@ def _require_documents(
         if not number:
             count, why = read[source.name][0], drops.of(source.name)
             raise PunaError(
-                f"Source '{source.name}': nothing is left of {count:,} documents{f' ({why})' if why else ''}.",
-                "Loosen the filters, check the path, or remove the source.",
+                f"Source '{source.name}': no document is left of {count:,}{f' ({why})' if why else ''}.",
+                "Relax the filters, check the path, or remove the source.",
             )
     heldout = spool.heldout[kept]
     if heldout.all():
         raise PunaError(
-            f"All {len(kept):,} documents fell into the held-out part; nothing is left to train on.",
+            f"All {len(kept):,} documents are held out, so there is nothing to train on.",
             "Lower heldout.share or add documents.",
         )
     if recipe.heldout.share and not heldout.any():
-        say(f"None of {len(kept):,} documents fell into the held-out part; raise heldout.share to have some.")
+        say(f"None of {len(kept):,} documents is held out. Raise heldout.share to get some.")
 
 
 def _given_tokenizer(recipe: DataRecipe) -> "Tokenizer | None":
@@ -207,7 +209,7 @@ def _train_tokenizer(recipe: DataRecipe, spool: Spool, order: np.ndarray) -> "To
 def _write(
     recipe: DataRecipe, spool: Spool, order: np.ndarray, tokenizer: "Tokenizer", folder: Path, out: Path
 ) -> dict[str, dict[str, Any]]:
-    """Second pass: tokenise in shuffled order and write the shards. Returns the manifest's splits."""
+    """Second pass: tokenise in shuffled order and write the shards. Returns the splits for the manifest."""
     dtype = token_dtype(tokenizer.vocab_size)
     sizes, sources, heldout = spool.sizes, spool.sources, spool.heldout
     needed = int(sizes[order].sum() / _BYTES_PER_TOKEN * np.dtype(dtype).itemsize)
@@ -304,15 +306,15 @@ def _manifest(
             for source, reasons in sorted(drops.counts.items())
         },
         "splits": splits,
-        # Without what is set by hand for one machine, so that the same recipe gives the same manifest elsewhere.
+        # Without the setting that depends on the machine, so that the same recipe gives the same manifest anywhere.
         "recipe": recipe.model_dump(mode="json", exclude={"root"}),
     }
 
 
 def _mix(recipe: DataRecipe, folder: Path, sources: list[dict[str, Any]], splits: dict[str, dict[str, Any]]) -> None:
-    """Write into each source how often the training stream passes over it: `epochs` and `stream_tokens`.
+    """Add to each source how often the training stream passes over it: `epochs` and `stream_tokens`.
 
-    A part of a pass ends at the end of a document; as documents are shuffled, it is a random part.
+    A partial pass ends at a document's end; as documents are shuffled, it is a random part.
     """
     training = [source for source in recipe.sources if not source.heldout]
     total_weight = sum(source.weight for source in training)
@@ -332,12 +334,10 @@ def _mix(recipe: DataRecipe, folder: Path, sources: list[dict[str, Any]], splits
         entry["epochs"] = round(epochs, 6) if tokens else 0.0
         entry["stream_tokens"] = whole * tokens + part
         if epochs > _EPOCHS_WORTH and tokens:
-            say(
-                f"Source '{config.name}' is passed over {epochs:.1f} times; beyond about 4 repeats teach less and less."
-            )
+            say(f"Source '{config.name}' is repeated {epochs:.1f} times; beyond about 4, repeats teach less and less.")
 
 
 def _text_size(item: Input) -> int:
-    """Bytes of text to expect from a file."""
+    """Expected bytes of text in a file."""
     ending, packed = suffix(item.name)
     return item.size * (_PACKED_RATIO if packed or ending == ".parquet" else 1)

@@ -1,19 +1,18 @@
-"""Building a corpus on many processes or machines, through datatrove's executors (extra `cluster`).
+"""Build a corpus with many processes or machines, through datatrove's executors (extra `cluster`).
 
-Four stages, each a datatrove pipeline whose parts run as local processes or as Slurm jobs that wait for one another:
+Four stages, each a datatrove pipeline whose parts run as local processes or as Slurm jobs that depend on each other:
 
-    clean    every part reads its share of the source files, applies our filters and decontamination, writes jsonl.zst
-             and the MinHash signatures of what is left
-    buckets  one part for each band: documents with an equal band
-    cluster  one part: pairs become clusters, all but one document of each are marked
-    corpus   one part: `build_corpus` over the unmarked documents, which does the rest (exact duplicates, held-out part,
-             tokenizer, shards)
+    clean    each part reads its share of the source files, applies our filters and decontamination, and writes the rest
+             as jsonl.zst with MinHash signatures
+    buckets  one part for each band: finds documents with an equal band
+    cluster  one part: joins pairs to clusters and marks all but one document of each
+    corpus   one part: `build_corpus` over the unmarked documents, which does the rest (exact duplicates, held-out
+             split, tokenizer, shards)
 
-datatrove gives the executors and the MinHash stages, which sort and merge on disk and so are not bound by memory. What
-it does not give here: its readers and writers need orjson, its filters and its MinHash split words with spaCy. So
-documents come and go through our readers and a plain jsonl.zst writer, our filters are a pipeline step, and its MinHash
-is handed our word splitting and SHA-1, both of which it takes as parameters. Stages that are done are not done again: a
-build that stopped goes on where it was when the same command is given.
+datatrove provides the executors and the MinHash stages, which sort and merge on disk and so are not limited by memory.
+Its readers and writers would need orjson, and its filters and its MinHash split words with spaCy. So documents are read
+by our readers and written as plain jsonl.zst, our filters are a pipeline step, and its MinHash gets our word splitting
+and SHA-1 as parameters. Finished stages are skipped: the same command resumes a build that stopped.
 """
 
 import json
@@ -26,15 +25,16 @@ from typing import Any
 from puna.core.console import say
 from puna.core.errors import PunaError
 from puna.core.files import read_json, write_json
-from puna.data.build import Earlier, build_corpus
+from puna.data.build import EarlierStages, build_corpus
 from puna.data.decontaminate import Evaluations
+from puna.data.document import Document, Drops
 from puna.data.filters import make_filter
 from puna.data.readers import read_file
 from puna.data.recipe import DataRecipe, DecontaminateConfig, FilterConfig
-from puna.data.sources import Document, Drops, list_inputs, read_documents
+from puna.data.sources import list_inputs, read_documents
 
 try:
-    from datatrove.data import Document as Passed
+    from datatrove.data import Document as DatatroveDocument
     from datatrove.executor import LocalPipelineExecutor, SlurmPipelineExecutor
     from datatrove.pipeline.base import PipelineStep
     from datatrove.pipeline.dedup import MinhashDedupBuckets, MinhashDedupCluster, MinhashDedupSignature
@@ -58,8 +58,8 @@ def build_on_cluster(
 ) -> dict[str, Any] | None:
     """Run the stages and return the corpus' manifest; with Slurm submit them as jobs and return None.
 
-    tasks: parts the sources are read in; workers: parts at the same time. The folder `out`.work beside `out` holds what
-    the stages hand on, and must be on a disk that all machines share. Raises PunaError as `build_corpus` does.
+    tasks: number of parts to read the sources in; workers: parts at the same time. The folder `out`.work next to `out`
+    holds the stages' results, and must be on a disk that all machines share. Raises PunaError as `build_corpus` does.
     """
     out = Path(out).absolute()
     if out.exists() and not replace:
@@ -70,10 +70,10 @@ def build_on_cluster(
         raise PunaError("Slurm needs a partition.", "Give --partition NAME.")
     if executor == "slurm" and shutil.which("sbatch") is None:
         raise PunaError("There is no `sbatch` on this machine.", "Run this on a Slurm login node, or --executor local.")
-    for source in recipe.sources:  # a wrong path should be said now and not by a job tomorrow
+    for source in recipe.sources:  # report a wrong path now, not from a job tomorrow
         list_inputs(source, recipe.root)
         if source.limit:
-            raise PunaError(f"Source '{source.name}' has a limit, which parts cannot keep together.", "Remove `limit`.")
+            raise PunaError(f"Source '{source.name}' has a limit, which parts cannot enforce.", "Remove `limit`.")
     Evaluations(recipe.decontaminate)
     work = out.with_name(f"{out.name}.work")
     work.mkdir(parents=True, exist_ok=True)
@@ -117,7 +117,7 @@ def build_on_cluster(
 
 
 class SpacedWords(WordTokenizer):
-    """Words for datatrove's MinHash, which has simplified the text before: what stands between spaces."""
+    """Words for datatrove's MinHash, which has normalised the text: split at spaces."""
 
     def word_tokenize(self, text: str) -> list[str]:
         """The words of `text`."""
@@ -137,7 +137,7 @@ class SpacedWords(WordTokenizer):
 
 
 class CleanDocuments(PipelineStep):
-    """Reads this part's share of the files, filters, writes work/clean/PART/SOURCE.jsonl.zst, hands documents on."""
+    """Reads this part's share of the files, filters, writes work/clean/PART/SOURCE.jsonl.zst, yields documents."""
 
     name, type = "puna clean", "FILTER"
 
@@ -145,10 +145,12 @@ class CleanDocuments(PipelineStep):
         super().__init__()
         self.recipe, self.work = recipe, work
 
-    def run(self, data: Iterable[Passed] | None = None, rank: int = 0, world_size: int = 1) -> Iterator[Passed]:
-        """Yield what is left, in the order in which it is written."""
+    def run(
+        self, data: Iterable[DatatroveDocument] | None = None, rank: int = 0, world_size: int = 1
+    ) -> Iterator[DatatroveDocument]:
+        """Yield the documents that are kept, in the order they are written."""
         recipe = DataRecipe.model_validate(self.recipe)
-        judge, evaluations = make_filter(recipe.filters), Evaluations(recipe.decontaminate)
+        reason_to_drop, evaluations = make_filter(recipe.filters), Evaluations(recipe.decontaminate)
         drops, read = Drops(), {source.name: [0, 0] for source in recipe.sources}
         folder = Path(self.work, "clean", f"{rank:05d}")
         shutil.rmtree(folder, ignore_errors=True)
@@ -162,19 +164,19 @@ class CleanDocuments(PipelineStep):
                     size = len(document.text.encode("utf-8"))
                     read[source.name][0] += 1
                     read[source.name][1] += size
-                    reason = judge(document)
+                    reason = reason_to_drop(document)
                     if not reason and (found := evaluations.match(document.text)):
                         reason = f"contaminated.{found}"
                     if reason:
                         drops.add(source.name, reason, size)
                         continue
                     writer.write(document)
-                    yield Passed(text=document.text, id=document.name)
+                    yield DatatroveDocument(text=document.text, id=document.name)
         write_json(folder / "counts.json", {"read": read, "drops": drops.counts})
 
 
 class BuildCorpus(PipelineStep):
-    """The last stage: `build_corpus` over the documents of the first that were not marked as near duplicates."""
+    """The last stage: `build_corpus` over the clean documents that are not marked as near duplicates."""
 
     name, type = "puna corpus", "WRITER"
 
@@ -182,7 +184,7 @@ class BuildCorpus(PipelineStep):
         super().__init__()
         self.recipe, self.work, self.out, self.replace = recipe, work, out, replace
 
-    def run(self, data: Iterable[Passed] | None = None, rank: int = 0, world_size: int = 1) -> None:
+    def run(self, data: Iterable[DatatroveDocument] | None = None, rank: int = 0, world_size: int = 1) -> None:
         """Build the corpus."""
         recipe, work = DataRecipe.model_validate(self.recipe), Path(self.work)
         drops, read = Drops(), {source.name: [0, 0] for source in recipe.sources}
@@ -210,7 +212,7 @@ class BuildCorpus(PipelineStep):
             "dedup": recipe.dedup.model_copy(update={"minhash": False}),
         }
         inputs = {source.name: list_inputs(source, recipe.root) for source in recipe.sources}
-        earlier = Earlier(recipe, inputs, read, drops)
+        earlier = EarlierStages(recipe, inputs, read, drops)
         build_corpus(recipe.model_copy(update=done), Path(self.out), replace=self.replace, earlier=earlier)
 
 
@@ -236,7 +238,7 @@ class JsonlZst:
 
 
 def _copy_unmarked(part: Path, kept: Path, marks: Path, recipe: DataRecipe, drops: Drops) -> None:
-    """Copy a part's documents to kept/SOURCE/, without the numbers (uint32, in order) that the cluster stage marked."""
+    """Copy a part's documents to kept/SOURCE/, except those (uint32 numbers, in order) the cluster stage marked."""
     import numpy as np
 
     marked = set(np.fromfile(marks, dtype="<u4").tolist()) if marks.is_file() else set()
@@ -256,13 +258,13 @@ def _copy_unmarked(part: Path, kept: Path, marks: Path, recipe: DataRecipe, drop
 
 
 def _same_build(path: Path, recipe: DataRecipe, tasks: int) -> None:
-    """Remember what is being built in the work folder, so that another recipe does not go on from its stages."""
+    """Record the build in the work folder, so that another recipe does not resume from its stages."""
     wanted = {"tasks": tasks, "recipe": recipe.model_dump(mode="json")}
     if path.is_file():
         if read_json(path) != wanted:
             raise PunaError(
-                f"{path.parent} holds the stages of a build with another recipe or number of tasks.",
-                "Remove that folder, or give the same command again.",
+                f"{path.parent} holds the stages of a build with a different recipe or number of tasks.",
+                "Remove that folder, or run the same command as before.",
             )
-        say(f"Going on with the stages in {path.parent}.")
+        say(f"Resuming from the stages in {path.parent}.")
     write_json(path, wanted)

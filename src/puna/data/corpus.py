@@ -1,8 +1,8 @@
-"""Reading a corpus directory: the manifest, the documents, and the training stream.
+"""Read a corpus directory: the manifest, the documents, and the training stream.
 
-The training stream is what the loader cuts rows from: source after source, each passed over as often as the recipe
-says (`epochs`, whole passes and a part of one), shard after shard. It exists only as a table of segments over the
-memory-mapped shards; nothing is copied, and any position is found by a binary search in that table.
+The training stream is the sequence of tokens that the loader cuts into rows: source after source, each repeated as
+often as the recipe says (`epochs`, full passes and a partial one), shard after shard. It is only a table of segments
+over the memory-mapped shards; nothing is copied, and a position is found by binary search in that table.
 """
 
 import bisect
@@ -53,7 +53,7 @@ class Shard:
 
 
 class Corpus:
-    """A corpus directory made by `puna data build`. Make one with `Corpus.open`."""
+    """A corpus directory written by `puna data build`. Create one with `Corpus.open`."""
 
     def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
         self.path = path
@@ -68,38 +68,39 @@ class Corpus:
 
     @staticmethod
     def open(path: Path, *, verify: bool = False) -> "Corpus":
-        """Open a corpus. Sizes are held against the manifest, and the tokenizer's hash; `verify` re-hashes every shard.
+        """Open a corpus. File sizes and the tokenizer's hash are checked; `verify` also hashes every shard.
 
-        Raises PunaError for what is no corpus, is truncated, or was changed.
+        Raises PunaError for a directory that is not a corpus, is truncated, or was changed.
         """
         path = Path(path)
         if not path.is_dir():
-            raise DataError(f"{path} does not exist.", "Make a corpus with `puna data build RECIPE -o DIR`.")
+            raise DataError(f"{path} does not exist.", "Build a corpus with `puna data build RECIPE -o DIR`.")
         if not (path / "manifest.json").is_file():
             raise DataError(
-                f"{path} is no corpus directory: it has no manifest.json.", "Give what `puna data build` made."
+                f"{path} is not a corpus directory: it has no manifest.json.", "Give one written by `puna data build`."
             )
         manifest = read_json(path / "manifest.json")
         if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
             raise DataError(
-                f"{path}/manifest.json is not the manifest of a corpus.", "Give what `puna data build` made."
+                f"{path}/manifest.json is not the manifest of a corpus.", "Give one written by `puna data build`."
             )
         if manifest["version"] != VERSION:
             raise DataError(
-                f"{path} has corpus format {manifest['version']}, this version reads {VERSION}.", "Build it again."
+                f"{path} has corpus format {manifest['version']}, but this version reads {VERSION}.",
+                "Build it again.",
             )
         _check_files(path, manifest, verify)
         return Corpus(path, manifest)
 
     @cached_property
     def tokenizer(self) -> "Tokenizer":
-        """The tokenizer the corpus was made with. Raises PunaError when the one that lies there is another."""
+        """The tokenizer of the corpus. Raises PunaError if the stored one differs from the one in the manifest."""
         from puna.text.tokenizer import Tokenizer
 
         tokenizer = Tokenizer.load(self.path / "tokenizer")
         if tokenizer.hash != self.tokenizer_hash:
             raise DataError(
-                f"The tokenizer in {self.path} is not the one its tokens were made with "
+                f"The tokenizer in {self.path} is not the one that made its tokens "
                 f"({tokenizer.hash[:12]} instead of {self.tokenizer_hash[:12]}).",
                 "Build the corpus again.",
             )
@@ -112,7 +113,7 @@ class Corpus:
 
     @property
     def content_hash(self) -> str:
-        """SHA-256 over the hashes of everything a training run reads from the corpus."""
+        """SHA-256 over the hashes of everything that a training run reads from the corpus."""
         return str(self.manifest["content_hash"])
 
     @property
@@ -121,7 +122,7 @@ class Corpus:
         return int(self.manifest["tokenizer"]["vocab_size"])
 
     def num_tokens(self, split: str = "train") -> int:
-        """Distinct tokens of a split, each counted once however often the stream passes over it."""
+        """Tokens of a split, each counted once however often the stream repeats it."""
         return int(self._split(split)["tokens"])
 
     def num_bytes(self, split: str = "train") -> int:
@@ -134,7 +135,7 @@ class Corpus:
 
     @property
     def stream_tokens(self) -> int:
-        """Length of the training stream: every source times its epochs."""
+        """Length of the training stream: each source times its epochs."""
         return self._segment_ends[-1] if self._segment_ends else 0
 
     def shards(self, split: str = "train") -> list[Shard]:
@@ -147,10 +148,6 @@ class Corpus:
         for shard in self.shards(split):
             for name, licence, ids in shard.documents():
                 yield name, shard.source, licence, ids
-
-    def heldout_documents(self) -> Iterator[tuple[str, str, str, np.ndarray]]:
-        """The documents of the held-out split."""
-        return self.documents("heldout")
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Tokens start..stop of the training stream as int64: (stop - start,)."""
@@ -167,7 +164,7 @@ class Corpus:
         filled, number = 0, 0
         for shard, low, high in self._pieces(start, stop):
             first, last = _documents_between(shard, low, high)
-            inner = np.asarray(shard.starts[first + 1 : last]) - low  # where later documents begin in this piece
+            inner = np.asarray(shard.starts[first + 1 : last]) - low  # where later documents begin in this segment
             out[filled : filled + high - low] = number + np.searchsorted(inner, np.arange(high - low), side="right")
             number += last - first
             filled += high - low
@@ -186,7 +183,7 @@ class Corpus:
         return dict(self.manifest["splits"][split])
 
     def _segments(self) -> Iterator[tuple[Shard, int]]:
-        """(shard, how many of its first tokens), in the order of the training stream."""
+        """(shard, number of its first tokens), in the order of the training stream."""
         for source in self.manifest["sources"]:
             left = source["stream_tokens"]
             shards = [shard for shard in self._shards["train"] if shard.source == source["name"]]
@@ -227,17 +224,17 @@ def _check_files(path: Path, manifest: dict[str, Any], verify: bool) -> None:
                 found = file.stat().st_size if file.is_file() else 0
                 if found != sizes[ending]:
                     raise DataError(
-                        f"{file} has {found:,} bytes where the manifest says {sizes[ending]:,}.",
+                        f"{file} has {found:,} bytes, but {sizes[ending]:,} according to the manifest.",
                         "The corpus is damaged; copy or build it again.",
                     )
                 if verify and sha256_file(file) != entry["sha256"][ending]:
                     raise DataError(
-                        f"{file} is not what was built: its hash differs.", "Copy or build the corpus again."
+                        f"{file} has changed since the build: its hash differs.", "Copy or build the corpus again."
                     )
     for name, digest in manifest["tokenizer"]["files"].items():
         file = path / "tokenizer" / name
         if not file.is_file() or sha256_file(file) != digest:
             raise DataError(
-                f"The tokenizer in {path} is not the one its tokens were made with: {name} is missing or changed.",
+                f"The tokenizer in {path} is not the one that made its tokens: {name} is missing or changed.",
                 "Build the corpus again.",
             )

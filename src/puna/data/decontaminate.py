@@ -1,9 +1,9 @@
-"""Removal of documents that share a run of words with an evaluation set.
+"""Decontamination: remove documents that share a run of words with an evaluation set.
 
-As GPT-3 did it (arXiv 2005.14165, appendix C): a document goes when 13 words in a row are those of an evaluation item.
-Items shorter than that are looked for as a whole, down to eight words; below that a match says nothing. Words are
-compared without case, punctuation and spacing, as in `shingles`. Ours, and not datatrove's: that one wants lighteval's
-task table or labelled pairs, and a word splitter that has to be downloaded.
+As in GPT-3 (arXiv 2005.14165, appendix C), a document is dropped when 13 consecutive words are those of an evaluation
+item. Shorter items are searched for as a whole, down to eight words; a shorter match means nothing. Case, punctuation
+and spacing are ignored, as in `shingles`. datatrove's version is not used: it needs lighteval's task table or labelled
+pairs, and a word splitter that has to be downloaded.
 """
 
 import csv
@@ -16,20 +16,21 @@ from typing import Any
 import numpy as np
 
 from puna.core.errors import PunaError
+from puna.data.file_types import suffix
 from puna.data.readers import read_chunks, read_lines
 from puna.data.recipe import DecontaminateConfig, SourceConfig
 from puna.data.shingles import shingle_hashes, word_hashes
-from puna.data.sources import list_inputs, suffix
+from puna.data.sources import list_inputs
 
 _KINDS = ("*.json", "*.jsonl", "*.csv", "*.tsv", "*.txt")
 _GLOB = [kind + packed for kind in _KINDS for packed in ("", ".gz", ".xz", ".zst", ".bz2")]
 
 
 class Evaluations:
-    """The word runs of evaluation sets, to hold documents against."""
+    """The word runs of evaluation sets, to compare documents with."""
 
     def __init__(self, config: DecontaminateConfig) -> None:
-        """Read the sets. Raises PunaError for one that is missing, corrupt or holds no item long enough."""
+        """Read the sets. Raises PunaError for one that is missing, corrupt, or has no item of sufficient length."""
         self._names: list[str] = []
         found: dict[int, list[tuple[np.ndarray, int]]] = {}
         for place in config.paths:
@@ -46,7 +47,7 @@ class Evaluations:
                         items += 1
                 if not items and Path(place).is_file():
                     raise PunaError(
-                        f"{place} holds no text of at least {config.min_words} words to look for.",
+                        f"{place} contains no text of at least {config.min_words} words to search for.",
                         "Check decontaminate.paths and fields.",
                     )
         self._runs = {length: _index(parts) for length, parts in found.items()}
@@ -66,7 +67,7 @@ class Evaluations:
 
 
 def _index(parts: Sequence[tuple[np.ndarray, int]]) -> tuple[np.ndarray, np.ndarray]:
-    """Sorted distinct hashes, and for each the number of the first set it is from."""
+    """Sorted distinct hashes, and for each the number of the first set that contains it."""
     hashes = np.concatenate([part for part, _ in parts])
     owners = np.repeat([number for _, number in parts], [len(part) for part, _ in parts])
     distinct, first = np.unique(hashes, return_index=True)
@@ -74,7 +75,7 @@ def _index(parts: Sequence[tuple[np.ndarray, int]]) -> tuple[np.ndarray, np.ndar
 
 
 def _strings(path: Path, fields: Iterable[str]) -> Iterator[str]:
-    """Every string in a file of an evaluation set, or those under the given fields."""
+    """Every string in a file of an evaluation set, or only those under the given fields."""
     kind, wanted = suffix(path.name)[0], frozenset(fields)
     try:
         if kind == ".jsonl":
@@ -86,7 +87,7 @@ def _strings(path: Path, fields: Iterable[str]) -> Iterator[str]:
         if kind == ".json":
             yield from _leaves(json.loads(text), wanted, not wanted)
         elif kind in (".csv", ".tsv"):
-            # Without named fields the first row is text like any other; some sets have no header.
+            # Without named fields the first row is treated as text; some sets have no header.
             rows = list(csv.reader(io.StringIO(text), delimiter="," if kind == ".csv" else "\t"))
             columns = [i for i, name in enumerate(rows[0] if rows else []) if not wanted or name in wanted]
             for row in rows:

@@ -1,24 +1,24 @@
-"""Exact and near duplicates.
+"""Deduplication: exact and near duplicates.
 
 Near duplicates are found by MinHash (Broder 1997) with banding: a document becomes the set of its runs of five words,
-the set becomes `bands * rows` minima under random hash functions, and two documents with one band in common are
-candidates. Candidates whose signatures agree in fewer places than the threshold are let go; the rest are joined to
-clusters, of which one document stays. With 20 bands of 6 a pair of Jaccard similarity 0.8 is a candidate with
-probability 1 - (1 - 0.8^6)^20 = 0.998, one of 0.5 with 0.27, and the check by signature removes nearly all of those.
+the set becomes `bands * rows` minima under random hash functions, and two documents with an equal band are candidates.
+Candidates whose signatures agree in too few places are discarded; the others are joined to clusters, of which one
+document is kept. With 20 bands of 6, a pair with Jaccard similarity 0.8 is a candidate with probability
+1 - (1 - 0.8^6)^20 = 0.998, one with 0.5 with 0.27, and the signature check removes nearly all of the latter.
 
-datatrove has the same four steps as a pipeline over many machines, and `cluster.py` uses it there. It hashes each run
-of words in Python and splits words with spaCy, so on one machine this module, vectorised over whole documents, serves.
+datatrove has the same four steps as a pipeline over many machines, which `cluster` uses. It hashes each run of words in
+Python and splits words with spaCy; on one machine this module, vectorised over documents, is used instead.
 """
 
 import hashlib
 
 import numpy as np
-from numpy.random import SeedSequence, default_rng  # imported here: while it loads, an interrupt would be lost
+from numpy.random import SeedSequence, default_rng  # imported here: an interrupt during a later import would be lost
 
 from puna.data.recipe import DedupConfig
 from puna.data.shingles import mix, shingle_hashes, word_hashes
 
-_CHUNK = 2048  # shingles hashed at once; times 120 functions of 8 bytes this stays in the cache
+_CHUNK = 2048  # shingles hashed at once; times 120 functions of 8 bytes, this fits into the cache
 
 
 class ExactDuplicates:
@@ -28,7 +28,7 @@ class ExactDuplicates:
         self._seen: set[bytes] = set()
 
     def seen(self, text: str) -> bool:
-        """Whether this text, up to surrounding space, was asked about before; remembers it."""
+        """Whether this text, up to surrounding space, was passed before; remembers it."""
         key = hashlib.blake2b(text.strip().encode("utf-8", "surrogatepass"), digest_size=16).digest()
         known = key in self._seen
         self._seen.add(key)
@@ -88,14 +88,14 @@ def _band_key(columns: np.ndarray) -> np.ndarray:
 
 
 def _candidates(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs of positions with equal keys: each with the first of its group and with its neighbour, never all pairs."""
+    """Pairs of positions with equal keys: each with the first of its group and with its neighbour, not all pairs."""
     order = np.argsort(keys, kind="stable")
     ordered = keys[order]
     new = np.ones(len(keys), dtype=bool)
     new[1:] = ordered[1:] != ordered[:-1]
     first = np.flatnonzero(new)[np.cumsum(new) - 1] if len(keys) else np.zeros(0, dtype=np.int64)
     at = np.flatnonzero(~new)
-    further = at[at - 1 != first[at]]  # the second of a group has its first as neighbour already
+    further = at[at - 1 != first[at]]  # the second of a group is already paired with the first
     return (
         np.concatenate([order[first[at]], order[further - 1]]),
         np.concatenate([order[at], order[further]]),
@@ -103,7 +103,7 @@ def _candidates(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _join(parent: np.ndarray, left: np.ndarray, right: np.ndarray) -> None:
-    """Union by lowest index. A loop over duplicates only, which are few beside the shingles."""
+    """Union by lowest index. A loop over duplicates only, which are few compared with the shingles."""
     for a, b in zip(left.tolist(), right.tolist(), strict=True):
         while parent[a] != a:
             a = int(parent[a])

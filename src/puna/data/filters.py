@@ -1,9 +1,9 @@
-"""Quality rules: each document is kept, or dropped for one named reason that the manifest counts.
+"""Quality filters: each document is kept, or dropped for one named reason that the manifest counts.
 
-The rules are those of Gopher, C4, FineWeb and Codex, with the thresholds of the papers. They are written here and not
-taken from datatrove, whose filters split words with spaCy or NLTK (large downloads, a model a language) and which is an
-extra, not a dependency; words here are what stands between spaces, as in Gopher. The tests hold both side by side.
-Text in scripts without spaces is spared the rules that count words. Documents are judged whole and never edited.
+The rules are those of Gopher, C4, FineWeb and Codex, with the thresholds of the papers. They are implemented here and
+not taken from datatrove, whose filters split words with spaCy or NLTK (large downloads, one model per language) and
+which is an extra, not a dependency; words here are split at spaces, as in Gopher. The tests compare both. Rules that
+count words are not applied to scripts without spaces. Documents are kept or dropped as a whole, never edited.
 """
 
 import re
@@ -12,10 +12,10 @@ from collections.abc import Callable
 
 import numpy as np
 
+from puna.data.document import Document
 from puna.data.language import STOP_WORDS, UNSPACED, guess_language
 from puna.data.recipe import FilterConfig
 from puna.data.shingles import shingle_hashes
-from puna.data.sources import Document
 
 # Gopher, arXiv 2112.11446, section A.1.1 (quality) and table A1 (repetition).
 _GOPHER_STOP_WORDS = frozenset(("the", "be", "to", "of", "and", "that", "have", "with"))
@@ -35,29 +35,18 @@ _GENERATED = re.compile(
     r"|^\W*generated (?:by|from|with)\b|do not (?:edit|modify)",
     re.I | re.M,
 )
-_GENERATED_LINES = 10  # a generator says so at the head of the file
+_GENERATED_LINES = 10  # generated files say so at the top
 
 _TERMINAL = tuple(".!?…。！？؟।॥")
 _CLOSING = "\"'”’»)]"
 
-REASONS = (
-    "short", "long", "language",
-    "gopher.words", "gopher.word_length", "gopher.hashes", "gopher.ellipses", "gopher.bullets",
-    "gopher.ellipsis_lines", "gopher.alphabetic", "gopher.stop_words",
-    "repetition.lines", "repetition.line_characters", "repetition.paragraphs", "repetition.paragraph_characters",
-    *(f"repetition.top_{n}_gram" for n in _TOP_NGRAM), *(f"repetition.{n}_grams" for n in _DUPLICATE_NGRAMS),
-    "c4.lorem_ipsum", "c4.curly_bracket", "c4.sentences",
-    "fineweb.punctuation", "fineweb.repeated_lines", "fineweb.short_lines",
-    "code.generated", "code.line_length", "code.mean_line_length", "code.alphanumeric",
-)  # fmt: skip
-
 
 def make_filter(config: FilterConfig) -> Callable[[Document], str]:
-    """The rule a recipe asks for: a function from document to the reason it is dropped, "" when it is kept."""
+    """The filter of a recipe: a function from a document to the reason to drop it, or "" to keep it."""
     ignored = frozenset(config.ignore)
     languages = frozenset(config.languages)
 
-    def judge(document: Document) -> str:
+    def reason_to_drop(document: Document) -> str:
         text = document.text
         size = len(text.strip().encode("utf-8", "surrogatepass"))
         if size < config.min_bytes and "short" not in ignored:
@@ -76,13 +65,13 @@ def make_filter(config: FilterConfig) -> Callable[[Document], str]:
             or (fineweb_reason(text, ignored) if config.fineweb else "")
         )
 
-    return judge
+    return reason_to_drop
 
 
 def gopher_reason(text: str, language: str = "en", ignored: frozenset[str] = frozenset()) -> str:
-    """Gopher's quality rules on prose. `language` chooses the stop words; "" leaves that rule out."""
+    """Gopher's quality rules for prose. `language` selects the stop words; "" disables that rule."""
     words = text.split()
-    named = [len(word) for word in words if any(map(str.isalnum, word))]  # a dash between spaces is no word
+    named = [len(word) for word in words if any(map(str.isalnum, word))]  # a dash between spaces is not a word
     lines = text.splitlines() or [""]
     spaced = language not in UNSPACED
     count = len(named) if spaced else sum(map(str.isalpha, text))
@@ -140,7 +129,7 @@ def repetition_reason(text: str, language: str = "en", ignored: frozenset[str] =
 
 
 def c4_reason(text: str, ignored: frozenset[str] = frozenset()) -> str:
-    """C4's rules that drop a page. Its rules that cut single lines out are not applied: documents stay whole."""
+    """C4's rules that drop a page. Its rules that remove single lines are not applied."""
     sentences = 0
     for line in text.splitlines():
         line = line.rstrip().rstrip(_CLOSING)
@@ -157,7 +146,7 @@ def c4_reason(text: str, ignored: frozenset[str] = frozenset()) -> str:
 
 
 def fineweb_reason(text: str, ignored: frozenset[str] = frozenset()) -> str:
-    """FineWeb's three rules on lines."""
+    """FineWeb's three rules about lines."""
     lines = [line for line in text.split("\n") if line.strip()] or [""]
     punctuated = sum(line.rstrip().rstrip(_CLOSING).endswith(_TERMINAL) for line in lines)
     characters = max(1, len(text) - text.count("\n"))
@@ -172,7 +161,7 @@ def fineweb_reason(text: str, ignored: frozenset[str] = frozenset()) -> str:
 
 
 def code_reason(text: str, ignored: frozenset[str] = frozenset()) -> str:
-    """Codex' rules on source files: generated, very long lines, hardly any letters or digits."""
+    """Codex's rules for source files: generated, very long lines, few letters or digits."""
     lines = text.splitlines() or [""]
     alphanumeric = sum(map(str.isalnum, text)) / max(1, len(text))
     return _first(
@@ -191,25 +180,25 @@ def _first(checks: list[tuple[str, bool]], ignored: frozenset[str]) -> str:
 
 
 def _repeats(parts: list[str]) -> tuple[int, int]:
-    """How many parts have been there before, and their characters."""
+    """Number of repeated parts, and their characters."""
     again = [(number - 1, len(part)) for part, number in Counter(parts).items() if number > 1]
     return sum(number for number, _ in again), sum(number * length for number, length in again)
 
 
 def _top_ngram(ids: np.ndarray, lengths: np.ndarray, n: int) -> int:
-    """Characters in all occurrences of the commonest run of n words, the spaces between them included."""
+    """Characters in all occurrences of the most common run of n words, including the spaces between them."""
     hashes = shingle_hashes(ids, n)
     if not len(hashes):
         return 0
     _, first, counts = np.unique(hashes, return_index=True, return_counts=True)
     top = counts.max()
-    # Of several equally common runs the first in the text counts.
+    # Of several equally common runs, the first in the text counts.
     start = first[counts == top].min()
     return int(top) * int(lengths[start : start + n].sum() + n - 1)
 
 
 def _repeated_ngrams(ids: np.ndarray, lengths: np.ndarray, n: int) -> int:
-    """Characters of words that lie in a run of n words which was there before; overlaps count once."""
+    """Characters of words within a repeated run of n words; overlaps count once."""
     hashes = shingle_hashes(ids, n)
     if not len(hashes):
         return 0

@@ -1,19 +1,20 @@
-"""Datasets of the Hugging Face Hub, by id (extra `hub`).
+"""Datasets on the Hugging Face Hub, by id (extra `hub`).
 
-Only `huggingface_hub` is needed: a dataset is a repository of files, and parquet and jsonl files are read by the same
-readers as local ones. A dataset in another form is read through the Hub's own parquet conversion. The branch is
-resolved to a commit first; all files come from that commit, and the manifest keeps it. Files lie in the Hub's cache,
-so a second build downloads nothing. `HF_ENDPOINT`, `HF_TOKEN` and `HF_HOME` mean what they mean everywhere.
+Only `huggingface_hub` is needed: a dataset is a repository of files, and its parquet and jsonl files are read like
+local ones. A dataset in another format is read from the Hub's own parquet conversion. The branch is resolved to a
+commit first; all files come from that commit, which the manifest records. Files are stored in the Hub's cache, so a
+second build downloads nothing. `HF_ENDPOINT`, `HF_TOKEN` and `HF_HOME` have their usual meaning.
 """
 
 from pathlib import Path
 from typing import Any
 
 from puna.core.errors import PunaError
+from puna.data.document import Input
+from puna.data.file_types import RECORDS, matches, suffix
 from puna.data.recipe import SourceConfig
-from puna.data.sources import RECORDS, Input, matches, suffix
 
-_CONVERTED = "refs/convert/parquet"  # the branch on which the Hub keeps every dataset as parquet
+_CONVERTED = "refs/convert/parquet"  # the branch with the Hub's parquet conversion of a dataset
 
 
 def list_dataset(source: SourceConfig) -> list[Input]:
@@ -40,12 +41,12 @@ def list_dataset(source: SourceConfig) -> list[Input]:
 
 
 def fetch(source: SourceConfig, item: Input) -> Path:
-    """The local path of one file of a dataset, downloaded when it is not in the cache."""
+    """The local path of one file of a dataset, downloaded if it is not in the cache."""
     hub = _library()
     try:
         return Path(hub.hf_hub_download(source.id, item.place, repo_type="dataset", revision=item.revision))
     except (hub.errors.HfHubHTTPError, hub.errors.LocalEntryNotFoundError, OSError) as error:
-        raise _sentence(source, error) from error
+        raise _hub_error(source, error) from error
 
 
 def _info(source: SourceConfig, revision: str, *, optional: bool) -> Any:
@@ -55,14 +56,14 @@ def _info(source: SourceConfig, revision: str, *, optional: bool) -> Any:
     except (hub.errors.HfHubHTTPError, OSError) as error:
         if optional and isinstance(error, hub.errors.RevisionNotFoundError):
             return None
-        raise _sentence(source, error) from error
+        raise _hub_error(source, error) from error
     except hub.errors.HFValidationError as error:
         raise PunaError(f"Source '{source.name}': '{source.id}' is not a dataset id.", "Write owner/name.") from error
     except Exception as error:
-        # The HTTP client under huggingface_hub has changed between versions (requests, httpx); its connection errors
-        # share no base class with the Hub's own.
+        # huggingface_hub's HTTP client differs between versions (requests, httpx); its connection errors share no base
+        # class with the Hub's own.
         if type(error).__module__.split(".")[0] in ("requests", "httpx", "httpcore", "urllib3", "httpx2"):
-            raise _sentence(source, error) from error
+            raise _hub_error(source, error) from error
         raise
 
 
@@ -75,7 +76,7 @@ def _library() -> Any:
     return huggingface_hub
 
 
-def _sentence(source: SourceConfig, error: BaseException) -> PunaError:
+def _hub_error(source: SourceConfig, error: BaseException) -> PunaError:
     errors = _library().errors
     what = f"Source '{source.name}': dataset '{source.id}'"
     if isinstance(error, errors.GatedRepoError):

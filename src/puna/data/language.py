@@ -1,7 +1,8 @@
-"""The language of a text, guessed from its script and its commonest words. No model, nothing to download.
+"""Guess a text's language from its script and its most common words: no model, no download.
 
-Good enough to keep Chinese out of an English corpus or the other way round, and to choose the stop words of the
-quality rules. It is wrong on short texts and between close relatives; who needs better runs a classifier before.
+Good enough to keep Chinese out of an English corpus or the reverse, and to select the stop words of the quality
+filters. It is unreliable for short texts and between closely related languages; if that matters, run a classifier
+first.
 """
 
 import re
@@ -9,9 +10,9 @@ from collections import Counter
 
 import numpy as np
 
-_SAMPLE = 5000  # characters looked at; stop words are every third word, so this is hundreds of hits
+_SAMPLE = 5000  # characters examined; every third word is a stop word, so this gives hundreds of hits
 
-# The commonest function words, the ones that tell near relatives apart among them. Public knowledge of each language.
+# The most common function words, including those that distinguish related languages.
 STOP_WORDS: dict[str, frozenset[str]] = {
     language: frozenset(words.split())
     for language, words in {
@@ -59,13 +60,13 @@ LANGUAGES = frozenset(STOP_WORDS) | {name for *_, name in _SCRIPTS if name != "c
 
 
 def guess_language(text: str) -> str:
-    """ISO 639-1 code of the likeliest language in LANGUAGES, or "" when nothing fits."""
+    """ISO 639-1 code of the most likely language in LANGUAGES, or "" if none fits."""
     sample = text[:_SAMPLE]
     letters = sum(map(str.isalpha, sample))
     if not letters:
         return ""
     counts = _count_scripts(sample)
-    # Japanese is written with Han and kana; a tenth of kana tells it from Chinese.
+    # Japanese is written in Han and kana; a tenth of kana distinguishes it from Chinese.
     if counts["ja"] * 10 >= counts["ja"] + counts["zh"] > letters * 0.3:
         return "ja"
     script = max(counts, key=lambda name: counts[name])
@@ -79,7 +80,7 @@ def guess_language(text: str) -> str:
         if (language in _CYRILLIC) == cyrillic
     }
     best = max(hits, key=lambda language: hits[language])
-    # Function words are about a third of running text; under a twentieth it is a list, code or another language.
+    # Function words are about a third of running text; below a twentieth it is a list, code or another language.
     return best if hits[best] >= 0.05 * words.total() else ""
 
 
@@ -87,7 +88,7 @@ def _count_scripts(text: str) -> dict[str, int]:
     """Characters of each script in _SCRIPTS."""
     codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
     edges = np.array([edge for first, end, _ in _SCRIPTS for edge in (first, end)])
-    # Odd places in the list of edges lie inside a script.
+    # Odd positions in the list of edges are inside a script.
     inside = np.bincount(np.searchsorted(edges, codes, side="right"), minlength=len(edges) + 1)
     counts: dict[str, int] = {}
     for number, (*_, name) in enumerate(_SCRIPTS):

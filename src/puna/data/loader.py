@@ -1,13 +1,13 @@
 """The loader: a pure function from (corpus, seed, step) to the global batch of that step.
 
 The training stream (`Corpus.read`) is cut into rows: row i is tokens i*seq_len .. (i+1)*seq_len, with the token after
-each as its target. Epoch e visits the rows in the order of a keyed permutation, so every token of the stream but the
-very first is a target exactly once per epoch; the last row is filled up and its filling does not count. The
-permutation is computed for each row by itself (a Feistel network with cycle walking, Black and Rogaway 2002), in
-constant time and memory whatever the size of the corpus.
+each as its target. Epoch e visits the rows in the order of a keyed permutation, so every token of the stream except the
+first is a target exactly once per epoch; the last row is padded and its padding does not count. The permutation is
+computed for each row separately (a Feistel network with cycle walking, Black and Rogaway 2002), in constant time and
+memory whatever the size of the corpus.
 
-No state is held and ranks are not known here: a rank asks for its slice of the rows, so the number of processes may
-change between two steps, and the whole state of the loader is the number of the step.
+The loader has no state and knows no ranks: a rank requests its slice of the rows, so the number of processes may change
+between two steps, and the step number is the whole state.
 """
 
 import queue
@@ -22,7 +22,7 @@ from puna.core.errors import PunaError
 from puna.data.corpus import Corpus
 from puna.data.shingles import mix
 
-IGNORED = -100  # a target that does not count, as in torch's cross entropy
+IGNORED = -100  # a target that is not counted, as in torch's cross entropy
 _ROUNDS = 6  # Luby and Rackoff need 4 for a strong permutation; two more cost nothing
 
 T = TypeVar("T")
@@ -30,9 +30,9 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Rows of one step.
+    """The rows of one step.
 
-    input_ids, targets: (rows, seq_len) int64, targets -100 where they do not count.
+    input_ids, targets: (rows, seq_len) int64; targets are -100 where they are not counted.
     document_ids: (rows, seq_len) int32, the document of each input token within its row, counted from 0; or None.
     """
 
@@ -52,13 +52,13 @@ def batch(
     start: int = 0,
     stop: int | None = None,
 ) -> Batch:
-    """Rows start..stop (default: all) of the global batch of `rows` rows that belongs to `step` (from 0).
+    """Rows start..stop (default: all) of the global batch of `rows` rows at `step` (from 0).
 
-    Raises PunaError when the corpus has too few tokens for one row.
+    Raises PunaError if the corpus has too few tokens for one row.
     """
     stop = rows if stop is None else stop
     if not 0 <= start <= stop <= rows:
-        raise ValueError(f"rows {start}..{stop} do not lie in a batch of {rows}")
+        raise ValueError(f"rows {start}..{stop} are not within a batch of {rows}")
     order = row_order(corpus, seed=seed, first=step * rows + start, count=stop - start, seq_len=seq_len)
     input_ids = np.zeros((len(order), seq_len), dtype=np.int64)
     targets = np.full((len(order), seq_len), IGNORED, dtype=np.int64)
@@ -71,7 +71,7 @@ def batch(
         targets[row, : high - low] = tokens[1:]
         if document_ids is not None:
             document_ids[row, : high - low] = corpus.read_document_ids(low, high)
-            # The filling of the last row is a document of its own, so that no real token sees it.
+            # The padding of the last row is a document of its own, so that no real token sees it.
             document_ids[row, high - low :] = document_ids[row, high - low - 1] + 1
     return Batch(input_ids, targets, document_ids)
 
@@ -86,7 +86,7 @@ def documents_of(corpus: Corpus, *, seed: int, step: int, rows: int, seq_len: in
 
 
 def rows_per_epoch(corpus: Corpus, seq_len: int) -> int:
-    """Rows of one pass over the training stream. Raises PunaError when there is not even one whole row."""
+    """Rows of one pass over the training stream. Raises PunaError if there is not even one full row."""
     usable = corpus.stream_tokens - 1
     if usable < seq_len:
         raise PunaError(
@@ -98,7 +98,7 @@ def rows_per_epoch(corpus: Corpus, seq_len: int) -> int:
 
 
 def row_order(corpus: Corpus, *, seed: int, first: int, count: int, seq_len: int) -> np.ndarray:
-    """Which rows of the stream are visited as number first .. first + count since the start of training: (count,)."""
+    """The rows of the stream visited as number first .. first + count since the start of training: (count,)."""
     total = rows_per_epoch(corpus, seq_len)
     visits = np.arange(first, first + count, dtype=np.int64)
     out = np.empty(count, dtype=np.int64)
@@ -109,10 +109,10 @@ def row_order(corpus: Corpus, *, seed: int, first: int, count: int, seq_len: int
 
 
 def permute(index: np.ndarray, size: int, *, seed: int, epoch: int) -> np.ndarray:
-    """Where a keyed permutation of range(size) sends each index: int64 in, int64 out, any shape (n,).
+    """Apply a keyed permutation of range(size) to each index, (n,) int64.
 
-    The Feistel network permutes the next power of four; what falls outside is sent through again until it falls
-    inside, fewer than four times on average.
+    The Feistel network permutes the next power of four; a value outside the range is permuted again until it is inside,
+    fewer than four times on average.
     """
     half = np.uint64(max(1, -(-(size - 1).bit_length() // 2)))
     mask = (np.uint64(1) << half) - np.uint64(1)
@@ -129,10 +129,10 @@ def permute(index: np.ndarray, size: int, *, seed: int, epoch: int) -> np.ndarra
 
 
 def prefetch(iterator: Iterable[T], depth: int = 2) -> Generator[T, None, None]:
-    """The items of `iterator`, made up to `depth` ahead in a background thread.
+    """The items of `iterator`, produced up to `depth` ahead in a background thread.
 
-    An error in the iterator is raised here, where the item would have come. When the consumer stops early (break,
-    error, close) the thread ends after the item it is making, and is joined.
+    An error in the iterator is raised here in place of the item. When the consumer stops early (break, error, close),
+    the thread ends after its current item and is joined.
     """
     ready: queue.Queue[tuple[bool, T | BaseException | None]] = queue.Queue(maxsize=depth)
     stopped = threading.Event()

@@ -1,8 +1,8 @@
-"""What is in a file: plain text and code, jsonl and parquet records, each also compressed where that makes sense.
+"""File readers: plain text and code, jsonl and parquet records, also compressed where that makes sense.
 
-Everything is read as a stream. Compressed files are read chunk by chunk with a check that the last frame is whole: a
-download cut short must be an error, not a smaller corpus. Bytes that are not UTF-8 are dropped or replaced as the
-recipe says, and counted; a file with a NUL byte near its start is no text and is left out, and counted.
+All files are streamed. Compressed files are read in chunks with a check that the last frame is complete: a truncated
+download must be an error, not a smaller corpus. Text that is not UTF-8 is dropped or repaired as the recipe says, and
+counted; a file with a NUL byte near its start is not text and is skipped, and counted.
 """
 
 import bz2
@@ -16,15 +16,16 @@ from pathlib import Path
 from typing import Any
 
 from puna.core.errors import DataError, PunaError, nearest
+from puna.data.document import Document, Drops
+from puna.data.file_types import CODE, suffix
 from puna.data.recipe import SourceConfig
-from puna.data.sources import CODE, Document, Drops, suffix
 
 _CHUNK = 1 << 20
-_LOOK_FOR_NUL = 8192  # bytes at a file's start in which git, too, looks for a NUL to call it binary
+_LOOK_FOR_NUL = 8192  # git, too, calls a file binary if there is a NUL in so many bytes at its start
 
 
 def read_file(path: Path, name: str, source: SourceConfig, invalid_utf8: str, drops: Drops) -> Iterator[Document]:
-    """Yield the documents of one file. `name` is its name inside the source; records append their row to it.
+    """Yield the documents of one file. `name` is its name within the source; records append their row to it.
 
     Raises PunaError, naming the file and the line or row, for a file that is corrupt or lacks a field.
     """
@@ -46,7 +47,7 @@ def read_file(path: Path, name: str, source: SourceConfig, invalid_utf8: str, dr
 
 
 def read_chunks(path: Path) -> Iterator[bytes]:
-    """The bytes of a file in chunks, decompressed by its ending. Raises PunaError when it is corrupt or cut short."""
+    """The bytes of a file in chunks, decompressed by its suffix. Raises PunaError if it is corrupt or truncated."""
     packed = path.suffix.lower()
     try:
         if packed == ".zst":
@@ -59,12 +60,12 @@ def read_chunks(path: Path) -> Iterator[bytes]:
     except (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile, ValueError) as error:
         raise _corrupt(path, str(error)) from error
     except OSError as error:
-        # bz2 reports corrupt data as an OSError without an errno; a real failure of the disk has one.
+        # bz2 reports corrupt data as an OSError without an errno; a disk failure has one.
         raise (_corrupt(path, str(error)) if error.errno is None else error) from error
 
 
 def read_lines(path: Path) -> Iterator[bytes]:
-    """The lines of a file as bytes, without their newline, decompressed by its ending."""
+    """The lines of a file as bytes, without their newline, decompressed by its suffix."""
     rest = b""
     for chunk in read_chunks(path):
         *lines, rest = (rest + chunk).split(b"\n")
@@ -74,7 +75,7 @@ def read_lines(path: Path) -> Iterator[bytes]:
 
 
 def _zstd(path: Path) -> Iterator[bytes]:
-    """Frame after frame. zstandard's own stream reader takes a file that ends within a frame for a whole one."""
+    """Decompress frame by frame: zstandard's own stream reader accepts a file that ends within a frame."""
     import zstandard
 
     with open(path, "rb") as file:
@@ -138,9 +139,9 @@ def _jsonl(path: Path, name: str, source: SourceConfig, invalid_utf8: str, drops
         try:
             record = json.loads(text)
         except (json.JSONDecodeError, RecursionError) as error:
-            raise DataError(f"{where} is not JSON ({error}).", "Mend or remove that line.") from None
+            raise DataError(f"{where} is not JSON ({error}).", "Fix or remove that line.") from None
         if not isinstance(record, dict):
-            raise DataError(f"{where} is not a JSON object.", "Each line must be one, with a field for the text.")
+            raise DataError(f"{where} is not a JSON object.", "Each line must be an object with a field for the text.")
         document = _record(record, f"{name}:{number}", where, source, invalid_utf8, drops)
         if document:
             yield document
@@ -161,9 +162,9 @@ def _parquet(path: Path, name: str, source: SourceConfig, invalid_utf8: str, dro
             if not source.licence_field:
                 wanted.update({"licence", "license"}.intersection(columns))
             if not _is_text(pa, file.schema_arrow.field(source.text_field).type):
-                raise DataError(f"{path}: column '{source.text_field}' holds no text.", "Set text_field.")
+                raise DataError(f"{path}: column '{source.text_field}' is not text.", "Set text_field.")
             for batch in file.iter_batches(batch_size=512, columns=sorted(wanted)):
-                # Text as bytes: pyarrow would raise for a whole batch when one row is not UTF-8.
+                # Text as bytes: pyarrow would raise for the whole batch if one row is not UTF-8.
                 binary = {n: batch.column(n).cast(pa.binary()) for n in wanted if _is_text(pa, batch.column(n).type)}
                 values = {n: (binary.get(n, batch.column(n))).to_pylist() for n in wanted}
                 for index in range(batch.num_rows):
@@ -173,17 +174,17 @@ def _parquet(path: Path, name: str, source: SourceConfig, invalid_utf8: str, dro
                     if document:
                         yield document
     except (pa.ArrowException, EOFError, OSError) as error:
-        # pyarrow reports damaged pages as an OSError without an errno; a real failure of the disk has one.
+        # pyarrow reports damaged pages as an OSError without an errno; a disk failure has one.
         if isinstance(error, OSError) and error.errno is not None:
             raise
         text = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(f"{path} is a corrupt parquet file (after row {row}: {text}).", "Get it again.") from error
+        raise DataError(f"{path} is a corrupt parquet file (after row {row}: {text}).", "Download it again.") from error
 
 
 def _record(
     record: Mapping[str, Any], name: str, where: str, source: SourceConfig, invalid_utf8: str, drops: Drops
 ) -> Document | None:
-    """The document of one record, or None when `where` does not want it or its text is null or no UTF-8."""
+    """The document of one record, or None if `where` excludes it or its text is null or not UTF-8."""
     for key in (source.text_field, *source.where, *filter(None, (source.name_field, source.licence_field))):
         if key not in record:
             raise _missing(key, where, list(record))
@@ -197,9 +198,7 @@ def _record(
         drops.add(source.name, "null")
         return None
     if not isinstance(text, str | bytes):
-        raise DataError(
-            f"{where}: field '{source.text_field}' holds no text but {type(text).__name__}.", "Set text_field."
-        )
+        raise DataError(f"{where}: field '{source.text_field}' is {type(text).__name__}, not text.", "Set text_field.")
     text = _decode(text, source, invalid_utf8, drops)
     if text is None:
         return None
@@ -212,7 +211,7 @@ def _record(
 
 
 def _decode(text: str | bytes, source: SourceConfig, invalid_utf8: str, drops: Drops) -> str | None:
-    """Text that is valid Unicode, as the recipe wants it: bytes decoded, and no half surrogate pairs from JSON."""
+    """Valid Unicode text: bytes decoded, and unpaired surrogates from JSON dropped or replaced."""
     try:
         if isinstance(text, bytes):
             return text.decode("utf-8")
@@ -239,4 +238,4 @@ def _missing(field: str, where: str, known: list[str]) -> PunaError:
 
 
 def _corrupt(path: Path, why: str) -> PunaError:
-    return PunaError(f"{path} is corrupt or cut short ({why}).", "Get it again.")
+    return PunaError(f"{path} is corrupt or truncated ({why}).", "Download it again.")

@@ -1,14 +1,14 @@
-"""The files of a corpus: token shards with their document index, written once, hashed as they are written.
+"""Shards of a corpus: tokens and their document index, written once and hashed while writing.
 
-A shard of one source in one split is three files with one stem:
+A shard holds documents of one source and split in three files with the same stem:
 
-    STEM.tokens   the token ids of its documents, one after the other, unsigned little-endian (manifest's `dtype`)
+    STEM.tokens   the token ids of its documents, end to end, unsigned little-endian (the manifest's `dtype`)
     STEM.index    int64 little-endian, two rows of documents + 1: where each document begins in STEM.tokens (in
                   tokens) and where its line begins in STEM.names (in bytes)
-    STEM.names    one JSON array a line: [name, licence]
+    STEM.names    one JSON array per line: [name, licence]
 
-Documents never cross shards. The two rows of the index lie one after the other, so that each can be searched through a
-memory map without being copied.
+Documents never cross shards. The two rows of the index are stored one after the other, so that each can be searched
+in a memory map without copying.
 """
 
 import hashlib
@@ -29,16 +29,16 @@ def token_dtype(vocab_size: int) -> str:
 
 
 class ShardWriter:
-    """Writes the documents of one source and split, opening a new shard when one is full."""
+    """Writes the documents of one source and split, starting a new shard when one is full."""
 
     def __init__(self, root: Path, stem: str, dtype: str, shard_tokens: int) -> None:
-        """stem: such as "train/books"; shards are called train/books-00000 and so on, under `root`."""
+        """stem: such as "train/books"; shards are named train/books-00000 and so on, under `root`."""
         self._root, self._stem, self._dtype, self._limit = root, stem, dtype, shard_tokens
         self._shard: _Shard | None = None
         self.shards: list[dict[str, Any]] = []
 
     def add(self, ids: Sequence[int] | np.ndarray, name: str, licence: str, size: int) -> None:
-        """Append one document: its token ids with begin and end tokens, and the bytes of its text."""
+        """Append one document: its token ids including begin and end tokens, and the size of its text in bytes."""
         if self._shard is None:
             path = f"{self._stem}-{len(self.shards):05d}"
             (self._root / path).parent.mkdir(exist_ok=True)
@@ -48,7 +48,7 @@ class ShardWriter:
             self.close()
 
     def close(self) -> None:
-        """Finish the open shard, if there is one; `shards` then lists them all for the manifest."""
+        """Close the open shard, if there is one; `shards` then lists all of them for the manifest."""
         if self._shard is not None:
             self.shards.append(self._shard.close())
             self._shard = None

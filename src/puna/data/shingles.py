@@ -1,11 +1,11 @@
-"""Words of a text as 64-bit hashes, and runs of words (shingles) as hashes of those, all in numpy.
+"""Shingles: the words of a text as 64-bit hashes, and runs of words as hashes of those, in numpy.
 
-Near-duplicate search and decontamination both ask which runs of words two texts share. A loop over words in Python
-would take minutes where this takes a second: the text becomes an array of code points, words are found as runs of word
-characters, and each word's hash is a polynomial over its code points summed with `reduceat`.
+Deduplication and decontamination both search for runs of words that two texts share. A loop over words in Python would
+take minutes where this takes a second: the text becomes an array of code points, words are found as runs of word
+characters, and each word's hash is a polynomial over its code points, summed with `reduceat`.
 
-A word is a run of letters, digits and marks; a character of a script written without spaces (Chinese, Japanese, Thai,
-...) is a word of its own. Case, punctuation and spacing do not count.
+A word is a run of letters, digits and marks; each character of a script written without spaces (Chinese, Japanese,
+Thai, ...) is a word of its own. Case, punctuation and spacing are ignored.
 """
 
 import unicodedata
@@ -15,12 +15,12 @@ import numpy as np
 
 # Scripts written without spaces between words: Thai to Khmer, kana, Han and its extensions.
 _UNSPACED = ((0x0E00, 0x0EFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x3040, 0x30FF), (0x3400, 0x9FFF), (0xF900, 0xFAFF))
-_POWERS = 1 << 12  # positions in a word after which the powers repeat; longer words are still hashed whole
+_POWERS = 1 << 12  # positions in a word after which the powers repeat; longer words are still hashed in full
 _ODD = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio, the increment of SplitMix64
 
 
 def word_hashes(text: str) -> np.ndarray:
-    """One uint64 hash per word of `text`, in order: (words,). Case does not count."""
+    """One uint64 hash per word of `text`, in order: (words,). Case is ignored."""
     codes = np.frombuffer(text.lower().encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
     kind = _kinds()[np.minimum(codes, 0xFFFF)]
     if not kind.any():
@@ -37,7 +37,7 @@ def word_hashes(text: str) -> np.ndarray:
 
 
 def shingle_hashes(words: np.ndarray, length: int) -> np.ndarray:
-    """One uint64 hash per run of `length` words: (words - length + 1,), empty when there are fewer words."""
+    """One uint64 hash per run of `length` words: (words - length + 1,), empty if there are fewer words."""
     count = len(words) - length + 1
     if count <= 0:
         return np.zeros(0, dtype=np.uint64)
@@ -48,7 +48,7 @@ def shingle_hashes(words: np.ndarray, length: int) -> np.ndarray:
 
 
 def mix(values: np.ndarray) -> np.ndarray:
-    """SplitMix64's finaliser (Steele et al. 2014): a bijection of uint64 that spreads every bit over all others."""
+    """SplitMix64's finaliser (Steele et al. 2014): a bijection of uint64 in which each bit affects all others."""
     values = values + _ODD
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -57,7 +57,7 @@ def mix(values: np.ndarray) -> np.ndarray:
 
 @lru_cache(maxsize=1)
 def _kinds() -> np.ndarray:
-    """For each code point of the basic plane: 0 no word character, 1 part of a word, 2 a word of its own.
+    """For each code point of the basic plane: 0 not in a word, 1 part of a word, 2 a word of its own.
 
     Everything beyond the basic plane shares the entry of 0xFFFF: a word of its own (rare Han, emoji).
     """

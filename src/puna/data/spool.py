@@ -1,8 +1,8 @@
-"""Documents on disk between reading and tokenising.
+"""A spool on disk for documents between reading and tokenising.
 
-What is kept and in which order is known only when all documents were seen (duplicates, shuffling), but a corpus need
-not fit in memory. So texts go to one file as they come, with some 50 bytes a document kept in memory, and are read
-back in any order through a memory map. The spool lies inside the unfinished corpus directory and goes before that one
+Which documents are kept, and in which order, is known only when all have been read (duplicates, shuffling), but a
+corpus need not fit into memory. So texts are appended to one file, with about 50 bytes per document in memory, and read
+back in any order through a memory map. The spool is inside the unfinished corpus directory and is removed before that
 is renamed.
 """
 
@@ -13,14 +13,14 @@ from pathlib import Path
 
 import numpy as np
 
-from puna.data.sources import Document
+from puna.data.document import Document
 
 
 class Spool:
     """Append documents, then `seal`, then read them by number."""
 
     def __init__(self, folder: Path, signature_length: int) -> None:
-        """signature_length: uint32 values kept beside each document; 0: none."""
+        """signature_length: number of uint32 values stored with each document; 0: none."""
         self.folder = folder
         folder.mkdir()
         names = ("texts", "names", "signatures")
@@ -35,7 +35,7 @@ class Spool:
         return len(self._source)
 
     def add(self, document: Document, source: int, heldout: bool, signature: np.ndarray | None) -> int:
-        """Append a document of the source with this number. Returns the text's size in bytes."""
+        """Append a document of the source with this number. Returns the size of its text in bytes."""
         text = document.text.encode("utf-8")
         name = document.name.encode("utf-8", "replace")
         self._writing["texts"].write(text)
@@ -50,7 +50,7 @@ class Spool:
         return len(text)
 
     def seal(self) -> None:
-        """End writing; from now on documents can be read."""
+        """Finish writing; from now on documents can be read."""
         for name, file in self._writing.items():
             file.close()
             if name != "signatures" and (self.folder / name).stat().st_size:

@@ -1,4 +1,4 @@
-"""What is in a corpus, as plain values: for `puna data inspect`, and for the note after a build."""
+"""A summary of a corpus as plain values, for `puna data inspect` and the message after a build."""
 
 from collections import Counter
 from itertools import islice
@@ -8,13 +8,13 @@ import numpy as np
 
 from puna.data.corpus import Corpus
 
-_COUNTED = 20_000_000  # tokens looked at for the commonest ones; more would not change the picture
+_COUNTED = 20_000_000  # tokens examined for the most common ones; more would not change the picture
 _BAR = 40  # characters of the longest bar
 _START = 240  # characters shown of each document
 
 
 def summarise(corpus: Corpus, documents: int = 3) -> dict[str, Any]:
-    """Counts, sources, licences, drops, lengths, commonest tokens and the start of a few documents, JSON-ready."""
+    """Counts, sources, licences, drops, lengths, common tokens and the start of a few documents, JSON-ready."""
     manifest = corpus.manifest
     drops: Counter[str] = Counter()
     for reasons in manifest["drops"].values():
@@ -36,7 +36,7 @@ def summarise(corpus: Corpus, documents: int = 3) -> dict[str, Any]:
         "drops": manifest["drops"],
         "drops_by_reason": dict(drops.most_common()),
         "document_tokens": document_lengths(corpus),
-        "commonest_tokens": commonest_tokens(corpus),
+        "commonest_tokens": most_common_tokens(corpus),
         "documents": [
             {
                 "name": name,
@@ -65,8 +65,8 @@ def document_lengths(corpus: Corpus) -> list[dict[str, int]]:
     ]
 
 
-def commonest_tokens(corpus: Corpus, count: int = 12) -> list[dict[str, Any]]:
-    """The commonest tokens of the training part: {"id", "text", "share"}."""
+def most_common_tokens(corpus: Corpus, count: int = 12) -> list[dict[str, Any]]:
+    """The most common tokens of the training split: {"id", "text", "share"}."""
     counts = np.zeros(corpus.vocab_size, dtype=np.int64)
     left = _COUNTED
     for shard in corpus.shards("train"):

@@ -5,6 +5,7 @@ before it was tuned. They go to `introduction` in the model directory's puna.jso
 and the page take them; any model directory may have one.
 """
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,9 @@ def introduce(model: Path, before: Path, abilities: Sequence[dict[str, Any]], *,
 
     model, before: model directories after and before tuning. abilities: rows of `tune_demo`.
     """
-    starters = [one for row in abilities for one in _starters(model, before, row, max_tokens=max_tokens)]
+    each = [_starters(model, before, row, max_tokens=max_tokens) for row in abilities]
+    # One of each ability first: a phone shows three.
+    starters = [one for several in itertools.zip_longest(*each) for one in several if one]
     found = {"about": about(abilities), "starters": starters}
     path = model / "puna.json"
     write_json(path, {**read_json(path), "introduction": found})

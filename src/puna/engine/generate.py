@@ -1,9 +1,9 @@
-"""The engine: continues prompts, many at once or as streams, for sampling, chat, evaluation, serving and RL.
+"""The engine: generates from prompts, in batches or as streams, for sampling, chat, evaluation, serving and RL.
 
-Everything goes through one scheduler over one pool of pages: a prompt joins the step that runs when it comes, and its
-pages are somebody else's when it ends. `generate` and `stream` make steps on their caller's thread. `submit` starts the
-engine's own thread, which then makes all steps, and hands back a request that any thread may read. What a prompt gives
-does not depend on which others run beside it.
+Everything goes through one scheduler over one pool of KV blocks: a prompt joins the next step when it arrives, and its
+blocks are free for others when it ends (continuous batching). `generate` and `stream` make steps on the caller's
+thread. `submit` starts the engine's own thread, which then makes all steps, and returns a request that any thread may
+read. The result of a prompt does not depend on which others are in the batch.
 """
 
 import threading
@@ -18,34 +18,34 @@ from torch import Tensor
 
 from puna.core.errors import PunaError, nearest
 from puna.core.files import read_json
-from puna.engine.checks import check_params, check_prompt, check_room
-from puna.engine.describe import describe
+from puna.engine.cpu.fused_model import assign_weight, fuse, weight_shapes
 from puna.engine.embed import embed
-from puna.engine.fused import assign, fuse, weight_shapes
+from puna.engine.engine_core import EngineCore
+from puna.engine.engine_loop import EngineLoop
 from puna.engine.grammar import Grammar, Grammars
-from puna.engine.loop import Loop
-from puna.engine.request import Completion, Request, Step
-from puna.engine.runner import Runner, make_pool
+from puna.engine.model_runner import ModelRunner, make_block_pool
+from puna.engine.request import Completion, Request, TokenOutput
 from puna.engine.sampling import SamplingParams
 from puna.engine.scheduler import Scheduler
-from puna.engine.step import Stepper
-from puna.model.features import multiplies_bfloat16
+from puna.engine.summary import describe
+from puna.engine.validation import check_capacity, check_params, check_prompt
 from puna.model.llama import LlamaForCausalLM
 from puna.model.store import check_vocabulary, load_model
+from puna.model.torch_compat import multiplies_bfloat16
 from puna.text.tokenizer import Tokenizer
 
 __all__ = ["Completion", "Engine", "Grammar", "SamplingParams", "load_engine"]
 
 
 class Engine:
-    """A model and its tokenizer, ready to continue prompts. `tokenizer` may be None: then completions have no text.
+    """A model and its tokenizer, ready to generate. `tokenizer` may be None: then completions have no text.
 
-    max_batch: texts written at once, at most. kv_tokens: tokens whose keys and values there is room for; by default
-    those of max_batch whole contexts, or what a share of the free memory holds. step_tokens: how many one step may
-    compute. deterministic: logits do not depend to the bit on batch mates, prefix cache or preemption; slower.
-    decode_buckets: steps that bring one token of each text are padded to a few sizes, and on CUDA captured as graphs;
-    overlap: a step's tokens are read when the next step is on its way. None: both on CUDA, unless deterministic.
-    Weights that others change must be told of by `update_weights(())`.
+    max_batch: maximum number of sequences in a step. kv_tokens: capacity of the KV cache in tokens; by default
+    max_batch full contexts, or what fits into a share of the free memory. step_tokens: token budget of a step.
+    deterministic: logits are equal to the bit whatever the batch, the prefix cache and preemption; slower.
+    decode_buckets: pad steps with one token per sequence to a few sizes, and capture them as CUDA graphs; overlap: read
+    a step's tokens after the next step has started. None: both on CUDA, unless deterministic. After changing the
+    model's weights from outside, call `update_weights(())`.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class Engine:
         end_ids: Sequence[int] = (),
         max_batch: int = 64,
         kv_tokens: int | None = None,
-        page_size: int | None = None,
+        block_size: int | None = None,
         step_tokens: int = 512,
         prefix_cache: bool = True,
         deterministic: bool = False,
@@ -67,26 +67,26 @@ class Engine:
             check_vocabulary(model.config, tokenizer.vocab_size, "The engine")
         self.model, self.tokenizer, self.max_batch = model, tokenizer, max_batch
         self.end_ids = {*(tokenizer.eos_ids if tokenizer else ()), *end_ids}
-        # Embeddings are often padded; what the tokenizer cannot read back is never said.
+        # Embeddings are often padded; ids that the tokenizer cannot decode are never generated.
         self.vocabulary = tokenizer.vocab_size if tokenizer else model.config.vocab_size
         self.deterministic = deterministic
         on_gpu = model.head_weight.device.type == "cuda" and not deterministic
         self._buckets = on_gpu if decode_buckets is None else decode_buckets
         self._overlap = on_gpu if overlap is None else overlap
-        self.precision = "as the model came"
-        """Why the weights have the precision they have."""
-        self._pool_size: dict[str, Any] = {"kv_tokens": kv_tokens, "page_size": page_size}
+        self.precision = "as the model was given"
+        """The reason for the precision of the weights."""
+        self._pool_size: dict[str, Any] = {"kv_tokens": kv_tokens, "block_size": block_size}
         self._scheduling: dict[str, Any] = {"step_tokens": step_tokens, "prefix_cache": prefix_cache}
-        self._prepared: Grammars | None = None
-        self._preparing = threading.Lock()
-        self._loop = Loop(self._make)
+        self._compiled: Grammars | None = None
+        self._grammar_lock = threading.Lock()
+        self._loop = EngineLoop(self._build_core)
 
-    # -- asking ------------------------------------------------------------------------------------------------------
+    # -- generation --------------------------------------------------------------------------------------------------
 
     def generate(
         self, prompts: Sequence[Sequence[int]], params: SamplingParams | Sequence[SamplingParams] | None = None
     ) -> list[Completion]:
-        """Continue each prompt (token ids). params: one for all, or one per prompt.
+        """Generate from each prompt (token ids). params: one for all, or one per prompt.
 
         Returns n completions for the first prompt, then those of the second, and so on. Raises PunaError for an empty
         or overlong prompt, or ids outside the vocabulary, before anything is computed.
@@ -96,13 +96,16 @@ class Engine:
     def generate_each(
         self, prompts: Sequence[Sequence[int]], params: SamplingParams | Sequence[SamplingParams] | None = None
     ) -> Iterator[list[Completion]]:
-        """As `generate`, one prompt after the other: its continuations as soon as they and all before them have ended.
+        """As `generate`, prompt by prompt: yields the completions of each when they and all before are finished.
 
-        Closing the iterator ends what is still being written.
+        Closing the iterator cancels the rest.
         """
         each = [params or SamplingParams()] * len(prompts) if not isinstance(params, Sequence) else list(params)
         if len(each) != len(prompts):
-            raise PunaError(f"{len(prompts)} prompts but {len(each)} sampling parameters.", "Give one each, or one.")
+            raise PunaError(
+                f"{len(prompts)} prompts but {len(each)} sampling parameters.",
+                "Give one each, or one for all.",
+            )
         requests = [self._request(prompt, p) for prompt, p in zip(prompts, each, strict=True)]
 
         def rows() -> Iterator[list[Completion]]:
@@ -117,21 +120,21 @@ class Engine:
         return rows()
 
     def stream(self, prompt_ids: Sequence[int], params: SamplingParams | None = None) -> Iterator[tuple[int, str]]:
-        """Yield (id, text piece) as they are made; a piece is empty while its characters or a stop string are open.
+        """Yield (id, text) as tokens are generated; the text is empty while a character or a stop string is incomplete.
 
-        Closing the iterator frees its pages. Raises PunaError as `generate`, at the call, before the first token is
-        asked for; a stream has one continuation.
+        Closing the iterator cancels the request. Raises PunaError as `generate`, when called, not at the first token; a
+        stream has one sequence.
         """
         params = params or SamplingParams()
         if params.n != 1:
-            raise PunaError(f"n = {params.n}, but a stream has one continuation.", "Use submit or generate.")
+            raise PunaError(f"n = {params.n}, but a stream has one sequence.", "Use submit or generate.")
         request = self._request(prompt_ids, params)
 
         def pieces() -> Iterator[tuple[int, str]]:
             try:
                 self._loop.enqueue(request)
-                for step in self._loop.follow(request):
-                    yield step.id, step.text
+                for output in self._loop.follow(request):
+                    yield output.id, output.text
             finally:
                 self._loop.abandon([request])
 
@@ -143,14 +146,14 @@ class Engine:
         params: SamplingParams | None = None,
         *,
         deadline_seconds: float | None = None,
-        deliver: Callable[[Step | Exception | None], None] | None = None,
+        deliver: Callable[[TokenOutput | Exception | None], None] | None = None,
     ) -> Request:
-        """Hand a prompt to the engine's thread, which starts with the first; returns at once.
+        """Queue a prompt for the engine's thread, starting the thread if needed; returns at once.
 
-        Iterate the request for its steps, from any thread; or have them brought by `deliver`, which the engine's thread
-        calls with each step, and at the end with None or with the error that ended the request (it must not wait).
-        Raises PunaError as `generate`, at the call; iterating raises EngineError when a step failed and DeadlineError
-        when the deadline passed.
+        Iterate the request for its outputs, from any thread; or pass `deliver`, which the engine's thread calls with
+        each output, and at the end with None or with the error that ended the request (it must not block). Raises
+        PunaError as `generate`, when called; iterating raises EngineError when a step failed and DeadlineError when the
+        deadline passed.
         """
         deadline = None if deadline_seconds is None else monotonic() + deadline_seconds
         request = self._request(prompt_ids, params or SamplingParams(), deadline, deliver)
@@ -161,9 +164,9 @@ class Engine:
     def update_weights(self, weights: Iterable[tuple[str, Tensor]]) -> int:
         """Copy tensors into the parameters of these names, in place and between two steps; returns the new version.
 
-        Texts on their way go on under the new weights as the model itself would: all their tokens are computed again.
-        Tokens say which version chose them. Raises PunaError for an unknown name or another shape; what was copied
-        before is then in place, and it has a version of its own.
+        Open sequences continue under the new weights: all their tokens are computed again. Each output names the
+        version that produced it. Raises PunaError for an unknown name or a different shape; tensors copied before the
+        error stay, and count as a version of their own.
         """
         return self._loop.between_steps(lambda: self._update(weights))
 
@@ -171,98 +174,98 @@ class Engine:
         """One vector per prompt, (prompts, hidden_size), float32, on the CPU: the mean of its tokens' hidden states
         after the last norm.
 
-        Each prompt is computed whole, between two steps, and leaves nothing in the cache. Raises PunaError as
+        Each prompt is computed in one forward, between two steps, and leaves nothing in the cache. Raises PunaError as
         `generate`, before anything is computed, and EngineError when a forward fails.
         """
         config = self.model.config
         for prompt in prompts:
-            check_prompt(prompt, config, known=config.vocab_size)
+            check_prompt(prompt, config, vocabulary=config.vocab_size)
         rows = [self._loop.between_steps(partial(embed, self.model, prompt)) for prompt in prompts]
         return torch.stack(rows) if rows else torch.empty(0, config.hidden_size)
 
     def close(self) -> None:
-        """Stop the engine's thread, if there is one. Requests on their way fail."""
+        """Stop the engine's thread, if there is one. Open requests fail."""
         self._loop.close()
 
-    # -- looking -----------------------------------------------------------------------------------------------------
+    # -- monitoring --------------------------------------------------------------------------------------------------
 
     def token_bytes(self, token: int) -> bytes:
-        """What a token stands for, perhaps half a character; a special token's name. Empty without a tokenizer."""
+        """The bytes of a token, perhaps part of a character; a special token's name. Empty without a tokenizer."""
         return self.tokenizer.shown_bytes(token) if self.tokenizer else b""
 
     @property
     def weight_version(self) -> int:
-        """How often `update_weights` was called."""
-        stepper = self._loop.made
-        return stepper.weight_version if stepper else 0
+        """Number of `update_weights` calls so far."""
+        core = self._loop.built
+        return core.weight_version if core else 0
 
     def stats(self) -> dict[str, Any]:
-        """Numbers for monitoring: requests, pages, steps. Never waits for the engine.
+        """Numbers for monitoring: requests, blocks, steps. Never waits for the engine.
 
-        progress_age: seconds since a step ended, or since there was something to do again after a rest.
+        progress_age: seconds since a step ended, or since there was something to do again after an idle period.
         """
-        stepper = self._loop.made
-        if stepper is None:
-            empty = dict.fromkeys(("running", "waiting", "page_size", "steps", "preemptions", "weight_version"), 0)
-            return {**empty, "pages": {"free": 0, "cached": 0, "held": 0}, "busy": False, "progress_age": 0.0}
-        scheduler = stepper.scheduler
+        core = self._loop.built
+        if core is None:
+            empty = dict.fromkeys(("running", "waiting", "block_size", "steps", "preemptions", "weight_version"), 0)
+            return {**empty, "blocks": {"free": 0, "cached": 0, "held": 0}, "busy": False, "progress_age": 0.0}
+        scheduler = core.scheduler
         return {
             "running": len(scheduler.running),
             "waiting": len(scheduler.waiting),
-            "pages": scheduler.pool.counts(),
-            "page_size": scheduler.pool.page_size,
-            "steps": stepper.steps,
+            "blocks": scheduler.pool.counts(),
+            "block_size": scheduler.pool.block_size,
+            "steps": core.steps,
             "preemptions": scheduler.preemptions,
-            "weight_version": stepper.weight_version,
+            "weight_version": core.weight_version,
             "busy": self._loop.busy,
             "progress_age": self._loop.age,
         }
 
     def describe(self) -> list[str]:
-        """What was chosen when the engine was made, a sentence each."""
-        return describe(self.model, self._stepper, why=self.precision)
+        """The engine's settings, one sentence each."""
+        return describe(self.model, self._core, why=self.precision)
 
     def stuck(self, seconds: float) -> bool:
-        """Whether there is something to do and for so long no step has ended. Never waits for the engine."""
+        """Whether there is something to do but no step has ended for so long. Never waits for the engine."""
         return self._loop.stuck(seconds)
 
-    # -- the way of a request ----------------------------------------------------------------------------------------
+    # -- parts -------------------------------------------------------------------------------------------------------
 
     @property
-    def _stepper(self) -> Stepper:
-        return self._loop.stepper
+    def _core(self) -> EngineCore:
+        return self._loop.core
 
-    def _make(self) -> Stepper:
-        """Wanted with the first request: so is the memory."""
-        pool = make_pool(self.model, max_batch=self.max_batch, **self._pool_size)
+    def _build_core(self) -> EngineCore:
+        """Called for the first request, which is when the memory is taken."""
+        pool = make_block_pool(self.model, max_batch=self.max_batch, **self._pool_size)
         scheduler = Scheduler(pool, max_batch=self.max_batch, **self._scheduling)
-        runner = Runner(self.model, pool, self.vocabulary, deterministic=self.deterministic, buckets=self._buckets)
-        return Stepper(scheduler, runner, self.token_bytes, overlap=self._overlap)
+        runner = ModelRunner(self.model, pool, self.vocabulary, deterministic=self.deterministic, buckets=self._buckets)
+        return EngineCore(scheduler, runner, self.token_bytes, overlap=self._overlap)
 
     @property
     def _grammars(self) -> Grammars:
-        """Made when a grammar is first asked for."""
+        """Compiled on first use."""
         assert self.tokenizer is not None
-        with self._preparing:
-            if self._prepared is None:
-                self._prepared = Grammars(self.tokenizer, self.end_ids)
-            return self._prepared
+        with self._grammar_lock:
+            if self._compiled is None:
+                self._compiled = Grammars(self.tokenizer, self.end_ids)
+            return self._compiled
 
     def _request(
         self,
         prompt: Sequence[int],
         params: SamplingParams,
         deadline: float | None = None,
-        deliver: Callable[[Step | Exception | None], None] | None = None,
+        deliver: Callable[[TokenOutput | Exception | None], None] | None = None,
     ) -> Request:
-        """A request that was found to be answerable. Raises PunaError when it is not."""
-        config, pool = self.model.config, self._stepper.scheduler.pool
-        # A token that is never said has no probability.
-        known = self.vocabulary if params.prompt_logprobs is not None else config.vocab_size
-        check_prompt(prompt, config, known=known, room=min(params.max_tokens, 1))
+        """A validated request. Raises PunaError for an invalid one."""
+        config, pool = self.model.config, self._core.scheduler.pool
+        # A token that is never generated has no probability.
+        vocabulary = self.vocabulary if params.prompt_logprobs is not None else config.vocab_size
+        check_prompt(prompt, config, vocabulary=vocabulary, room=min(params.max_tokens, 1))
         check_params(params, self.vocabulary, self.tokenizer)
         limit = min(params.max_tokens, config.max_position_embeddings - len(prompt))
-        check_room(len(prompt), limit, pool)
+        check_capacity(len(prompt), limit, pool)
         ends = set(params.stop_ids) | (set() if params.ignore_end else self.end_ids)
         return Request(
             prompt,
@@ -276,8 +279,8 @@ class Engine:
         )
 
     def _update(self, weights: Iterable[tuple[str, Tensor]]) -> int:
-        stepper, shapes = self._stepper, weight_shapes(self.model)
-        stepper.settle()  # tokens on their way are those of the weights before
+        core, shapes = self._core, weight_shapes(self.model)
+        core.finish_in_flight()  # its tokens belong to the previous weights
         try:
             for name, tensor in weights:
                 shape = shapes.get(name)
@@ -286,13 +289,13 @@ class Engine:
                 if shape != tuple(tensor.shape):
                     raise PunaError(
                         f"{name} is {tuple(tensor.shape)}, but the model's is {shape}.",
-                        "The weights are those of another shape of model.",
+                        "Give weights of a model of the same shape.",
                     )
-                assign(self.model, name, tensor)
+                assign_weight(self.model, name, tensor)
         finally:
-            stepper.weight_version += 1
-            stepper.scheduler.restart(stepper.weight_version)
-        return stepper.weight_version
+            core.weight_version += 1
+            core.scheduler.recompute_all(core.weight_version)
+        return core.weight_version
 
 
 def load_engine(
@@ -304,23 +307,23 @@ def load_engine(
     quantize: str | None = None,
     **options: Any,
 ) -> Engine:
-    """Load a model directory with its tokenizer (when it has one) and its end tokens.
+    """Load a model directory with its tokenizer (if it has one) and its end tokens.
 
-    fast: on a CPU, matrices are laid out for generation (see `engine.fused`), in bfloat16 where the CPU multiplies it
-    and no dtype was asked for. quantize: "int8" or "int4", fast too. options: those of Engine. Raises PunaError as both
-    do, and for a quantization that there is not.
+    fast: on a CPU, lay out matrices for generation (see `engine.cpu.fused_model`), in bfloat16 if the CPU multiplies it
+    and no dtype is given. quantize: "int8" or "int4", which implies fast. options: those of Engine. Raises PunaError as
+    `load_model` and Engine do, and for an unknown quantization.
     """
     directory = Path(directory)
     on_cpu = torch.device(device).type == "cpu"
     if quantize not in (None, "int8", "int4") or (quantize and not on_cpu):
         raise PunaError(
-            f"Weights cannot be {quantize} on {device}.", "int8 and int4 are for the CPU; a GPU takes them as they are."
+            f"Weights cannot be {quantize} on {device}.", "int8 and int4 are for CPUs; on a GPU leave quantization out."
         )
-    why = "as the files have it" if dtype is None else "as asked for"
+    why = "as stored" if dtype is None else "as requested"
     if on_cpu and quantize:
-        dtype, why = torch.bfloat16, f"as {quantize}'s kernels want activations"
+        dtype, why = torch.bfloat16, f"the activations of the {quantize} kernels"
     elif on_cpu and fast and dtype is None and multiplies_bfloat16():
-        dtype, why = torch.bfloat16, "as this CPU multiplies it fastest"
+        dtype, why = torch.bfloat16, "the fastest on this CPU"
     model = load_model(directory, device=device, dtype=dtype)
     if on_cpu and (fast or quantize):
         fuse(model, quantize)

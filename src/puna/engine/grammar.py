@@ -1,8 +1,8 @@
-"""Output that obeys a grammar: a JSON schema, a regular expression, a choice of strings, or a Lark grammar.
+"""Structured output: a JSON schema, a regular expression, a choice of strings, or a Lark grammar.
 
-The work is llguidance's: it walks the trie of the vocabulary with the grammar's parser and says, as one bit per token,
-which tokens may come next. A `Grammar` says what is wanted and knows no model; `Grammars` compiles it for one
-tokenizer; a `Matcher` follows one text. End tokens are allowed exactly where the text may end.
+llguidance does the work: it walks the trie of the vocabulary with the grammar's parser and returns one bit per token
+that may come next. A `Grammar` is independent of any model; `Grammars` compiles it for one tokenizer; a `Matcher`
+follows one sequence. End tokens are allowed exactly where the text may end.
 """
 
 import json
@@ -20,24 +20,24 @@ from puna.text.tokenizer import Tokenizer
 if TYPE_CHECKING:
     from llguidance import LLExecutor, LLMatcher
 
-# Between two parts of a JSON text. Unbounded, as llguidance has it, a small model goes on with spaces for ever.
+# White space in JSON. Unbounded, which is llguidance's default, a small model may generate spaces forever.
 _WHITESPACE = r"[\x20\x0A\x0D\x09]{1,32}"
 
 
 class GrammarError(Exception):
-    """A grammar failed in the middle of a text."""
+    """A grammar failed in the middle of a sequence."""
 
 
 @dataclass(frozen=True)
 class Grammar:
-    """What a text must look like. Made by one of the functions below; an engine says whether it is a valid one."""
+    """The form of a text, made by one of the functions below. The engine checks whether it is valid."""
 
     source: str
-    """In llguidance's own form."""
+    """In llguidance's own format."""
 
     @staticmethod
     def json_schema(schema: Mapping[str, Any] | bool | None = None) -> "Grammar":
-        """JSON that a schema (draft 2020-12, as far as llguidance knows it) describes; any JSON value without one."""
+        """JSON that matches a schema (draft 2020-12, as far as llguidance supports it); without one, any JSON value."""
         from llguidance import LLMatcher
 
         if schema is None or schema is True:
@@ -50,37 +50,32 @@ class Grammar:
                 LLMatcher.grammar_from_json_schema(_unicode(text), defaults={"whitespace_pattern": _WHITESPACE})
             )
         except (TypeError, ValueError, RecursionError) as error:
-            raise PunaError(f"The JSON schema is not valid JSON ({_first_line(error)}).", "Mend it.") from None
-
-    @staticmethod
-    def json_object() -> "Grammar":
-        """Any JSON object."""
-        return Grammar.json_schema({"type": "object"})
+            raise PunaError(f"The JSON schema is not valid JSON ({_first_line(error)}).", "Fix it.") from None
 
     @staticmethod
     def regex(pattern: str) -> "Grammar":
-        """A text that a regular expression matches as a whole (Rust's syntax: no look-around, no back-references)."""
+        """Text that a regular expression matches in full (Rust's syntax: no look-around, no back-references)."""
         from llguidance import LLMatcher
 
         return Grammar(LLMatcher.grammar_from_regex(_unicode(pattern)))
 
     @staticmethod
     def choice(options: Sequence[str]) -> "Grammar":
-        """One of these strings. Raises PunaError when there is none."""
+        """One of these strings. Raises PunaError if there are none."""
         if not options or isinstance(options, str):
             raise PunaError("There is nothing to choose from.", "Give a list of strings.")
         return Grammar.lark("start: " + " | ".join(json.dumps(option, ensure_ascii=False) for option in options))
 
     @staticmethod
     def lark(grammar: str) -> "Grammar":
-        """A context-free grammar in llguidance's form of Lark; <name> is a special token of that name."""
+        """A context-free grammar in llguidance's dialect of Lark; <name> is the special token of that name."""
         from llguidance import LLMatcher
 
         return Grammar(LLMatcher.grammar_from_lark(_unicode(grammar)))
 
 
 class Grammars:
-    """Compiles grammars for one vocabulary. end_ids: tokens that end a text. Costs about a second for 128k tokens."""
+    """Compiles grammars for one vocabulary. end_ids: tokens that end a text. Takes about a second for 128k tokens."""
 
     def __init__(self, tokenizer: Tokenizer, end_ids: Iterable[int]) -> None:
         from llguidance import LLTokenizer
@@ -91,27 +86,26 @@ class Grammars:
         self._tokenizer = LLTokenizer(
             TokenizerWrapper(_Vocabulary(tokenizer)),
             n_vocab=self.vocabulary + 1,
-            # One more than there are: without any end token a grammar could not say that a text is over.
+            # One more than exist: without any end token a grammar could not signal the end of a text.
             eos_token=[*ends, self.vocabulary],
         )
 
     def matcher(self, grammar: Grammar) -> "Matcher":
-        """A matcher at the beginning. Raises PunaError for a grammar that is none, or is too large."""
+        """A matcher at the beginning of a grammar. Raises PunaError if it is invalid or too large."""
         from llguidance import LLMatcher, LLParserLimits
 
-        # Errors must not show what the parser holds: that is somebody's text.
+        # Errors must not show the parser's input: that is a user's text.
         limits = LLParserLimits(verbose_errors=False)
         try:
             inner = LLMatcher(self._tokenizer, grammar.source, log_level=0, limits=limits)
         except (ValueError, UnicodeError) as error:
-            raise PunaError(f"The grammar is not valid ({_first_line(error)}).", "Mend it.") from None
+            raise PunaError(f"The grammar is not valid ({_first_line(error)}).", "Fix it.") from None
         if inner.is_error():
-            raise PunaError(f"The grammar is not valid ({_first_line(inner.get_error())}).", "Mend it.")
+            raise PunaError(f"The grammar is not valid ({_first_line(inner.get_error())}).", "Fix it.")
         return Matcher(inner, self)
 
     def allowed(self, matchers: Sequence["Matcher"]) -> Tensor:
-        """Which tokens may come next, bool (matchers, vocabulary), on the CPU. A row of a matcher that failed is
-        empty."""
+        """Which tokens may come next, bool (matchers, vocabulary), on the CPU. The row of a failed matcher has none."""
         import numpy as np
         from llguidance.numpy import fill_next_token_bitmask, fill_next_token_bitmask_par
 
@@ -135,31 +129,31 @@ class Grammars:
 
 
 class Matcher:
-    """Where one text stands in its grammar."""
+    """The position of one sequence in its grammar."""
 
     def __init__(self, inner: "LLMatcher", grammars: Grammars) -> None:
         self.inner, self.grammars = inner, grammars
 
     def copy(self) -> "Matcher":
-        """Another one at the same place."""
+        """A copy at the same position."""
         return Matcher(self.inner.deep_copy(), self.grammars)
 
     def accept(self, token: int) -> bool:
-        """Go on by a token; True when the text can only end after it. Raises GrammarError when it is not allowed."""
+        """Advance by a token; True if the text must end after it. Raises GrammarError if it is not allowed."""
         if not self.inner.consume_token(token):
             raise GrammarError(self.error)
         return self.inner.is_stopped()
 
     @property
     def error(self) -> str:
-        """Why it cannot go on."""
+        """Why it cannot advance."""
         return _first_line(self.inner.get_error()) or "no token of this vocabulary can come next"
 
 
 class _Vocabulary:
-    """A tokenizer as llguidance asks for one.
+    """A tokenizer with llguidance's interface.
 
-    Special tokens and markers (<think>, <tool_call>, …) are no text: only a grammar that names them allows them.
+    Special tokens and markers (<think>, <tool_call>, …) are not text: only a grammar that names them allows them.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -174,16 +168,16 @@ class _Vocabulary:
 
 
 def _unicode(text: str) -> str:
-    """The text itself. Raises PunaError for half a surrogate pair, which no text can hold."""
+    """The text itself. Raises PunaError for an unpaired surrogate, which is not valid text."""
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise PunaError("The grammar holds half a surrogate pair.", "Give whole characters.") from None
+        raise PunaError("The grammar contains an unpaired surrogate.", "Give valid Unicode.") from None
     return text
 
 
 def _first_line(error: object) -> str:
-    """What is wrong, without llguidance's pictures of the place."""
+    """The reason, without llguidance's excerpt of the source."""
     first, *others = str(error).strip().splitlines() or [""]
     reason = next((line.strip() for line in others if line.startswith("error:")), "")
     return " ".join(filter(None, (first.strip().rstrip(".:"), reason)))

@@ -1,10 +1,10 @@
-"""A request on its way: what was asked, what came of it so far, and how its consumer hears of it.
+"""Requests: a prompt, the sequences generated from it, and the queue its consumer reads.
 
-A request has n continuations. The first computes the prompt; the others come to life when that is done, with the same
-pages. Each knows its tokens, how many of them the cache holds (`computed`) and in which pages; so one that lost its
-pages needs nothing but to be computed again.
+A request has n sequences. The first computes the prompt; the others start when that is done and share its blocks. A
+sequence knows its tokens, how many of them are in the KV cache (`computed`) and in which blocks, so a preempted one
+needs nothing but to be computed again.
 
-Steps travel through a queue, so a consumer on any thread iterates a request while the engine fills it.
+Outputs travel through a queue, so any thread can iterate a request while the engine fills it.
 """
 
 import itertools
@@ -17,36 +17,37 @@ from puna.core.errors import DeadlineError as DeadlineError
 from puna.core.errors import EngineError as EngineError
 from puna.engine.grammar import Matcher
 from puna.engine.sampling import SamplingParams
-from puna.text.stream import TextStream
+from puna.text.detokenizer import IncrementalDetokenizer
 from puna.text.tokenizer import Tokenizer
 
 FinishReason = Literal["stop", "length", "cancelled"]
 
 
-class TokenLogprob(NamedTuple):
+class Logprob(NamedTuple):
     """A token and its log probability in nats under the model's own distribution."""
 
     id: int
     logprob: float
     bytes: bytes
-    """What it stands for, perhaps half a character; a special token's name. Empty without a tokenizer."""
+    """The bytes the token stands for, perhaps part of a character; a special token's name. Empty without a
+    tokenizer."""
 
 
-class Step(NamedTuple):
-    """One token of one continuation."""
+class TokenOutput(NamedTuple):
+    """One generated token of one sequence."""
 
-    continuation: int
-    """Which of the request's n continuations."""
+    sequence: int
+    """Index of the sequence within its request."""
     id: int
     logprob: float
     """Log probability under the model's own distribution (temperature 1, no filter), in nats."""
     text: str
-    """Text that is now certain: empty while a character or a stop string is open."""
+    """Text that is now certain: empty while a character or a stop string is incomplete."""
     finish_reason: FinishReason | None
     weight_version: int
-    """Version of the weights that chose it."""
-    top: tuple[TokenLogprob, ...]
-    """The likeliest tokens there, as many as `top_logprobs` asked for."""
+    """Version of the weights that produced it."""
+    top: tuple[Logprob, ...]
+    """The most likely tokens at this position, as many as `top_logprobs` asked for."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Completion:
     """What the model added to one prompt."""
 
     ids: list[int]
-    """Generated ids, with the end token or the last token of a stop string when one ended the text."""
+    """Generated ids, including the end token, or the last token of a stop string, that ended the text."""
     text: str
     """Their text, without end tokens and stop strings."""
     logprobs: list[float]
@@ -63,19 +64,19 @@ class Completion:
     """stop: an end token, a stop string or the end of the grammar; length: max_tokens or the end of the context;
     cancelled: by its consumer."""
     weight_versions: list[int] = field(default_factory=list)
-    """Per id, the version of the weights that chose it."""
-    top_logprobs: list[tuple[TokenLogprob, ...]] = field(default_factory=list)
-    """Per id, the likeliest tokens there, likeliest first; empty tuples unless asked for."""
-    prompt_logprobs: list[tuple[TokenLogprob, ...]] = field(default_factory=list)
-    """Per token of the prompt, itself and the likeliest ones there; nothing for the first, and for those before
-    `prompt_logprobs_from`. Empty unless asked for."""
+    """Per id, the version of the weights that produced it."""
+    top_logprobs: list[tuple[Logprob, ...]] = field(default_factory=list)
+    """Per id, the most likely tokens at its position, most likely first; empty tuples unless requested."""
+    prompt_logprobs: list[tuple[Logprob, ...]] = field(default_factory=list)
+    """Per prompt token, the token itself and the most likely ones at its position; empty for the first token and for
+    those before `prompt_logprobs_from`. An empty list unless requested."""
 
 
 _arrivals = itertools.count()
 
 
 class Request:
-    """One prompt and its n continuations. Iterate it for its steps, from any one thread; `cancel` may come from any."""
+    """One prompt and its n sequences. Iterate it for its outputs from one thread; `cancel` is safe from any."""
 
     def __init__(
         self,
@@ -87,20 +88,20 @@ class Request:
         tokenizer: Tokenizer | None,
         matcher: Matcher | None = None,
         deadline: float | None = None,
-        deliver: Callable[["Step | Exception | None"], None] | None = None,
+        deliver: Callable[["TokenOutput | Exception | None"], None] | None = None,
     ) -> None:
-        """limit: tokens at most per continuation; matcher: at the beginning of its grammar; deadline: on
-        time.monotonic's clock; deliver: see Engine.submit."""
+        """limit: maximum number of generated tokens per sequence; matcher: at the beginning of its grammar; deadline:
+        on time.monotonic's clock; deliver: see Engine.submit."""
         self.prompt, self.params, self.deadline = list(prompt), params, deadline
         self.arrival = next(_arrivals)
-        self.steps: SimpleQueue[Step | Exception | None] = SimpleQueue()
-        self._deliver = deliver or self.steps.put
-        self.prompt_logprobs: list[tuple[TokenLogprob, ...] | None] = [()]
+        self.outputs: SimpleQueue[TokenOutput | Exception | None] = SimpleQueue()
+        self._deliver = deliver or self.outputs.put
+        self.prompt_logprobs: list[tuple[Logprob, ...] | None] = [()]
         if params.prompt_logprobs is not None:
             first = min(params.prompt_logprobs_from, len(prompt))
             self.prompt_logprobs = [()] * first + [None] * (len(prompt) - first)
-        self.continuations = [
-            Continuation(self, i, limit, end_ids, tokenizer, matcher.copy() if matcher and i else matcher)
+        self.sequences = [
+            TokenSequence(self, i, limit, end_ids, tokenizer, matcher.copy() if matcher and i else matcher)
             for i in range(params.n)
         ]
         self.forked = params.n == 1
@@ -108,72 +109,72 @@ class Request:
         """Tokens of the prompt that were found in the prefix cache."""
         self.cancelled = False
         self.done = False
-        """Nothing more will be put into `steps`."""
-        self.undelivered: Exception | None = None
-        """What its consumer's `deliver` raised; it was then cancelled."""
+        """Nothing more will be put into `outputs`."""
+        self.delivery_error: Exception | None = None
+        """What the consumer's `deliver` raised; the request was then cancelled."""
 
-    def __iter__(self) -> Iterator[Step]:
-        """Yield steps as they are made, to the end. Raises PunaError when the request failed on its way."""
-        while (step := self.steps.get()) is not None:
-            if isinstance(step, Exception):
-                raise step
-            yield step
+    def __iter__(self) -> Iterator[TokenOutput]:
+        """Yield outputs as they are made, to the end. Raises PunaError when the request failed."""
+        while (output := self.outputs.get()) is not None:
+            if isinstance(output, Exception):
+                raise output
+            yield output
 
-    def put(self, step: Step | Exception | None) -> None:
-        """Hand over a step, at the end None or the error that ended it; called by whoever makes the steps.
+    def put(self, output: TokenOutput | Exception | None) -> None:
+        """Deliver an output, or at the end None or the error that ended the request.
 
-        A consumer that raises hears no more: it ends its own request and nobody else's.
+        When the consumer raises, its request is cancelled and gets no more outputs; others are not affected.
         """
-        if self.undelivered is not None:
+        if self.delivery_error is not None:
             return
         try:
-            self._deliver(step)
+            self._deliver(output)
         except Exception as error:
-            self.undelivered = error
+            self.delivery_error = error
             self.cancel()
 
     def cancel(self) -> None:
-        """Ask the engine to stop. Its pages are free before the next step; iterating then ends."""
+        """Ask the engine to stop. Its blocks are freed before the next step; iterating then ends."""
         self.cancelled = True
 
-    def completions(self, steps: Sequence[Step]) -> list[Completion]:
-        """The continuations that the steps make, in their order."""
-        rows: list[list[Step]] = [[] for _ in self.continuations]
-        for step in steps:
-            rows[step.continuation].append(step)
-        asked = self.params.prompt_logprobs is not None
+    def completions(self, outputs: Sequence[TokenOutput]) -> list[Completion]:
+        """Collect outputs into one completion per sequence, in order."""
+        rows: list[list[TokenOutput]] = [[] for _ in self.sequences]
+        for output in outputs:
+            rows[output.sequence].append(output)
+        scored = self.params.prompt_logprobs is not None
         return [
             Completion(
-                ids=[step.id for step in row],
-                text="".join(step.text for step in row),
-                logprobs=[step.logprob for step in row],
-                finish_reason=(row[-1].finish_reason if row else continuation.finish_reason) or "cancelled",
-                weight_versions=[step.weight_version for step in row],
-                top_logprobs=[step.top for step in row],
-                prompt_logprobs=[tops or () for tops in self.prompt_logprobs] if asked else [],
+                ids=[output.id for output in row],
+                text="".join(output.text for output in row),
+                logprobs=[output.logprob for output in row],
+                finish_reason=(row[-1].finish_reason if row else sequence.finish_reason) or "cancelled",
+                weight_versions=[output.weight_version for output in row],
+                top_logprobs=[output.top for output in row],
+                prompt_logprobs=[tops or () for tops in self.prompt_logprobs] if scored else [],
             )
-            for continuation, row in zip(self.continuations, rows, strict=True)
+            for sequence, row in zip(self.sequences, rows, strict=True)
         ]
 
     @property
-    def wants_prompt(self) -> bool:
-        """Whether logits of the prompt are still missing, so that not all of it may be skipped."""
+    def needs_prompt_logits(self) -> bool:
+        """Whether logits of the prompt are still missing, so that not all of it may come from the cache."""
         return None in self.prompt_logprobs
 
     @property
-    def needed_from(self) -> int:
-        """The first position whose logits are wanted: what stands before it may come from the cache."""
-        return self.prompt_logprobs.index(None) - 1 if self.wants_prompt else len(self.prompt) - 1
+    def first_needed(self) -> int:
+        """The first position whose logits are needed: all positions before it may come from the cache."""
+        return self.prompt_logprobs.index(None) - 1 if self.needs_prompt_logits else len(self.prompt) - 1
 
     def finish(self, error: Exception | None = None) -> None:
-        """Tell the consumer that this was all."""
+        """Tell the consumer that there is nothing more."""
         if not self.done:
             self.done = True
             self.put(error)
 
 
-class Continuation:
-    """One of a request's texts: its tokens, its pages, and what of it is certain."""
+class TokenSequence:
+    """One sequence of a request: its tokens, its blocks, its grammar, and its text as far as it is certain."""
 
     def __init__(
         self,
@@ -187,77 +188,79 @@ class Continuation:
         self.request, self.index, self.params, self.limit = request, index, request.params, limit
         self.end_ids = end_ids
         self.ids = list(request.prompt)
-        self.computed = 0  # tokens whose keys and values are in the pages
+        self.computed = 0  # tokens whose keys and values are in the blocks
         self.block_table: list[int] = []
-        self.digests: list[bytes] = []  # of the block table's whole pages, as far as they were entered
+        self.digests: list[bytes] = []  # of the full blocks in the block table that the prefix cache knows
         self._uniforms = self.params.uniforms(index)
         self._drawn: list[float] = []
         self.finish_reason: FinishReason | None = None
-        self._matcher, self._free = matcher, self.params.grammar_after is not None
-        self._held = ""  # text that may be the beginning of a stop string
-        self._text: TextStream | None = None
+        self._matcher, self._grammar_pending = matcher, self.params.grammar_after is not None
+        self._held_back = ""  # text that may be the beginning of a stop string
+        self._detokenizer: IncrementalDetokenizer | None = None
         if tokenizer is not None:
-            self._text = TextStream(tokenizer, skip_special=True)
-            # The text goes on where the prompt ends: perhaps within a character, and not with a space that is dropped.
-            self._text.push(self.ids[-1])
+            self._detokenizer = IncrementalDetokenizer(tokenizer, skip_special=True)
+            # Start where the prompt ends: perhaps within a character, and without dropping a leading space.
+            self._detokenizer.push(self.ids[-1])
 
     @property
     def order(self) -> tuple[int, int]:
-        """Who came first."""
+        """Order of arrival."""
         return (self.request.arrival, self.index)
 
     @property
-    def pending(self) -> int:
-        """Tokens still to be computed before the next one can be chosen; 1 while decoding."""
+    def uncomputed(self) -> int:
+        """Tokens to compute before the next one can be sampled; 1 while decoding."""
         return len(self.ids) - self.computed
 
     @property
-    def text_ids(self) -> list[int]:
-        """The tokens that were generated."""
+    def output_ids(self) -> list[int]:
+        """The generated tokens."""
         return self.ids[len(self.request.prompt) :]
 
     @property
     def matcher(self) -> Matcher | None:
-        """What the next token must obey."""
-        return None if self._free else self._matcher
+        """The grammar that the next token must obey."""
+        return None if self._grammar_pending else self._matcher
 
     @property
     def ended(self) -> bool:
-        """Nothing more is wanted of it."""
+        """Whether no more tokens of it are needed."""
         return self.request.done or self.finish_reason is not None
 
     def draw(self, *, ahead: bool = False) -> float:
-        """The uniform number that chooses the next token: the same until one is accepted. ahead: the one after it."""
+        """The uniform number that selects the next token, the same until one is appended. ahead: the one after it."""
         while len(self._drawn) <= ahead:
             self._drawn.append(self._uniforms.random())
         return self._drawn[ahead]
 
-    def accept(self, token: int) -> str:
-        """Take the next id; return the text that is now certain. Sets `finish_reason` when the text ends."""
+    def append(self, token: int) -> str:
+        """Append the next id; return the text that is now certain. Sets `finish_reason` when the sequence ends."""
         self._drawn = self._drawn[1:]
         self.ids.append(token)
         ended = token in self.end_ids
         if self.matcher is not None and not ended:
             ended_by_grammar = self.matcher.accept(token)
         else:
-            ended_by_grammar, self._free = False, self._free and token != self.params.grammar_after
+            ended_by_grammar = False
+            self._grammar_pending = self._grammar_pending and token != self.params.grammar_after
         full = len(self.ids) - len(self.request.prompt) >= self.limit
         last = ended or ended_by_grammar or full
-        if self._text is not None:
-            self._held += "" if ended else self._text.push(token)
-            self._held += self._text.close() if last else ""
-        cut = min((at for at in (self._held.find(stop) for stop in self.params.stop) if at >= 0), default=-1)
+        if self._detokenizer is not None:
+            self._held_back += "" if ended else self._detokenizer.push(token)
+            self._held_back += self._detokenizer.close() if last else ""
+        cut = min((at for at in (self._held_back.find(stop) for stop in self.params.stop) if at >= 0), default=-1)
         if cut >= 0:
             self.finish_reason = "stop"
-            return self._held[:cut]
+            return self._held_back[:cut]
         self.finish_reason = "stop" if ended or ended_by_grammar else "length" if full else None
-        keep = 0 if last else _open_suffix(self._held, self.params.stop)
-        text, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
+        keep = 0 if last else _open_suffix(self._held_back, self.params.stop)
+        certain = len(self._held_back) - keep
+        text, self._held_back = self._held_back[:certain], self._held_back[certain:]
         return text
 
 
 def _open_suffix(text: str, stops: Sequence[str]) -> int:
-    """Length of the longest end of `text` with which a stop string may begin."""
+    """Length of the longest suffix of `text` that a stop string may begin with."""
     longest = max((len(stop) for stop in stops), default=1) - 1
     for size in range(min(longest, len(text)), 0, -1):
         if any(stop.startswith(text[-size:]) for stop in stops):

@@ -1,31 +1,31 @@
-"""Who computes what in the next step.
+"""The scheduler: decides which tokens of which sequences the next step computes.
 
-A step has a budget of tokens. Texts that are being written (decode) get one token each first, so that nobody who reads
-waits for somebody's long prompt; what is left goes to prompts, in pieces that fit (chunked prefill, arXiv 2308.16369).
-A waiting continuation is admitted when there are pages for all its tokens. When a text grows and no page is left, the
-newest one running gives up its pages and waits to be computed again; since no request is accepted that would not fit
-alone, the oldest always goes on.
+A step has a token budget. Sequences that are decoding get one token each first, so that no reader waits for somebody
+else's long prompt; the rest of the budget goes to prompts, in chunks that fit (chunked prefill, arXiv 2308.16369). A
+waiting sequence is admitted when there are blocks for all its tokens. When a sequence grows and no block is left, the
+newest running one is preempted: it gives up its blocks and waits to be computed again. As no request is accepted that
+would not fit alone, the oldest sequence always makes progress.
 
-Both lists are kept in order of arrival. Nothing here touches a number of the model.
+Both lists are kept in order of arrival. Nothing here touches tensors.
 """
 
 from bisect import insort
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from puna.engine.pages import PagePool
-from puna.engine.request import Continuation, DeadlineError, Request
+from puna.engine.kv_cache import BlockPool
+from puna.engine.request import DeadlineError, Request, TokenSequence
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Tokens of one continuation that one step computes: positions start to start + count."""
+    """Tokens of one sequence that one step computes: positions start to start + count."""
 
-    continuation: Continuation
+    sequence: TokenSequence
     start: int
     count: int
     ahead: bool = False
-    """Its token is chosen, but not known yet."""
+    """Its one token has been sampled but is known only on the device."""
 
     @property
     def end(self) -> int:
@@ -33,31 +33,31 @@ class Chunk:
 
     @property
     def complete(self) -> bool:
-        """Whether the next token can be chosen after it."""
-        return self.ahead or self.end == len(self.continuation.ids)
+        """Whether the next token can be sampled after it."""
+        return self.ahead or self.end == len(self.sequence.ids)
 
     @property
     def prompt_rows(self) -> range:
-        """Positions whose logits say how likely the prompt's next token was, where that was asked for."""
-        request = self.continuation.request
-        if not request.wants_prompt:
+        """Positions whose logits give the next prompt token's log probability, if that was requested."""
+        request = self.sequence.request
+        if not request.needs_prompt_logits:
             return range(0)
-        return range(max(self.start, request.needed_from), min(self.end, len(request.prompt) - 1))
+        return range(max(self.start, request.first_needed), min(self.end, len(request.prompt) - 1))
 
     @property
     def rows(self) -> list[int]:
-        """Positions whose logits are wanted."""
+        """Positions whose logits are needed."""
         return [*self.prompt_rows, *([self.end - 1] if self.complete else [])]
 
 
 class Scheduler:
-    """The requests on their way and the pages they hold."""
+    """The open requests and the blocks they hold."""
 
-    def __init__(self, pool: PagePool, *, max_batch: int, step_tokens: int, prefix_cache: bool = True) -> None:
+    def __init__(self, pool: BlockPool, *, max_batch: int, step_tokens: int, prefix_cache: bool = True) -> None:
         self.pool, self.max_batch, self.prefix_cache = pool, max_batch, prefix_cache
         self.step_tokens = max(step_tokens, max_batch)  # or a prompt might never get a turn
-        self.running: list[Continuation] = []
-        self.waiting: list[Continuation] = []
+        self.running: list[TokenSequence] = []
+        self.waiting: list[TokenSequence] = []
         self.preemptions = 0
         self._requests: dict[Request, None] = {}
 
@@ -66,133 +66,133 @@ class Scheduler:
         return bool(self.running or self.waiting)
 
     def add(self, request: Request) -> None:
-        """Let a request wait for its turn. It must fit into the pool alone."""
+        """Put a request into the waiting list. It must fit into the pool alone."""
         self._requests[request] = None
-        insort(self.waiting, request.continuations[0], key=_order)
+        insort(self.waiting, request.sequences[0], key=_order)
 
     def requests(self) -> list[Request]:
-        """All that are on their way."""
+        """All open requests."""
         return list(self._requests)
 
-    def restart(self, version: int) -> None:
-        """Forget all keys and values, which weights before this version made; texts on their way begin anew."""
-        for continuation in list(self.running):
-            self.preempt(continuation)
-        self.pool.drop_cache(version)
+    def recompute_all(self, version: int) -> None:
+        """Discard all keys and values when weights change to this version; open sequences are computed again."""
+        for sequence in list(self.running):
+            self.preempt(sequence)
+        self.pool.reset_prefix_cache(version)
 
     def recover(self) -> None:
-        """Begin all texts anew after a step was interrupted, at whatever point; nothing that pages hold is trusted."""
+        """Restart all sequences after a step was interrupted at any point; no block's content is trusted."""
         self.pool.reset()
         self.running, self.waiting = [], []
         for request in self.requests():
-            unfinished = [c for c in request.continuations if c.finish_reason is None]
+            unfinished = [sequence for sequence in request.sequences if sequence.finish_reason is None]
             if not unfinished:
-                self._finish(request)
-            for continuation in unfinished:
-                continuation.block_table, continuation.digests, continuation.computed = [], [], 0
+                self._close(request)
+            for sequence in unfinished:
+                sequence.block_table, sequence.digests, sequence.computed = [], [], 0
             self.waiting += unfinished if request.forked else unfinished[:1]
         self.waiting.sort(key=_order)
 
     # -- before a step -----------------------------------------------------------------------------------------------
 
-    def reap(self, now: float) -> None:
-        """Drop requests that were cancelled or whose deadline has passed, and free their pages."""
+    def abort_expired(self, now: float) -> None:
+        """Abort requests that were cancelled or whose deadline has passed."""
         for request in self.requests():
             if request.cancelled:
-                self.drop(request)
+                self.abort(request)
             elif request.deadline is not None and now >= request.deadline:
-                made = sum(len(c.text_ids) for c in request.continuations)
+                made = sum(len(sequence.output_ids) for sequence in request.sequences)
                 message = f"The deadline passed after {made:,} tokens."
-                self.drop(request, DeadlineError(message, "Give it more time, or ask for fewer tokens."))
+                self.abort(request, DeadlineError(message, "Give it more time, or ask for fewer tokens."))
 
-    def plan(self) -> list[Chunk]:
-        """Choose the next step's tokens; every chunk's pages are there and its own. Empty: nothing to do."""
+    def schedule(self) -> list[Chunk]:
+        """Choose the next step's chunks; each has blocks of its own to write to. Empty: nothing to do."""
         chunks: list[Chunk] = []
         preemptions = self.preemptions
         at = 0
-        while at < len(self.running):  # only those behind can lose their pages meanwhile
-            continuation = self.running[at]
-            if continuation.pending == 1 and self._make_room(continuation):
-                chunks.append(Chunk(continuation, continuation.computed, 1))
+        while at < len(self.running):  # only later ones can be preempted meanwhile
+            sequence = self.running[at]
+            if sequence.uncomputed == 1 and self._ensure_block(sequence):
+                chunks.append(Chunk(sequence, sequence.computed, 1))
             at += 1
         budget = self.step_tokens - len(chunks)
-        for continuation in self.running:
-            if continuation.pending > 1 and budget:
-                chunks.append(Chunk(continuation, continuation.computed, min(continuation.pending, budget)))
+        for sequence in self.running:
+            if sequence.uncomputed > 1 and budget:
+                chunks.append(Chunk(sequence, sequence.computed, min(sequence.uncomputed, budget)))
                 budget -= chunks[-1].count
-        # Who has just lost her pages would take them back at once.
+        # A sequence that has just been preempted would take its blocks back at once.
         while self.waiting and budget and len(self.running) < self.max_batch and preemptions == self.preemptions:
-            continuation = self.waiting[0]
-            if not self._admit(continuation):
+            sequence = self.waiting[0]
+            if not self._admit(sequence):
                 break
-            chunks.append(Chunk(continuation, continuation.computed, min(continuation.pending, budget)))
+            chunks.append(Chunk(sequence, sequence.computed, min(sequence.uncomputed, budget)))
             budget -= chunks[-1].count
         return chunks
 
-    def plan_ahead(self, texts: Sequence[Continuation]) -> list[Chunk]:
-        """The step after one that says the next token of each of these, before that token is known.
+    def schedule_ahead(self, sequences: Sequence[TokenSequence]) -> list[Chunk]:
+        """Choose the step after one that samples a token for each of these, before that token is known.
 
-        Empty where it takes more than going on: somebody could join, has a prompt to be computed, or has no page of his
-        own to go on in. A text that will have all its tokens is left out.
+        Empty if it takes more than decoding on: a waiting sequence could join, a prompt is to be computed, or there is
+        no exclusive block to write to. A sequence that reaches its limit with that token is left out.
         """
         if self.waiting and len(self.running) < self.max_batch:
             return []
-        known = set(texts)
-        if not all(continuation in known for continuation in self.running):
+        sampled = set(sequences)
+        if not all(sequence in sampled for sequence in self.running):
             return []
         chunks = []
-        for continuation in self.running:
-            if len(continuation.text_ids) + 1 < continuation.limit:
-                if not self._own_page(continuation, len(continuation.ids)):
+        for sequence in self.running:
+            if len(sequence.output_ids) + 1 < sequence.limit:
+                if not self._ensure_exclusive_block(sequence, len(sequence.ids)):
                     return []
-                chunks.append(Chunk(continuation, len(continuation.ids), 1, ahead=True))
+                chunks.append(Chunk(sequence, len(sequence.ids), 1, ahead=True))
         return chunks
 
-    def _admit(self, continuation: Continuation) -> bool:
-        """Move the first waiting one to the running, with pages for all its tokens; False if they are not there."""
-        # One page for each running text: it would be pushed out again by their growth.
+    def _admit(self, sequence: TokenSequence) -> bool:
+        """Move the first waiting sequence to the running ones; False if there are no blocks for all its tokens."""
+        # Keep one block for each running sequence: otherwise their growth would preempt this one again.
         headroom = len(self.running)
         if self.pool.available <= headroom:
             return False
-        tokens, request = len(continuation.ids), continuation.request
-        found = None
+        tokens, request = len(sequence.ids), sequence.request
+        prefix = None
         if self.prefix_cache:
-            # Positions whose logits are wanted are computed, the last one always.
-            reusable = min(request.needed_from, tokens - 1) if request.wants_prompt else tokens - 1
-            found = self.pool.match(continuation.ids[:reusable])
-        pages = found.pages if found else []
-        needed = self.pool.pages_for(tokens) - len(pages)
-        new = self.pool.take(needed) if needed + headroom <= self.pool.available else None
+            # Positions whose logits are needed are computed, always including the last one.
+            reusable = min(request.first_needed, tokens - 1) if request.needs_prompt_logits else tokens - 1
+            prefix = self.pool.match_prefix(sequence.ids[:reusable])
+        cached = prefix.blocks if prefix else []
+        needed = self.pool.blocks_for(tokens) - len(cached)
+        new = self.pool.allocate(needed) if needed + headroom <= self.pool.available else None
         if new is None:
-            self.pool.release(pages)
+            self.pool.release(cached)
             return False
-        continuation.block_table = pages + new
-        continuation.digests = found.digests if found else []
-        continuation.computed = found.tokens if found else 0
+        sequence.block_table = cached + new
+        sequence.digests = prefix.digests if prefix else []
+        sequence.computed = prefix.tokens if prefix else 0
         if tokens == len(request.prompt):
-            request.cached_tokens = continuation.computed
+            request.cached_tokens = sequence.computed
         insort(self.running, self.waiting.pop(0), key=_order)
         return True
 
-    def _make_room(self, continuation: Continuation) -> bool:
-        """See to a page of its own for the next token, at the cost of newer ones; False if it was the newest itself."""
-        while not self._own_page(continuation, continuation.computed):
+    def _ensure_block(self, sequence: TokenSequence) -> bool:
+        """Get an exclusive block for the next token by preempting newer sequences; False if it was the newest."""
+        while not self._ensure_exclusive_block(sequence, sequence.computed):
             newest = self.running[-1]
             self.preempt(newest)
-            if newest is continuation:
+            if newest is sequence:
                 return False
         return True
 
-    def _own_page(self, continuation: Continuation, position: int) -> bool:
-        """See to a page that it alone holds for its token at a position; False if no page is left."""
-        table, at = continuation.block_table, position // self.pool.page_size
+    def _ensure_exclusive_block(self, sequence: TokenSequence, position: int) -> bool:
+        """Get a block for the token at a position that only this sequence holds; False if no block is left."""
+        table, at = sequence.block_table, position // self.pool.block_size
         if at == len(table):
-            taken = self.pool.take(1)
-            table += taken or []
-            return taken is not None
-        if self.pool.references[table[at]] == 1:
+            new = self.pool.allocate(1)
+            table += new or []
+            return new is not None
+        if self.pool.ref_counts[table[at]] == 1:
             return True
-        # Shared with others that continue the same prompt: copy on write.
+        # Shared with other sequences of the same prompt: copy on write.
         copy = self.pool.copy(table[at])
         if copy is None:
             return False
@@ -200,34 +200,34 @@ class Scheduler:
         table[at] = copy
         return True
 
-    def preempt(self, continuation: Continuation) -> None:
-        """Take a running continuation's pages away and let it wait to be computed again."""
-        self.running.remove(continuation)
-        self._release(continuation)
-        insort(self.waiting, continuation, key=_order)
+    def preempt(self, sequence: TokenSequence) -> None:
+        """Release a running sequence's blocks and let it wait to be computed again."""
+        self.running.remove(sequence)
+        self._release(sequence)
+        insort(self.waiting, sequence, key=_order)
         self.preemptions += 1
 
     # -- after a step ------------------------------------------------------------------------------------------------
 
-    def advance(self, chunk: Chunk) -> None:
-        """The chunk is in the pages: enter those that became whole into the prefix cache."""
-        continuation, size = chunk.continuation, self.pool.page_size
-        continuation.computed = chunk.end
+    def mark_computed(self, chunk: Chunk) -> None:
+        """Note that the chunk is in the KV cache, and add the blocks it filled to the prefix cache."""
+        sequence, size = chunk.sequence, self.pool.block_size
+        sequence.computed = chunk.end
         if not self.prefix_cache:
             return
-        for page in range(len(continuation.digests), chunk.end // size):
-            self._register(continuation, page, size)
+        for block in range(len(sequence.digests), chunk.end // size):
+            self._cache_block(sequence, block, size)
 
-    def fork(self, leader: Continuation) -> Sequence[Continuation]:
-        """All continuations of a request whose prompt was computed by the leader; the others share its pages.
+    def fork(self, leader: TokenSequence) -> Sequence[TokenSequence]:
+        """All sequences of a request whose prompt the leader has computed; the others share its blocks.
 
-        Those beyond the batch's limit get none and wait.
+        Those beyond the batch limit get no blocks and wait.
         """
         request = leader.request
         if request.forked:
             return [leader]
         request.forked = True
-        for sibling in request.continuations[1:]:
+        for sibling in request.sequences[1:]:
             if len(self.running) >= self.max_batch:
                 insort(self.waiting, sibling, key=_order)
                 continue
@@ -235,46 +235,46 @@ class Scheduler:
             sibling.block_table, sibling.digests = list(leader.block_table), list(leader.digests)
             sibling.computed = leader.computed
             insort(self.running, sibling, key=_order)
-        return request.continuations
+        return request.sequences
 
-    def end(self, continuation: Continuation) -> None:
-        """A text is finished: its pages stay findable, the last one as far as it goes."""
-        self._remove(continuation)
-        if all(c.finish_reason for c in continuation.request.continuations):
-            self._finish(continuation.request)
+    def finish(self, sequence: TokenSequence) -> None:
+        """Remove a finished sequence: its blocks stay in the prefix cache, the last one as far as it is filled."""
+        self._remove(sequence)
+        if all(sibling.finish_reason for sibling in sequence.request.sequences):
+            self._close(sequence.request)
 
-    def drop(self, request: Request, error: Exception | None = None) -> None:
-        """End all of a request. After an error nothing that its pages hold is trusted."""
-        for continuation in request.continuations:
-            self._remove(continuation, forget=error is not None)
-        self._finish(request, error)
+    def abort(self, request: Request, error: Exception | None = None) -> None:
+        """End all sequences of a request. After an error its blocks are not kept in the prefix cache."""
+        for sequence in request.sequences:
+            self._remove(sequence, uncache=error is not None)
+        self._close(request, error)
 
-    def _finish(self, request: Request, error: Exception | None = None) -> None:
+    def _close(self, request: Request, error: Exception | None = None) -> None:
         self._requests.pop(request, None)
         request.finish(error)
 
-    def _remove(self, continuation: Continuation, *, forget: bool = False) -> None:
-        for ours in (self.running, self.waiting):
-            if continuation in ours:
-                ours.remove(continuation)
-        self._release(continuation, forget=forget)
+    def _remove(self, sequence: TokenSequence, *, uncache: bool = False) -> None:
+        for queue in (self.running, self.waiting):
+            if sequence in queue:
+                queue.remove(sequence)
+        self._release(sequence, uncache=uncache)
 
-    def _release(self, continuation: Continuation, *, forget: bool = False) -> None:
-        whole, size = len(continuation.digests), self.pool.page_size
-        if self.prefix_cache and continuation.computed > whole * size and not forget:
-            self._register(continuation, whole, continuation.computed - whole * size)
-        self.pool.release(continuation.block_table, forget=forget)
-        continuation.block_table, continuation.digests, continuation.computed = [], [], 0
+    def _release(self, sequence: TokenSequence, *, uncache: bool = False) -> None:
+        full, size = len(sequence.digests), self.pool.block_size
+        if self.prefix_cache and sequence.computed > full * size and not uncache:
+            self._cache_block(sequence, full, sequence.computed - full * size)
+        self.pool.release(sequence.block_table, uncache=uncache)
+        sequence.block_table, sequence.digests, sequence.computed = [], [], 0
 
-    def _register(self, continuation: Continuation, page: int, count: int) -> None:
-        """Enter a page under the first `count` tokens it holds."""
-        first = page * self.pool.page_size
-        parent = continuation.digests[page - 1] if page else self.pool.root
-        tokens = continuation.ids[first : first + count]
-        digest = self.pool.register(continuation.block_table[page], parent, tokens)
-        if count == self.pool.page_size:
-            continuation.digests.append(digest)
+    def _cache_block(self, sequence: TokenSequence, block: int, count: int) -> None:
+        """Index a block by the first `count` tokens it holds."""
+        first = block * self.pool.block_size
+        parent = sequence.digests[block - 1] if block else self.pool.root
+        tokens = sequence.ids[first : first + count]
+        digest = self.pool.cache_block(sequence.block_table[block], parent, tokens)
+        if count == self.pool.block_size:
+            sequence.digests.append(digest)
 
 
-def _order(continuation: Continuation) -> tuple[int, int]:
-    return continuation.order
+def _order(sequence: TokenSequence) -> tuple[int, int]:
+    return sequence.order

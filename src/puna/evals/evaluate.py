@@ -19,7 +19,6 @@ from puna.core.errors import PunaError
 from puna.core.files import sha256_file, write_json
 from puna.data.corpus import Corpus
 from puna.engine.generate import Engine
-from puna.engine.importer import stage
 from puna.evals.compare import compare
 from puna.evals.contamination import contamination, seen_items
 from puna.evals.contract import Benchmark, Item, MultiTurn
@@ -29,7 +28,7 @@ from puna.evals.model_card import write_cards
 from puna.evals.report import write_report
 from puna.evals.results import summarise
 from puna.evals.runner import OnProgress, Row, chosen, run
-from puna.model.store import load_lineage
+from puna.model.store import load_lineage, load_stage
 from puna.tasks.sandboxed import require
 
 Loaded = list[tuple[Benchmark, list[Item], int]]
@@ -94,7 +93,7 @@ def describe_model(directory: Path, engine: Engine) -> dict[str, Any]:
         "tokenizer_sha256": engine.tokenizer.hash if engine.tokenizer else None,
         "parameters": engine.model.config.num_parameters(),
         "context": engine.model.config.max_position_embeddings,
-        "stage": stage(directory),
+        "stage": load_stage(directory),
         "lineage": lineage,
     }
 

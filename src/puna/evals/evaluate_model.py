@@ -10,7 +10,6 @@ from typing import Any, Literal, NamedTuple
 from puna.core.errors import RecipeError
 from puna.data.corpus import Corpus
 from puna.engine.generate import Engine, load_engine
-from puna.engine.importer import stage
 from puna.evals.catalogue import select, suites
 from puna.evals.contract import Benchmark
 from puna.evals.datasets import EvalData
@@ -18,7 +17,7 @@ from puna.evals.evaluate import Loaded, evaluate, load_items
 from puna.evals.generation import Sampling
 from puna.evals.runner import OnProgress
 from puna.model.hub import model_directory
-from puna.model.store import stored_dtype
+from puna.model.store import load_stage, stored_dtype
 from puna.train.machine import best_device
 
 Form = Literal["auto", "chat", "text"]
@@ -41,7 +40,7 @@ def open_model(
     # The kernels for a CPU, but in the files' own precision: a score is the model's, not a rounded one's.
     options |= {"fast": True, "dtype": stored_dtype(directory)} if fast else {"deterministic": True}
     engine = load_engine(directory, **options)
-    return Opened(engine, directory, stage(directory) != "base" if form == "auto" else form == "chat")
+    return Opened(engine, directory, load_stage(directory) != "base" if form == "auto" else form == "chat")
 
 
 def evaluate_model(

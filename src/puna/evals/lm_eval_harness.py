@@ -71,7 +71,7 @@ def engine_model(engine: Engine, *, chat: bool = False) -> Any:
             return tokenizer.hash[:16]
 
         def chat_template(self, chat_template: bool | str = False) -> str:
-            from puna.text.chat import CHAT_TEMPLATE
+            from puna.text.templates import CHAT_TEMPLATE
 
             return tokenizer.chat_template or CHAT_TEMPLATE
 

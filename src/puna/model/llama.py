@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from puna.model.config import ModelConfig
-from puna.model.features import has_varlen_attention
+from puna.model.torch_compat import has_varlen_attention
 
 
 class Cache(Protocol):

@@ -119,6 +119,20 @@ def load_lineage(directory: Path) -> dict[str, Any]:
     return dict(read_json(path)) if path.is_file() else {}
 
 
+def load_stage(directory: Path) -> str:
+    """ "base" or "chat": by the lineage, else by whether there is a chat template.
+
+    The template alone says nothing about our own models: their tokenizer has one from the beginning. Every stage after
+    pretraining teaches answers in dialogues.
+    """
+    stage = load_lineage(directory).get("stage")
+    if stage:
+        return "base" if stage == "base" else "chat"
+    path = directory / "tokenizer_config.json"
+    template = path.is_file() and read_json(path).get("chat_template")
+    return "chat" if template or (directory / "chat_template.jinja").is_file() else "base"
+
+
 def load_model(
     directory: Path, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
 ) -> LlamaForCausalLM:

@@ -1,9 +1,9 @@
 """The catalogue of attacks that `check` runs: on resources, on the walls, on the reward.
 
-An attack is a program. One on resources or walls defines `attack(host)` and returns something true if it got what it
-wanted; what stops it is an exception, a limit, or nothing to be had. `host` tells it where its targets are, so that it
-need not find them: real processes, files and sockets of the machine outside. An attack on the reward defines
-`solve(x)`, which should be the square of x, and tries to be believed without computing it.
+An attack is a program. One on resources or walls defines `attack(host)` and returns a true value if it succeeded; it is
+stopped by an exception, by a limit, or because there is nothing to gain. `host` names its targets, so that it need not
+search for them: real processes, files and sockets outside the sandbox. An attack on the reward defines `solve(x)`,
+which should be the square of x, and tries to pass without computing it.
 """
 
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ from puna.sandbox.result import Limits
 LIMITS = Limits(cpu_seconds=1, seconds=4, memory_bytes=192 << 20, disk_bytes=4 << 20, files=64)
 SHORT = Limits(cpu_seconds=1, seconds=1, memory_bytes=192 << 20, disk_bytes=4 << 20, files=64)
 KINDS = ("resource", "escape", "reward")
-# Attacks that a level below "isolated" does not stop, said here rather than found out: no sized file system there.
+# Attacks that levels below "isolated" do not stop, because these have no file system of limited size.
 NEEDS = {"disk filling": "tmpfs", "many small files": "tmpfs"}
 
 PRELUDE = """
@@ -32,7 +32,7 @@ def syscall(x86_64, aarch64, *arguments):
 
 @dataclass(frozen=True)
 class Attack:
-    """One attack: what it tries, in words and as a program."""
+    """One attack: its name, its kind, and its program."""
 
     name: str
     kind: str

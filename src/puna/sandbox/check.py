@@ -1,8 +1,8 @@
-"""Attack the walls on this machine: run the whole catalogue against real targets, and look at what is left after each.
+"""Run the catalogue of attacks against real targets on this machine, and check what each leaves behind.
 
-The targets are made for the purpose: a process, files anybody may read and write, sockets that listen. An attack is
-contained when it got nothing, every target is as it was, the next evaluation is right, and no process, file or mount
-remains. `contained` and what stopped it are printed as they happened.
+The targets are created for this: a process, files that anyone may read and write, listening sockets. An attack is
+contained when it got nothing, every target is unchanged, the next evaluation is correct, and no process, file or mount
+is left over.
 """
 
 import os
@@ -19,18 +19,18 @@ from typing import Any
 from puna.core.errors import PunaError
 from puna.sandbox.attacks import ATTACKS, NEEDS, Attack
 from puna.sandbox.compare import count_right
-from puna.sandbox.outer import Outer
+from puna.sandbox.remote import RemoteSandbox
 from puna.sandbox.result import Result
-from puna.sandbox.warm import Sandbox
+from puna.sandbox.worker import Sandbox
 
 HIDDEN = (3, 5, 8)
-# What a call says that was made for something else: not a wall, so the attack itself needs mending.
+# Errors of a wrong program, not of a wall: the attack itself needs fixing.
 BROKEN = ("SyntaxError", "NameError", "AttributeError", "KeyError")
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What one attack came to. left: what stayed behind, "" if nothing. expected: whether the level promises it."""
+class AttackOutcome:
+    """The outcome of one attack. left: what it left behind, or "". expected: whether the level promises containment."""
 
     name: str
     kind: str
@@ -42,13 +42,13 @@ class Outcome:
 
     @property
     def good(self) -> bool:
-        """Whether the attack was contained, or nobody said it would be."""
+        """Whether the attack was contained, or the level does not promise it."""
         return (self.contained or not self.expected) and not self.left
 
 
 @contextmanager
 def targets() -> Iterator[dict[str, Any]]:
-    """Things outside worth attacking, as the `host` that attacks are told about; gone at the end."""
+    """Create targets outside the sandbox, described by the `host` given to attacks; removed at the end."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="puna-check-")))
         folder.chmod(0o777)
@@ -95,24 +95,26 @@ def targets() -> Iterator[dict[str, Any]]:
 
 
 def run_attacks(
-    sandbox: Sandbox | Outer,
+    sandbox: Sandbox | RemoteSandbox,
     attacks: Sequence[Attack] = ATTACKS,
     *,
-    tell: Callable[[Outcome], None] = lambda outcome: None,
-) -> list[Outcome]:
-    """Run attacks one after another in this sandbox; `tell` hears of each as it ends."""
+    on_outcome: Callable[[AttackOutcome], None] = lambda outcome: None,
+) -> list[AttackOutcome]:
+    """Run attacks one after another in this sandbox; `on_outcome` is called as each ends."""
     outcomes = []
     with targets() as host:
         for attack in attacks:
             before = _state(sandbox)
             outcome = _run(sandbox, attack, host, before)
             outcomes.append(outcome)
-            tell(outcome)
+            on_outcome(outcome)
     return outcomes
 
 
-def _run(sandbox: Sandbox | Outer, attack: Attack, host: dict[str, Any], before: dict[str, Any]) -> Outcome:
-    told = {name: value for name, value in host.items() if not name.startswith("_")}
+def _run(
+    sandbox: Sandbox | RemoteSandbox, attack: Attack, host: dict[str, Any], before: dict[str, Any]
+) -> AttackOutcome:
+    known = {name: value for name, value in host.items() if not name.startswith("_")}
     if attack.kind == "reward":
         result = sandbox.run(
             attack.program,
@@ -123,12 +125,12 @@ def _run(sandbox: Sandbox | Outer, attack: Attack, host: dict[str, Any], before:
         )
         contained = count_right(result.values, [x * x for x in HIDDEN]) < len(HIDDEN)
     else:
-        result = sandbox.run(attack.program, function="attack", inputs=[[told]], limits=attack.limits)
+        result = sandbox.run(attack.program, function="attack", inputs=[[known]], limits=attack.limits)
         contained = not (result.values and result.values[0].value)
     stopped = _stopped_by(result)
     if attack.kind != "reward" and stopped.split(":")[0].removeprefix("source: ") in BROKEN:
         contained, stopped = False, f"the attack is broken: {stopped}"
-    return Outcome(
+    return AttackOutcome(
         attack.name,
         attack.kind,
         contained,
@@ -140,19 +142,17 @@ def _run(sandbox: Sandbox | Outer, attack: Attack, host: dict[str, Any], before:
 
 
 def _stopped_by(result: Result) -> str:
-    """What an attack ran into, as one phrase."""
+    """What stopped an attack, as one phrase."""
     if result.reason:
         return result.reason
-    error = next((answer.error for answer in result.values if answer.error), "")
+    error = next((call.error for call in result.values if call.error), "")
     if error:
         return error
-    return (
-        "the comparison, outside" if any(answer.value is not None for answer in result.values) else "nothing to be had"
-    )
+    return "the comparison, outside" if any(call.value is not None for call in result.values) else "nothing to gain"
 
 
-def _left(sandbox: Sandbox | Outer, host: dict[str, Any], before: dict[str, Any]) -> str:
-    """What is not as it was: the next evaluation, the targets, processes, files, mounts."""
+def _left(sandbox: Sandbox | RemoteSandbox, host: dict[str, Any], before: dict[str, Any]) -> str:
+    """What has changed: the next evaluation, the targets, processes, files, mounts."""
     wrong = []
     try:
         after = sandbox.run("def solve(x): return x * x", function="solve", inputs=[[x] for x in HIDDEN])
@@ -183,8 +183,8 @@ def _reached(listening: socket.socket) -> bool:
     return True
 
 
-def _state(sandbox: Sandbox | Outer) -> dict[str, Any]:
-    """What must be the same before and after an evaluation."""
+def _state(sandbox: Sandbox | RemoteSandbox) -> dict[str, Any]:
+    """State that must be the same before and after an evaluation."""
     return {
         "processes left": sandbox.processes(),
         "folders left": sandbox.folders(),
@@ -194,7 +194,7 @@ def _state(sandbox: Sandbox | Outer) -> dict[str, Any]:
 
 
 def machine() -> dict[str, Any]:
-    """Who runs on what, for the head of a report."""
+    """The system, Python and user, for the head of a report."""
     system = os.uname()
     return {
         "system": f"{system.sysname} {system.release} {system.machine}",

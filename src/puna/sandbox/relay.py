@@ -1,10 +1,10 @@
-"""The sandbox's far end: evaluations as lines of JSON on stdin and stdout, for `outer` on the other side.
+"""The remote end of a sandbox: evaluations as lines of JSON on stdin and stdout, for `remote`.
 
     python -m puna.sandbox.relay
 
-It runs where `outer` started it: behind bubblewrap, in a container, on another machine. The first line says what walls
-that place has; then each line asked is answered by one line. Untrusted code runs behind the walls of `warm` here as
-well, so a container is a second wall and not the only one. Needs Python and this package, nothing else.
+It runs where `remote` started it: inside bubblewrap, in a container, on another machine. The first line lists the walls
+of that location; then each request line gets one response line. Untrusted code runs in a `worker` here as well, so a
+container is a second wall and not the only one. Needs only Python and this package.
 """
 
 import json
@@ -13,43 +13,43 @@ import sys
 from typing import Any
 
 from puna.core.errors import PunaError
-from puna.sandbox import plain
+from puna.sandbox.child import typed_json
 from puna.sandbox.result import Limits
-from puna.sandbox.warm import Sandbox
+from puna.sandbox.worker import Sandbox
 
 
 def main() -> None:
-    """Answer until stdin ends."""
-    answers = os.fdopen(os.dup(1), "w", encoding="ascii")
-    os.dup2(2, 1)  # whatever else prints must not end up between the lines
+    """Respond to requests until stdin ends."""
+    responses = os.fdopen(os.dup(1), "w", encoding="ascii")
+    os.dup2(2, 1)  # other output must not end up between the lines
     try:
         sandbox = Sandbox()
     except PunaError as error:
-        _say(answers, {"failed": str(error)})
+        _send(responses, {"failed": str(error)})
         return
-    _say(answers, {"walls": sandbox.walls, "level": sandbox.level})
+    _send(responses, {"walls": sandbox.walls, "level": sandbox.level})
     try:
         for line in sys.stdin:
             try:
                 if not sandbox.alive:
                     sandbox = Sandbox()
-                said = _evaluate(sandbox, json.loads(line))
+                response = _evaluate(sandbox, json.loads(line))
             except PunaError as error:
-                said = {"error": str(error)}
-            _say(answers, said)
+                response = {"error": str(error)}
+            _send(responses, response)
     finally:
         sandbox.close()
 
 
-def _evaluate(sandbox: Sandbox, asked: dict[str, Any]) -> dict[str, Any]:
+def _evaluate(sandbox: Sandbox, request: dict[str, Any]) -> dict[str, Any]:
     result = sandbox.run(
-        asked["source"],
-        function=asked["function"],
-        inputs=[plain.decode(text) for text in asked["inputs"]],
-        stdin=asked["stdin"],
-        limits=Limits(**asked["limits"]),
+        request["source"],
+        function=request["function"],
+        inputs=[typed_json.decode(text) for text in request["inputs"]],
+        stdin=request["stdin"],
+        limits=Limits(**request["limits"]),
     )
-    values = [[plain.encode(answer.value), answer.error] for answer in result.values]
+    values = [[typed_json.encode(call.value), call.error] for call in result.values]
     return {
         "values": values,
         "stdout": result.stdout,
@@ -61,9 +61,9 @@ def _evaluate(sandbox: Sandbox, asked: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _say(answers: Any, value: dict[str, Any]) -> None:
-    answers.write(json.dumps(value) + "\n")
-    answers.flush()
+def _send(responses: Any, value: dict[str, Any]) -> None:
+    responses.write(json.dumps(value) + "\n")
+    responses.flush()
 
 
 if __name__ == "__main__":

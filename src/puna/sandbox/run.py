@@ -1,15 +1,15 @@
-"""Run untrusted Python apart from everything, and know how far apart: `run_python`, and the level each result names.
+"""Run untrusted Python in isolation: `run_python`, whose results name the level of isolation they had.
 
-Values come back, never verdicts. Untrusted code gets a function's inputs and sends what the function returned;
-`compare.same`, on this side, decides whether that is right. So there is nothing in its process to steal or to flip:
-neither expected values nor the comparison. Levels, each with all that stands below it:
+The sandbox returns values, never verdicts. Untrusted code gets a function's inputs and sends what the function
+returned; `compare.same`, outside, decides whether that is right. Its process therefore contains nothing to steal or to
+change: neither expected values nor the comparison. The levels, each including all above it:
 
     none      not Linux: nothing runs
-    limits    resource limits; no capabilities, open files or environment; root steps down
-    confined  + a list of allowed system calls (seccomp), and a wall around files (Landlock, or a root of its own)
-    isolated  + namespaces for processes, network, mounts and IPC; a root of its own; a sized, emptied /tmp
+    limits    resource limits; no capabilities, open files or environment; root drops its privileges
+    confined  + an allowlist of system calls (seccomp), and confined file access (Landlock, or a root of its own)
+    isolated  + namespaces for processes, network, mounts and IPC; a root of its own; a new /tmp of limited size
 
-PUNA_SANDBOX sends evaluations elsewhere: behind bubblewrap, into a container, to another machine (see `outer`).
+PUNA_SANDBOX sends evaluations elsewhere: through bubblewrap, to a container, to another machine (see `remote`).
 """
 
 import atexit
@@ -19,9 +19,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from puna.core.errors import SandboxError
-from puna.sandbox.outer import Outer, place
+from puna.sandbox.remote import RemoteSandbox, place
 from puna.sandbox.result import LEVELS, Limits, Result, known_level
-from puna.sandbox.warm import Sandbox
+from puna.sandbox.worker import Sandbox
 
 
 def run_python(
@@ -33,10 +33,10 @@ def run_python(
     limits: Limits | None = None,
     floor: str = "confined",
 ) -> Result:
-    """Run `source` as a program; or define what it defines and call `function(*arguments)` for each of `inputs`.
+    """Run `source` as a program, or execute it and call `function(*arguments)` for each of `inputs`.
 
-    Arguments and values are plain data (see `plain`). Raises PunaError when this machine cannot reach level `floor`, or
-    inputs are not plain. Evaluations one after another share a warm process, those of several threads get one each.
+    Arguments and values are plain data (see `child.typed_json`). Raises PunaError when this machine cannot reach level
+    `floor`, or inputs are not plain. Successive evaluations share a worker process; concurrent threads get one each.
     """
     sandbox = _take(floor)
     try:
@@ -50,17 +50,17 @@ def run_python(
 
 
 _lock = threading.Lock()
-_idle: list[Sandbox | Outer] = []
+_idle: list[Sandbox | RemoteSandbox] = []
 
 
-def _take(floor: str) -> Sandbox | Outer:
-    """A warm process that nobody uses, or a new one. Raises PunaError when its level lies below `floor`."""
+def _take(floor: str) -> Sandbox | RemoteSandbox:
+    """An idle worker, or a new one. Raises PunaError when its level is below `floor`."""
     known_level(floor)
     with _lock:
         idle, _idle[:] = _idle[:], []
         sandbox = next((one for one in idle if one.alive), None)
         _idle.extend(one for one in idle if one is not sandbox and one.alive)
-    sandbox = sandbox or (Outer(place()) if place() else Sandbox())
+    sandbox = sandbox or (RemoteSandbox(place()) if place() else Sandbox())
     if LEVELS.index(sandbox.level) < LEVELS.index(floor):
         missing = "; ".join(f"{name}: {why}" for name, why in sandbox.walls.items() if why)
         sandbox.close()
@@ -72,7 +72,7 @@ def _take(floor: str) -> Sandbox | Outer:
 
 
 def _forget() -> None:
-    """In a forked child the warm processes are the parent's: talking to them would mix up answers."""
+    """Drop the workers in a forked child: they belong to the parent, and sharing them would mix up results."""
     _idle.clear()
 
 

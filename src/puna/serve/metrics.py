@@ -146,6 +146,6 @@ class _Engines(Collector):
             ):
                 if key in numbers:
                     family.add_metric(name, numbers[key])
-            for state, count in numbers.get("pages", {}).items():
+            for state, count in numbers.get("blocks", {}).items():
                 pages.add_metric([*name, state], count)
         return [running, waiting, pages, version, age, preempted, steps]

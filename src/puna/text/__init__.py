@@ -1,1 +1,1 @@
-"""Text to token ids and back: the tokenizer and the chat renderer. The only place where either is made."""
+"""Tokenizer, chat renderer and templates: the only code that turns text into token ids and loss masks."""

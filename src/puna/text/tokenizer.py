@@ -31,7 +31,8 @@ from puna.text.bytelevel import (
     spec_from_ranks,
     special_names,
 )
-from puna.text.spec import (
+from puna.text.templates import CHAT_TEMPLATE, RESPONSE_TEMPLATE
+from puna.text.tokenizer_json import (
     decoder_kind,
     looks_like_control,
     merges_as_text,
@@ -209,8 +210,6 @@ class Tokenizer:
         transformers 4 and 5 both read them: the class is PreTrainedTokenizerFast, which 5 keeps as an alias, and the
         template lies both in the configuration (4.x) and in its own file (5.x). Each file is whole or as it was.
         """
-        from puna.text.chat import CHAT_TEMPLATE, RESPONSE_TEMPLATE  # chat stands on this module
-
         spec = json.loads(self._json)
         tokens = {
             "bos_token": self._bos_token,

@@ -50,13 +50,14 @@ class MemoryEstimate:
         return sum(self.parts.values())
 
 
-def predict_memory(recipe: Recipe, *, device_type: str, world_size: int = 1) -> MemoryEstimate:
+def predict_memory(recipe: Recipe, *, device_type: str, world_size: int = 1, held: int = 0) -> MemoryEstimate:
     """Peak memory of one of `world_size` processes: on "cpu" resident memory of the process, else the allocator's.
 
     precision and compile set to "auto" are taken as the device's usual: mixed and compiled on GPUs, fp32 and compiled
-    on CPUs. Raises PunaError when the layout does not fit the number of processes.
+    on CPUs. held: on a CPU, bytes that the process has taken already. Raises PunaError when the layout does not fit the
+    number of processes.
     """
-    return Prediction(recipe, device_type, world_size).estimate()
+    return Prediction(recipe, device_type, world_size, held).estimate()
 
 
 def largest_preset_that_fits(recipe: Recipe, available: int, *, device_type: str, world_size: int = 1) -> str | None:
@@ -156,7 +157,8 @@ class Prediction:
             "optimizer state": self.weight_bytes * self.state_numbers() / self.shards,
         }
         if self.on_cpu:
-            parts["Python and torch"] = self.held + (_COMPILER if self.compiled else 0)
+            # A process that holds more than the interpreter has compiled already.
+            parts["Python and torch"] = max(self.held, _BASE + (_COMPILER if self.compiled else 0))
         if self.grads_stay():
             parts["gradients"] = self.grad_bytes()
         if self.shards > 1:

@@ -19,7 +19,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.optim.adamw import adamw
 
-from puna.model.features import multiplies_bfloat16
+from puna.model.torch_compat import multiplies_bfloat16
 from puna.train.recipe import OptimizerConfig
 
 # Polar Express (arXiv 2505.16932), table 1 and its safety factor of 1.02: the composition of these odd quintics takes

@@ -23,6 +23,7 @@ from puna.data.loader import documents_of
 from puna.model.config import ModelConfig
 from puna.model.llama import DocumentMask
 from puna.train import parallel
+from puna.train.clock import peak_memory
 from puna.train.evaluate import bits_per_byte
 from puna.train.factory import FromCheckpoint, FromScratch, ModelFactory
 from puna.train.feed import Rows, feed
@@ -101,7 +102,8 @@ def step_seconds(recipe: Recipe, folder: Path, *, machine: Machine, seconds: flo
 
 
 def _fit(recipe: Recipe, _: ModelConfig, machine: Machine, world: parallel.World) -> MemoryEstimate:
-    memory = predict_memory(recipe, device_type=world.device.type, world_size=world.size)
+    held = peak_memory(world.device) if world.device.type == "cpu" else 0
+    memory = predict_memory(recipe, device_type=world.device.type, world_size=world.size, held=held)
     check_fits(recipe, memory, machine)
     return memory
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch.nn.functional import ScalingType, scaled_dot_product_attention, scaled_mm, silu
 
-from puna.model.features import multiplies_bfloat16
+from puna.model.torch_compat import multiplies_bfloat16
 from puna.plan.equations.cost import BACKWARD_FLASH
 from puna.plan.evidence.local_device import Products
 from puna.train.fp8 import has_fp8, quantize

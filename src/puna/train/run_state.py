@@ -57,7 +57,7 @@ class RunState(Generic[R]):
         self.run_dir, self.observers, self.factory = run_dir, observers, factory
         self.config, self.tokenizer = factory.config, factory.tokenizer
         device = world.device
-        layout = resolve_layout(recipe.layout, recipe.train, world.size, on_cpu=device.type == "cpu")
+        self.layout = layout = resolve_layout(recipe.layout, recipe.train, world.size, on_cpu=device.type == "cpu")
         settled = recipe.train.model_copy(
             update={
                 "precision": parallel.resolve_precision(recipe.train, device),
@@ -105,7 +105,7 @@ class RunState(Generic[R]):
             use_fp8(self.model, world.device)
         parallel.apply_to_blocks(self.model, recompute=train.recompute, compiled=train.compile == "on")
         if self.sharded:
-            parallel.shard(self.model, self.recipe.layout, world.mesh, train.precision)
+            parallel.shard(self.model, self.layout, world.mesh, train.precision)
         with self.clock.part("setup"), torch.no_grad():
             self.model.to_empty(device=world.device)
             self.factory.fill(self.model, train.seed)

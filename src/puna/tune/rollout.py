@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor
 
 from puna.core.errors import PunaError
 from puna.core.files import read_json
-from puna.engine.fused import fuse
+from puna.engine.cpu.fused_model import fuse
 from puna.engine.generate import Completion, Engine, SamplingParams
 from puna.model.config import ModelConfig
 from puna.model.llama import LlamaForCausalLM

@@ -117,6 +117,8 @@ async def generate(
     """
     options = {key: value for key, value in sampling.model_dump().items() if value is not None}
     options.setdefault("max_tokens", DEFAULT_TOKENS[backend.card.stage])
+    if backend.card.introduction:
+        options.setdefault("temperature", backend.card.introduction.temperature)
     options |= {"model": backend.card.id, "stream": True, "stream_options": {"include_usage": True}}
     options["return_token_ids"] = backend.tokenizer is not None
     stream: AsyncGenerator[Any]

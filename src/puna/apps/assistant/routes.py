@@ -60,7 +60,11 @@ def models(request: Request, assistant: AssistantDep, who: Who) -> dict[str, Any
         "user": who.name,
         "role": who.role,
         "signed_in": request.app.state.web.auth.required,
-        "models": [{name: getattr(card, name) for name in fields} for card in cards],
+        "models": [
+            {name: getattr(card, name) for name in fields}
+            | {"introduction": card.introduction.model_dump() if card.introduction else None}
+            for card in cards
+        ],
     }
 
 

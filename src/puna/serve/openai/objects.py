@@ -228,8 +228,27 @@ class DetokenizeResponse(Wire):
     prompt: str
 
 
+class Starter(Wire):
+    """A prompt that a model answers well, with its answers before and after tuning."""
+
+    prompt: str = Field(max_length=4_000)
+    before: str = Field("", max_length=4_000)
+    after: str = Field("", max_length=4_000)
+
+
+class Introduction(Wire):
+    """What a model says of itself: one line of what it can and cannot do, and prompts to start with.
+
+    temperature: the default of conversations with it; 0 gives the answers of its starters.
+    """
+
+    about: str = Field(max_length=1_000)
+    starters: list[Starter] = Field(default_factory=list, max_length=12)
+    temperature: float = Field(0.0, ge=0, le=5)
+
+
 class ModelCard(Wire):
-    """A served model. stage: base or chat."""
+    """A served model. stage: base or chat. introduction: for pages; not part of OpenAI's model object."""
 
     id: str
     object: Literal["model"] = "model"
@@ -240,6 +259,7 @@ class ModelCard(Wire):
     weight_version: int = 0
     parameters: int | None = None
     root: str | None = None
+    introduction: Introduction | None = Field(default=None, exclude=True)
 
 
 class ModelList(Wire):

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
-from puna.model.features import multiplies_bfloat16
 from puna.model.llama import LlamaForCausalLM
+from puna.model.torch_compat import multiplies_bfloat16
 from puna.train.recipe import ComputeConfig
 
 

@@ -13,9 +13,9 @@ from typing import Any, Literal
 import torch
 
 from puna import __version__
-from puna.engine.fused import packs, weight_shapes
+from puna.engine.cpu.fused_model import packed_matrices, weight_shapes
 from puna.engine.generate import Engine
-from puna.engine.request import Step
+from puna.engine.request import TokenOutput
 from puna.serve.backends.base import Health
 from puna.serve.backends.native.engine_client import Generation, in_thread
 from puna.serve.backends.native.preprocess import (
@@ -28,7 +28,7 @@ from puna.serve.backends.native.preprocess import (
 )
 from puna.serve.backends.native.streaming import ChatStreamWriter, CompletionStreamWriter, usage
 from puna.serve.backends.native.thread_bridge import ThreadBridge
-from puna.serve.openai.objects import construct
+from puna.serve.openai.objects import Introduction, construct
 from puna.serve.openai.protocol import (
     ChatChunk,
     ChatChunkChoice,
@@ -54,7 +54,14 @@ class NativeBackend:
     """An engine and the name it is served by. The engine is closed with the backend."""
 
     def __init__(
-        self, engine: Engine, name: str, settings: Settings, *, stage: Literal["base", "chat"] = "chat", root: str = ""
+        self,
+        engine: Engine,
+        name: str,
+        settings: Settings,
+        *,
+        stage: Literal["base", "chat"] = "chat",
+        root: str = "",
+        introduction: Introduction | None = None,
     ) -> None:
         self.engine, self.settings = engine, settings
         self.capacity = engine.max_batch
@@ -67,6 +74,7 @@ class NativeBackend:
             stage=stage,
             parameters=sum(math.prod(shape) for shape in weight_shapes(engine.model).values()),
             root=root or None,
+            introduction=introduction,
         )
         self._fingerprint = _fingerprint(engine, name)
         self._workers = ThreadPoolExecutor(4, thread_name_prefix="puna-prepare")
@@ -249,19 +257,19 @@ class NativeBackend:
         if one.params.max_tokens != FREE:
             return one
         stats = self.engine.stats()
-        pages = stats["pages"]
-        room = sum(pages[name] for name in ("free", "cached", "held")) * stats["page_size"] - len(one.ids)
+        pages = stats["blocks"]
+        room = sum(pages[name] for name in ("free", "cached", "held")) * stats["block_size"] - len(one.ids)
         return one._replace(params=replace(one.params, max_tokens=max(min(room, self.context - len(one.ids)), 1)))
 
 
-def _by_text(steps: list[tuple[int, Step]], n: int) -> list[tuple[int, list[Step]]]:
+def _by_text(steps: list[tuple[int, TokenOutput]], n: int) -> list[tuple[int, list[TokenOutput]]]:
     """Group steps by the index of their sequence, in order of arrival."""
     if len(steps) == 1:
         number, step = steps[0]
-        return [(number * n + step.continuation, [step])]
-    groups: dict[int, list[Step]] = {}
+        return [(number * n + step.sequence, [step])]
+    groups: dict[int, list[TokenOutput]] = {}
     for number, step in steps:
-        groups.setdefault(number * n + step.continuation, []).append(step)
+        groups.setdefault(number * n + step.sequence, []).append(step)
     return list(groups.items())
 
 
@@ -288,7 +296,7 @@ def _fingerprint(engine: Engine, name: str) -> str:
         flat = parameter.detach().reshape(-1)
         few = flat[:: max(len(flat) // 16, 1)][:16].double().cpu()
         digest.update(f"{key} {tuple(parameter.shape)} {parameter.dtype} {few.tolist()}".encode())
-    for matrix in packs(engine.model):
+    for matrix in packed_matrices(engine.model):
         row = torch.ones(1, matrix.columns, dtype=engine.model.head_weight.dtype)
         digest.update(f"{matrix.kind} {matrix(row)[0, :16].tolist()}".encode())
     return f"puna-{__version__}-{digest.hexdigest()[:10]}"

@@ -12,13 +12,13 @@ from typing import TypeVar
 
 from puna.core.errors import PunaError
 from puna.engine.generate import Engine
-from puna.engine.request import DeadlineError, EngineError, Request, Step
+from puna.engine.request import DeadlineError, EngineError, Request, TokenOutput
 from puna.serve.backends.native.preprocess import Prepared
 from puna.serve.backends.native.thread_bridge import Mailbox, ThreadBridge
 from puna.web.errors import ApiError, bad_request
 
 T = TypeVar("T")
-Delivery = tuple[int, Step | Exception | None]
+Delivery = tuple[int, TokenOutput | Exception | None]
 """The index of the prompt, and what the engine delivered for it."""
 
 
@@ -42,14 +42,14 @@ class Generation:
             if self._closed:
                 request.cancel()
 
-    async def batches(self) -> AsyncGenerator[list[tuple[int, Step]]]:
+    async def batches(self) -> AsyncGenerator[list[tuple[int, TokenOutput]]]:
         """Steps as they arrive, batched. Raises ApiError for what ended a request."""
         left = len(self.requests)
         while left:
             deliveries = await self._box.take()
             if self._box.full:
                 raise ApiError(503, "The client read too slowly, so its stream was ended.", code="slow_reader")
-            steps: list[tuple[int, Step]] = []
+            steps: list[tuple[int, TokenOutput]] = []
             for number, item in deliveries:
                 if item is None:
                     left -= 1
@@ -65,7 +65,7 @@ class Generation:
         for request in list(self.requests):
             request.cancel()
 
-    def _deliver(self, number: int, item: Step | Exception | None) -> None:
+    def _deliver(self, number: int, item: TokenOutput | Exception | None) -> None:
         self._box.send((number, item))
 
 

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from puna.engine.generate import Engine
-from puna.engine.request import Step
-from puna.engine.request import TokenLogprob as EngineLogprob
+from puna.engine.request import Logprob, TokenOutput
 from puna.serve.backends.native.output_parser import OutputParser, Piece
 from puna.serve.openai.objects import construct
 from puna.serve.openai.protocol import (
@@ -28,7 +27,7 @@ from puna.serve.openai.protocol import (
     Usage,
     new_id,
 )
-from puna.text.stream import TextStream
+from puna.text.detokenizer import IncrementalDetokenizer
 
 
 class ChatStreamWriter:
@@ -52,7 +51,7 @@ class ChatStreamWriter:
         self.tokens = 0
         self.reasoning_tokens = 0
 
-    def write(self, steps: Sequence[Step]) -> list[ChatChunkChoice]:
+    def write(self, steps: Sequence[TokenOutput]) -> list[ChatChunkChoice]:
         """The choices for these steps, each for a chunk of its own."""
         choices = []
         if not self._begun:
@@ -107,7 +106,7 @@ class ChatStreamWriter:
             last = piece.kind
         return deltas
 
-    def _named(self, steps: Sequence[Step]) -> list[TokenLogprob]:
+    def _named(self, steps: Sequence[TokenOutput]) -> list[TokenLogprob]:
         entries = []
         for step in steps:
             if step.finish_reason == "stop" and step.id in self._engine.end_ids:
@@ -141,19 +140,19 @@ class CompletionStreamWriter:
     ) -> None:
         self._engine, self._index, self._prompt = engine, index, list(prompt_ids)
         self._logprobs, self._token_ids, self._echo = logprobs, token_ids, echo
-        self._text = TextStream(engine.tokenizer, skip_special=True) if engine.tokenizer else None
+        self._text = IncrementalDetokenizer(engine.tokenizer, skip_special=True) if engine.tokenizer else None
         self._offset = 0
         self._begun = False
         self.tokens = 0
 
     def write(
-        self, steps: Sequence[Step], prompt_logprobs: Sequence[tuple[EngineLogprob, ...] | None] = ()
+        self, steps: Sequence[TokenOutput], prompt_logprobs: Sequence[tuple[Logprob, ...] | None] = ()
     ) -> list[CompletionChunkChoice]:
         """The choice for the next chunk, if there is anything to send. prompt_logprobs: for the first."""
         begins, self._begun = not self._begun, True
         text = "".join(step.text for step in steps)
         self.tokens += len(steps)
-        rows: list[tuple[int, float | None, Sequence[EngineLogprob]]] = []
+        rows: list[tuple[int, float | None, Sequence[Logprob]]] = []
         if begins:
             shown = self._prompt_text()
             if self._echo:
@@ -184,11 +183,11 @@ class CompletionStreamWriter:
         return text
 
     def _named(
-        self, rows: Sequence[tuple[int, float | None, Sequence[EngineLogprob]]], *, echoed: bool
+        self, rows: Sequence[tuple[int, float | None, Sequence[Logprob]]], *, echoed: bool
     ) -> CompletionLogprobs:
         tokens, logprobs, tops, offsets = [], [], [], []
         if echoed and self._engine.tokenizer:
-            self._text, self._offset = TextStream(self._engine.tokenizer, skip_special=True), 0
+            self._text, self._offset = IncrementalDetokenizer(self._engine.tokenizer, skip_special=True), 0
         for id, logprob, likeliest in rows:
             token = self._engine.token_bytes(id).decode("utf-8", "replace")
             tokens.append(token)
