@@ -166,7 +166,7 @@ def test_a_layout_that_train_refuses_is_written_and_said() -> None:
     ("target", "changes", "warning"),
     [
         ("slurm", {"recipe": "train.steps = 9\ncheckpoint.every = 3"}, "names no corpus"),
-        ("slurm", {"recipe": "corpus = 'corpora/web'\ntrain.steps = 9"}, "a restart begins anew"),
+        ("slurm", {"recipe": "corpus = 'corpora/web'\ntrain.steps = 9"}, "a restart starts over"),
         ("kubeflow", {"image": ""}, r"build 'puna:\d.* with puna in it"),
         ("skypilot", {"accelerator": find_accelerator("mi355x")}, "job.yaml says MI355X"),
         ("torchrun", {"wall_seconds": 86400}, "1 d 0 h is not enforced"),
@@ -228,7 +228,7 @@ def test_files_in_the_way_stay_as_they_are() -> None:
         "worker.sh",
     ]
     Path("job/launch.sh").write_text("mine\n")
-    with pytest.raises(PunaError, match=r"job/launch\.sh exists already and says something else"):
+    with pytest.raises(PunaError, match=r"job/launch\.sh already exists with different content"):
         emit("torchrun", small("small"), Path("job"))
     assert Path("job/launch.sh").read_text() == "mine\n"
     Path("file").touch()

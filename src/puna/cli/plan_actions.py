@@ -1,4 +1,4 @@
-"""The other things `puna plan` does: a fleet, a job's failures, measuring this device, judging by published runs."""
+"""The other actions of `puna plan`: fleet, goodput, calibrate, predict, validate."""
 
 import argparse
 import os
@@ -8,7 +8,7 @@ from puna.core.errors import PunaError
 
 
 def fleet(args: argparse.Namespace) -> None:
-    """A fleet on one page, from its file or as 8xh100+64xa100; with --days, so many days of jobs on it by dice."""
+    """A fleet on one page, from its file or as 8xh100+64xa100; with --days, that many simulated days of jobs."""
     from puna.core.console import console, print_json
     from puna.plan.equations.hardware import parse_fleet
     from puna.plan.output.json_output import plain
@@ -55,7 +55,9 @@ def goodput(args: argparse.Namespace) -> None:
     if args.gpus is None or args.days is None:
         raise PunaError("How many GPUs, and for how long?", "Try: puna plan goodput --gpus 16384 --days 54.")
     if args.rate is not None and not args.rate > 0:
-        raise PunaError(f"--rate {args.rate:g} is no failure rate.", "Give failures of a node a day, such as 3.8e-3.")
+        raise PunaError(
+            f"--rate {args.rate:g} is not a failure rate.", "Give failures of a node a day, such as 3.8e-3."
+        )
     rules = Reliability() if args.rate is None else Reliability(failures_per_node_day=args.rate)
     parameters = parse_count(args.parameters) if args.parameters else None
     found = failures.goodput(parse_count(args.gpus), args.days, parameters=parameters, reliability=rules)
@@ -84,7 +86,7 @@ def calibrate(args: argparse.Namespace) -> None:
             if value not in (None, ())
         ],
     )
-    say(f"Kept in {calibration_path()}; plans for this machine use it from now on.")
+    say(f"Stored in {calibration_path()}; plans for this machine use it from now on.")
 
 
 def predict(args: argparse.Namespace) -> None:
@@ -122,7 +124,7 @@ def predict(args: argparse.Namespace) -> None:
 
 
 def validate(args: argparse.Namespace) -> None:
-    """Predictions held against what was measured."""
+    """Compare predictions with measurements."""
     from puna.core.console import console, print_json, say
     from puna.plan.evidence.validate import validate as judge
     from puna.plan.output import accuracy
@@ -146,7 +148,7 @@ def _known_runs() -> Path:
 
 
 def _shown(value: object) -> str:
-    """A measurement in a table's cell: digits that count, records by their fields, several one below the other."""
+    """A measurement in a table's cell: significant digits, records by their fields, several on lines."""
     from pydantic import BaseModel
 
     if isinstance(value, tuple):

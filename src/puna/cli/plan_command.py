@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 ACTIONS = ("fleet", "goodput", "calibrate", "predict", "validate")
 LAUNCHERS = ("slurm", "torchrun", "kubeflow", "skypilot", "ray")
 _SIZES = ("tp", "cp", "pp", "vp", "dp", "ep", "micro_batch")
-# Options that each action heeds; any other that is given is refused rather than silently without effect.
+# Options of each action; any other is rejected instead of being ignored.
 _HEEDED = {
     "fleet": {"json", "price", "days"},
     "goodput": {"json", "gpus", "days", "parameters", "rate"},
@@ -43,7 +43,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     run = parser.add_argument_group("the run")
     run.add_argument("--fleet", metavar="16384xh100", help="accelerators (default: this machine's)")
     run.add_argument("--tokens", metavar="15.6T", help="tokens of the run (default: the recipe's, or 20 a parameter)")
-    run.add_argument("--batch", metavar="N|16M", help="sequences of a step, or about so many tokens")
+    run.add_argument("--batch", metavar="N|16M", help="sequences per step, or approximate tokens")
     run.add_argument("--seq-len", metavar="N", help="tokens of a sequence")
     run.add_argument("--precision", metavar="FORMAT", help="bf16, fp8, mxfp8, nvfp4 or fp32")
     run.add_argument("--stack", metavar="NAME", help="software, such as megatron-core, torchtitan, puna")
@@ -53,13 +53,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     pins.add_argument("--sharding", metavar="KIND", help="ddp, zero1, zero2, zero3 or hsdp")
     pins.add_argument("--recompute", metavar="KIND", help="none, selective, ops, blocks or full")
     money = parser.add_argument_group("money and time")
-    money.add_argument("--price", type=float, metavar="USD", help="rent of an accelerator and hour")
-    money.add_argument("--budget-usd", type=float, metavar="USD", help="what may be spent: how far does it get?")
-    money.add_argument("--days", type=float, metavar="D", help="time there is; of goodput and fleet: time to look at")
+    money.add_argument("--price", type=float, metavar="USD", help="rent per accelerator and hour")
+    money.add_argument("--budget-usd", type=float, metavar="USD", help="plan what this budget achieves")
+    money.add_argument("--days", type=float, metavar="D", help="days of the run; goodput, fleet: days to consider")
     shown = parser.add_argument_group("the answer")
     shown.add_argument("--explain", action="store_true", help="every millisecond and every GiB, with its equation")
-    shown.add_argument("--json", action="store_true", help="plain values, for machines")
-    shown.add_argument("--html", type=Path, metavar="FILE", help="a page with pictures")
+    shown.add_argument("--json", action="store_true", help="plain values as JSON")
+    shown.add_argument("--html", type=Path, metavar="FILE", help="an HTML page with charts")
     shown.add_argument("--emit", metavar="KIND", help=f"launch files: {', '.join(LAUNCHERS)}; into -o")
     shown.add_argument("-o", "--output", type=Path, metavar="DIR", help="folder of the launch files")
     others = parser.add_argument_group("goodput, calibrate, predict, validate")
@@ -71,7 +71,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Do what the first word says."""
+    """Run the action that the first word names, or plan a run."""
     if not args.words:
         raise PunaError("There is nothing to plan.", "Try: puna plan llama3-8b --fleet 8xh100, or puna plan --help.")
     action = args.words[0] if args.words[0] in ACTIONS else "plan"

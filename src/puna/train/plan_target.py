@@ -1,6 +1,6 @@
-"""What `puna plan TARGET` is about: a preset, a training recipe or a model directory, with what the command line adds.
+"""Resolve TARGET of `puna plan`: a preset, a training recipe or a model directory, with options.
 
-Everything that is not said is filled in as published runs of that size did it (`plan.defaults`), and told as an
+What is not given is filled in as published runs of that size did it (`plan.layouts.defaults`), and noted as an
 assumption.
 """
 
@@ -32,9 +32,10 @@ _UNIT_HINT = "Write tokens with their unit, such as 15.6T, 300B or 20M."
 
 @dataclass(frozen=True)
 class Target:
-    """What is to be trained. sequences: of a step, exactly, else None and `batch_tokens` is about what a step has.
+    """What to train.
 
-    tokens: of the run. recipe: the training recipe where there is one. assumptions: what was filled in, a line each.
+    sequences: exact batch, or None where `batch_tokens` gives the approximate tokens per step. tokens: of the run.
+    recipe: the training recipe, if there is one. assumptions: what was filled in, a line each.
     """
 
     name: str
@@ -53,12 +54,12 @@ class Target:
 
     @property
     def muon_iterations(self) -> int:
-        """Of Muon's orthogonalisation where the recipe trains with it; 0 for AdamW."""
+        """Iterations of Muon's orthogonalization, or 0 for AdamW."""
         optimizer = self.recipe.optimizer if self.recipe else None
         return optimizer.newton_schulz_steps if optimizer and optimizer.kind == "muon" else 0
 
     def question(self, accelerator: Accelerator, count: int) -> Question:
-        """The question for so many accelerators; a batch that was not given exactly follows their number."""
+        """The question for `count` accelerators; an approximate batch is rounded to suit them."""
         return Question(
             model=self.name,
             shape=self.shape,
@@ -71,7 +72,7 @@ class Target:
         )
 
     def recipe_layout(self, accelerator: Accelerator, count: int) -> Layout | None:
-        """The layout that the recipe itself asks for, where there is one that can run on this fleet."""
+        """The recipe's own layout, if there is one that can run on this fleet."""
         if self.recipe is None or self.stack != "puna":
             return None
         try:
@@ -98,7 +99,7 @@ class Target:
         return tree
 
     def preset(self, name: str) -> "Target":
-        """The same terms for another model of the presets, with a batch and a length as that one's."""
+        """The same target for another preset, with that one's batch and length."""
         config = ModelConfig(preset=name)
         shape = from_config(config)
         return replace(
@@ -114,7 +115,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line says about the run, as it was typed; None where nothing was."""
+    """Options of the command line as typed, or None."""
 
     tokens: str | None = None
     batch: str | None = None
@@ -125,7 +126,7 @@ class Options:
 
 @dataclass(frozen=True)
 class _Source:
-    """What a target's name stands for: a network that Puna has (config), or a published shape and its length."""
+    """What a target's name means: a network that Puna has (config), or a published shape and its length."""
 
     name: str
     config: ModelConfig | None = None
@@ -144,9 +145,9 @@ class _Source:
 def find_target(
     name: str, overrides: Sequence[str], options: Options, *, accelerator: Accelerator, machine: bool
 ) -> Target:
-    """The target of a plan by its name and options. machine: the plan is for the one at hand.
+    """Resolve the target of a plan by its name and options. machine: the plan is for this machine.
 
-    Raises PunaError for an unknown model, stack or precision, a count without unit, and what cannot be.
+    Raises PunaError for an unknown model, stack or precision, and for counts that are invalid or lack a unit.
     """
     notes: list[str] = []
     source = _source(name, overrides)
@@ -176,9 +177,9 @@ def find_target(
 
 
 def fleet_for(text: str | None, *, limited: bool) -> Group:
-    """The accelerators of one kind that a plan is for: those named, else this machine's.
+    """The accelerators of a plan: those named, else this machine's.
 
-    limited: by money or days instead of accelerators; without a name that is one node of H100 to price. Raises
+    limited: by money or days instead of accelerators; without a name that means one node of H100, for its price. Raises
     PunaError for a fleet of several kinds.
     """
     if text:
@@ -197,7 +198,7 @@ def fleet_for(text: str | None, *, limited: bool) -> Group:
 
 
 def on_this_machine(target: Target, question: Question) -> tuple[Question, str]:
-    """The question with what was measured on this machine, and a line that says so: for Puna's own runs."""
+    """The question with this machine's measured rates, and a note about them; for Puna's own runs."""
     accelerator = question.accelerator
     calibration = read_calibration(device_here("cpu" if accelerator.generation == "cpu" else "cuda"))
     costs = calibrated_cost_model(
@@ -244,7 +245,7 @@ def _source(name: str, overrides: Sequence[str]) -> _Source:
 
 
 def _stack(source: _Source, given: str | None, notes: list[str], machine: bool) -> str:
-    """The software stack; the one that is assumed where none is given is noted."""
+    """The software stack; a default is noted."""
     if given:
         if source.published and given == "puna":
             raise PunaError(f"puna train has no network for {source.name}.", "Leave --stack out, or name another.")
@@ -271,7 +272,7 @@ def _seq_len(source: _Source, given: str | None, notes: list[str]) -> int:
 
 
 def _batch_of(source: _Source, given: str | None, notes: list[str]) -> tuple[int | None, float]:
-    """(sequences, 0) where they are known, else (None, about so many tokens)."""
+    """(sequences, 0), or (None, approximate tokens)."""
     if given is not None:
         return parse_batch(given)
     if source.recipe:
@@ -282,7 +283,7 @@ def _batch_of(source: _Source, given: str | None, notes: list[str]) -> tuple[int
 
 
 def _tokens_of(source: _Source, given: str | None, notes: list[str]) -> tuple[float, bool]:
-    """(tokens of the run, whether a person or a recipe says so)."""
+    """(tokens of the run, whether they were given)."""
     if given is not None:
         return float(parse_tokens(given)), True
     if source.recipe is not None:
@@ -312,9 +313,9 @@ def _directory(name: str) -> _Source:
     where = path / "model" if (path / "model" / "config.json").is_file() else path  # a run directory holds one
     if not (where / "config.json").is_file():
         if path.is_dir():
-            raise PunaError(f"{name} holds no config.json, so it is no model.", "Give a model or run directory.")
+            raise PunaError(f"{name} is not a model: it has no config.json.", "Give a model or run directory.")
         raise PunaError(
-            f"'{name}' is no preset, recipe or model directory.", nearest(name, [*PRESETS, *published_shapes()])
+            f"'{name}' is not a preset, recipe or model directory.", nearest(name, [*PRESETS, *published_shapes()])
         )
     from puna.core.files import read_json
 

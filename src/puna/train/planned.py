@@ -1,8 +1,7 @@
-"""A plan's layout for a training run: what `puna plan ... --json` found, put into the recipe.
+"""Apply the layout of a plan (`puna plan ... --json`) to a training recipe.
 
-The file is what the command printed: its best layout stands under "best", or under "run" for a plan of a budget. Taken
-are the data-parallel ranks and how they shard, the micro-batch and what is recomputed; whatever else a plan says stays
-the recipe's business.
+The best layout is under "best", or under "run" for the plan of a budget. Data-parallel ranks and their sharding, the
+micro-batch and recomputation are taken from it; everything else stays as the recipe says.
 """
 
 from collections.abc import Mapping

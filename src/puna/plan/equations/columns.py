@@ -1,7 +1,7 @@
-"""What the cost model is asked about: models on devices in layouts, as columns of numbers.
+"""Models on devices in layouts, as columns of numbers: the input of the cost model.
 
-Nothing here computes. Every field is a number or an array with one number a job, and NumPy broadcasts them: a search is
-one shape on one device under many layouts, a validation is many rows in which everything differs. Both call the same
+Nothing here computes. Every field is a number or an array with one number per job, and NumPy broadcasts them: a search
+is one shape on one device under many layouts, a validation is many rows in which everything differs. Both call the same
 equations (`cost`, `memory`).
 """
 
@@ -13,20 +13,20 @@ import numpy as np
 from puna.plan.equations.hardware import Accelerator
 from puna.plan.equations.shape import Number, Shape
 
-# Number formats of the linear layers' products, and the codes of the `precision` column.
+# Number formats of the linear layers' matrix products; the `precision` column holds indices into them.
 PRECISIONS = ("fp32", "bf16", "fp8", "mxfp8", "nvfp4")
 
 
 @dataclass(frozen=True)
 class DeviceColumns:
-    """Rates of one accelerator and its place in the network. FLOP/s, bytes/s, bytes, watts."""
+    """Rates of an accelerator and its place in the network, in FLOP/s, bytes/s, bytes and watts."""
 
     peak: Number  # (..., len(PRECISIONS)) dense FLOP/s by precision
     memory_bytes: Number
     memory_rate: Number
     link_rate: Number  # scale-up, one direction
-    link_domain: Number  # accelerators that reach each other by it
-    nic_rate: Number  # scale-out, one direction, for each accelerator
+    link_domain: Number  # accelerators connected by it
+    nic_rate: Number  # scale-out, one direction, per accelerator
     watts: Number
     pod: Number = np.inf  # accelerators below the first oversubscribed switch
     oversubscription: Number = 1.0
@@ -34,7 +34,7 @@ class DeviceColumns:
 
 @dataclass(frozen=True)
 class LayoutColumns:
-    """How the model lies over the devices. tp·cp·pp·dp accelerators; experts over `ep` of the dp·cp ranks."""
+    """How a model is spread over tp·cp·pp·dp devices; experts over `ep` of the dp·cp ranks."""
 
     tp: Number = 1
     cp: Number = 1
@@ -73,12 +73,12 @@ class JobColumns:
 
     @property
     def micro_batches(self) -> Number:
-        """Forward-backward passes of one rank in a step."""
+        """Forward and backward passes of one rank in a step."""
         return np.asarray(self.batch) / (np.asarray(self.layout.dp) * self.layout.micro_batch)
 
     @property
     def tokens(self) -> Number:
-        """Tokens of a sequence part that one rank holds in one pass."""
+        """Tokens that one rank holds in one pass."""
         return np.asarray(self.layout.micro_batch) * self.seq_len / np.asarray(self.layout.cp)
 
     def peak_flops(self) -> Number:
@@ -94,12 +94,14 @@ class JobColumns:
 
 
 def device_columns(accelerator: Accelerator, *, nic_gbit_per_s: float | None = None) -> DeviceColumns:
-    """The columns of one accelerator; `nic_gbit_per_s` where a cluster's network differs from the reference
-    system's."""
+    """The columns of one accelerator.
+
+    nic_gbit_per_s: where a cluster's network differs from the reference system's.
+    """
     bf16 = accelerator.bf16_tflops * 1e12
     fp8 = (accelerator.fp8_tflops or accelerator.bf16_tflops) * 1e12
     fp4 = (accelerator.fp4_tflops or accelerator.fp8_tflops or accelerator.bf16_tflops) * 1e12
-    # Without fp8 units a product in fp8 runs at the bf16 rate: the plan then says so by being no faster.
+    # Without fp8 units an fp8 product runs at the bf16 rate, so such a plan is not faster.
     nic = accelerator.nic_gbit_per_s if nic_gbit_per_s is None else nic_gbit_per_s
     return DeviceColumns(
         peak=np.array([accelerator.peak_tflops("fp32") * 1e12, bf16, fp8, fp8, fp4]),
@@ -113,12 +115,12 @@ def device_columns(accelerator: Accelerator, *, nic_gbit_per_s: float | None = N
 
 
 def take(jobs: Any, rows: np.ndarray) -> Any:
-    """Some rows of a record of columns (JobColumns and what it is made of)."""
+    """Select rows of a record of columns (JobColumns and its parts)."""
     values = {field.name: getattr(jobs, field.name) for field in fields(jobs)}
     return type(jobs)(**{name: take(v, rows) if is_dataclass(v) else v[rows] for name, v in values.items()})
 
 
 def stack_columns(items: list[Any]) -> Any:
-    """Many records of one dataclass as one whose fields are columns (arrays with one row a record)."""
+    """Stack records of one dataclass into one whose fields are columns, one row per record."""
     kind = type(items[0])
     return kind(**{field.name: np.array([getattr(item, field.name) for item in items]) for field in fields(kind)})

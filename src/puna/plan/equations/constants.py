@@ -1,8 +1,8 @@
 """The fitted constants: what each software stack reaches on each generation of accelerators.
 
-constants.toml holds them, each with its range over refits that leave one family of runs out; `fit` writes it. A
-constant of a generation times a stack's factor gives what `cost.Constants` wants. Facts of a stack (does it use flash
-attention, in how many bytes does it reduce gradients) are not fitted; they stand here.
+constants.toml holds them, each with its range over refits that leave one family of runs out; `evidence.fit` writes it.
+A generation's constant times a stack's factor gives a field of `cost.Constants`. Facts about a stack (whether it uses
+flash attention, how many bytes it reduces gradients in) are not fitted; they are in `STACKS`.
 """
 
 import math
@@ -24,10 +24,11 @@ CONSTANTS = Path(__file__).with_name("constants.toml")
 
 @dataclass(frozen=True)
 class Stack:
-    """Facts of one software stack. parent: the stack whose constants are expected before any row of this one is seen.
+    """Facts about one software stack.
 
-    shardings and recomputations are what a search may choose from; model_parallel whether tensor, context and pipeline
-    parallelism exist; rails whether a collective uses all network cards of a node at once.
+    parent: the stack whose constants are assumed before any row of this one is seen. shardings, recomputations: the
+    choices of a search. model_parallel: whether it has tensor, context and pipeline parallelism. rails: whether a
+    collective uses all network cards of a node at once.
     """
 
     description: str
@@ -110,7 +111,7 @@ STACKS = {
 }
 DEFAULT_STACK = "puna"
 
-# Watts for each TFLOP/s of bf16 peak of the part of a generation that most published runs used.
+# Watts per TFLOP/s of bf16 peak of the part that most published runs of a generation used.
 REFERENCE_WATTS = {
     "ampere": 400 / 312,
     "hopper": 700 / 989,
@@ -119,8 +120,8 @@ REFERENCE_WATTS = {
     "cdna4": 1400 / 2500,
 }
 
-# Every fitted quantity: (expected value, how many times off is one standard deviation before any row is seen, lowest,
-# highest). Shares are kept in (0, 1) by their logit, everything else positive by its logarithm.
+# Every fitted quantity: (expected value, factor of one standard deviation of the prior, lowest, highest). Shares are
+# kept in (0, 1) by their logit, everything else positive by its logarithm.
 GENERATION = {
     "matmul_bf16": (0.72, 1.1, 0.3, 0.95),
     "matmul_fp8": (0.62, 1.15, 0.2, 0.95),
@@ -144,7 +145,7 @@ COMMON = {
 }
 STACK = {
     "matmul": (1.0, 1.06, 0.5, 1.6),
-    "attention": (1.0, 1.6, 0.3, 2.5),  # kernels of these years differ by two or three times
+    "attention": (1.0, 1.6, 0.3, 2.5),  # kernels of these years differ by a factor of two or three
     "elementwise": (1.5, 1.4, 0.3, 8.0),
     "cast": (1.5, 1.5, 0.2, 8.0),
     "launch_seconds": (30e-6, 2.0, 1e-6, 1e-3),
@@ -156,8 +157,8 @@ STACK = {
     "expert_moves": (1.5, 2.0, 0.3, 12.0),
     "expert_seconds": (2e-4, 4.0, 1e-6, 3e-3),
 }
-# A child stack has its own values of these alone, and differs from its parent by about so many times before any row
-# of it is seen; the rest is its parent's.
+# A child stack has its own values of these only, which differ from its parent's by about this factor before any row of
+# it is seen. The rest is its parent's.
 CHILD_SPREAD = {
     "matmul": 1.08,
     "attention": 1.5,
@@ -186,7 +187,7 @@ def load_constants(path: Path = CONSTANTS) -> dict[str, float]:
 
 
 def kind_of(generation: str, *, mixture: bool) -> str:
-    """The kinds of jobs whose predictions were checked apart: how sure one is differs between them."""
+    """The kind of job, for which prediction intervals were measured separately."""
     if mixture:
         return "mixture"
     return "dense" if generation in ("ampere", "hopper") else "dense_newer"
@@ -198,7 +199,7 @@ def _widths() -> dict[str, float]:
 
 
 def interval(generation: str, *, mixture: bool) -> tuple[float, float]:
-    """Factors (low, high) on a predicted time that make its 80 % interval."""
+    """Factors (low, high) on a predicted time that give its 80 % interval."""
     width = _widths()[kind_of(generation, mixture=mixture)]
     return 1 / width, width
 
@@ -214,12 +215,12 @@ def value_of(values: Values, owner: str, quantity: str) -> float:
 
 
 def generation_value(values: Values, generation: str, quantity: str) -> float:
-    """A generation's constant, or the expected one for a generation that nothing was fitted for."""
+    """A generation's constant, or the expected one where none was fitted."""
     return values.get(f"{generation}.{quantity}", GENERATION[quantity][0])
 
 
 def find_stack(name: str) -> str:
-    """`name` when it is a known stack. Raises PunaError with the nearest otherwise."""
+    """Return `name` if it is a known stack. Raises PunaError, naming the nearest one, if not."""
     if name not in STACKS:
         raise PunaError(f"Stack '{name}' is not known.", nearest(name, STACKS))
     return name
@@ -227,21 +228,21 @@ def find_stack(name: str) -> str:
 
 @dataclass(frozen=True)
 class Owners:
-    """Whose constants each job has: the distinct (stack, generation, precision) and for each job which of them."""
+    """The distinct (stack, generation, precision) whose constants apply, and which of them each job has."""
 
     distinct: tuple[tuple[str, str, int], ...]
     where: np.ndarray | int
 
 
 def owners(stacks: Sequence[str], generations: Sequence[str], precisions: Sequence[int]) -> Owners:
-    """Owners of jobs, one row a job."""
+    """Owners of jobs, one row per job."""
     keys = list(zip(stacks, generations, (int(precision) for precision in precisions), strict=True))
     places = {key: place for place, key in enumerate(sorted(set(keys)))}
     return Owners(tuple(places), np.array([places[key] for key in keys]))
 
 
 def constants_for(values: Values, of: Owners) -> Constants:
-    """Columns of constants, one row a job; numbers that broadcast for an `Owners` with one place."""
+    """Columns of constants, one row per job, or numbers that broadcast where all jobs share one owner."""
 
     def column(function: Callable[[str, str, int], float]) -> np.ndarray:
         return np.array([function(*key) for key in of.distinct], dtype=float)[of.where]

@@ -1,6 +1,6 @@
 """How long a training step takes: the equations, and nothing else.
 
-A step is what the fullest pipeline stage computes, plus what of the communication nothing hides, plus the pipeline's
+A step is the computation of the fullest pipeline stage, plus the communication that nothing hides, plus the pipeline's
 bubble, plus the optimizer. Every part is one short function of `JobColumns` and `Constants` (what a software stack
 reaches on a generation of hardware; fitted in `fit`, kept in constants.toml). Sources, by the number in brackets:
 
@@ -22,7 +22,7 @@ from puna.plan.equations.columns import PRECISIONS, JobColumns
 from puna.plan.equations.shape import Number
 
 BF16 = PRECISIONS.index("bf16")
-# Parts of a step, in the order in which they are told. Their sum is the step.
+# Parts of a step, in the order in which they are printed. Their sum is the step.
 COMPUTE_PARTS = ("matmul", "attention", "elementwise", "launch", "recompute", "head")
 PARTS = (*COMPUTE_PARTS, "tensor", "context", "expert", "pipeline", "bubble", "data", "optimizer", "straggler")
 # FLOPs of a backward pass over those of the forward pass: products twice [1]; flash attention 2.5 times [4].
@@ -37,11 +37,11 @@ class Constants:
     reference_watts: Number  # watts for each TFLOP/s of bf16 peak at which the shares below were reached
     power: Number  # the rate of products grows with (watts a peak TFLOP/s) to this power: clocks follow the power limit
     matmul: Number  # share of the peak that a very large product reaches, in the job's precision
-    matmul_bf16: Number  # the same in bf16, for what stays in bf16
-    half_size: Number  # a dimension this long costs half of the rate, at 989 TFLOP/s
-    half_power: Number  # and it grows with the peak to this power: what a tile costs to start takes the same time
+    matmul_bf16: Number  # the same in bf16, for the parts that stay in bf16
+    half_size: Number  # a dimension of this length halves the rate, at 989 TFLOP/s
+    half_power: Number  # it grows with the peak to this power, as starting a tile takes the same time
     attention: Number  # share of the bf16 peak of flash attention's forward pass
-    attention_half: Number  # a span of so many tokens costs attention half of that rate
+    attention_half: Number  # a span of this many tokens halves the rate of attention
     recompute: Number  # time of a recomputed pass over its first time: nothing after its last product is needed
     flash: Number  # 1: flash attention; 0: scores are written out, scaled, masked, normalised and read again
     memory: Number  # share of the memory rate that element-wise work reaches
@@ -50,7 +50,7 @@ class Constants:
     launch_seconds: Number  # a layer's fixed cost, forward and backward together
     link: Number  # share of the scale-up rate
     nic: Number  # share of the scale-out rate
-    rails: Number  # 1: a group uses the cards of all its ranks in a node at once; 0: one card
+    rails: Number  # 1: a group uses the network cards of all its ranks in a node; 0: one card
     latency_seconds: Number  # of one step of a collective
     tensor_hidden: Number  # shares of communication that computation hides
     context_hidden: Number
@@ -106,11 +106,10 @@ def total_seconds(parts: dict[str, Number]) -> Number:
 def product_seconds(
     rows: Number, inputs: Number, outputs: Number, peak: Number, share: Number, half: Number, rate: Number
 ) -> Number:
-    """Seconds of one matrix product (rows, inputs) x (inputs, outputs): a roofline [7] whose roof falls for small
-    sizes.
+    """Seconds of one matrix product (rows, inputs) x (inputs, outputs): a roofline [7].
 
-    Each dimension d reaches d / (d + half) of the rate: tiles at the edge are partly empty and short sums do not fill
-    the units. Below the ridge the bytes count: two each for both operands and the result.
+    Its roof falls for small sizes: each dimension d reaches d / (d + half) of the rate, as tiles at the edge are partly
+    empty and short sums do not fill the units. Below the ridge bytes count, two for each operand and the result.
     """
     rows, inputs, outputs = (np.asarray(value, dtype=float) for value in (rows, inputs, outputs))
     reached = share * peak / ((1 + half / np.maximum(rows, 1)) * (1 + half / np.maximum(outputs, 1)))
@@ -120,21 +119,21 @@ def product_seconds(
 
 
 def half_size(peak: Number, c: Constants) -> Number:
-    """The dimension at which a product at `peak` FLOP/s loses half of its rate."""
+    """The dimension at which a product at `peak` FLOP/s has half of its rate."""
     return c.half_size * (peak / HALF_SIZE_PEAK) ** c.half_power
 
 
 def clock(jobs: JobColumns, c: Constants) -> Number:
-    """How much faster the units run than those of the generation's 700 W (Hopper) kind of part, by their power limit.
+    """Clock relative to the generation's reference part (700 W for Hopper), by the power limit.
 
-    Dense products draw all the power there is, and the clock gives way; dynamic power grows with about its 2.5th power.
+    Dense products are limited by power, so the clock drops; dynamic power grows with about its 2.5th power.
     """
     relative = np.asarray(jobs.device.watts) / (jobs.peak_of(np.full(np.shape(jobs.precision), BF16)) / 1e12)
     return (relative / np.asarray(c.reference_watts)) ** c.power
 
 
 def wide_peak(jobs: JobColumns, c: Constants) -> Number:
-    """Peak FLOP/s of attention and the head: bf16 where the linear layers are narrower, else as they are."""
+    """Peak FLOP/s of attention and the head: bf16 where the linear layers use fewer bits, else theirs."""
     return jobs.peak_of(np.minimum(jobs.precision, BF16)) * clock(jobs, c)
 
 
@@ -197,9 +196,9 @@ def _products(jobs: JobColumns, c: Constants) -> Number:
 def _attention(jobs: JobColumns, c: Constants) -> tuple[Number, Number]:
     """Seconds of attention's core, forward and backward, on one rank.
 
-    Flash attention skips the half of the square that causality hides [4]. Written-out scores do not, and pass over
-    memory: 11 bytes a score forward (write, scale and mask, softmax, dropout, read: 16 bit and a mask byte), as many
-    back.
+    Flash attention skips the half of the square that causality masks [4]. Without it scores are written to memory:
+    11 bytes per score forward (write, scale and mask, softmax, dropout, read: 16 bit and a mask byte), and as many in
+    the backward pass.
     """
     shape = jobs.shape
     heads = np.asarray(shape.heads) / jobs.layout.tp
@@ -235,14 +234,14 @@ def _elementwise(jobs: JobColumns, c: Constants) -> Number:
     width = (dense_share * shape.ffn + (1 - dense_share) * routed) / tp
     moved = np.asarray(shape.top_k) * (1 - dense_share) * shape.hidden / tp  # tokens copied to experts and back
     passes = 2.0 * (10 * hidden + 2 * heads + shape.matrices * width + 4 * moved * c.expert_moves)
-    # Eight or four bits: each product's input is read, and written in the narrow format as it is and turned.
+    # Eight or four bits: each product's input is read, and written in the narrow format, plain and transposed.
     narrow = np.asarray(jobs.precision) > BF16
     casts = np.where(narrow, 4.0 * (2 * np.asarray(shape.hidden) / tp + heads + width), 0.0)
     return jobs.tokens * (passes * c.elementwise + casts * c.cast) / (jobs.device.memory_rate * c.memory)
 
 
 def _launch(jobs: JobColumns, c: Constants) -> Number:
-    """Seconds of an average layer's fixed cost, forward and backward, that no amount of work amortises."""
+    """Seconds of an average layer's fixed cost, forward and backward, whatever its size."""
     mixture = jobs.shape.moe_layers / np.asarray(jobs.shape.layers)
     held = np.asarray(jobs.shape.experts) / np.asarray(jobs.layout.ep)
     return np.asarray(c.launch_seconds) + mixture * held * c.expert_seconds
@@ -266,11 +265,11 @@ def _head(jobs: JobColumns, c: Constants) -> Number:
 
 
 def group_rate(jobs: JobColumns, c: Constants, ranks: Number, stride: Number) -> Number:
-    """Bytes/s that one rank of a collective over `ranks` ranks, `stride` apart, sends at most.
+    """The most bytes/s that one rank of a collective sends, over `ranks` ranks that are `stride` apart.
 
-    Within a scale-up domain the link; beyond it every rank of the group inside the domain brings its network card, so a
-    group with q ranks a node has q cards [measured: planner research, four nodes reach several cards' rate]. Groups
-    that cross an oversubscribed switch share its uplinks once they are more than these.
+    Within a scale-up domain that is the link. Beyond it every rank of the group contributes its network card, so a
+    group with q ranks per node has q cards (measured: four nodes reach the rate of several cards). Groups that cross an
+    oversubscribed switch share its uplinks.
     """
     device = jobs.device
     ranks, stride = np.asarray(ranks, dtype=float), np.asarray(stride, dtype=float)
@@ -322,8 +321,8 @@ def _expert(jobs: JobColumns, c: Constants) -> Number:
     """Seconds of sending tokens to their experts and back, in one layer and one direction, averaged over layers.
 
     An all-to-all: of a token's top_k copies a share goes to each of the ep ranks. To another domain a token is sent
-    once, over the rank's own card, however many experts it has there (DeepSeek-V3, arXiv 2412.19437 section 3.2.2); a
-    balanced router reaches d·(1 - (1 - 1/d)^top_k) of d domains.
+    once, over the rank's own card, whatever the number of its experts there (DeepSeek-V3, arXiv 2412.19437 section
+    3.2.2); a balanced router reaches d·(1 - (1 - 1/d)^top_k) of d domains.
     """
     shape, device = jobs.shape, jobs.device
     ep, tp = np.asarray(jobs.layout.ep, dtype=float), np.asarray(jobs.layout.tp)
@@ -356,10 +355,10 @@ def _boundary(jobs: JobColumns, c: Constants) -> Number:
 
 
 def exposed(sent: Number, room: Number, hidden: Number) -> Number:
-    """What shows of `sent` seconds of communication beside `room` seconds of computation.
+    """Exposed seconds of `sent` seconds of communication that overlap with `room` seconds of computation.
 
-    A share 1 - hidden of it always shows (it shares units and memory with the computation, or cannot start in time);
-    the rest shows only where it is longer than the computation.
+    A share 1 - hidden is always exposed (it competes for units and memory, or cannot start in time), the rest where
+    it takes longer than the computation.
     """
     return (1 - hidden) * sent + np.maximum(0, hidden * sent - room)
 
@@ -367,8 +366,8 @@ def exposed(sent: Number, room: Number, hidden: Number) -> Number:
 def _data(jobs: JobColumns, c: Constants, stage: Number, bubble: Number, micro_batches: Number) -> Number:
     """Exposed seconds of data parallelism in a step [3].
 
-    ddp all-reduces gradients; zero1 and zero2 reduce-scatter them and gather weights, once a step, beside the first
-    forward and the last backward pass, for which a pipeline's filling and draining make room; zero3 gathers weights
+    ddp all-reduces gradients; zero1 and zero2 reduce-scatter them and gather weights, once a step, overlapping
+    the first forward and the last backward pass and a pipeline's filling and draining; zero3 gathers weights
     twice and reduce-scatters once in every pass; hsdp does so inside a domain and all-reduces the shards across
     domains once a step. Context ranks hold the same weights, so they belong to the group.
     """
@@ -401,16 +400,16 @@ def _data(jobs: JobColumns, c: Constants, stage: Number, bubble: Number, micro_b
 
 
 def layers_of(jobs: JobColumns) -> Number:
-    """Layers that a micro-batch passes, with those that predict further tokens."""
+    """Layers that a micro-batch passes through, multi-token prediction layers included."""
     return np.asarray(jobs.shape.layers) + np.asarray(jobs.shape.mtp_layers)
 
 
 def _fullest_stage(jobs: JobColumns, head_layers: Number) -> tuple[Number, Number]:
-    """Layers of the pipeline stage that all others wait for, and whether the head is on it besides.
+    """Layers of the slowest pipeline stage, and whether the head is on it.
 
-    head_layers: the head's time in layers. Layers that divide evenly lie evenly, the head on top of the last stage.
-    Layers that do not are spread so that the head's stage has fewer (Llama 3 has 126 = 128 - 2 of them for that reason,
-    arXiv 2407.21783 section 3.3.2): of all whole numbers on the other stages the one that makes the fullest least full.
+    head_layers: the head's time in layers. Layers that divide evenly are split evenly, with the head added to the last
+    stage. Others are split so that the head's stage has fewer (the reason why Llama 3 has 126 = 128 - 2 layers, arXiv
+    2407.21783 section 3.3.2): the number per other stage that makes the fullest stage smallest.
     """
     layers, pp = layers_of(jobs), np.asarray(jobs.layout.pp)
     even = layers % (pp * np.asarray(jobs.layout.vp)) == 0

@@ -1,7 +1,7 @@
 """The cost model of one software stack: fitted constants, memory rules and facts of the stack in one object.
 
-`cost` and `memory` are equations; this holds what they need to be told about a stack, so that a question carries one
-object through search, prediction and suggestions.
+`cost` and `memory` are equations; a `CostModel` holds what they need to know about a stack, and every question carries
+one through search, prediction and suggestions.
 """
 
 from collections.abc import Callable
@@ -29,10 +29,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CostModel:
-    """What training steps of one software stack take. Raises PunaError for an unknown stack.
+    """Time and memory of training steps with one software stack. Raises PunaError for an unknown stack.
 
     values: the fitted constants (`load_constants`), or a calibration's. correct: applied to every prediction of a
-    single layout, where more is known of a run than the equations say (`evidence.calibrated`).
+    single layout, where more is known about a run than the equations say (`evidence.calibrated`).
     """
 
     stack: str = "megatron-core"
@@ -52,7 +52,7 @@ class CostModel:
         return replace(self, stack=stack)
 
     def uncorrected(self) -> "CostModel":
-        """The equations alone."""
+        """The same without the correction."""
         return replace(self, correct=None)
 
     def with_value(self, name: str, value: float) -> "CostModel":

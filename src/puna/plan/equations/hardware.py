@@ -1,7 +1,7 @@
-"""What accelerators can do, by name: datasheet peaks, fabrics, best measured rates, power and prices, with sources.
+"""Accelerators by name: datasheet peaks, fabrics, measured rates, power and prices, with sources.
 
-The figures live in catalogue.toml beside this file. An accelerator that is not in it is described by six lines of TOML
-(`OWN`); `plan.machine` describes the one at hand.
+The figures are in catalogue.toml next to this file. Any other accelerator takes six lines of TOML (`OWN`);
+`evidence.local_device` describes the one in this machine.
 """
 
 import difflib
@@ -20,7 +20,7 @@ from puna.core.units import parse_count
 Generation = Literal["ampere", "hopper", "ada", "blackwell", "blackwell-rtx", "cdna3", "cdna4", "cpu"]
 Precision = Literal["fp32", "bf16", "fp16", "fp8", "mxfp8", "nvfp4"]
 
-# Six lines that describe an accelerator of one's own; its name is the file's. Any other field may be added.
+# Six lines that describe another accelerator, named after its file. Any other field may be added.
 OWN = """bf16_tflops = 989        # dense peak, TFLOP/s
 memory_gb = 80           # 10^9 bytes
 memory_gb_per_s = 3350
@@ -32,20 +32,18 @@ watts = 700"""
 class Accelerator(Config):
     """One kind of accelerator and the host it usually sits in. Bandwidths are one direction; GB are 10^9 bytes."""
 
-    name: str = Field(description="as the catalogue calls it")
-    generation: Generation = Field("hopper", description="whose fitted efficiencies apply")
+    name: str = Field(description="its name in the catalogue")
+    generation: Generation = Field("hopper", description="generation whose fitted efficiencies apply")
     bf16_tflops: float = Field(gt=0, description="dense bf16 peak, TFLOP/s")
     fp32_tflops: float | None = Field(None, gt=0, description="fp32 peak, TFLOP/s; for CPUs, which train in fp32")
     fp8_tflops: float | None = Field(None, gt=0, description="dense fp8 peak, TFLOP/s; none: not supported")
     fp4_tflops: float | None = Field(None, gt=0, description="dense fp4 peak, TFLOP/s; none: not supported")
     memory_gb: float = Field(gt=0, description="device memory, 10^9 bytes")
-    usable_gib: float | None = Field(None, gt=0, description="what programs can have of it, GiB, where it is measured")
+    usable_gib: float | None = Field(None, gt=0, description="memory available to programs, GiB, where it was measured")
     memory_gb_per_s: float = Field(gt=0, description="device memory bandwidth, GB/s")
-    link_gb_per_s: float = Field(
-        gt=0, description="scale-up fabric per accelerator, GB/s; PCIe where there is no other"
-    )
+    link_gb_per_s: float = Field(gt=0, description="scale-up fabric per accelerator, GB/s; PCIe where there is none")
     link_pair_gb_per_s: float | None = Field(
-        None, gt=0, description="what two alone get on a mesh without a switch, GB/s"
+        None, gt=0, description="bandwidth between two accelerators on a mesh without a switch, GB/s"
     )
     link_domain: int = Field(8, gt=0, description="accelerators in one scale-up domain")
     node_size: int = Field(8, gt=0, description="accelerators in one host")
@@ -64,19 +62,19 @@ class Accelerator(Config):
     price_usd: tuple[float, float] | None = Field(None, description="the accelerator alone, low and high, USD")
     all_in_usd: tuple[float, float] | None = Field(None, description="with host, network, building, low and high, USD")
     rent_usd_per_hour: tuple[float, float, float] | None = Field(None, description="low, default, high, USD an hour")
-    sources: dict[str, str] = Field(default_factory=dict, description="for each field where it is from, and when")
+    sources: dict[str, str] = Field(default_factory=dict, description="source and date of each field")
 
     @property
     def usable_bytes(self) -> float:
-        """Device memory that a program can have.
+        """Device memory available to a program, bytes.
 
-        Makers give binary gigabytes, of which about one percent is kept back (torch reports 79.2 GiB on an 80 GB H100
+        Vendors count binary gigabytes, of which about one percent is reserved (torch reports 79.2 GiB on an 80 GB H100
         and 178.4 on a 180 GB B200), unless `usable_gib` says otherwise.
         """
         return (self.usable_gib or 0.99 * self.memory_gb) * 2**30
 
     def peak_tflops(self, precision: str) -> float:
-        """Dense peak of `precision`, TFLOP/s. Raises PunaError where the accelerator has no such products."""
+        """Dense peak of `precision`, TFLOP/s. Raises PunaError where the accelerator does not support it."""
         peaks = {
             "fp32": self.fp32_tflops or self.bf16_tflops / 2,  # TF32, on every tensor core so far half of bf16
             "bf16": self.bf16_tflops,
@@ -94,7 +92,7 @@ class Accelerator(Config):
         return peak
 
     def link_gb_per_s_of(self, ranks: int) -> float:
-        """Scale-up bandwidth, GB/s, that each of `ranks` talking ranks gets: fewer links count on a mesh."""
+        """Scale-up bandwidth, GB/s, of each of `ranks` communicating ranks: on a mesh fewer links count."""
         if self.link_pair_gb_per_s is None:
             return self.link_gb_per_s
         return min(self.link_gb_per_s, self.link_pair_gb_per_s * max(1, ranks - 1))
@@ -105,22 +103,22 @@ class Collective(Config):
 
     accelerator: str = Field(description="name in the catalogue")
     kind: Literal["allreduce", "allgather", "reducescatter", "sendrecv"] = Field(description="which collective")
-    algorithm: Literal["nvls", "ring"] | None = Field(None, description="NCCL's algorithm, where it was said")
-    ranks: int = Field(gt=1, description="accelerators that took part")
+    algorithm: Literal["nvls", "ring"] | None = Field(None, description="NCCL's algorithm, where known")
+    ranks: int = Field(gt=1, description="accelerators in the group")
     nodes: int = Field(gt=0, description="hosts they sat in")
     message_bytes: int | None = Field(None, gt=0, description="message size; none: the largest measured")
     gb_per_s: float = Field(gt=0, description="bus bandwidth, GB/s")
 
 
 class Group(Config):
-    """So many accelerators of one kind."""
+    """A number of accelerators of one kind."""
 
     count: int = Field(gt=0, description="accelerators")
     accelerator: Accelerator = Field(description="their kind")
 
     @property
     def nodes(self) -> int:
-        """Hosts they fill, the last one perhaps in part."""
+        """Hosts they need; the last may be partly used."""
         return -(-self.count // self.accelerator.node_size)
 
 
@@ -147,12 +145,12 @@ class Fleet(Config):
 
 
 def catalogue() -> dict[str, Accelerator]:
-    """All accelerators of the catalogue by name, every figure with its source in `sources`."""
+    """All accelerators of the catalogue by name, each figure with its source in `sources`."""
     return dict(_catalogue()[0])
 
 
 def aliases() -> dict[str, str]:
-    """Other names that people use, each with the catalogue's."""
+    """Other names in use, each with the catalogue's."""
     return dict(_catalogue()[1])
 
 
@@ -164,7 +162,7 @@ def collectives() -> tuple[Collective, ...]:
 def find_accelerator(name: str) -> Accelerator:
     """The accelerator called `name`: the catalogue's name, an alias, or the path of a TOML file that describes one.
 
-    Raises PunaError for an unknown name, with the nearest names and the six lines that describe an own accelerator.
+    Raises PunaError for an unknown name, with the nearest names and the six lines that describe another accelerator.
     """
     name = name.strip()
     if name.lower().endswith(".toml"):
@@ -184,7 +182,7 @@ def find_accelerator(name: str) -> Accelerator:
 def parse_fleet(text: str) -> Fleet:
     """Read "16384xh100" or "8xh200+64xa100" (also × and 16_384; a kind may be the path of a TOML file).
 
-    Raises PunaError for none, for fewer than one, and for what is not a count and a kind.
+    Raises PunaError for an empty fleet, a count below one, and anything but counts and kinds.
     """
     return Fleet(groups=tuple(_group(part.strip(), text) for part in text.split("+")))
 
@@ -195,7 +193,9 @@ def _group(part: str, whole: str) -> Group:
         raise PunaError(f"'{whole}' is not a fleet.", "Write it like 8xh100, 16384xh100 or 8xh200+64xa100.")
     digits, name = match[1], match[2]
     if digits.startswith("-") or ("." in digits and digits[-1].isdigit()):
-        raise PunaError(f"'{whole}': '{digits}' accelerators cannot be.", "Give a whole number of at least 1.")
+        raise PunaError(
+            f"'{whole}': '{digits}' accelerators is not a valid count.", "Give a whole number of at least 1."
+        )
     count = parse_count(digits)
     if count < 1:
         raise PunaError(f"'{whole}': a fleet needs at least one accelerator.", "Write it like 8xh100.")
@@ -221,7 +221,7 @@ def _catalogue() -> tuple[dict[str, Accelerator], dict[str, str], tuple[Collecti
 
 
 def _sourced(fields: dict[str, Any], legend: dict[str, str]) -> dict[str, str]:
-    """One source for each figure: the field's own, else the accelerator's default, keys of the legend written out."""
+    """One source for each figure: the field's own, or the accelerator's default, with legend keys expanded."""
     told = fields["sources"]
     figures = [name for name in fields if name not in ("sources", "generation")]
     named = {name: told.get(name, told["default"]) for name in figures}

@@ -1,10 +1,10 @@
-"""How much memory a layout takes on its fullest accelerator, by part: equations over columns, like `cost`.
+"""Memory of a layout on its fullest accelerator, by part: equations over columns, like `cost`.
 
-Two moments can be the peak: the backward pass of a block on the first pipeline stage, which holds most micro-batches in
-flight, when what was not kept is computed again and gradients flow; and the loss on the last stage, when the logits are
-there beside its activations. `memory` takes the larger. How a software stack stores things is a `MemoryRules`: two of
-its numbers are fitted (`fit_rules`), the rest are facts with their source. Where nothing is known the equations lean to
-too much: a run that dies costs more than one that could have been tighter. Sources, by the number in brackets:
+The peak is at one of two moments: the backward pass of a block on the first pipeline stage, which holds most
+micro-batches in flight, while activations are recomputed and gradients flow; or the loss on the last stage, when the
+logits exist next to its activations. `memory` takes the larger. `MemoryRules` says how a software stack stores things:
+two of its numbers are fitted (`fit_rules`), the rest are facts with their source. Where nothing is known the equations
+overestimate: a run that dies costs more than one that could have been tighter. Sources, by the number in brackets:
 
 [1] Korthikanti 2022, arXiv 2205.05198: activations of a GPT layer (table 2), embedding, head, interleaving (section 4).
 [2] Rajbhandari 2020, arXiv 1910.02054: what each stage of ZeRO shards. Zhao 2023, arXiv 2304.11277: FSDP's units.
@@ -25,36 +25,36 @@ from puna.plan.equations.columns import PRECISIONS, JobColumns, stack_columns
 from puna.plan.equations.constants import STACKS, find_stack
 from puna.plan.equations.shape import Number
 
-# Parts of an accelerator's memory, in the order in which they are told. Their sum is the total.
+# Parts of an accelerator's memory, in the order in which they are printed. Their sum is the total.
 STATES = ("weights", "gradients", "optimizer")
 PARTS = (*STATES, "activations", "logits", "workspace", "gathered", "fragmentation", "context")
-# What torch's allocator does not see; a source that prints the allocator's reserve leaves it out.
+# Memory outside of torch's allocator; a source that prints the allocator's reserve leaves it out.
 OUTSIDE_ALLOCATOR = ("context",)
-# What `fits` keeps free: the median error on torchtitan's rows with each left out of the fit in turn.
+# Share that `fits` keeps free: the median error on torchtitan's rows with each left out of the fit in turn.
 MARGIN = 0.03
 
 GIB = 2**30
 # Extra fp32 copies, from torch's sources and counted with saved_tensors_hooks and the allocator's rules (torch 2.13,
 # 2026-11): bytes for each (token, vocabulary entry) that the loss holds at most.
-#   eager cross entropy: bf16 product 2 and its fp32 copy 4, whose place is too small for the gradient beside the
+#   eager cross entropy: bf16 product 2 and its fp32 copy 4, whose block is too small for the gradient, plus
 #   log-softmax 4 and the loss's own gradient 4: the allocator ends with 14. Split over tensor ranks (loss_parallel of
 #   torch/distributed/tensor/parallel/loss.py) four fp32 arrays live at once: 18 with the same rule.
-#   compiled: the bf16 product and its bf16 gradient. Megatron: the bf16 product and fp32 logits turned in place.
+#   compiled: the bf16 product and its bf16 gradient. Megatron: the bf16 product and fp32 logits changed in place.
 _EAGER_LOSS, _EAGER_LOSS_SPLIT, _COMPILED_LOSS, _MEGATRON_LOSS = 14.0, 18.0, 4.0, 6.0
 
 
 @dataclass(frozen=True)
 class MemoryRules:
-    """How one software stack stores things: numbers, or columns with one a job. Bytes unless named otherwise.
+    """How a software stack stores things: numbers, or columns with one per job, in bytes unless named.
 
     The defaults are Megatron-Core's with Transformer Engine in bf16.
     """
 
-    weight_bytes: Number = 2.0  # of a stored weight; more than `gathered_bytes`: master copies that are cast to compute
+    weight_bytes: Number = 2.0  # of a stored weight; above `gathered_bytes` it is a master copy that is cast to compute
     gradient_bytes: Number = 4.0
     optimizer_bytes: Number = 12.0  # moments, and the master copy where `weight_bytes` are not it
-    gathered_bytes: Number = 2.0  # of a weight as it computes
-    gathered_layers: Number = 2.0  # blocks gathered at a time: the one at work and the one fetched ahead
+    gathered_bytes: Number = 2.0  # of a weight in computation
+    gathered_layers: Number = 2.0  # blocks gathered at a time: the current one and the prefetched one
     gather_copies: Number = 1.0  # 2 where the collective's buffer is not the weights themselves
     pipeline_whole: Number = 0.0  # 1: in pipelines, gathered weights and unreduced gradients stay through the step
     norm_bytes: Number = 4.0  # kept for each token and hidden entry by a layer's two norms
@@ -87,7 +87,7 @@ _TITAN_2024 = replace(_TITAN, logit_bytes=_EAGER_LOSS, logit_split_bytes=_EAGER_
 # NeMo's benchmark recipes (scripts/performance/helpers.py; the launcher's grad_sync_dtype): gradients in bf16, and in
 # fp8 weights that are stored so with their transposes, two bytes as before; products keep their inputs in fp8.
 _NEMO = MemoryRules(gradient_bytes=2.0, narrow_input_bytes=1.0)
-# By the names of `stacks.STACKS`; one that is missing has its parent's. torchtitan compiles its loss since 2025 [4].
+# By names of `constants.STACKS`; a missing one has its parent's. torchtitan has compiled its loss since 2025 [4].
 STACK_RULES = {
     "megatron-core": _NEMO,
     "megatron-2023": MemoryRules(mask_bytes=2.0),
@@ -107,7 +107,7 @@ STACK_RULES = {
 
 
 def rules_for(stack: str) -> MemoryRules:
-    """The rules of a stack, or of the nearest of its parents that has some. Raises PunaError for an unknown one."""
+    """The rules of a stack, or of its nearest parent that has some. Raises PunaError for an unknown stack."""
     name: str | None = stack
     while name is not None:
         if name in STACK_RULES:
@@ -117,7 +117,7 @@ def rules_for(stack: str) -> MemoryRules:
 
 
 def rules_columns(stacks: Sequence[str]) -> MemoryRules:
-    """Columns of rules, one row a job."""
+    """Columns of rules, one row per job."""
     return stack_columns([rules_for(stack) for stack in stacks])
 
 
@@ -132,15 +132,15 @@ def memory(jobs: JobColumns, rules: MemoryRules) -> dict[str, Number]:
     first, last = layers_in_flight(jobs, rules)
     kept, recomputed = layer_bytes(jobs, rules)
     tokens = jobs.tokens
-    # Every stage has as many weights; the first has the most in flight, the last has the logits. Where there is one
-    # stage both moments are its own. The head's product gathers its input like any other.
+    # Every stage has as many weights; the first has the most micro-batches in flight, the last has the logits. With one
+    # stage both moments belong to it. The head's product gathers its input like any other.
     moments = []
     for layers, in_block in ((first, True), (last, False)):
         activations = tokens * kept * layers + embedding_bytes(jobs, rules, layers)
         logits = 0.0 if in_block else logit_bytes(jobs, rules)
         workspace = tokens * (recomputed + _flowing(jobs)) if in_block else 0.0
         gathered = states.gathered + (states.reducing if in_block else 0.0)
-        # Gathered blocks are all of one size and take each other's place; all else that comes and goes leaves gaps.
+        # Gathered blocks are all of one size and reuse each other's memory; everything else that is freed leaves gaps.
         gaps = np.asarray(rules.fragmentation) * (activations + logits + workspace + passing)
         moments.append((activations, logits, workspace, gathered + passing, gaps))
     peak = sum(moments[0]) >= sum(moments[1])
@@ -163,25 +163,25 @@ def memory(jobs: JobColumns, rules: MemoryRules) -> dict[str, Number]:
 
 
 def total(parts: dict[str, Number]) -> Number:
-    """All parts together: what must fit the accelerator's memory."""
+    """The sum of all parts, which must fit the accelerator's memory."""
     return sum(parts[name] for name in PARTS)
 
 
 def reserved(parts: dict[str, Number]) -> Number:
-    """What torch's caching allocator reserves: all but CUDA's context and the communicators' buffers."""
+    """Bytes reserved by torch's caching allocator: all but CUDA's context and communicator buffers."""
     return sum(parts[name] for name in PARTS if name not in OUTSIDE_ALLOCATOR)
 
 
 def fits(parts: dict[str, Number], memory_bytes: Number) -> Number:
-    """Whether it fits an accelerator that lets programs have `memory_bytes`, with MARGIN to spare."""
+    """Whether it fits into `memory_bytes` with MARGIN to spare."""
     return total(parts) * (1 + MARGIN) <= np.asarray(memory_bytes)
 
 
 def fit_rules(jobs: JobColumns, rules: MemoryRules, reserved_bytes: Sequence[float]) -> tuple[float, float]:
-    """(fragmentation, tensor_buffers) that bring the allocator's reserve nearest to what was measured.
+    """(fragmentation, tensor_buffers) that fit the measured reserves of the allocator best.
 
-    Least squares of log(predicted / measured) over a grid: one percent of fragmentation, a quarter of a buffer. All
-    else in `rules` is taken as it is.
+    Least squares of log(predicted / measured) over a grid: one percent of fragmentation, a quarter of a buffer. The
+    other `rules` stay as they are.
     """
     measured = np.log(np.asarray(reserved_bytes, dtype=float))
     grid = [(percent / 100, quarters / 4) for percent in range(21) for quarters in range(25)]
@@ -209,12 +209,12 @@ class StageParameters:
 
     @property
     def whole(self) -> Number:
-        """All of them."""
+        """Dense and routed parameters together."""
         return self.dense + self.routed
 
     @property
     def layer(self) -> Number:
-        """An average block's."""
+        """Parameters of an average block."""
         return (self.dense - self.outer + self.routed) / self.layers
 
 
@@ -226,10 +226,11 @@ def stage_layers(jobs: JobColumns) -> Number:
 
 
 def stage_parameters(jobs: JobColumns) -> StageParameters:
-    """What a rank of the fullest stage holds [1, 2, 3].
+    """Parameters that a rank of the fullest stage holds [1, 2, 3].
 
-    Tensor parallelism splits what `Shape.attention_products` says it splits, feed-forwards and the vocabulary; norms,
-    latent projections and routers are whole on every rank. Experts lie over ep·tp ranks, or over all of the stage's.
+    Tensor parallelism splits the products that `Shape.attention_products` marks, feed-forwards and the vocabulary;
+    norms, latent projections and routers are whole on every rank. Experts are spread over ep·tp ranks, or over all
+    ranks of the stage.
     """
     shape, layout = jobs.shape, jobs.layout
     tp, pp = np.asarray(layout.tp), np.asarray(layout.pp)
@@ -253,7 +254,7 @@ def stage_parameters(jobs: JobColumns) -> StageParameters:
 
 @dataclass(frozen=True)
 class _States:
-    """Bytes of what lasts, of weights gathered for use, and of gradients on their way to being reduced."""
+    """Bytes of persistent states, of gathered weights, and of gradients waiting to be reduced."""
 
     weights: Number
     gradients: Number
@@ -296,8 +297,8 @@ def _states(jobs: JobColumns, rules: MemoryRules, held: StageParameters) -> _Sta
     alone = np.where(held.expert_ranks > 1, 0.0, held.routed)
     sent = np.minimum(unit, held.outer + np.asarray(rules.gathered_layers) * (layer - alone / held.layers))
     buffers = (np.asarray(rules.gather_copies) - 1) * np.where(from_two & (ways > 1), sent, 0.0)
-    # Gradients as computed and as they are reduced: of one block and of the head, or of all where they are summed over
-    # a pipeline's micro-batches first.
+    # Gradients as computed and as they are reduced: of one block and of the head, or of all where they are first
+    # summed over a pipeline's micro-batches.
     unreduced = size * (whole - gradients)
     one = (gathered_size + size) * layer + gathered_size * held.outer
     summed = np.where(from_two & stays, unreduced, 0.0)
@@ -314,17 +315,17 @@ def _states(jobs: JobColumns, rules: MemoryRules, held: StageParameters) -> _Sta
 
 
 def _single(jobs: JobColumns) -> Number:
-    """Whether products run in single precision, and everything is twice as wide as in bf16."""
+    """Whether products run in single precision, which doubles all bytes relative to bf16."""
     return np.asarray(jobs.precision) == PRECISIONS.index("fp32")
 
 
 def _stream_ways(jobs: JobColumns) -> Number:
-    """Over how many ranks the residual stream is split: tensor parallelism's, with sequence parallelism [1]."""
+    """Ranks over which the residual stream is split: tp with sequence parallelism, else 1 [1]."""
     return np.where(jobs.layout.sequence_parallel, jobs.layout.tp, 1)
 
 
 def _width(jobs: JobColumns) -> Number:
-    """Feed-forward width of an average layer for one token: of the experts those it is sent to."""
+    """Feed-forward width of an average layer for one token: of the experts only those it is routed to."""
     shape = jobs.shape
     mixtures = shape.moe_layers / np.asarray(shape.layers)
     routed = (np.asarray(shape.top_k) + shape.shared_experts) * shape.expert_ffn
@@ -332,12 +333,12 @@ def _width(jobs: JobColumns) -> Number:
 
 
 def layer_bytes(jobs: JobColumns, rules: MemoryRules) -> tuple[Number, Number]:
-    """Bytes for each token of one sequence part: (kept by an average layer, computed again in its backward pass).
+    """Bytes per token: (kept by an average layer, recomputed in its backward pass).
 
     For a GPT with dropout these are the rows of [1] table 2 (tests/plan/test_memory.py). In general: norms' inputs, the
     inputs of the first products and dropout's masks along the residual stream; queries, keys, values and attention's
-    result; the feed-forward's widths; scores only without flash attention. Full recomputation keeps a block's input,
-    torch's "ops" that, every second product's result and attention's (saved_tensors_hooks, torch 2.13, 2026-11).
+    result; the feed-forward's widths; scores only without flash attention. Full recomputation keeps a block's input;
+    torch's "ops" keeps that, every second product's result and attention's (saved_tensors_hooks, torch 2.13, 2026-11).
     """
     shape, tp = jobs.shape, np.asarray(jobs.layout.tp)
     hidden = np.asarray(shape.hidden, dtype=float) / _stream_ways(jobs)
@@ -378,7 +379,7 @@ def layer_bytes(jobs: JobColumns, rules: MemoryRules) -> tuple[Number, Number]:
 
 
 def layers_in_flight(jobs: JobColumns, rules: MemoryRules) -> tuple[Number, Number]:
-    """Layers whose activations a rank of the first and of the last stage holds, counted once for each micro-batch.
+    """Layers whose activations the first and the last stage hold, counted once per micro-batch.
 
     1F1B: pp micro-batches on the first stage, one on the last. Interleaved: chunks of layers/vp, (vp + 1)·pp - 1 of
     them on the first stage, which is 1 + (pp - 1)/(pp·vp) times 1F1B [1], and (vp - 1)·pp + 1 on the last; never more
@@ -394,7 +395,7 @@ def layers_in_flight(jobs: JobColumns, rules: MemoryRules) -> tuple[Number, Numb
 
 
 def embedding_bytes(jobs: JobColumns, rules: MemoryRules, layers: Number) -> Number:
-    """The dropout mask behind the embedding, of every micro-batch in flight [1]."""
+    """The dropout mask after the embedding, for every micro-batch in flight [1]."""
     mask = np.asarray(rules.mask_bytes) / 2 * jobs.shape.hidden / _stream_ways(jobs)
     return jobs.tokens * mask * layers / stage_layers(jobs)
 
@@ -402,8 +403,8 @@ def embedding_bytes(jobs: JobColumns, rules: MemoryRules, layers: Number) -> Num
 def logit_bytes(jobs: JobColumns, rules: MemoryRules) -> Number:
     """The last norm, the head's input and the logits of one micro-batch: 4sbh/t (1 + V/h) in [1].
 
-    A chunked loss holds few logits, and the head's gradient in fp32 beside them. Layers that predict further tokens
-    have logits of their own.
+    A chunked loss holds few logits, and the head's gradient in fp32. Multi-token prediction layers have their own
+    logits.
     """
     shape, tp = jobs.shape, np.asarray(jobs.layout.tp)
     vocab = np.asarray(shape.vocab, dtype=float) / tp
@@ -415,7 +416,7 @@ def logit_bytes(jobs: JobColumns, rules: MemoryRules) -> Number:
 
 
 def _flowing(jobs: JobColumns) -> Number:
-    """Bytes for each token of a block's gradients: of the feed-forward's widths and of the stream's two ways."""
+    """Bytes per token of a block's gradients: feed-forward widths and both branches of the residual stream."""
     width = jobs.shape.matrices * _width(jobs) / jobs.layout.tp
     return np.where(_single(jobs), 4.0, 2.0) * (width + 2 * jobs.shape.hidden / _stream_ways(jobs))
 
@@ -423,8 +424,8 @@ def _flowing(jobs: JobColumns) -> Number:
 def _passing(jobs: JobColumns, rules: MemoryRules) -> Number:
     """Bytes of activations that communication holds.
 
-    Whole sequences around split products, all keys and values under context parallelism [5], tokens on their way to
-    experts, and what goes to and comes from the neighbouring stages.
+    Whole sequences around split products, all keys and values under context parallelism [5], tokens sent to
+    experts, and tensors exchanged with neighbouring stages.
     """
     shape, layout = jobs.shape, jobs.layout
     tp = np.asarray(layout.tp)
@@ -437,7 +438,7 @@ def _passing(jobs: JobColumns, rules: MemoryRules) -> Number:
 
 
 def _context(jobs: JobColumns, rules: MemoryRules) -> Number:
-    """CUDA's context and the buffers of one communicator for each way of being parallel."""
+    """CUDA's context and the buffers of one communicator per parallel dimension."""
     layout = jobs.layout
     ways = (layout.tp, layout.cp, layout.pp, layout.dp, layout.ep)
     groups = sum((np.asarray(way) > 1).astype(float) for way in ways)

@@ -1,9 +1,9 @@
-"""What a model costs in numbers: parameters and products, dense or mixture of experts. Arithmetic alone, no torch.
+"""Parameters and matrix products of a model, dense or mixture of experts. Arithmetic only, no torch.
 
-`Shape` is wider than `model.config.ModelConfig`: published runs train shapes that Puna's network does not have
-(experts, latent attention, plain feed-forwards), and a planner that is judged on them must know them. Every field is a
-number or an array of one number a job, so the same lines cost one model under a million layouts or four hundred
-published rows.
+`Shape` covers more than `model.config.ModelConfig`: published runs train shapes that Puna's network does not have
+(experts, latent attention, plain feed-forwards), and a planner that is validated on them must know them. Every field
+is a number or an array with one number per job, so the same code costs one model under a million layouts or four
+hundred published rows.
 """
 
 import re
@@ -19,9 +19,9 @@ import numpy as np
 from puna.core.errors import PunaError
 from puna.model.config import ModelConfig
 
-Number = Any  # a number, or an array with one number for each job: every formula here is element-wise
+Number = Any  # a number, or an array with one number per job: every formula is element-wise
 
-# What a published shape must have, by the names of the runs files.
+# Required fields of a published shape, by their names in runs files.
 _WIDTHS = ("layers", "hidden", "heads", "kv_heads", "head_dim", "ffn_hidden", "vocab")
 _MOE = ("experts", "top_k", "moe_ffn")
 _MLA = ("kv_lora", "qk_nope", "qk_rope", "v")
@@ -30,7 +30,7 @@ _OPTIONAL = ("shared", "dense_layers", "q_lora")
 
 @dataclass(frozen=True)
 class Shape:
-    """One model, or one a job. Widths are those of the whole model, before anything is split."""
+    """One model, or one per job. Widths are those of the whole model, before anything is split."""
 
     layers: Number
     hidden: Number
@@ -54,7 +54,7 @@ class Shape:
     rope_dim: Number = 0
     value_dim: Number = 0
     window: Number = 0  # sliding window of every second layer, tokens; 0 for none
-    mtp_layers: Number = 0  # extra layers that predict further tokens, each with its own pass through the head
+    mtp_layers: Number = 0  # multi-token prediction layers, each with its own pass through the head
 
     @property
     def moe_layers(self) -> Number:
@@ -128,21 +128,21 @@ class Shape:
         return np.asarray(self.vocab, dtype=float) * self.hidden
 
     def num_parameters(self) -> Number:
-        """All of it; tied weights count once."""
+        """All parameters; tied weights count once."""
         vocabulary = self.embedding_parameters() * np.where(self.tied, 1, 2)
         return self.block_parameters() + self.routed_parameters() + vocabulary + self.hidden
 
     def active_parameters(self) -> Number:
-        """Parameters a token is multiplied with: of the experts those it is sent to, and the head once."""
+        """Parameters that a token is multiplied with: of the experts only those it is routed to, and the head once."""
         routed = self.moe_layers * np.asarray(self.top_k) * self.matrices * self.hidden * self.expert_ffn
         return self.block_parameters() + routed + self.embedding_parameters()
 
     def flops_per_token(self, seq_len: Number, *, causal: bool) -> Number:
-        """FLOPs of forward and backward for one token: 6 per active parameter, and attention's scores and sums.
+        """FLOPs of forward and backward for one token: 6 per active parameter, plus attention.
 
         causal: count only the triangle that causal attention needs (Megatron-Bridge), else the whole square (PaLM,
         arXiv 2204.02311 appendix B; torchtitan; llm-foundry). Tested against model.config.ModelConfig.flops_per_token.
-        A layer that predicts a further token is a block, a product of (2·hidden, hidden) and the head once more
+        A multi-token prediction layer is a block, a product of (2·hidden, hidden) and the head once more
         (DeepSeek-V3, arXiv 2412.19437 section 2.2). In a window of w tokens causality skips nothing but the start.
         """
         span, layers = np.asarray(seq_len, dtype=float), np.asarray(self.layers)
@@ -169,7 +169,7 @@ def from_config(model: ModelConfig) -> Shape:
 
 
 def from_published(values: Mapping[str, Any], name: str) -> Shape:
-    """A shape as the files of published runs write it. Raises PunaError naming what is missing or no number."""
+    """A shape as runs files write it. Raises PunaError naming a field that is missing or not a number."""
     if not isinstance(values, Mapping):
         raise PunaError(f"models.{name} is not a mapping.", f"Give {', '.join(_WIDTHS)} and gated_mlp.")
     moe, mla = values.get("moe") or {}, values.get("mla") or {}
@@ -208,12 +208,12 @@ def from_published(values: Mapping[str, Any], name: str) -> Shape:
 
 
 def is_whole(value: object, least: int) -> bool:
-    """Whether `value` is a whole number of at least `least`, and no larger than a float counts exactly."""
+    """Whether `value` is a whole number of at least `least` that a float can represent exactly."""
     return isinstance(value, int) and not isinstance(value, bool) and least <= value <= 2**53
 
 
 @lru_cache(maxsize=1)
 def published_shapes() -> dict[str, tuple[Shape, int]]:
-    """Shapes that published runs train and Puna does not, by name, each with its pretraining length (models.toml)."""
+    """Published shapes that Puna does not train, by name, each with its pretraining length (models.toml)."""
     tree = tomllib.loads(Path(__file__).with_name("models.toml").read_text(encoding="utf-8"))
     return {name: (from_published(values, name), int(values["context"])) for name, values in tree.items()}

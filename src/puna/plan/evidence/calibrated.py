@@ -1,4 +1,4 @@
-"""Puna's own runs on the machine at hand: the cost model with what was measured here instead of what was published.
+"""Calibrated cost model: Puna's own runs with rates measured on this machine.
 
 `cost` wants shares of a datasheet's figures, fitted to published runs of large accelerators. A calibration knows this
 device better: how fast training products, attention and the loss run at several sizes. `calibrated_values` expresses
@@ -24,15 +24,15 @@ from puna.plan.layouts.predict import Prediction, Question, predict
 
 # Passes of a block's element-wise work over those that `cost` counts, at the measured rate of SiLU times a tensor.
 COMPILED_PASSES, EAGER_PASSES = 1.7, 4.0
-# Operations that are launched for a block in a micro-batch, forward and backward, beside the blocks in a step, and by
-# Muon for a block.
+# Kernel launches: of a block per micro-batch, forward and backward; of the rest of a step; of Muon per block.
 LAYER_LAUNCHES, STEP_LAUNCHES, MUON_LAUNCHES = 200, 1000, 130
-# Bytes that an update moves for each parameter. AdamW as in `cost`; Muon beside its products: momentum, look-ahead,
-# stack, norm, and the way back into the weights.
+# Bytes that an update moves per parameter. AdamW as in `cost`; Muon without its products: momentum, look-ahead, stack,
+# norm, and copying back into the weights.
 ADAMW_BYTES, MUON_BYTES = 30.0, 160.0
 
-# A CPU that was not measured, over its rate of fp32 products: attention, Muon, and bytes a FLOP of SiLU times a tensor
-# and of the loss. All are vector arithmetic, so they go with it. Measured on two cores of an EPYC (Zen 4), 2026-11-23.
+# For a CPU that was not measured, relative to its rate of fp32 products: attention, Muon, and bytes per FLOP of SiLU
+# times a tensor and of the loss. All are vector arithmetic, so they scale with it. Measured on two cores of an EPYC
+# (Zen 4), 2026-11-23.
 CPU_ATTENTION, CPU_MUON, CPU_GATE_BYTES, CPU_LOSS_BYTES = 0.4, 0.85, 0.17, 0.045
 CPU_LAUNCH_SECONDS, CPU_HALF_SIZE = 2.6e-6, 8.0
 
@@ -45,7 +45,7 @@ def predict_calibrated(
     muon_iterations: int = 0,
     compiled: bool = True,
 ) -> Prediction:
-    """A step of Puna's trainer in a given layout on a device with this calibration (see `calibrated_cost_model`).
+    """Predict a step of Puna's trainer in a given layout (see `calibrated_cost_model`).
 
     Raises PunaError when the layout does not fit the question.
     """
@@ -56,10 +56,10 @@ def predict_calibrated(
 def calibrated_cost_model(
     question: Question, calibration: Calibration | None, *, muon_iterations: int = 0, compiled: bool = True
 ) -> CostModel:
-    """The cost model of `question` with what was measured on the device in place of what was published.
+    """The cost model of `question` with the device's measured rates.
 
-    muon_iterations: of Muon's orthogonalisation; 0 for AdamW alone. compiled: whether blocks are. calibration: what is
-    missing in it comes from the catalogue, or for CPUs from estimates.
+    muon_iterations: iterations of Muon's orthogonalization; 0 for AdamW. compiled: whether blocks are compiled.
+    calibration: missing rates come from the catalogue, or for CPUs from estimates.
     """
     values = calibrated_values(question, calibration, compiled=compiled)
 
@@ -70,7 +70,7 @@ def calibrated_cost_model(
             seconds["recompute"] = seconds["elementwise"] / 3  # Puna keeps the results of all products
         more = sum(seconds.values()) - found.step_seconds
         factor = 1 + more / found.step_seconds
-        # What the update takes it takes under every assumption.
+        # The update takes the same time under every assumption.
         lines = tuple(replace(line, step_seconds=line.step_seconds + more) for line in found.sensitivities)
         return replace(found, seconds=seconds, low=found.low * factor, high=found.high * factor, sensitivities=lines)
 
@@ -82,8 +82,8 @@ def calibrated_values(
 ) -> dict[str, float]:
     """The cost model's constants for this question's device, stack, precision and sizes.
 
-    A GPU's fitted shares are of training, which a calibration of single operations does not see: they only move with
-    how its best product compares with the catalogue's. A CPU's come from the calibration alone.
+    A GPU's shares are fitted to training, which a calibration of single operations does not measure: they are scaled by
+    the ratio of its best product to the catalogue's. A CPU's come from the calibration alone.
     """
     values = dict(question.costs.values)
     if question.accelerator.generation != "cpu":
@@ -100,7 +100,7 @@ def calibrated_values(
     assert found.launch_seconds
     passes = COMPILED_PASSES if compiled else EAGER_PASSES
     return values | {
-        "power": 0.0,  # measured at the power that it has
+        "power": 0.0,  # measured under its own power limit
         "cpu.matmul_bf16": products.tflops / peak,
         "half_size": products.half_size,
         "half_power": 0.0,
@@ -123,9 +123,9 @@ def update_seconds(
     calibration: Calibration | None,
     muon_iterations: int,
 ) -> float:
-    """Seconds of the optimizer on one rank: bytes over the memory, Muon's products, and launches.
+    """Seconds of the optimizer on one rank: memory traffic, Muon's products, and launches.
 
-    Ranks share Muon's matrices; whole copies share AdamW's work only where states are sharded.
+    Ranks share Muon's matrices; AdamW's work is shared only where states are sharded.
     """
     shape, accelerator = question.shape, question.accelerator
     ranks = layout.data_parallel
@@ -148,7 +148,7 @@ def update_seconds(
         seconds += launches * found.launch_seconds
         assert found.products
         assert found.products_fp32
-        fast = found.products.tflops > found.products_fp32.tflops  # Muon multiplies in bf16, but in runs in fp32
+        fast = found.products.tflops > found.products_fp32.tflops  # Muon multiplies in bf16, except in fp32 runs
         through_gram = not fast or question.precision == "fp32"
         rate = CPU_MUON * found.products_fp32.tflops if fast and through_gram else found.muon_tflops
     else:
@@ -163,11 +163,11 @@ def update_seconds(
 
 
 def muon_flops(shape: Shape, iterations: int, *, through_gram: bool) -> float:
-    """FLOPs of orthogonalising every matrix of the blocks once; m is the shorter side of one and n the longer.
+    """FLOPs of orthogonalizing every matrix of the blocks once; m is the shorter side, n the longer.
 
     An iteration is a Gram matrix (2·m²·n), its square (2·m³) and their product with the matrix (2·m²·n).
     through_gram: in fp32 a matrix with n ≥ 2m is iterated on through its Gram matrix, as `train.optimizer` does: two
-    long products, and four short ones an iteration but for three less.
+    long products, and four short ones per iteration, less three.
     """
     heads, kv_heads = float(shape.heads) * float(shape.key_dim), float(shape.kv_heads) * float(shape.key_dim)
     hidden, ffn = float(shape.hidden), float(shape.ffn)
@@ -186,7 +186,7 @@ def muon_flops(shape: Shape, iterations: int, *, through_gram: bool) -> float:
 
 
 def _of_cpu(question: Question, calibration: Calibration | None) -> Calibration:
-    """A calibration in which everything that a CPU's plan needs has a figure, measured or estimated."""
+    """A calibration with every figure that a CPU's plan needs, measured or estimated."""
     accelerator = question.accelerator
     given = calibration or Calibration(device=accelerator.name, date="")
     fp32 = given.matmul_fp32_tflops or accelerator.peak_tflops("fp32")
@@ -206,7 +206,7 @@ def _of_cpu(question: Question, calibration: Calibration | None) -> Calibration:
 
 
 def _scaled(question: Question, calibration: Calibration | None, values: Values) -> dict[str, float]:
-    """A GPU's shares of products, moved by how its best product compares with the catalogue's best measured one."""
+    """A GPU's product shares, scaled by its best product relative to the catalogue's."""
     known = catalogue().get(question.accelerator.name)
     if calibration is None or not calibration.matmul_tflops or known is None or not known.matmul_tflops:
         return {}
@@ -216,10 +216,10 @@ def _scaled(question: Question, calibration: Calibration | None, values: Values)
 
 
 def _at_size(rates: Sequence[AttentionRate], question: Question) -> float:
-    """Attention's rate for the question's spans and heads, TFLOP/s, between the sizes measured.
+    """Attention's rate for the question's sequence length and head width, TFLOP/s, interpolated.
 
-    Over spans by log-log interpolation among the heads' width measured most often; over widths by the same at the one
-    span where several were measured. Beyond the ends the rate stays.
+    Log-log interpolation over sequence lengths at the most measured head width, and over widths at the one length where
+    several were measured; constant beyond the ends.
     """
     spans, widths = np.array([rate.seq_len for rate in rates]), np.array([rate.head_dim for rate in rates])
     logs = np.log([rate.tflops for rate in rates])
@@ -238,7 +238,7 @@ def _at_size(rates: Sequence[AttentionRate], question: Question) -> float:
 
 
 def _at_vocabulary(rates: Sequence[LossRate], vocab: int) -> float:
-    """The loss's rate for a vocabulary, GB/s, between the sizes measured; beyond the ends the rate stays."""
+    """The loss's rate for a vocabulary, GB/s, interpolated; constant beyond the ends."""
     ordered = sorted(rates, key=lambda rate: rate.vocab)
     logs = np.log([rate.gb_per_s for rate in ordered])
     return float(np.exp(np.interp(np.log(vocab), np.log([rate.vocab for rate in ordered]), logs)))

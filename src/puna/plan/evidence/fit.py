@@ -1,4 +1,4 @@
-"""Fits the constants of constants.toml to published runs, and only to the rows marked as development rows.
+"""Fit the constants of constants.toml to published runs, using development rows only.
 
 Least squares on log(predicted / measured), every (source, model, precision) family with the same weight, residuals
 beyond a few percent counted by their size and not its square (so one odd row cannot bend the rest), and every
@@ -37,12 +37,12 @@ from puna.plan.equations.cost import step_time, total_seconds
 from puna.plan.equations.memory import memory, rules_columns, total
 from puna.plan.evidence.published_runs import PublishedRun, jobs_of
 
-NOISE = 0.04  # the same recipe on the same GPUs in another container: 3 to 7 % (planner research)
+NOISE = 0.04  # the same recipe on the same GPUs in another container differs by 3 to 7 %
 
 
 @dataclass(frozen=True)
 class FitData:
-    """Rows made ready: their candidate jobs, what each counts, and who owns which constants."""
+    """Prepared rows: candidate jobs, their weights, and the owners of their constants."""
 
     rows: Sequence[PublishedRun]
     jobs: JobColumns
@@ -53,10 +53,10 @@ class FitData:
 
 
 def prepare(rows: Sequence[PublishedRun]) -> FitData:
-    """Candidate jobs of `rows`, and how they count.
+    """Candidate jobs of `rows` and their weights.
 
-    Where a source does not say how much is recomputed, as many blocks are as it takes to fit: the two candidates, none
-    and all of it, are weighted so. Readings that do not fit even so are left out where others do.
+    Where a source does not print its recomputation, as many blocks are recomputed as needed to fit: the two candidates,
+    none and full, are weighted accordingly. Readings that still do not fit are dropped where others do.
     """
     jobs, row = jobs_of(rows)
     parts = memory(jobs, rules_columns([rows[i].stack for i in row]))
@@ -69,7 +69,7 @@ def prepare(rows: Sequence[PublishedRun]) -> FitData:
     span = np.maximum(needed[without] - needed[whole], 1.0)
     share = np.clip((needed[without] - room[without]) / span, 0, 1)
     weight[without], weight[whole] = 1 - share, share
-    least = np.minimum.reduceat(needed, np.flatnonzero(first))  # of each reading, with all the recomputation there is
+    least = np.minimum.reduceat(needed, np.flatnonzero(first))  # of each reading, with full recomputation
     fits = (least <= room[first])[reading]
     none = np.bincount(row, weights=fits, minlength=len(rows)) == 0
     keep = np.flatnonzero((fits | none[row]) & (weight > 0))
@@ -89,13 +89,13 @@ def predict_seconds(data: FitData, values: Mapping[str, float]) -> np.ndarray:
 
 
 def family_weights(rows: Sequence[PublishedRun]) -> np.ndarray:
-    """One over the size of each row's family, so that all families weigh the same."""
+    """One over the size of each row's family, so that all families have equal weight."""
     sizes = Counter(row.family for row in rows)
     return np.array([1 / sizes[row.family] for row in rows])
 
 
 def parameters(rows: Sequence[PublishedRun]) -> list[tuple[str, str]]:
-    """(owner, quantity) of every constant that these rows can say something about."""
+    """(owner, quantity) of every constant that these rows can inform."""
     generations = sorted({row.accelerator.generation for row in rows})
     names = {row.stack for row in rows}
     for name in list(names):
@@ -119,9 +119,9 @@ def parameters(rows: Sequence[PublishedRun]) -> list[tuple[str, str]]:
 def fit(
     rows: Sequence[PublishedRun], *, data: FitData | None = None, start: Mapping[str, float] | None = None
 ) -> dict[str, float]:
-    """The constants that explain `rows` best. Deterministic; some seconds for a few hundred rows.
+    """Fit the constants to `rows`. Deterministic; takes seconds for a few hundred rows.
 
-    start: constants to begin from (the expected ones otherwise). Raises PunaError without scipy or without rows.
+    start: initial constants (default: the expected ones). Raises PunaError without scipy or without rows.
     """
     try:
         from scipy.optimize import least_squares
@@ -160,7 +160,7 @@ def fit(
 
 
 def _felt(data: FitData, names: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Those of the constants that change the prediction of any row; the others would only stay where they are."""
+    """The constants that change the prediction of any row; others keep their expected value."""
     expected = {_key(*name): _prior(*name)[0] for name in names}
     before = predict_seconds(data, expected)
 
@@ -173,7 +173,7 @@ def _felt(data: FitData, names: Sequence[tuple[str, str]]) -> list[tuple[str, st
 
 @dataclass(frozen=True)
 class CrossValidation:
-    """What each row would have been predicted as without its family, and how far the constants moved on the way."""
+    """Predictions of each row without its family, and the ranges of the constants over the refits."""
 
     rows: Sequence[PublishedRun]
     seconds: np.ndarray  # (rows,)
@@ -182,9 +182,10 @@ class CrossValidation:
 
 
 def cross_validate(rows: Sequence[PublishedRun], *, processes: int = 1) -> CrossValidation:
-    """Leave one family out at a time: refit on the others, predict its rows. A minute or two for some seventy families.
+    """Leave one family out at a time: refit on the others, predict its rows.
 
-    processes: refits that run at once. Deterministic, whatever their number. Shows its progress.
+    Takes a minute or two for seventy families. processes: concurrent refits; the result does not depend on it. Shows
+    its progress.
     """
     rows = [row for row in rows if row.step_seconds is not None]
     whole = fit(rows)
@@ -212,7 +213,7 @@ def _without(
 
 
 def interval_widths(check: CrossValidation, coverage: float = 0.8) -> dict[str, float]:
-    """For each kind of job the width w of an interval [t / w, t·w] that held `coverage` of the families left out."""
+    """Per kind of job the width w of the interval [t / w, t·w] that covers `coverage` of left-out families."""
     measured = np.array([row.step_seconds for row in check.rows], dtype=float)
     off = np.abs(np.log(check.seconds / measured))
     weights = family_weights(check.rows)
@@ -224,8 +225,10 @@ def interval_widths(check: CrossValidation, coverage: float = 0.8) -> dict[str, 
 
 
 def _conformal(off: np.ndarray, weights: np.ndarray, coverage: float) -> float:
-    """The quantile that holds `coverage` of what comes next: with n families, of these a little more, (n + 1) / n
-    (split conformal prediction, Lei 2018, arXiv 1604.04173)."""
+    """The quantile for `coverage` of new families: with n families that of (n + 1) / n as many.
+
+    Split conformal prediction, Lei 2018, arXiv 1604.04173.
+    """
     families = float(np.sum(weights))
     return weighted_quantile(off, weights, min(1.0, coverage * (families + 1) / families))
 
@@ -242,7 +245,7 @@ def write_constants(path: Path, check: CrossValidation, values: Mapping[str, flo
     families = len({row.family for row in check.rows})
     lines = [
         f"# Fitted by bench/plan_fit.py to {len(check.rows)} rows of {source}, {families} families.",
-        "# low and high: over refits that leave one family out. src/puna/plan/stacks.py says what each one is.",
+        "# low and high: over refits that leave one family out. Meanings: src/puna/plan/equations/constants.py.",
         "",
         "[interval] # predictions of families left out were within [t / width, t * width] in 80 % of cases",
         *(f"{kind} = {width:.3f}" for kind, width in interval_widths(check).items()),

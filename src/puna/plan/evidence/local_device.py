@@ -1,8 +1,8 @@
-"""The machine at hand as a plan sees it: its GPUs or its CPU, and what `puna plan calibrate` has measured on it.
+"""This machine's GPUs or CPU, and what `puna plan calibrate` has measured on them.
 
-GPUs are found by nvidia-smi and looked up in the catalogue; a CPU is described by what /proc/cpuinfo says, every figure
-an estimate. Where a calibration exists, its measured figures win. `plan.own` turns one into the cost model's constants.
-No torch here: a plan must answer at once.
+GPUs are found by nvidia-smi and looked up in the catalogue; a CPU is described from /proc/cpuinfo, every figure an
+estimate. Measured figures of a calibration replace these. `evidence.calibrated` turns a calibration into constants of
+the cost model. No torch here: plans must start at once.
 """
 
 import csv
@@ -29,8 +29,8 @@ class Products(Config):
     Seconds = 6·rows·inputs·outputs / tflops / 1e12 · (1 + half/rows)·(1 + half/inputs)·(1 + half/outputs), as `cost`.
     """
 
-    tflops: float = Field(gt=0, description="what an endlessly large one reaches, TFLOP/s")
-    half_size: float = Field(ge=0, description="a dimension this long costs half of the rate")
+    tflops: float = Field(gt=0, description="rate of an infinitely large product, TFLOP/s")
+    half_size: float = Field(ge=0, description="a dimension of this length halves the rate")
 
 
 class AttentionRate(Config):
@@ -49,7 +49,7 @@ class LossRate(Config):
 
 
 class Calibration(Config):
-    """What was measured on one device, figures of `Accelerator` under their names there; none: not measured."""
+    """Measurements of one device; names shared with `Accelerator` mean the same. None: not measured."""
 
     device: str = Field(description="the device's name, as nvidia-smi or /proc/cpuinfo give it")
     date: str = Field(description="when it was measured, YYYY-MM-DD")
@@ -66,13 +66,13 @@ class Calibration(Config):
     muon_tflops: float | None = Field(None, gt=0, description="Muon's products of stacked matrices, TFLOP/s")
     loss: tuple[LossRate, ...] = Field((), description="passes over logits, over vocabularies")
     gate_gb_per_s: float | None = Field(None, gt=0, description="SiLU times another tensor, fp32, GB/s")
-    launch_seconds: float | None = Field(None, gt=0, description="one operation on one number")
+    launch_seconds: float | None = Field(None, gt=0, description="time of one operation on one number")
     allreduce_gb_per_s: float | None = Field(None, gt=0, description="bus bandwidth within the host, GB/s")
     allgather_gb_per_s: float | None = Field(None, gt=0, description="bus bandwidth within the host, GB/s")
     latency_seconds: float | None = Field(None, gt=0, description="an all-reduce of one number within the host")
 
 
-# Product names of nvidia-smi and the catalogue's names, the first that is found in it.
+# Parts of nvidia-smi's product names and the catalogue's names; the first match counts.
 _PRODUCTS = (
     ("GB300", "gb300"),
     ("GB200", "gb200"),
@@ -95,9 +95,9 @@ _CPU_GB_PER_S_PER_CORE, _CPU_WATTS_PER_CORE = 5.0, 6.0
 
 
 def this_machine() -> Group:
-    """The accelerators of this machine as a plan sees them, without torch: its GPUs, or its CPU as one.
+    """This machine's GPUs, or its CPU as one accelerator, without torch.
 
-    A CPU's peaks are estimates (`sources` says so). Where a calibration of the device exists, its figures win.
+    A CPU's peaks are estimates (see `sources`). Figures of a calibration replace those of the catalogue.
     Raises PunaError for GPUs that the catalogue does not have.
     """
     cards = _cards()
@@ -107,7 +107,7 @@ def this_machine() -> Group:
 
 
 def device_here(kind: str) -> str:
-    """The name under which measurements of this machine's GPUs ("cuda") or CPU (any other kind) are kept."""
+    """The name under which measurements of this machine's GPUs ("cuda") or CPU (any other kind) are stored."""
     cards = _cards() if kind == "cuda" else []
     return cards[0] if cards else cpu(_text("/proc/cpuinfo")).name
 
@@ -181,12 +181,12 @@ def has_compiler() -> bool:
 
 
 def calibration_path() -> Path:
-    """Where measurements of this machine are kept: calibration.json in $PUNA_CACHE, else in ~/.cache/puna."""
+    """The file with measurements of this machine: calibration.json in $PUNA_CACHE or ~/.cache/puna."""
     return Path(os.environ.get("PUNA_CACHE") or Path.home() / ".cache" / "puna") / "calibration.json"
 
 
 def read_calibration(device: str) -> Calibration | None:
-    """What was measured on `device`, or None. Raises PunaError when the file is there and cannot be read."""
+    """The calibration of `device`, or None. Raises PunaError when the file exists but cannot be read."""
     tree = _calibrations()
     if device not in tree:
         return None
@@ -194,12 +194,12 @@ def read_calibration(device: str) -> Calibration | None:
         return Calibration.model_validate(tree[device])
     except ValidationError:
         raise PunaError(
-            f"{calibration_path()} holds something else than a calibration.", "Run `puna plan calibrate`."
+            f"{calibration_path()} does not hold a valid calibration.", "Run `puna plan calibrate`."
         ) from None
 
 
 def write_calibration(calibration: Calibration) -> Path:
-    """Keep `calibration` beside those of other devices; it replaces an older one of the same. Returns the file."""
+    """Store `calibration`, replacing an older one of the same device. Returns the file."""
     path = calibration_path()
     tree = _calibrations() | {calibration.device: calibration.model_dump(exclude_none=True)}
     write_text(path, json.dumps(tree, indent=2) + "\n")
@@ -207,10 +207,10 @@ def write_calibration(calibration: Calibration) -> Path:
 
 
 def calibrated(accelerator: Accelerator, calibration: Calibration | None) -> Accelerator:
-    """`accelerator` with every measured figure in place of what was there, and its source saying when.
+    """`accelerator` with measured figures and their date in `sources`.
 
-    A CPU's peaks and bandwidth are estimates: there the bandwidth is the measured one, and no peak is less than what
-    was reached.
+    A CPU's peaks and bandwidth are estimates: its bandwidth becomes the measured one, and its peaks are raised to at
+    least what was reached.
     """
     if calibration is None:
         return accelerator
@@ -221,7 +221,7 @@ def calibrated(accelerator: Accelerator, calibration: Calibration | None) -> Acc
         measured |= {name: rate for name, rate in reached.items() if rate and rate > (getattr(accelerator, name) or 0)}
         if calibration.stream_gb_per_s:
             measured["memory_gb_per_s"] = calibration.stream_gb_per_s
-        if calibration.allreduce_gb_per_s:  # what copies of the weights use, the rule on CPUs
+        if calibration.allreduce_gb_per_s:  # used by whole copies of the weights, the default on CPUs
             measured["link_gb_per_s"] = calibration.allreduce_gb_per_s
     told = f"measured on this machine, {calibration.date} {calibration.versions}".strip()
     sources = accelerator.sources | dict.fromkeys(measured, told)

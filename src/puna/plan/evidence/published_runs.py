@@ -1,9 +1,8 @@
-"""Published training runs: reading them, saying what each one measured, and turning them into jobs.
+"""Published training runs: read them, derive what each measured, and turn them into jobs.
 
-A runs file (YAML) has `models` (shapes), `sources` and `throughput` rows. What a source does not print about its
-layout is a question with several legal answers (micro-batch, interleaving, recomputation); such a row becomes several
-candidate jobs, and the planner takes the fastest that fits, as the people who ran it did. Nothing that was measured
-is read to answer it.
+A runs file (YAML) has `models` (shapes), `sources` and `throughput` rows. Where a source does not print its whole
+layout (micro-batch, interleaving, recomputation), the row becomes several candidate jobs, and the planner takes the
+fastest that fits, as the authors did. Candidates never depend on what was measured.
 """
 
 import math
@@ -53,8 +52,7 @@ _NEEDED = ("id", "src", "model", "gpu", "gpus", "seq", "layout", "precision")
 
 @dataclass(frozen=True)
 class PublishedRun:
-    """One published run. Unknown parts of the layout are None. step_seconds: what was measured; None when nothing
-    was."""
+    """One published run. Unknown parts of the layout are None; step_seconds is None if not measured."""
 
     id: str
     source: str
@@ -80,12 +78,12 @@ class PublishedRun:
 
     @property
     def family(self) -> tuple[str, str, str]:
-        """Rows of one (source, model, precision) are near copies of each other: a family counts once."""
+        """(source, model, precision): rows of a family are near copies, so it counts once."""
         return self.source, self.model, str(self.values["precision"])
 
 
 def read_runs(path: Path) -> list[PublishedRun]:
-    """Read a runs file. Raises PunaError naming row and field for anything missing or unknown."""
+    """Read a runs file. Raises PunaError naming the row and field that is missing or unknown."""
     import yaml
 
     try:
@@ -93,9 +91,9 @@ def read_runs(path: Path) -> list[PublishedRun]:
     except FileNotFoundError:
         raise PunaError(f"{path} does not exist.", "Give a YAML file of published runs.") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise PunaError(f"{path} cannot be read as YAML: {error}.", "Mend it, or give another file.") from None
+        raise PunaError(f"{path} cannot be read as YAML: {error}.", "Fix it, or give another file.") from None
     if not isinstance(tree, dict) or not isinstance(tree.get("throughput"), list) or not tree["throughput"]:
-        raise PunaError(f"{path} has no list 'throughput'.", "Rows stand under 'throughput', shapes under 'models'.")
+        raise PunaError(f"{path} has no list 'throughput'.", "Put rows under 'throughput' and shapes under 'models'.")
     models = tree.get("models") or {}
     if not isinstance(models, dict):
         raise PunaError(f"{path}: 'models' is not a mapping.", "Give each model's shape under its name.")
@@ -156,7 +154,7 @@ def _row(values: Any, number: int, shapes: Mapping[str, Shape]) -> PublishedRun:
 
 
 def _figures(measured: Any, name: object) -> dict[str, float]:
-    """What a row says was measured, without what it leaves open (null). Raises PunaError for what is no figure."""
+    """A row's measurements without nulls. Raises PunaError for a value that is not a positive number."""
     if not isinstance(measured, dict):
         raise PunaError(f"row {name}: measured is not a mapping.", f"Give one of {', '.join(_MEASURED)}.")
     figures = {str(key): value for key, value in measured.items() if value is not None and key in _MEASURED}
@@ -167,7 +165,7 @@ def _figures(measured: Any, name: object) -> dict[str, float]:
 
 
 def _variant(shape: Shape, values: Mapping[str, Any]) -> Shape:
-    """DeepSeek-V3 is trained with one more layer that predicts the token after next, unless a row says it was not."""
+    """DeepSeek-V3 trains with a multi-token prediction layer unless a row says otherwise."""
     from dataclasses import replace
 
     with_mtp = values["model"] == "deepseek-v3" and "w/o MTP" not in str(values.get("variant", ""))
@@ -175,7 +173,7 @@ def _variant(shape: Shape, values: Mapping[str, Any]) -> Shape:
 
 
 def stack_of(values: Mapping[str, Any]) -> str:
-    """The software stack of a row, by its source and what it says of itself; a name in constants.toml."""
+    """The software stack of a row, by its source and description; a name in constants.toml."""
     source, system = str(values["src"]), str(values.get("system") or "")
     layout = values["layout"]
     if source == "mbridge":
@@ -223,8 +221,7 @@ def stack_of(values: Mapping[str, Any]) -> str:
 
 
 def _measured(values: Mapping[str, Any], shape: Shape) -> float | None:
-    """Seconds of a step, from what the source printed: the step, else tokens/s, else FLOP/s in the source's
-    convention."""
+    """Seconds of a step: as printed, else from tokens/s, else from FLOP/s in the source's convention."""
     measured, layout = values["measured"], values["layout"]
     tokens = layout["gbs"] * values["seq"]
     if "step_s" in measured:
@@ -250,7 +247,7 @@ def _measured(values: Mapping[str, Any], shape: Shape) -> float | None:
 
 
 def layouts_of(row: PublishedRun) -> list[LayoutColumns]:
-    """Every legal reading of the row's layout: one when the source printed all of it."""
+    """Every legal reading of the row's layout; one when the source printed all of it."""
     known = row.known
     names = ("tp", "cp", "pp", "vp", "mbs")
     if "tp" not in known and "pp" not in known:  # nothing published: every power-of-two split
@@ -262,7 +259,7 @@ def layouts_of(row: PublishedRun) -> list[LayoutColumns]:
     for reading in readings:
         base = {name: known.get(name, reading.get(name)) for name in names}
         tp, cp, pp = (base[name] or 1 for name in ("tp", "cp", "pp"))
-        dp = max(1, row.gpus // (tp * cp * pp))  # one source's column does not multiply out; the counts of GPUs do
+        dp = max(1, row.gpus // (tp * cp * pp))  # one source's dp column does not multiply out; GPU counts do
         for vp in [base["vp"]] if base["vp"] else _interleavings(row, pp):
             for micro_batch in [base["mbs"]] if base["mbs"] else _micro_batches(row, dp, pp):
                 for recompute in [row.recompute] if row.recompute else ["none", "full"]:
@@ -292,7 +289,7 @@ def _layout(
 
 
 def _interleavings(row: PublishedRun, pp: int) -> list[int]:
-    """Interleaved schedules that a source which prints none may have used: divisors of a stage's layers."""
+    """Interleavings that a source may have used without printing them: divisors of a stage's layers."""
     unprinted = row.source in (
         "mcore-readme",
         "llama3-paper",
@@ -316,7 +313,7 @@ def _micro_batches(row: PublishedRun, dp: int, pp: int) -> list[int]:
 def jobs_of(rows: Sequence[PublishedRun]) -> tuple[JobColumns, np.ndarray]:
     """All readings of all rows as jobs, and for each job the index of its row.
 
-    A row that does not print its recomputation comes twice in a row, without any and with all of it.
+    A row without printed recomputation gives two consecutive jobs, with none and with full recomputation.
     """
     layouts, index = [], []
     for number, row in enumerate(rows):

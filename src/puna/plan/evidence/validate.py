@@ -1,8 +1,8 @@
-"""How right the planner is: predictions for published runs, and what they were off by.
+"""Validate the planner: errors of its predictions for published runs.
 
 A family is one (source, model, precision); its rows are near copies, so every family counts once. `predict_rows`
-answers a whole runs file; `validate` holds the answers against what was measured and against the simplest rival, one
-constant MFU for each accelerator and precision, which is given the same rows to learn from.
+predicts a whole runs file; `validate` compares the predictions with measurements and with the simplest baseline, a
+constant MFU per accelerator and precision that learns from the same rows.
 """
 
 import math
@@ -23,13 +23,13 @@ from puna.plan.evidence.fit import FitData, family_weights, predict_seconds, pre
 from puna.plan.evidence.published_runs import PublishedRun, read_runs
 
 GIB = 2**30
-# Layouts of one model on the same accelerators rank the planner where there are enough and they differ enough.
+# Groups of layouts of one model on the same accelerators that are ranked: at least this many, with this spread.
 RANKED_LAYOUTS, RANKED_SPREAD = 8, 2.0
 
 
 @dataclass(frozen=True)
 class ErrorSummary:
-    """Errors of a set of rows, families weighing the same; shares, not percent."""
+    """Errors of a set of rows with equal weight per family; shares, not percent."""
 
     name: str
     rows: int
@@ -44,8 +44,7 @@ class ErrorSummary:
 
 @dataclass(frozen=True)
 class Ranking:
-    """How well layouts of one model on the same accelerators are ordered, and what choosing the predicted best
-    costs."""
+    """How well layouts of one model are ordered, and the cost of choosing the predicted best."""
 
     name: str
     layouts: int
@@ -56,7 +55,7 @@ class Ranking:
 
 @dataclass(frozen=True)
 class Validation:
-    """All of it. errors: predicted over measured less 1, one a row that was measured."""
+    """A validation. errors: predicted over measured less 1, one per measured row."""
 
     path: Path
     scores: tuple[ErrorSummary, ...]
@@ -76,10 +75,10 @@ class Validation:
 
 
 def predict_rows(path: Path, *, values: Values | None = None) -> list[dict[str, Any]]:
-    """A prediction for every row of a runs file, as plain values with their units in the names.
+    """Predict every row of a runs file, as plain values with units in their names.
 
     step_s with the ends of its 80 % interval, tokens/s, TFLOP/s and MFU in both conventions of attention, peak memory,
-    the layout as it was read (what the source does not print is chosen, see `runs`), seconds by part.
+    the layout as it was read (what the source does not print is chosen, see `published_runs`), seconds by part.
     """
     rows = read_runs(path)
     values = load_constants() if values is None else values
@@ -95,7 +94,7 @@ def predict_rows(path: Path, *, values: Values | None = None) -> list[dict[str, 
 
 
 def _chosen(data: FitData, seconds: np.ndarray) -> list[np.ndarray]:
-    """For each row the candidates (one, or none and full recomputation) of its fastest reading."""
+    """Candidates of each row's fastest reading: one, or none and full recomputation."""
     readings = np.bincount(data.reading, weights=data.weight * seconds)
     best: dict[int, int] = {}
     for candidate, (row, reading) in enumerate(zip(data.row, data.reading, strict=True)):
@@ -206,7 +205,7 @@ def _score(
 
 
 def constant_mfu(rows: Sequence[PublishedRun]) -> np.ndarray:
-    """Seconds of a step as the simplest planner would say: the accelerator's usual MFU.
+    """Seconds of a step by the simplest baseline: the accelerator's usual MFU.
 
     The weighted median over the development rows of other families with the same accelerator and precision; where there
     are none, of the same precision, else of all.
@@ -226,7 +225,7 @@ def constant_mfu(rows: Sequence[PublishedRun]) -> np.ndarray:
 
 
 def rankings(rows: Sequence[PublishedRun], seconds: np.ndarray) -> list[Ranking]:
-    """Every group of layouts of one model on the same accelerators and batch that is large and differs enough."""
+    """Rank every large enough group of layouts of one model on the same accelerators and batch."""
     groups: dict[tuple[str, ...], list[int]] = defaultdict(list)
     for i, row in enumerate(rows):
         name = f"{row.source} {row.model} on {row.gpus} {row.accelerator.name}"
@@ -244,7 +243,7 @@ def rankings(rows: Sequence[PublishedRun], seconds: np.ndarray) -> list[Ranking]
 
 
 def spearman(left: np.ndarray, right: np.ndarray) -> float:
-    """Spearman's rank correlation; equal values share their mean rank."""
+    """Spearman's rank correlation; ties get their mean rank."""
 
     def ranks(values: np.ndarray) -> np.ndarray:
         _, place, counts = np.unique(values, return_inverse=True, return_counts=True)

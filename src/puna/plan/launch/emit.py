@@ -1,4 +1,4 @@
-"""Launch files: a plan as something that torchrun, Slurm, Kubeflow, SkyPilot or Ray starts.
+"""Write launch files for torchrun, Slurm, Kubeflow, SkyPilot or Ray.
 
 Every launcher gets the same two files and its own next to them: recipe.toml, the training recipe with the plan's layout
 in it, and worker.sh, which each process of the run executes. worker.sh resumes the run where its directory holds one,
@@ -27,7 +27,7 @@ from puna.plan.launch.skypilot import SKYPILOT_NAMES, skypilot, skypilot_name
 from puna.plan.launch.slurm import slurm
 from puna.plan.launch.torchrun import torchrun, worker
 
-# Where containers see the storage that all nodes share, when nothing else is asked for.
+# Default mount of the shared storage in containers.
 _CONTAINER_STORAGE = "/storage"
 
 # The longest names: KubeRay 1.7 refuses RayJobs above 47 characters (MaxRayJobNameLength); names of pods, such as
@@ -38,7 +38,7 @@ _HOST_NAME_LENGTH = 63
 
 @dataclass(frozen=True)
 class Emitted:
-    """The files written, and what a person has to know before starting them, a sentence each."""
+    """The files written, and warnings to read before starting them."""
 
     files: list[Path]
     warnings: list[str]
@@ -58,9 +58,9 @@ TARGETS = tuple(_WRITERS)
 def emit(target: str, job: Launch, folder: Path) -> Emitted:
     """Write the launch files of `job` for `target` (one of TARGETS), recipe.toml and worker.sh into `folder`.
 
-    A new folder appears whole or not at all. Files that are there already stay when they say the same.
-    Raises PunaError for an unknown target, a layout that does not fill the nodes, a batch it cannot divide, a name the
-    target refuses, a recipe that is not TOML, and files that are in the way.
+    A new folder appears complete or not at all. Existing files are kept when they are identical.
+    Raises PunaError for an unknown target, a layout that does not fill the nodes, a batch that does not divide, a name
+    that the target rejects, a recipe that is not TOML, and existing files that differ.
     """
     if target not in _WRITERS:
         raise PunaError(f"'{target}' is not a launcher.", nearest(target, TARGETS))
@@ -79,7 +79,7 @@ def emit(target: str, job: Launch, folder: Path) -> Emitted:
     return Emitted(_write(texts, folder), warnings)
 
 
-# -- what is asked for -----------------------------------------------------------------------------------------------
+# -- checks ---------------------------------------------------------------------------------------------------------
 
 
 def _check_layout(job: Launch) -> None:
@@ -93,7 +93,7 @@ def _check_layout(job: Launch) -> None:
 
 
 def _check_places(target: str, job: Launch) -> None:
-    """Raise PunaError for a name, a host or a folder that the target cannot take."""
+    """Raise PunaError for a name, a host or a folder that the target does not support."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", job.name):
         raise PunaError(
             f"'{job.name}' cannot name a job.", f"Use letters, digits, '-', '_' and '.', such as '{_label(job.name)}'."
@@ -102,20 +102,20 @@ def _check_places(target: str, job: Launch) -> None:
         longest = _RAY_NAME_LENGTH if target == "ray" else _HOST_NAME_LENGTH - len(f"-node-0-{job.nodes - 1}")
         if not re.fullmatch(r"[a-z]([a-z0-9-]*[a-z0-9])?", job.name) or len(job.name) > longest:
             raise PunaError(
-                f"'{job.name}' cannot name a job on Kubernetes, which wants a DNS label of at most {longest} "
+                f"'{job.name}' cannot name a job on Kubernetes, which needs a DNS label of at most {longest} "
                 "characters (a-z, 0-9 and '-', a letter first).",
                 f"Try '{_label(job.name)[:longest].rstrip('-')}'.",
             )
     kind = job.accelerator
     if kind.generation != "cpu" and job.accelerators_per_node > kind.node_size:
         raise PunaError(
-            f"{job.accelerators_per_node} accelerators of a node were asked for, but a host of {kind.name} has "
+            f"{job.accelerators_per_node} accelerators per node were given, but a host of {kind.name} has "
             f"{kind.node_size}.",
             f"Use {-(-job.processes // kind.node_size)} nodes of {kind.node_size}.",
         )
     if job.storage_dir != "." and not PurePosixPath(job.storage_dir).is_absolute():
         raise PunaError(
-            f"The storage folder '{job.storage_dir}' is not an absolute path, so nodes could disagree about it.",
+            f"The storage folder '{job.storage_dir}' is not an absolute path, so it could differ between nodes.",
             "Write it from the root, such as /mnt/storage.",
         )
 
@@ -155,9 +155,9 @@ def _warnings(target: str, recipe: Mapping[str, Any], job: Launch) -> list[str]:
     elif target in _CONTAINER_TARGETS and PurePosixPath(corpus).is_absolute():
         storage = _CONTAINER_STORAGE if job.storage_dir == "." else job.storage_dir
         if not PurePosixPath(corpus).is_relative_to(storage):
-            found.append(f"The corpus {corpus} lies outside of {storage}, which is all that the containers mount.")
+            found.append(f"The corpus {corpus} lies outside of {storage}, the only storage that the containers mount.")
     if not (job.checkpoint_every or recipe["checkpoint"].get("every")):
-        found.append("No checkpoint interval is set, so a restart begins anew; set checkpoint.every in recipe.toml.")
+        found.append("No checkpoint interval is set, so a restart starts over; set checkpoint.every in recipe.toml.")
     if target in _CONTAINER_TARGETS and not job.image:
         found.append(f"No image was given; build '{_own_image()}' with puna in it, or name your own.")
     known = job.accelerator.generation == "cpu" or job.accelerator.name in SKYPILOT_NAMES
@@ -177,7 +177,7 @@ def _own_image() -> str:
     return f"puna:{__version__}"
 
 
-# -- what is written -------------------------------------------------------------------------------------------------
+# -- files -----------------------------------------------------------------------------------------------------------
 
 
 def _corpus_directory(corpus: str) -> str:
@@ -200,7 +200,7 @@ def _recipe_text(recipe: Mapping[str, Any], job: Launch) -> str:
 
 
 def _write(texts: Mapping[str, str], folder: Path) -> list[Path]:
-    """Write `texts` into `folder`, which may exist. Raises PunaError when one of its files says something else."""
+    """Write `texts` into `folder`, which may exist. Raises PunaError when one of its files differs."""
     if not folder.exists():
         with new_directory(folder) as temporary:
             for name, text in texts.items():
@@ -211,7 +211,7 @@ def _write(texts: Mapping[str, str], folder: Path) -> list[Path]:
         for name, text in texts.items():
             path = folder / name
             if path.exists() and (not path.is_file() or path.read_bytes() != text.encode()):
-                raise PunaError(f"{path} exists already and says something else.", "Choose another -o or remove it.")
+                raise PunaError(f"{path} already exists with different content.", "Choose another -o or remove it.")
         for name, text in texts.items():
             write_text(folder / name, text)
     return [folder / name for name in texts]

@@ -16,10 +16,10 @@ PORT = 29500  # torchrun's own default for its rendezvous
 
 
 class Launch(Config):
-    """One job: what to train, laid over which accelerators, and what the cluster has to know about it."""
+    """One job: what to train, on which accelerators, and settings of the cluster."""
 
     name: str = Field(min_length=1, description="names the job and its run directory runs/<name>")
-    recipe: str = Field(description="the training recipe, TOML text; layout and the like below are written into it")
+    recipe: str = Field(description="the training recipe, TOML text; the fields below are written into it")
     layout: Layout = Field(description="the plan's layout, micro-batch and recomputation included")
     accelerator: Accelerator = Field(description="what the job runs on")
     nodes: int = Field(gt=0, description="hosts")
@@ -28,17 +28,17 @@ class Launch(Config):
     image: str = Field("", description="container image with puna in it; slurm: for pyxis, empty: no container")
     storage_dir: str = Field(
         ".",
-        description="folder all nodes share, with corpora/ and runs/; '.': where the script starts, /storage in pods",
+        description="folder that all nodes share, with corpora/ and runs/; '.': the start folder, /storage in pods",
     )
     storage_claim: str = Field(
         "puna-storage", min_length=1, description="PersistentVolumeClaim or SkyPilot volume behind storage_dir"
     )
-    wall_seconds: int = Field(0, ge=0, description="longest the scheduler lets the job run at a time; 0: no limit")
+    wall_seconds: int = Field(0, ge=0, description="wall time limit of the scheduler; 0: no limit")
     stop_seconds: int = Field(300, gt=0, description="time to finish a step and save when asked to stop")
-    max_restarts: int = Field(10, ge=0, description="restarts after failures before the job is given up")
-    expected_step_seconds: float | None = Field(None, gt=0, description="what the plan expects, for the comments")
-    expected_tokens_per_second: float | None = Field(None, gt=0, description="what the plan expects, for the comments")
-    notes: tuple[str, ...] = Field((), description="more lines about the plan, for the comments")
+    max_restarts: int = Field(10, ge=0, description="restarts after failures before giving up")
+    expected_step_seconds: float | None = Field(None, gt=0, description="predicted by the plan, for comments")
+    expected_tokens_per_second: float | None = Field(None, gt=0, description="predicted by the plan, for comments")
+    notes: tuple[str, ...] = Field((), description="more lines about the plan, for comments")
 
     @property
     def processes(self) -> int:
@@ -46,7 +46,7 @@ class Launch(Config):
         return self.nodes * self.accelerators_per_node
 
     def header(self) -> list[str]:
-        """What every launch file says about the plan, lines without a comment sign."""
+        """Lines about the plan for the head of every launch file."""
         layout = ", ".join(f"{key} {value}" for key, value in self.layout.recipe_values()["layout"].items())
         lines = [
             f"{self.name}: {self.processes} x {self.accelerator.name}, {self.nodes} "

@@ -34,7 +34,7 @@ def kubeflow(job: Launch, folder: Path) -> dict[str, str]:
 
 
 def _training_runtime(job: Launch) -> dict[str, Any]:
-    """A runtime of the job's own: the cluster's torch-distributed mounts no storage and restarts no run."""
+    """A runtime for this job: the cluster's torch-distributed neither mounts storage nor restarts runs."""
     pod = {"restartPolicy": "Never", **pod_spec(job, {"name": "node", **container_mounts(job)})}
     ancestor = {"trainer.kubeflow.org/trainjob-ancestor-step": "trainer"}
     return {

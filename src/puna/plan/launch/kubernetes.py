@@ -35,7 +35,7 @@ def worker_environment(job: Launch) -> list[dict[str, str]]:
 
 
 def node_resources(job: Launch) -> dict[str, Any]:
-    """What a node's pod asks Kubernetes for."""
+    """Resource requests of a node's pod."""
     generation, count = job.accelerator.generation, job.accelerators_per_node
     if generation == "cpu":
         return {"requests": {"cpu": str(count)}}
@@ -43,7 +43,7 @@ def node_resources(job: Launch) -> dict[str, Any]:
 
 
 def container_mounts(job: Launch) -> dict[str, Any]:
-    """What a container of any kind needs to run worker.sh: the storage as its folder, and what it mounts."""
+    """Working folder and mounts that a container needs to run worker.sh."""
     return {
         "workingDir": job.storage_dir,
         "volumeMounts": [
@@ -57,13 +57,13 @@ def container_mounts(job: Launch) -> dict[str, Any]:
 def pod_spec(job: Launch, container: dict[str, Any]) -> dict[str, Any]:
     """The pod around a container, with the job and the storage as volumes."""
     return {
-        # torchrun waits stop_seconds for its processes; then it needs a moment itself.
+        # torchrun waits stop_seconds for its processes, then needs a moment itself.
         "terminationGracePeriodSeconds": job.stop_seconds + 30,
         "containers": [container],
         "volumes": [
             {"name": "job", "configMap": {"name": job.name}},
             {"name": "storage", "persistentVolumeClaim": {"claimName": job.storage_claim}},
-            # A container has 64 MiB of shared memory otherwise; NCCL needs more for eight processes.
+            # The default is 64 MiB of shared memory; NCCL needs more for eight processes.
             {"name": "shared-memory", "emptyDir": {"medium": "Memory"}},
         ],
     }
@@ -74,7 +74,7 @@ def yaml_text(lines: list[str], documents: list[dict[str, Any]]) -> str:
     import yaml
 
     class Dumper(yaml.SafeDumper):
-        """Scripts as blocks of lines, and repeated parts written out rather than as anchors."""
+        """Writes scripts as literal blocks and repeated parts without anchors."""
 
         def ignore_aliases(self, data: Any) -> bool:
             return True

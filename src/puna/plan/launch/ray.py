@@ -21,7 +21,7 @@ from puna.plan.launch.kubernetes import (
 
 
 def ray(job: Launch, folder: Path) -> dict[str, str]:
-    """rayjob.yaml: a head without accelerators, and a worker pod for each node on which torchrun is started."""
+    """rayjob.yaml: a head without accelerators, and a worker pod with torchrun for each node."""
     resource = "CPU" if job.accelerator.generation == "cpu" else "GPU"
     entrypoint = ["python", "-m", "puna.plan.launch.ray_nodes", "--nodes", str(job.nodes), "--per-node"]
     entrypoint += [str(job.accelerators_per_node), "--resource", resource, "--directory", job.storage_dir, WORKER]

@@ -1,10 +1,10 @@
-"""Runs torchrun on every node of a Ray cluster: what a RayJob written by `plan.emit` has as its entrypoint.
+"""Run torchrun on every node of a Ray cluster: the entrypoint of RayJobs written by `launch.ray`.
 
     python -m puna.plan.launch.ray_nodes --nodes 8 --per-node 8 --directory /storage /job/worker.sh
 
-Ray finds the nodes and keeps them together; torchrun starts the processes and `puna train` knows nothing of either.
-Every node must be there before the first one starts (a placement group that spreads strictly), and the first node that
-fails ends the job, whose next try KubeRay makes with a new cluster. Ray 2 (docs.ray.io, placement groups).
+Ray finds the nodes and holds them; torchrun starts the processes, and `puna train` does not know about either. All
+nodes must be available before the first one starts (a placement group with strict spread), and the first node that
+fails ends the job, which KubeRay retries with a new cluster. Ray 2 (docs.ray.io, placement groups).
 """
 
 import argparse
@@ -18,7 +18,7 @@ from puna.plan.launch.job import PORT
 
 
 def torchrun_command(*, nodes: int, per_node: int, rank: int, address: str, worker: str) -> list[str]:
-    """The command of node `rank`: `per_node` processes that each run `worker` and meet at `address`."""
+    """The command of node `rank`: `per_node` processes that run `worker` and rendezvous at `address`."""
     where = ["--node-rank", str(rank), "--master-addr", address, "--master-port", str(PORT)]
     size = ["--nnodes", str(nodes), "--nproc-per-node", str(per_node)]
     return ["torchrun", *size, *where, "--no-python", "bash", worker]

@@ -64,5 +64,5 @@ exec torchrun --nnodes {job.nodes} --nproc-per-node {job.accelerators_per_node} 
 
 
 def skypilot_name(accelerator: Accelerator) -> str:
-    """How SkyPilot spells it; a name that is not in SKYPILOT_NAMES in capitals, as most of its names are."""
+    """SkyPilot's name for an accelerator; an unknown one in capitals, like most of its names."""
     return SKYPILOT_NAMES.get(accelerator.name, accelerator.name.upper())

@@ -1,1 +1,1 @@
-"""Choosing a layout: every legal one is searched, within constraints a person may give; suggestions when none fits."""
+"""Choosing a layout: search over all legal ones, constraints, predictions, and suggestions when none fits."""

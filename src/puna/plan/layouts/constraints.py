@@ -1,7 +1,7 @@
-"""Layouts with some parts fixed by a person: the search among the rest, and what to say when none is left.
+"""Layouts with some parts fixed: the search among the rest, and a useful error when none is left.
 
 A constraint is a part of a layout (`--tp 8`, `--recompute full`) that the search must keep. Where no legal layout has
-it, the error names the part that is in the way and what it could be, or the batches that could be shared.
+it, the error names the conflicting part and its legal values, or batches that divide.
 """
 
 import math
@@ -18,7 +18,7 @@ from puna.plan.layouts.defaults import batches_near
 from puna.plan.layouts.predict import Choice, Question, choose, choose_among
 from puna.plan.layouts.search import SearchResult, legal_layouts, search
 
-# Parts of a layout that a person may fix, and how a message calls them.
+# Parts of a layout that may be fixed, and their names in messages.
 CONSTRAINABLE = {
     "tp": "tp",
     "cp": "cp",
@@ -34,7 +34,7 @@ _KINDS = {"sharding": SHARDING, "recompute": RECOMPUTE}
 
 
 def read_constraints(given: Mapping[str, int | str | None]) -> dict[str, int]:
-    """Constraints as a person gives them (None: not given), as the search has them: names as indices.
+    """Convert constraints from options (None: not given) to columns of the search, with names as indices.
 
     Raises PunaError for an unknown kind and a size below 1.
     """
@@ -50,16 +50,16 @@ def read_constraints(given: Mapping[str, int | str | None]) -> dict[str, int]:
                 raise PunaError(f"{option} {value} is not known.", nearest(str(value), kinds))
             constraints[name] = kinds.index(str(value))
         elif int(value) < 1:
-            raise PunaError(f"{option} {value} cannot be.", "Give a whole number of at least 1.")
+            raise PunaError(f"{option} {value} is not possible.", "Give a whole number of at least 1.")
         else:
             constraints[name] = int(value)
     return constraints
 
 
 def choose_constrained(question: Question, constraints: Mapping[str, int], *, runners_up: int = 4) -> Choice:
-    """`predict.choose` among the layouts that keep `constraints` (columns of `LayoutColumns` and their values).
+    """Choose the best layout that keeps `constraints` (columns of `LayoutColumns` and their values).
 
-    Raises PunaError where none is left, naming the part that stands in the way and the values that would be legal.
+    Raises PunaError where none is left, naming the conflicting part and its legal values.
     """
     try:
         if not constraints:
@@ -82,16 +82,16 @@ def choose_constrained(question: Question, constraints: Mapping[str, int], *, ru
 
 
 def constraint_text(name: str, value: int) -> str:
-    """A constraints part as people say it: "sharding zero3"."""
+    """A constraint in words: "sharding zero3"."""
     codes = _KINDS.get(name)
     return f"{CONSTRAINABLE[name]} {codes[value] if codes else value}"
 
 
-# -- what cannot be --------------------------------------------------------------------------------------------------
+# -- errors ----------------------------------------------------------------------------------------------------------
 
 
 def _with_batches(question: Question, error: PunaError) -> PunaError:
-    """The search's error with batches that do have layouts, where it was the batch that had none."""
+    """The search's error, with batches that have a layout where the batch is the problem."""
     if not str(error).startswith("No layout of"):
         return error
     found = []
@@ -122,7 +122,7 @@ def _with_batches(question: Question, error: PunaError) -> PunaError:
 
 
 def _no_such_layout(question: Question, found: SearchResult, constraints: Mapping[str, int]) -> PunaError:
-    """Which of the constraints parts stands in the way, and what it could be."""
+    """The error that names the conflicting constraint and its legal values."""
     count, batch = question.accelerators, question.batch
     parallel = {name: constraints.get(name) for name in ("tp", "cp", "pp", "dp")}
     if not STACKS[question.stack].model_parallel:

@@ -1,8 +1,8 @@
-"""A `Layout` as the planner's columns and as JSON, and back: the only place where those forms meet.
+"""Convert a `Layout` to the planner's columns and to JSON, and back. Nothing else converts them.
 
 The cost model works on columns of numbers (`LayoutColumns`), in which names are indices; `puna plan --json` writes a
 layout as a mapping with names. Both say `dp` for all data-parallel ranks, `dp_shard` for those that share one copy of
-the states, and `vp` for virtual stages. A plan that an older version wrote has no `dp_shard`: it then follows from the
+the states, and `vp` for virtual stages. Plans written by older versions have no `dp_shard`; it then follows from the
 sharding.
 """
 
@@ -20,7 +20,7 @@ PLAN_HINT = "Make one with: puna plan RECIPE --fleet 8xh100 --stack puna --json 
 
 
 def to_columns(layout: Layout) -> LayoutColumns:
-    """One layout as columns without rows, which broadcast."""
+    """One layout as scalar columns, which broadcast."""
     return LayoutColumns(
         tp=layout.tp,
         cp=layout.cp,
@@ -77,9 +77,9 @@ def to_json(layout: Layout) -> dict[str, Any]:
 
 
 def from_json(tree: Mapping[str, Any], path: Path, link_domain: int | None = None) -> Layout:
-    """The layout of a plan that was written as JSON; what is missing is 1, ddp or none.
+    """Read the layout of a plan; missing parts are 1, ddp or none.
 
-    link_domain: of the plan's accelerator; needed for a hybrid sharding without `dp_shard`, which None refuses.
+    link_domain: of the plan's accelerator; required for hsdp without `dp_shard`.
     Raises PunaError naming `path` and the part that is wrong.
     """
     sizes = {name: _count(tree, name, path) for name in ("tp", "cp", "pp", "vp", "dp", "ep", "micro_batch")}
@@ -112,5 +112,5 @@ def _count(tree: Mapping[str, Any], name: str, path: Path) -> int:
 def _name(tree: Mapping[str, Any], part: str, names: tuple[str, ...], path: Path) -> str:
     value = tree.get(part, names[0])
     if value not in names:
-        raise PunaError(f"{path}: best.layout.{part} = {value!r} is none of {', '.join(names)}.", PLAN_HINT)
+        raise PunaError(f"{path}: best.layout.{part} = {value!r} is not one of {', '.join(names)}.", PLAN_HINT)
     return str(value)

@@ -1,9 +1,9 @@
-"""One job, answered: what a step takes and needs, how sure that is, and what it rests on.
+"""Predict a step of one job: its time and memory, their uncertainty, and the assumptions that matter.
 
-`predict` costs one layout of one job; `choose` searches for it. Both return a `Prediction`, plain numbers that the
-brief, the page, `--json` and `puna train` all read. Intervals come from how far predictions of whole families of
-published runs were off when the constants had been fitted without them (see `fit`); sensitivities from asking again
-with one assumption moved by a plausible amount.
+`predict` costs one layout of a job; `choose` searches for the best. Both give a `Prediction`, plain numbers that the
+terminal, the HTML page, `--json` and `puna train` all read. Intervals come from the errors of predictions for whole
+families of published runs with constants fitted without them (see `evidence.fit`); sensitivities from predicting again
+with one assumption changed by a plausible amount.
 """
 
 from collections.abc import Mapping
@@ -27,7 +27,7 @@ from puna.plan.layouts.search import SearchResult, Workload, distinct, jobs_for,
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked: a model, on how many of which accelerators, in what batches."""
+    """The question to plan: a model, its accelerators and its batches."""
 
     model: str
     shape: Shape
@@ -41,11 +41,11 @@ class Question:
 
     @property
     def stack(self) -> str:
-        """The software stack whose costs are asked for."""
+        """The software stack."""
         return self.costs.stack
 
     def workload(self) -> Workload:
-        """The same as columns for the cost model; fp16 runs as bf16 does.
+        """The question as input of the cost model; fp16 counts as bf16.
 
         Raises PunaError for a precision that is unknown or that the accelerator does not have.
         """
@@ -64,7 +64,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """What the step would be if one assumption were otherwise."""
+    """The step's time with one assumption changed."""
 
     assumption: str
     change: str
@@ -73,7 +73,7 @@ class Sensitivity:
 
 @dataclass(frozen=True)
 class Prediction:
-    """One layout of a job. seconds and bytes by part; low and high are the ends of the 80 % interval of the step."""
+    """A predicted step: seconds and bytes by part; low and high end the 80 % interval of its time."""
 
     question: Question
     layout: Layout
@@ -95,7 +95,7 @@ class Prediction:
 
     @property
     def fits(self) -> bool:
-        """Whether that is no more than the accelerator has."""
+        """Whether it fits into the accelerator's memory."""
         return bool(fits(dict(self.memory), self.question.accelerator.usable_bytes))
 
     @property
@@ -109,7 +109,10 @@ class Prediction:
         return self.tokens_per_step / self.step_seconds
 
     def mfu(self, *, causal: bool) -> float:
-        """Model FLOPs utilisation against the dense peak of the job's precision, in either convention of attention."""
+        """Model FLOPs utilization relative to the dense peak of the job's precision.
+
+        causal: count half of attention's square, else all of it.
+        """
         question = self.question
         flops = self.tokens_per_second * float(question.shape.flops_per_token(question.seq_len, causal=causal))
         return flops / (question.accelerator.peak_tflops(question.precision) * 1e12 * question.accelerators)
@@ -117,7 +120,7 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Choice:
-    """The best layout of a question, the runners-up, and all that were looked at."""
+    """The best layout of a question, the runners-up, and all that were searched."""
 
     best: Prediction
     runners_up: tuple[Prediction, ...]
@@ -130,7 +133,7 @@ class Choice:
 
 
 def choose(question: Question, *, runners_up: int = 4) -> Choice:
-    """Search all legal layouts. When none fits the best is the one that needs least memory, and says so.
+    """Search all legal layouts. Where none fits, the best is the one that needs least memory.
 
     Raises PunaError when no layout is legal.
     """
@@ -138,14 +141,14 @@ def choose(question: Question, *, runners_up: int = 4) -> Choice:
 
 
 def choose_among(question: Question, found: SearchResult, *, runners_up: int = 4) -> Choice:
-    """The best of the layouts that were found, and the runners-up."""
+    """Predict the best layout of a search and the runners-up."""
     rows = distinct(found, 1 + runners_up) or [int(np.argmin(found.memory_bytes))]
     best, *others = (from_columns(found.jobs.layout, row) for row in rows)
     return Choice(predict(question, best), tuple(_corrected(_bare(question, layout)) for layout in others), found)
 
 
 def predict(question: Question, layout: Layout) -> Prediction:
-    """One given layout. Raises PunaError when it does not multiply out or the batch does not divide."""
+    """Predict one layout. Raises PunaError when its sizes or the batch do not divide."""
     if layout.processes != question.accelerators:
         raise PunaError(
             f"tp {layout.tp} x cp {layout.cp} x pp {layout.pp} x dp {layout.data_parallel} is {layout.processes} "
@@ -162,7 +165,7 @@ def predict(question: Question, layout: Layout) -> Prediction:
 
 
 def _bare(question: Question, layout: Layout) -> Prediction:
-    """What the equations say of one layout."""
+    """The prediction by the equations, without sensitivities or correction."""
     workload = question.workload()
     jobs = jobs_for(workload, to_columns(layout))
     parts = question.costs.step_parts(jobs, workload.generation)
@@ -179,7 +182,7 @@ def _corrected(found: Prediction) -> Prediction:
 
 
 def sensitivities(question: Question, layout: Layout) -> tuple[Sensitivity, ...]:
-    """The step under each of the assumptions that matter, moved by what is plausible; largest effect first."""
+    """The step's time with each important assumption changed by a plausible amount; largest effect first."""
     accelerator, costs, generation = question.accelerator, question.costs, question.accelerator.generation
     precision = "bf16" if question.precision in ("fp32", "fp16", "bf16") else question.precision
     workload, columns = question.workload(), to_columns(layout)
@@ -205,7 +208,7 @@ def sensitivities(question: Question, layout: Layout) -> tuple[Sensitivity, ...]
 
 
 def describe_layout(layout: Layout, stack: str) -> str:
-    """A layout in one line, as people say it: tp 8 · cp 1 · pp 16 (8 chunks each) · dp 128 zero1 · micro-batch 1."""
+    """A layout in one line: tp 8 · cp 1 · pp 16 (8 chunks each) · dp 128 zero1 · micro-batch 1."""
     words = []
     if STACKS[stack].model_parallel:
         chunks = f" ({layout.virtual_stages} chunks each)" if layout.virtual_stages > 1 else ""

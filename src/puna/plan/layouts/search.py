@@ -1,8 +1,8 @@
-"""Every legal layout of a model on so many accelerators, costed at once.
+"""Cost every legal layout of a model on a number of accelerators at once.
 
-Exhaustive: the sizes of all parallel dimensions that divide what they must, all interleavings, micro-batches, shardings
-and recomputations that the software stack knows, filtered by its rules, then one call of `cost` and `memory` over
-columns with one row a layout. Nothing is pruned by guessing, so the best one is the best one the model knows.
+The search is exhaustive: all sizes of the parallel dimensions that divide, all interleavings, micro-batches, shardings
+and recomputations of the software stack, filtered by its rules, then one call of `cost` and `memory` over columns with
+one row per layout. Nothing is pruned by heuristics, so the result is the best layout under the model.
 """
 
 import itertools
@@ -24,7 +24,7 @@ MICRO_BATCHES = (1, 2, 4, 8, 16, 32)
 
 @dataclass(frozen=True)
 class Workload:
-    """What is to be trained, and on what, before a layout is chosen."""
+    """The job before a layout is chosen."""
 
     shape: Shape
     device: DeviceColumns
@@ -38,7 +38,7 @@ class Workload:
 
 @dataclass(frozen=True)
 class SearchResult:
-    """All legal layouts of a workload, their times and memory; rows ordered by step time, those that fit first."""
+    """All legal layouts of a workload with time and memory, by step time, those that fit first."""
 
     jobs: JobColumns
     step_seconds: np.ndarray
@@ -50,7 +50,7 @@ class SearchResult:
 
 
 def search(workload: Workload) -> SearchResult:
-    """Cost every legal layout. Raises PunaError when there is none, saying which rule stands in the way."""
+    """Cost every legal layout. Raises PunaError when there is none."""
     layouts = legal_layouts(workload)
     jobs = jobs_for(workload, layouts)
     seconds = np.asarray(total_seconds(workload.costs.step_parts(jobs, workload.generation)))
@@ -79,13 +79,13 @@ def legal_layouts(workload: Workload) -> LayoutColumns:
 
 
 def _grids(workload: Workload) -> Iterator[list[np.ndarray]]:
-    """For each split into tp, cp, pp and dp the product of everything else, one array a field of LayoutColumns."""
+    """For each split into tp, cp, pp and dp all other choices, one array per field of LayoutColumns."""
     shape, count = workload.shape, workload.accelerators
     stack = workload.costs.facts
     layers, heads, kv_heads = int(shape.layers), int(shape.heads), int(shape.kv_heads)
     divisors = [n for n in range(1, count + 1) if count % n == 0]
     domain = int(workload.device.link_domain)
-    # Whole key-value heads go to a rank; beyond their number Megatron copies them, which no stack here does by default.
+    # A rank has whole key-value heads; beyond their number Megatron copies them, which no stack does by default.
     tensor = [n for n in divisors if n <= domain and heads % n == 0 and kv_heads % n == 0]
     context = [n for n in divisors if workload.seq_len % (2 * n) == 0 or n == 1]
     pipeline = [n for n in divisors if n <= layers]
@@ -152,7 +152,7 @@ def distinct(found: SearchResult, count: int) -> list[int]:
 
 
 def pareto(found: SearchResult) -> list[int]:
-    """Rows that no other row beats in both time and memory, by rising memory."""
+    """Rows of the Pareto front of time and memory, by rising memory."""
     order = np.argsort(found.memory_bytes, kind="stable")
     best, rows = np.inf, []
     for row in order:

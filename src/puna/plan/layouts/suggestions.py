@@ -1,8 +1,8 @@
-"""What to change when a model does not fit: the cheapest legal changes that would make it fit, found by asking again.
+"""Suggest the cheapest changes that make a model fit, each found by searching again.
 
 Each suggestion changes one thing: a constraint is dropped, the stack is one that can split the model, sequences are
 shorter, there are more accelerators, they have more memory, or the model is smaller. All are searched like the
-question itself, so what is told would work.
+question itself, so every suggestion works.
 """
 
 from collections.abc import Iterator, Mapping
@@ -19,21 +19,21 @@ from puna.plan.layouts.defaults import divisible_batch
 from puna.plan.layouts.predict import Prediction, Question, predict
 from puna.plan.layouts.search import search
 
-# Beyond so many accelerators no remedy is looked for; the largest fleets on record have a few hundred thousand.
+# The largest fleet that is suggested; the largest on record have a few hundred thousand accelerators.
 _MOST_ACCELERATORS = 2**20
 _SHORTEST_SEQUENCE = 512
 
 
 @dataclass(frozen=True)
 class Suggestion:
-    """One change that makes it fit, in words, and the best layout then."""
+    """A change that makes the model fit, in words, and the best layout with it."""
 
     change: str
     prediction: Prediction
 
 
 def suggest(question: Question, constraints: Mapping[str, int]) -> tuple[Suggestion, ...]:
-    """Every kind of change that helps, the least invasive first; empty when nothing does."""
+    """All kinds of changes that help, the least invasive first; empty when none does."""
     found = []
     for look in (_unpinned, _other_stack, _shorter, _more, _larger, _smaller):
         for change, asked, kept in look(question, constraints):
@@ -45,7 +45,7 @@ def suggest(question: Question, constraints: Mapping[str, int]) -> tuple[Suggest
 
 
 def fitting(question: Question, constraints: Mapping[str, int]) -> Prediction | None:
-    """The fastest layout that fits, with the constraints parts as they are; None when there is none."""
+    """The fastest layout that fits within the constraints, or None."""
     try:
         found = search(question.workload())
     except PunaError:
@@ -71,7 +71,7 @@ def _unpinned(question: Question, constraints: Mapping[str, int]) -> _Tries:
 
 def _other_stack(question: Question, constraints: Mapping[str, int]) -> _Tries:
     if not question.costs.facts.model_parallel:
-        told = " (tensor and pipeline parallelism, which puna train has not yet)"
+        told = " (tensor and pipeline parallelism, which puna train does not have yet)"
         yield (
             f"--stack megatron-core{told if question.stack == DEFAULT_STACK else ''}",
             replace(question, costs=question.costs.for_stack("megatron-core")),
@@ -88,7 +88,7 @@ def _shorter(question: Question, constraints: Mapping[str, int]) -> _Tries:
 
 
 def _more(question: Question, constraints: Mapping[str, int]) -> _Tries:
-    """Larger fleets: nodes in powers of two, and half as much again. Pinned sizes would not fill them."""
+    """Larger fleets: nodes in powers of two and 1.5 times those, without constraints on sizes."""
     size = question.accelerator.node_size
     rest = {name: value for name, value in constraints.items() if name in ("micro_batch", "sharding", "recompute")}
     nodes = 1

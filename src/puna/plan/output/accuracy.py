@@ -1,4 +1,4 @@
-"""How right the planner is, as text for the terminal, as plain values, and as a page with pictures."""
+"""The planner's accuracy as text for the terminal, as plain values, and as an HTML page with charts."""
 
 from html import escape
 from pathlib import Path
@@ -19,7 +19,7 @@ _SHOWN_FAMILIES = 12
 
 
 def accuracy_text(found: Validation) -> str:
-    """Errors of each set of rows beside the constant MFU's, families from the worst on, rankings, memory."""
+    """Errors per set of rows next to the constant MFU's, the worst families, rankings, memory."""
     head = f"{'median':>9}{'mean':>9}{'p90':>9}{'in 80 %':>9}{'constant MFU':>15}{'its p90':>9}"
     lines = [f"[bold]{'set of rows':54}{'rows':>6}{'families':>10}{head}[/bold]"]
     for one in found.scores:
@@ -46,7 +46,7 @@ def accuracy_text(found: Validation) -> str:
 
 
 def accuracy_tree(found: Validation) -> dict[str, Any]:
-    """Everything as plain values; errors are shares, predicted over measured less 1."""
+    """The validation as plain values; errors are shares, predicted over measured less 1."""
     return {
         "runs": str(found.path),
         "scores": plain(found.scores),
@@ -84,7 +84,7 @@ def write_accuracy_html(found: Validation, path: Path) -> Path:
 
 
 def memory_words(found: Validation) -> str:
-    """Median and worst error of the rows that print their memory, and by how much any was told too little."""
+    """Median and worst error of rows that print their memory, and the largest underestimate."""
     errors = np.array([predicted / measured - 1 for _, measured, predicted in found.memory])
     low = f"; at most {percent(-errors.min())} too little" if errors.min() < 0 else "; never too little"
     return (

@@ -1,7 +1,7 @@
-"""Drawings of a plan: bars of parts, fleets on logarithmic axes, layouts as a cloud of dots. SVG and HTML as text.
+"""Charts of a plan as SVG and HTML text: bars of parts, fleets on log axes, layouts as a cloud of dots.
 
-Classes and colours are those of `core.plots.STYLE` and the page's; every drawing has a title and a description for
-those who hear it, and tooltips for those who point at it. What comes in is escaped here.
+Classes and colours are those of `core.plots.STYLE` and the page; every chart has a title and a description for screen
+readers, and tooltips. Input is escaped here.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ STYLE = """
 
 @dataclass(frozen=True)
 class Axis:
-    """One axis: its label, how its numbers are written, whether it is logarithmic; ticks and ends where given."""
+    """An axis: label, number format, whether it is logarithmic, and optional ticks and ends."""
 
     label: str
     form: Callable[[float], str]
@@ -42,7 +42,7 @@ class Axis:
 
 @dataclass(frozen=True)
 class Spot:
-    """One dot: where, what a pointer is told, a label beside it, the ends of its interval, whether it is the plan's."""
+    """A dot: position, tooltip, label, the ends of its interval, and whether it is the plan's."""
 
     at: Point
     tip: str
@@ -52,7 +52,7 @@ class Spot:
 
 
 def parts_bar(parts: Sequence[tuple[str, float, str]], *, scale: float, mark: tuple[float, str] | None = None) -> str:
-    """A bar of (name, amount, amount in words) over `scale`, with its legend; mark: an upright line and its label."""
+    """A bar of (name, amount, text) over `scale` with a legend; mark: a vertical line and its label."""
     pieces = "".join(
         f'<span class="part p{at}" style="width:{100 * amount / scale:.3f}%" title="{escape(name)}: {escape(words)}">'
         "</span>"
@@ -92,7 +92,7 @@ def chart(
     """Dots and lines over two axes, each linear or logarithmic.
 
     joined: a line through the spots. ideal: a dashed line. cloud, cloud_out: many small dots, those within and those
-    without a limit. front: a stepped line. limit: an upright line at x, with its name.
+    beyond a limit. front: a stepped line. limit: a vertical line at x, with its name.
     """
     every = [*ideal, *cloud, *cloud_out, *front, *(spot.at for spot in spots)]
     every += [(spot.at[0], end) for spot in spots if spot.reach for end in spot.reach]
@@ -155,7 +155,7 @@ def _label(x: float, y: float, text: str, anchor: str) -> str:
 def _scale(
     axis: Axis, values: Sequence[float], start: float, end: float, about: int
 ) -> tuple[Callable[[float], float], list[float]]:
-    """How values become pixels between start and end, and the ticks within."""
+    """A function from values to pixels between start and end, and the ticks."""
     low = axis.low if axis.low is not None else min(values)
     high = axis.high if axis.high is not None else max(values)
     if axis.log:
@@ -188,7 +188,7 @@ def _path(points: Sequence[Point]) -> str:
 
 
 def _steps(points: Sequence[Point]) -> str:
-    """A staircase: what can be had with so much, until the next point can be had."""
+    """A step line through the points."""
     return f"M{points[0][0]:.1f} {points[0][1]:.1f}" + "".join(f"H{a:.1f}V{b:.1f}" for a, b in points[1:])
 
 

@@ -1,6 +1,6 @@
-"""Where every part of a step and of the memory comes from: its equation in words, the function that has it, its source.
+"""The equation and source of every part of a step and of the memory, in words.
 
-`puna plan --explain` prints these beside the numbers. The equations themselves live in `cost` and `memory`.
+`puna plan --explain` prints these next to the numbers. The equations themselves are in `cost` and `memory`.
 """
 
 # part of cost.PARTS: (equation, source)
@@ -15,7 +15,7 @@ TIME: dict[str, tuple[str, str]] = {
         "Korthikanti 2022, 2205.05198",
     ),
     "launch": ("a fixed cost of each layer and pass", "fitted"),
-    "recompute": ("what the backward pass does again of the forward pass", "Korthikanti 2022, 2205.05198"),
+    "recompute": ("forward computation that the backward pass repeats", "Korthikanti 2022, 2205.05198"),
     "head": (
         "tokens x hidden x vocabulary, 3 passes, and the loss over fp32 logits; on the last stage",
         "Llama 3, 2407.21783 §3.3",

@@ -1,4 +1,4 @@
-"""How a plan's figures are said: rows that the brief and the page share, in units that a person reads at once."""
+"""Figures of a plan as text, in readable units, shared by the terminal and the HTML page."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -11,9 +11,9 @@ from puna.plan.run.pricing import Range
 from puna.plan.run.reliability import DAY
 
 GIB = 2**30
-_FEW = 0.01  # interruptions that nobody counts
+_FEW = 0.01  # fewer interruptions are not counted
 
-# Parts of a step and of the memory as bars show them: names, and which of `cost.PARTS` and `memory.PARTS` join.
+# Groups of parts in bars: names, and the members of `cost.PARTS` and `memory.PARTS`.
 TIME_GROUPS: dict[str, tuple[str, ...]] = {
     "compute": ("matmul", "attention", "elementwise", "launch", "head"),
     "recomputation": ("recompute",),
@@ -35,7 +35,7 @@ MEMORY_GROUPS: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class PublishedRun:
-    """One figure in words. interval: its 80 % interval, "" where there is none."""
+    """One figure as text. interval: its 80 % interval, or ""."""
 
     name: str
     value: str
@@ -44,55 +44,55 @@ class PublishedRun:
 
 
 def grouped(parts: Mapping[str, float], groups: Mapping[str, tuple[str, ...]]) -> dict[str, float]:
-    """Amounts by group, those that are nothing left out. Every part is in exactly one group (tested)."""
+    """Amounts by group without zeros. Every part is in exactly one group (tested)."""
     sums = {name: sum(parts[part] for part in members) for name, members in groups.items()}
     return {name: amount for name, amount in sums.items() if amount > 0}
 
 
-def figures(answer: RunEstimate) -> list[PublishedRun]:
-    """All figures of the run, in the order in which they are told."""
-    question, good, cost = answer.question, answer.goodput, answer.bill
-    each = answer.tokens_per_second.value / question.accelerators
-    peak = f"{answer.peak_tflops:,.4g} TFLOP/s dense {question.precision}"
+def figures(estimate: RunEstimate) -> list[PublishedRun]:
+    """All figures of the run, in the order in which they are printed."""
+    question, good, cost = estimate.question, estimate.goodput, estimate.bill
+    each = estimate.tokens_per_second.value / question.accelerators
+    peak = f"{estimate.peak_tflops:,.4g} TFLOP/s dense {question.precision}"
     rows = [
-        _row("MFU", answer.mfu_causal, percent, f"of {peak}, attention's causal half counted"),
-        _row("", answer.mfu_full, percent, "its whole square counted (PaLM's convention)"),
-        _row("tokens/s", answer.tokens_per_second, format_count, f"{count(each)} for each accelerator"),
+        _row("MFU", estimate.mfu_causal, percent, f"of {peak}, attention's causal half counted"),
+        _row("", estimate.mfu_full, percent, "its whole square counted (PaLM's convention)"),
+        _row("tokens/s", estimate.tokens_per_second, format_count, f"{count(each)} for each accelerator"),
         _row(
             "time",
-            answer.days.times(DAY),
-            span_like(answer.days.value * DAY),
-            f"{span(answer.training_days.value * DAY)} of training: {answer.steps:,} steps of "
-            f"{format_count(answer.best.tokens_per_step)} tokens",
+            estimate.days.times(DAY),
+            span_like(estimate.days.value * DAY),
+            f"{span(estimate.training_days.value * DAY)} of training: {estimate.steps:,} steps of "
+            f"{format_count(estimate.best.tokens_per_step)} tokens",
         ),
         PublishedRun("interruptions", f"less than {_FEW}", "", f"one every {span(good.mtti_all_seconds)}")
-        if answer.interruptions.high < _FEW
+        if estimate.interruptions.high < _FEW
         else _row(
             "interruptions",
-            answer.interruptions,
+            estimate.interruptions,
             count,
             f"one every {span(good.mtti_all_seconds)}, planned ones counted; spares: {_nodes(good.spares)}",
         ),
         _row(
             "effective time",
-            answer.effective_time,
+            estimate.effective_time,
             percent,
             f"with a checkpoint of {decimal_bytes(good.checkpoint.bytes)} every {span(good.interval_seconds)}",
         ),
         _row(
             "energy",
-            answer.energy_mwh,
-            energy_like(answer.energy_mwh.value),
+            estimate.energy_mwh,
+            energy_like(estimate.energy_mwh.value),
             f"{power(cost.facility_megawatts)} with the building",
         ),
     ]
-    if answer.rent_usd and answer.rent_usd_per_hour:
-        hourly = answer.rent_usd_per_hour
+    if estimate.rent_usd and estimate.rent_usd_per_hour:
+        hourly = estimate.rent_usd_per_hour
         span_of = "" if hourly.low == hourly.high else f" ({hourly.low:.2f}–{hourly.high:.2f})"
-        hours = f"{count(answer.accelerator_hours.value)} accelerator-hours"
-        rows.append(_row("rent", answer.rent_usd, usd, f"{hours} at ${hourly.middle:.2f}{span_of}"))
-    if answer.own_usd:
-        rows.append(_row("or owning", answer.own_usd, usd, "these days' share of the all-in price, and electricity"))
+        hours = f"{count(estimate.accelerator_hours.value)} accelerator-hours"
+        rows.append(_row("rent", estimate.rent_usd, usd, f"{hours} at ${hourly.middle:.2f}{span_of}"))
+    if estimate.own_usd:
+        rows.append(_row("or owning", estimate.own_usd, usd, "these days' share of the all-in price, and electricity"))
     for name, amount, note in (
         ("to buy", cost.capex_accelerators, "the accelerators alone"),
         ("", cost.capex_all_in, "all-in: hosts, network, storage, building"),
@@ -104,10 +104,10 @@ def figures(answer: RunEstimate) -> list[PublishedRun]:
     return rows
 
 
-def verdict(answer: RunEstimate) -> str:
-    """Whether it fits and what that rests on, one sentence."""
-    best, choice = answer.best, answer.choice
-    need, have = best.memory_bytes / GIB, answer.question.accelerator.usable_bytes / GIB
+def verdict(estimate: RunEstimate) -> str:
+    """Whether it fits, and how many layouts do, in one sentence."""
+    best, choice = estimate.best, estimate.choice
+    need, have = best.memory_bytes / GIB, estimate.question.accelerator.usable_bytes / GIB
     looked = f"{len(choice.found):,} legal layout{'' if len(choice.found) == 1 else 's'}"
     if best.fits:
         return f"It fits: {need:.1f} of {have:.1f} GiB on the fullest accelerator ({choice.fitting:,} of {looked} fit)."
@@ -118,7 +118,7 @@ def verdict(answer: RunEstimate) -> str:
 
 
 def count(value: float) -> str:
-    """Three digits that count, thousands by name above 10,000: 0.0934, 503, 8,204, 22.8M."""
+    """Three significant digits, with a suffix above 10,000: 0.0934, 503, 8,204, 22.8M."""
     if not math.isfinite(value):
         return str(value)
     return format_count(value) if abs(value) >= 9999.5 else f"{value:,.0f}" if abs(value) >= 99.95 else f"{value:.3g}"
@@ -140,12 +140,12 @@ def change(share: float) -> str:
 
 
 def span(seconds: float) -> str:
-    """A time in the one unit that suits it: "54.3 days", "3.1 h", "4.9 s", "12 ms"."""
+    """A time in a suitable unit: "54.3 days", "3.1 h", "4.9 s", "12 ms"."""
     return span_like(seconds)(seconds)
 
 
 def span_like(seconds: float) -> Callable[[float], str]:
-    """How times are written in the unit that suits `seconds`, so that the ends of an interval have the same."""
+    """A format for times in the unit that suits `seconds`, so that both ends of an interval share it."""
     for unit, size in ((" years", 365.25 * DAY), (" days", DAY), (" h", 3600.0), (" min", 60.0), (" s", 1.0)):
         least = 3 if unit == " years" else 2 if unit == " days" else 1
         if seconds >= least * size:
@@ -154,7 +154,7 @@ def span_like(seconds: float) -> Callable[[float], str]:
 
 
 def energy_like(mwh: float) -> Callable[[float], str]:
-    """How energies are written in the unit that suits `mwh`."""
+    """A format for energies in the unit that suits `mwh`."""
     for unit, size in (("TWh", 1e6), ("GWh", 1e3), ("MWh", 1.0), ("kWh", 1e-3)):
         if mwh >= size:
             return lambda value: f"{count(value / size)} {unit}"
@@ -162,7 +162,7 @@ def energy_like(mwh: float) -> Callable[[float], str]:
 
 
 def power(megawatts: float) -> str:
-    """A power in the unit that suits it."""
+    """A power in a suitable unit."""
     for unit, size in (("GW", 1e3), ("MW", 1.0), ("kW", 1e-3)):
         if megawatts >= size:
             return f"{count(megawatts / size)} {unit}"
@@ -178,7 +178,7 @@ def decimal_bytes(value: float) -> str:
 
 
 def milliseconds(seconds: float) -> str:
-    """Seconds as milliseconds with as many digits as count."""
+    """Seconds as milliseconds with significant digits only."""
     value = seconds * 1e3
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
@@ -202,7 +202,7 @@ def _nodes(nodes: int) -> str:
     return f"{nodes:,} node{'' if nodes == 1 else 's'}"
 
 
-def step_words(answer: RunEstimate) -> str:
+def step_words(estimate: RunEstimate) -> str:
     """The step and its interval: "4.93 s (4.58 – 5.32 s)"."""
-    form = span_like(answer.step_seconds.value)
-    return f"{form(answer.step_seconds.value)} ({_between(answer.step_seconds, form)})"
+    form = span_like(estimate.step_seconds.value)
+    return f"{form(estimate.step_seconds.value)} ({_between(estimate.step_seconds, form)})"

@@ -1,7 +1,7 @@
-"""A plan as one HTML page that needs nothing else: no script, no font, no request.
+"""A plan as one self-contained HTML page: no script, no font, no request.
 
-The order is that of the brief: does it fit, how fast, how long, what it costs; then what other fleets and other layouts
-would do, what the answer rests on, and every part with its equation.
+The order is that of the terminal: fit, speed, time, cost; then other fleets and layouts, the assumptions that matter,
+and every part with its equation.
 """
 
 from collections.abc import Sequence
@@ -37,62 +37,62 @@ from puna.plan.run.budget import FleetSize, Sized, sizes
 from puna.plan.run.estimate import RunEstimate
 from puna.plan.run.terms import Terms
 
-# Fleets beside the one that was asked for, as multiples of it; none larger than the largest on record.
+# Other fleets, as multiples of the planned one; none larger than the largest on record.
 _MULTIPLES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1, 2, 4, 8)
 _LARGEST_FLEET = 2**20
-# Layouts that need more than so many times the memory there is are left out of the picture.
+# Layouts that need more than this multiple of the memory are left out of the chart.
 _FAR_OUT = 2.0
 
 
-def write_html(answer: RunEstimate, path: Path, *, sized: Sized, terms: Terms) -> Path:
-    """Draw the answer as a page at `path`, other sizes of fleet searched anew, and return the path."""
+def write_html(estimate: RunEstimate, path: Path, *, sized: Sized, terms: Terms) -> Path:
+    """Write the estimate as a page to `path`, with other fleet sizes searched too. Returns the path."""
     if path.is_dir():
         path = path / "plan.html"
-    write_text(path, render(answer, _other_sizes(answer, sized, terms)))
+    write_text(path, render(estimate, _other_sizes(estimate, sized, terms)))
     return path
 
 
-def render(answer: RunEstimate, fleets: Sequence[FleetSize] = ()) -> str:
-    """The whole page. fleets: the same run on fleets of several sizes, for the pictures of them."""
-    parts = [_header(answer), _memory(answer)]
-    if answer.best.fits:
-        parts += [_time(answer), _figures(answer), _fleets(answer, fleets)]
-    parts += [_layouts(answer), _what_if(answer), _every_part(answer), _assumed(answer)]
+def render(estimate: RunEstimate, fleets: Sequence[FleetSize] = ()) -> str:
+    """The whole page. fleets: the same run on fleets of several sizes, for the charts."""
+    parts = [_header(estimate), _memory(estimate)]
+    if estimate.best.fits:
+        parts += [_time(estimate), _figures(estimate), _fleets(estimate, fleets)]
+    parts += [_layouts(estimate), _what_if(estimate), _every_part(estimate), _assumed(estimate)]
     css = Path(__file__).with_name("page.css").read_text(encoding="utf-8") + STYLE + pictures.STYLE
     body = "\n".join(part for part in parts if part)
-    return document(f"{answer.question.model}, planned", css, body, origin="a plan")
+    return document(f"{estimate.question.model}, planned", css, body, origin="a plan")
 
 
-def _other_sizes(answer: RunEstimate, sized: Sized, terms: Terms) -> list[FleetSize]:
-    if not answer.best.fits:
+def _other_sizes(estimate: RunEstimate, sized: Sized, terms: Terms) -> list[FleetSize]:
+    if not estimate.best.fits:
         return []
-    asked = answer.question.accelerators
+    asked = estimate.question.accelerators
     counts = sorted({round(asked * by) for by in _MULTIPLES if 1 <= asked * by <= max(asked, _LARGEST_FLEET)})
-    return sizes(sized, counts, answer.tokens, terms)
+    return sizes(sized, counts, estimate.tokens, terms)
 
 
 # -- sections --------------------------------------------------------------------------------------------------------
 
 
-def _header(answer: RunEstimate) -> str:
-    question, best = answer.question, answer.best
+def _header(estimate: RunEstimate) -> str:
+    question, best = estimate.question, estimate.best
     fits = '<span class="status">fits</span>' if best.fits else '<span class="status warn">does not fit</span>'
     lead = (
-        f"<b>{format_count(answer.tokens)} tokens</b> on <b>{question.accelerators:,} x "
+        f"<b>{format_count(estimate.tokens)} tokens</b> on <b>{question.accelerators:,} x "
         f"{escape(question.accelerator.name)}</b>, {escape(question.precision)}, batches of {question.batch:,} "
         f"sequences of {question.seq_len:,} tokens, software {escape(question.stack)}"
     )
     have = question.accelerator.usable_bytes / GIB
     large = [(f"{best.memory_bytes / GIB:.1f} GiB", f"of {have:.1f} on the fullest accelerator")]
     if best.fits:
-        lead += f". It takes <b>{span(answer.days.value * 86400)}</b>"
-        lead += f" and <b>{usd(answer.rent_usd.value)}</b> of rent." if answer.rent_usd else "."
+        lead += f". It takes <b>{span(estimate.days.value * 86400)}</b>"
+        lead += f" and <b>{usd(estimate.rent_usd.value)}</b> of rent." if estimate.rent_usd else "."
         large += [
             (span(best.step_seconds), "a step"),
-            (percent(answer.mfu_causal.value), "MFU, causal half of attention counted"),
-            (format_count(answer.tokens_per_second.value), "tokens per second"),
-            (count(answer.interruptions.value), "interruptions"),
-            (percent(answer.effective_time.value), "effective time"),
+            (percent(estimate.mfu_causal.value), "MFU, causal half of attention counted"),
+            (format_count(estimate.tokens_per_second.value), "tokens per second"),
+            (count(estimate.interruptions.value), "interruptions"),
+            (percent(estimate.effective_time.value), "effective time"),
         ]
     else:
         lead += "."
@@ -100,8 +100,8 @@ def _header(answer: RunEstimate) -> str:
     return f"<header>\n{title}\n{figures(large)}\n</header>"
 
 
-def _memory(answer: RunEstimate) -> str:
-    best, have = answer.best, answer.question.accelerator.usable_bytes
+def _memory(estimate: RunEstimate) -> str:
+    best, have = estimate.best, estimate.question.accelerator.usable_bytes
     parts = [(name, amount, f"{amount / GIB:.1f}") for name, amount in grouped(best.memory, MEMORY_GROUPS).items()]
     body = pictures.parts_bar(
         parts, scale=1.02 * max(have, best.memory_bytes), mark=(have, f"{have / GIB:.1f} GiB usable")
@@ -113,31 +113,31 @@ def _memory(answer: RunEstimate) -> str:
                 span(one.prediction.step_seconds),
                 f"{one.prediction.memory_bytes / GIB:.1f}",
             ]
-            for one in answer.suggestions
+            for one in estimate.suggestions
         ]
         nothing = "<p>Nothing that was tried: more or larger accelerators, shorter sequences, smaller presets.</p>"
         body += "<h3>What would make it fit</h3>" + (
             _scrolled(table(["change", "a step", "GiB"], rows, numeric=(1, 2))) if rows else nothing
         )
-    return section("Memory", f"{escape(verdict(answer))} GiB of each part, on that accelerator.", body)
+    return section("Memory", f"{escape(verdict(estimate))} GiB of each part, on that accelerator.", body)
 
 
-def _time(answer: RunEstimate) -> str:
-    parts = [(name, seconds, span(seconds)) for name, seconds in grouped(answer.best.seconds, TIME_GROUPS).items()]
-    text = f"One step takes {escape(step_words(answer))}; 80 % of steps like it lie between the ends."
-    return section("Time", text, pictures.parts_bar(parts, scale=answer.best.step_seconds))
+def _time(estimate: RunEstimate) -> str:
+    parts = [(name, seconds, span(seconds)) for name, seconds in grouped(estimate.best.seconds, TIME_GROUPS).items()]
+    text = f"One step takes {escape(step_words(estimate))}; 80 % of steps like it lie between the ends."
+    return section("Time", text, pictures.parts_bar(parts, scale=estimate.best.step_seconds))
 
 
-def _figures(answer: RunEstimate) -> str:
-    rows = [[row.name, row.value, row.interval, row.note] for row in figure_rows(answer)]
+def _figures(estimate: RunEstimate) -> str:
+    rows = [[row.name, row.value, row.interval, row.note] for row in figure_rows(estimate)]
     body = table(["", "expected", "80 % interval", ""], rows, numeric=(1, 2))
     return section("The run", "Figures of the whole run, failures counted.", _scrolled(body))
 
 
-def _fleets(answer: RunEstimate, fleets: Sequence[FleetSize]) -> str:
+def _fleets(estimate: RunEstimate, fleets: Sequence[FleetSize]) -> str:
     if len(fleets) < 2:
         return ""
-    ours = answer.question.accelerators
+    ours = estimate.question.accelerators
     first = fleets[0]
     speed = [
         pictures.Spot(
@@ -190,8 +190,8 @@ def _fleets(answer: RunEstimate, fleets: Sequence[FleetSize]) -> str:
     return section("More or fewer accelerators", text, _grid(charts))
 
 
-def _layouts(answer: RunEstimate) -> str:
-    question, found = answer.question, answer.choice.found
+def _layouts(estimate: RunEstimate) -> str:
+    question, found = estimate.question, estimate.choice.found
     have = question.accelerator.usable_bytes
     near = found.memory_bytes <= _FAR_OUT * max(have, found.memory_bytes.min())
     memory, seconds = found.memory_bytes / GIB, found.step_seconds
@@ -214,8 +214,8 @@ def _layouts(answer: RunEstimate) -> str:
             limit=(have / GIB, f"{have / GIB:.1f} GiB"),
             spots=[
                 pictures.Spot(
-                    (answer.best.memory_bytes / GIB, answer.best.step_seconds),
-                    describe_layout(answer.best.layout, question.stack),
+                    (estimate.best.memory_bytes / GIB, estimate.best.step_seconds),
+                    describe_layout(estimate.best.layout, question.stack),
                     ours=True,
                 )
             ],
@@ -226,42 +226,42 @@ def _layouts(answer: RunEstimate) -> str:
     picture = ""
     if len(found) > 1:
         picture = f'<figure class="wide">{drawn(960, 380)}</figure><figure class="narrow">{drawn(400, 300)}</figure>'
-    shown = [(answer.best, ""), *((one, "") for one in answer.choice.runners_up)]
-    if answer.given:
-        shown.append((answer.given, "the recipe's own"))
+    shown = [(estimate.best, ""), *((one, "") for one in estimate.choice.runners_up)]
+    if estimate.given:
+        shown.append((estimate.given, "the recipe's own"))
     rows = [
         [
             named(describe_layout(one.layout, question.stack), note),
             span(one.step_seconds),
-            "" if one is answer.best else change(one.step_seconds / answer.best.step_seconds - 1),
+            "" if one is estimate.best else change(one.step_seconds / estimate.best.step_seconds - 1),
             f"{one.memory_bytes / GIB:.1f}",
             percent(one.mfu(causal=True)),
         ]
         for one, note in shown
     ]
     body = picture + _scrolled(table(["layout", "a step", "", "GiB", "MFU"], rows, numeric=(1, 2, 3, 4), ours=0))
-    text = f"All {len(found):,} legal layouts were searched; {answer.choice.fitting:,} fit. Green: chosen."
+    text = f"All {len(found):,} legal layouts were searched; {estimate.choice.fitting:,} fit. Green: chosen."
     return section("Layouts", text, body)
 
 
-def _what_if(answer: RunEstimate) -> str:
-    if not answer.what_ifs or not answer.best.fits:
+def _what_if(estimate: RunEstimate) -> str:
+    if not estimate.what_ifs or not estimate.best.fits:
         return ""
-    most = max(abs(one.by) for one in answer.what_ifs)
+    most = max(abs(one.by) for one in estimate.what_ifs)
     rows = [
         [
             named(one.assumption, one.change),
             Html(bar(abs(one.by) / most)),
             f"{one.figure} {change(one.by)}",
         ]
-        for one in answer.what_ifs
+        for one in estimate.what_ifs
     ]
     body = table(["", "", "then"], rows, numeric=(2,), drawing=1, head=False)
-    return section("What if", "The assumptions that move the answer most, each moved by itself.", body)
+    return section("What if", "The assumptions that move the estimate most, each moved by itself.", body)
 
 
-def _every_part(answer: RunEstimate) -> str:
-    best = answer.best
+def _every_part(estimate: RunEstimate) -> str:
+    best = estimate.best
     time = [
         [
             named(PART_NAMES[name], "; ".join(TIME[name])),
@@ -285,8 +285,8 @@ def _every_part(answer: RunEstimate) -> str:
     return section("Every part", "With its equation and where that is from.", body)
 
 
-def _assumed(answer: RunEstimate) -> str:
-    lines = [*answer.assumptions, *answer.bill.notes]
+def _assumed(estimate: RunEstimate) -> str:
+    lines = [*estimate.assumptions, *estimate.bill.notes]
     if not lines:
         return ""
     return section("Assumed", "", f'<ul class="plain">{"".join(f"<li>{escape(line)}</li>" for line in lines)}</ul>')

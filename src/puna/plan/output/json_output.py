@@ -1,6 +1,6 @@
-"""An answer as plain values for `--json`: every key says its unit, nothing is rounded, infinity and NaN become null.
+"""An estimate as plain values for `--json`: units in the keys, nothing rounded, infinity and NaN as null.
 
-The keys are a promise: tests hold them, and what is added later comes beside them.
+The keys are stable and tested; new ones are only added.
 """
 
 import math
@@ -17,9 +17,9 @@ from puna.plan.run.estimate import Estimate, RunEstimate
 from puna.plan.run.pricing import Range
 
 
-def estimate_tree(answer: RunEstimate) -> dict[str, Any]:
-    """The whole answer. An interval is {"low", "value", "high"}: 80 % lies between the ends; of prices, all."""
-    question, choice, good = answer.question, answer.choice, answer.goodput
+def estimate_tree(estimate: RunEstimate) -> dict[str, Any]:
+    """The whole estimate. {"low", "value", "high"} is an 80 % interval, for prices the full range."""
+    question, choice, good = estimate.question, estimate.choice, estimate.goodput
     tree = {
         "model": question.model,
         "parameters": question.shape.num_parameters(),
@@ -29,47 +29,47 @@ def estimate_tree(answer: RunEstimate) -> dict[str, Any]:
         "precision": question.precision,
         "seq_len_tokens": question.seq_len,
         "batch_sequences": question.batch,
-        "tokens_per_step": answer.best.tokens_per_step,
-        "tokens": answer.tokens,
-        "steps": answer.steps,
-        "fits": answer.best.fits,
+        "tokens_per_step": estimate.best.tokens_per_step,
+        "tokens": estimate.tokens,
+        "steps": estimate.steps,
+        "fits": estimate.best.fits,
         "memory_available_bytes": question.accelerator.usable_bytes,
         "legal_layouts": len(choice.found),
         "fitting_layouts": choice.fitting,
-        "best": _layout(answer.best),
+        "best": _layout(estimate.best),
         "runners_up": [_layout(one) for one in choice.runners_up],
-        "recipe_layout": _layout(answer.given) if answer.given else None,
-        "step_seconds": answer.step_seconds,
-        "tokens_per_second": answer.tokens_per_second,
-        "mfu_causal_attention": answer.mfu_causal,
-        "mfu_full_attention": answer.mfu_full,
-        "mfu_peak_tflops": answer.peak_tflops,
-        "training_days": answer.training_days,
-        "days": answer.days,
-        "accelerator_hours": answer.accelerator_hours,
-        "interruptions": answer.interruptions,
-        "effective_time_share": answer.effective_time,
+        "recipe_layout": _layout(estimate.given) if estimate.given else None,
+        "step_seconds": estimate.step_seconds,
+        "tokens_per_second": estimate.tokens_per_second,
+        "mfu_causal_attention": estimate.mfu_causal,
+        "mfu_full_attention": estimate.mfu_full,
+        "mfu_peak_tflops": estimate.peak_tflops,
+        "training_days": estimate.training_days,
+        "days": estimate.days,
+        "accelerator_hours": estimate.accelerator_hours,
+        "interruptions": estimate.interruptions,
+        "effective_time_share": estimate.effective_time,
         "checkpoint_interval_seconds": good.interval_seconds,
         "checkpoint_bytes": good.checkpoint.bytes,
         "mean_time_to_interruption_seconds": good.mtti_all_seconds,
         "spare_nodes": good.spares,
-        "energy_mwh": answer.energy_mwh,
-        "facility_megawatts": answer.bill.facility_megawatts,
-        "carbon_tonnes": answer.bill.carbon_tonnes,
-        "rent_usd": answer.rent_usd,
-        "rent_usd_per_accelerator_hour": answer.rent_usd_per_hour,
-        "own_all_in_usd": answer.own_usd,
-        "capex_accelerators_usd": answer.bill.capex_accelerators,
-        "capex_all_in_usd": answer.bill.capex_all_in,
-        "what_if": answer.what_ifs,
-        "remedies": [{"change": one.change, **_layout(one.prediction)} for one in answer.suggestions],
-        "assumptions": [*answer.assumptions, *answer.bill.notes],
+        "energy_mwh": estimate.energy_mwh,
+        "facility_megawatts": estimate.bill.facility_megawatts,
+        "carbon_tonnes": estimate.bill.carbon_tonnes,
+        "rent_usd": estimate.rent_usd,
+        "rent_usd_per_accelerator_hour": estimate.rent_usd_per_hour,
+        "own_all_in_usd": estimate.own_usd,
+        "capex_accelerators_usd": estimate.bill.capex_accelerators,
+        "capex_all_in_usd": estimate.bill.capex_all_in,
+        "what_if": estimate.what_ifs,
+        "remedies": [{"change": one.change, **_layout(one.prediction)} for one in estimate.suggestions],
+        "assumptions": [*estimate.assumptions, *estimate.bill.notes],
     }
     return {key: plain(value) for key, value in tree.items()}
 
 
 def budget_tree(budget: BudgetEstimate) -> dict[str, Any]:
-    """What a budget comes to; "run" is the whole answer for the run it pays for."""
+    """The plan of a budget; "run" is the whole estimate of the run it pays for."""
     return {
         "budget_usd": budget.budget_usd,
         "days": budget.days,
@@ -84,7 +84,7 @@ def budget_tree(budget: BudgetEstimate) -> dict[str, Any]:
 
 
 def plain(value: Any) -> Any:
-    """Dataclasses, settings and numbers of any kind as what JSON has."""
+    """Convert dataclasses, settings and numbers of any kind to JSON values."""
     if isinstance(value, Estimate):
         return {name: plain(getattr(value, name)) for name in ("low", "value", "high")}
     if isinstance(value, Range):

@@ -1,7 +1,7 @@
-"""A plan as a brief for the terminal: one screen that answers fit, speed, time, failures, energy and money in order.
+"""A plan as text for the terminal: fit, speed, time, failures, energy and money on one screen.
 
-Functions return text with rich's markup, and never much more than a hundred columns. Bars use shades as well as
-colours, so that they can be read without any.
+Functions return text with rich's markup, of about a hundred columns. Bars use shades as well as colours, so that they
+can be read without colour.
 """
 
 from collections.abc import Mapping, Sequence
@@ -38,79 +38,79 @@ _COLOURS = ("green", "cyan", "blue", "magenta", "yellow", "red", "white")
 _MOST_WHAT_IFS = 6
 
 
-def estimate_text(answer: RunEstimate, *, explain: bool = False) -> str:
-    """The whole answer. explain: every part of the step and of the memory, with its equation and source."""
-    question, best = answer.question, answer.best
+def estimate_text(estimate: RunEstimate, *, explain: bool = False) -> str:
+    """The whole estimate. explain: add every part of the step and the memory, with equation and source."""
+    question, best = estimate.question, estimate.best
     lines = [
         f"[bold]{escape(question.model)}[/bold] on {question.accelerators:,} x {escape(question.accelerator.name)}"
-        f" · {format_count(answer.tokens)} tokens · batch {question.batch:,} x {question.seq_len:,}"
+        f" · {format_count(estimate.tokens)} tokens · batch {question.batch:,} x {question.seq_len:,}"
         f" · {question.precision} · {question.stack}",
         "",
-        *_memory(answer),
+        *_memory(estimate),
     ]
     if best.fits:
-        lines += ["", *_run(answer)]
-    if answer.assumptions or answer.bill.notes:
-        texts = (*answer.assumptions, *answer.bill.notes)
+        lines += ["", *_run(estimate)]
+    if estimate.assumptions or estimate.bill.notes:
+        texts = (*estimate.assumptions, *estimate.bill.notes)
         lines += ["", "[bold]assumed[/bold]", *(f"  {escape(text)}" for text in texts)]
     if explain:
         lines += ["", *explained(best)]
     return "\n".join(lines)
 
 
-def _run(answer: RunEstimate) -> list[str]:
-    """Everything that only a run that fits has."""
-    lines = [*_time(answer), "", f"[dim]{'':16}{'':14}80 % interval[/dim]"]
+def _run(estimate: RunEstimate) -> list[str]:
+    """The sections of a run that fits."""
+    lines = [*_time(estimate), "", f"[dim]{'':16}{'':14}80 % interval[/dim]"]
     lines += [
-        f"{row.name:16}[bold]{row.value:14}[/bold]{row.interval:24}[dim]{row.note}[/dim]" for row in figures(answer)
+        f"{row.name:16}[bold]{row.value:14}[/bold]{row.interval:24}[dim]{row.note}[/dim]" for row in figures(estimate)
     ]
-    lines += ["", *_layouts(answer)]
-    if answer.what_ifs:
+    lines += ["", *_layouts(estimate)]
+    if estimate.what_ifs:
         lines += ["", "[bold]what if[/bold]"]
         lines += [
             f"  {f'{one.assumption}: {one.change}':48}{one.figure} {change(one.by)}"
-            for one in answer.what_ifs[:_MOST_WHAT_IFS]
+            for one in estimate.what_ifs[:_MOST_WHAT_IFS]
         ]
     return lines
 
 
-def _memory(answer: RunEstimate) -> list[str]:
-    best, have = answer.best, answer.question.accelerator.usable_bytes
+def _memory(estimate: RunEstimate) -> list[str]:
+    best, have = estimate.best, estimate.question.accelerator.usable_bytes
     colour = "green" if best.fits else "red"
     parts = grouped(best.memory, MEMORY_GROUPS)
     lines = [
-        f"[bold]memory[/bold]  [{colour}]{verdict(answer)}[/{colour}]",
+        f"[bold]memory[/bold]  [{colour}]{verdict(estimate)}[/{colour}]",
         bar(parts, WIDTH, scale=max(have, best.memory_bytes), mark=have) + f" {have / GIB:.1f} GiB",
         legend({name: f"{amount / GIB:.1f}" for name, amount in parts.items()}),
     ]
     if not best.fits:
         lines += ["", "[bold]what would make it fit[/bold]"]
-        for one in answer.suggestions:
+        for one in estimate.suggestions:
             then = one.prediction
             lines.append(f"  {escape(one.change)}: {span(then.step_seconds)} a step, {then.memory_bytes / GIB:.1f} GiB")
             lines.append(f"    [dim]{describe_layout(then.layout, then.question.stack)}[/dim]")
-        if not answer.suggestions:
+        if not estimate.suggestions:
             lines.append(
                 "  Nothing that was tried: more accelerators, larger ones, shorter sequences, smaller presets."
             )
     return lines
 
 
-def _time(answer: RunEstimate) -> list[str]:
-    parts = grouped(answer.best.seconds, TIME_GROUPS)
-    total = answer.best.step_seconds
+def _time(estimate: RunEstimate) -> list[str]:
+    parts = grouped(estimate.best.seconds, TIME_GROUPS)
+    total = estimate.best.step_seconds
     return [
-        f"[bold]step[/bold]    {step_words(answer)}",
+        f"[bold]step[/bold]    {step_words(estimate)}",
         bar(parts, WIDTH, scale=total),
         legend({name: percent(amount / total) for name, amount in parts.items()}),
     ]
 
 
-def _layouts(answer: RunEstimate) -> list[str]:
-    stack, best = answer.question.stack, answer.best
-    shown = [(one, describe_layout(one.layout, stack)) for one in (best, *answer.choice.runners_up)]
-    if answer.given:
-        shown.append((answer.given, describe_layout(answer.given.layout, stack) + "  (the recipe's)"))
+def _layouts(estimate: RunEstimate) -> list[str]:
+    stack, best = estimate.question.stack, estimate.best
+    shown = [(one, describe_layout(one.layout, stack)) for one in (best, *estimate.choice.runners_up)]
+    if estimate.given:
+        shown.append((estimate.given, describe_layout(estimate.given.layout, stack) + "  (the recipe's)"))
     width = max(len(words) for _, words in shown)
     lines = [f"[bold]{'layout':{width}}{'step':>12}{'GiB':>8}[/bold]"]
     for one, words in shown:
@@ -142,7 +142,7 @@ def explained(best: Prediction) -> list[str]:
 
 
 def fleet_text(fleet: FleetBrief) -> str:
-    """A fleet: kind by kind, then in sentences."""
+    """A fleet as a table by kind, then in sentences."""
     lines = [f"[bold]{escape(fleet.name)}[/bold] · {fleet.count:,} accelerators in {fleet.nodes:,} hosts", ""]
     head = f"{'':16}{'count':>10}{'H100e, peak':>14}{'H100e, measured':>18}{'alone':>18}{'all-in':>18}{'max MW':>9}"
     lines.append(f"[bold]{head}[/bold]")
@@ -169,7 +169,7 @@ def fleet_text(fleet: FleetBrief) -> str:
 
 
 def budget_text(found: BudgetEstimate, *, explain: bool = False) -> str:
-    """What a budget and a time come to: the fleet, the tokens, the model they suit, what a goal would take; the run."""
+    """The plan of a budget: the fleet, its tokens, the model they suit, the goal, and the run."""
     question, reach = found.run.question, found.reach
     kind, spread = escape(question.accelerator.name), found.run.days.times(1 / found.run.days.value)
     lines = []
@@ -219,7 +219,7 @@ def _goal(goal: Goal, budget_usd: float | None, kind: str) -> list[str]:
 
 
 def year_text(year: FleetYear) -> str:
-    """A fleet's simulated days: what the accelerators did, and what the jobs of each kind met."""
+    """A fleet's simulated days: activities of the accelerators and results per kind of job."""
     parts = {name: share for name, share in year.shares.items() if share > 0}
     lines = [
         f"[bold]{year.days:,} days of {year.accelerators:,} accelerators, simulated[/bold] (seed {year.seed}): "
@@ -245,7 +245,7 @@ def year_text(year: FleetYear) -> str:
 
 
 def goodput_text(good: Goodput) -> str:
-    """One job's failures: how often, what to do, where the time goes, and what else the accelerators could do."""
+    """One job's failures: how often, advice, shares of the time, and alternatives."""
     shares = {
         "useful": good.shares.useful,
         "checkpoints": good.shares.checkpoint,
@@ -314,7 +314,7 @@ def goodput_text(good: Goodput) -> str:
 
 
 def bar(parts: Mapping[str, float], width: int, *, scale: float, mark: float | None = None) -> str:
-    """Amounts as one bar of `width` cells for `scale`, each in its shade; `mark` as an upright line where it lies."""
+    """Amounts as a bar of `width` cells for `scale`, each in its shade; `mark` is a vertical line."""
     cells = _cells(list(parts.values()), width, scale)
     shown = [(_SHADES[at % 4], _COLOURS[at % 7]) for at, count in enumerate(cells) for _ in range(count)]
     shown += [(" ", "")] * (width - len(shown))
@@ -338,7 +338,7 @@ def legend(parts: Mapping[str, str]) -> str:
 
 
 def _cells(amounts: Sequence[float], width: int, scale: float) -> list[int]:
-    """Whole cells for amounts, those with the largest remainders rounded up, so that their sum is the whole's."""
+    """Whole cells for amounts by largest remainder, so that they add up to the total."""
     exact = [width * amount / scale for amount in amounts]
     cells = [int(size) for size in exact]
     left = round(sum(exact)) - sum(cells)
@@ -348,7 +348,7 @@ def _cells(amounts: Sequence[float], width: int, scale: float) -> list[int]:
 
 
 def escape(text: str) -> str:
-    """Text in which brackets are brackets for rich."""
+    """Escape brackets for rich."""
     from rich.markup import escape as rich_escape
 
     return rich_escape(text)

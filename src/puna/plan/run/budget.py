@@ -1,9 +1,9 @@
-"""From money and a date to a run, and back: what a budget rents, how far that gets, what a number of tokens would take.
+"""Plan from a budget and a date: what it rents, how many tokens that trains, what a goal costs.
 
-Three questions with one search behind them. How far: the accelerators that the budget rents for so many days, laid out
-best, and the tokens they reach. For which model: the preset for which these tokens are nearest to 20 a parameter (the
-compute-optimal share of Hoffmann 2022, arXiv 2203.15556). What it takes: the smallest fleet that reaches the tokens by
-the date, its cost, and by how much that misses or keeps the budget.
+Three questions share one search. How far: the accelerators that the budget rents for the days, in their best layout,
+and the tokens they reach. For which model: the preset for which these tokens are nearest to 20 per parameter
+(compute-optimal, Hoffmann 2022, arXiv 2203.15556). What it takes: the smallest fleet that reaches the tokens by the
+date, its cost, and the difference to the budget.
 """
 
 import math
@@ -23,17 +23,17 @@ from puna.plan.run.pricing import accelerators_for, rent_per_hour
 from puna.plan.run.reliability import DAY
 from puna.plan.run.terms import Terms
 
-# The largest fleet that is looked at, and how many fleets below a limit are tried for the best one.
+# The largest fleet that is tried, and the number of fleets below a limit that are tried.
 _MOST_ACCELERATORS = 2**20
 _TRIED = 12
 
-# What is asked as a function of the number of accelerators: the batch may have to follow it.
+# The question as a function of the number of accelerators, which the batch may depend on.
 Sized = Callable[[int], Question]
 
 
 @dataclass(frozen=True)
 class FleetSize:
-    """One size of fleet for a run of given tokens: its best layout, days and rent (None where no rent is known)."""
+    """A fleet for a run of given tokens: its best layout, days and rent (None where unknown)."""
 
     accelerators: int
     best: Prediction
@@ -43,7 +43,7 @@ class FleetSize:
 
 @dataclass(frozen=True)
 class Reach:
-    """How far one model gets: tokens, and tokens for each parameter."""
+    """Tokens that a model reaches, in total and per parameter."""
 
     model: str
     parameters: float
@@ -53,20 +53,22 @@ class Reach:
 
 @dataclass(frozen=True)
 class Goal:
-    """What the tokens would take by the date: the smallest fleet, or the fastest where none is fast enough."""
+    """The smallest fleet that reaches the tokens by the date, or the fastest if none does."""
 
     tokens: float
     days: float
     in_time: bool
     size: FleetSize
-    over_usd: float | None  # rent beyond the budget; less than 0: so much is left; None without budget or rent
+    over_usd: float | None  # rent above the budget, negative below it; None without budget or rent
 
 
 @dataclass(frozen=True)
 class BudgetEstimate:
-    """What `budget_usd` and `days` come to. rentable: accelerators the budget rents for the days. run: on
-    those of them that get furthest, with the tokens it reaches. presets: other models on the same fleet in the same
-    time, and the name of the one that would use it best."""
+    """What a budget and a time allow.
+
+    rentable: accelerators that the budget rents for the days. run: on those of them that reach most tokens. presets:
+    other models on the same fleet in the same time. optimal: the model nearest to compute-optimal.
+    """
 
     budget_usd: float | None
     days: float
@@ -92,10 +94,11 @@ def plan_budget(
     terms: Terms,
     assumptions: tuple[str, ...] = (),
 ) -> BudgetEstimate:
-    """Answer for a budget, a time, or both. accelerators: a fleet that is given, else the budget says how many.
+    """Plan for a budget, a time, or both.
 
-    Without days the fleet runs until the money is spent, or the `tokens` are reached. Raises PunaError where too little
-    is said, where the money rents nothing, and where nothing fits what it rents.
+    accelerators: a given fleet, else the budget decides. Without days the fleet runs until the money is spent or the
+    `tokens` are reached. Raises PunaError where too little is given, where the money rents nothing, and where the model
+    does not fit what it rents.
     """
     rent = rent_per_hour(accelerator, terms.prices)
     hourly = rent.middle if rent else None
@@ -135,7 +138,7 @@ def plan_budget(
 
 
 def sizes(sized: Sized, counts: Iterable[int], tokens: float, terms: Terms) -> list[FleetSize]:
-    """The same run on fleets of several sizes, each laid out anew; those that it does not fit are left out."""
+    """The same run on fleets of several sizes, each with its own best layout, where it fits."""
     found = []
     for count in counts:
         best = fitting(sized(count), {})
@@ -145,10 +148,10 @@ def sizes(sized: Sized, counts: Iterable[int], tokens: float, terms: Terms) -> l
 
 
 def smallest(sized: Sized, tokens: float, days: float, terms: Terms) -> tuple[FleetSize, bool]:
-    """The smallest fleet (to an eighth or so) that reaches the tokens in time, and True; else the fastest, and False.
+    """(the smallest fleet that reaches the tokens in time, True), else (the fastest, False).
 
-    Fleets double until one is fast enough; between it and the last that was not, halving finds the border.
-    Raises PunaError where the model fits no fleet at all.
+    Fleets double until one is fast enough; bisection then finds the smallest to about an eighth. Raises PunaError where
+    the model fits no fleet.
     """
     node = sized(1).accelerator.node_size
     slower, fastest = 0, None
@@ -161,7 +164,7 @@ def smallest(sized: Sized, tokens: float, days: float, terms: Terms) -> tuple[Fl
                 return _between(sized, tokens, days, slower, size, node, terms), True
             if fastest is None or size.days < fastest.days:
                 fastest = size
-            elif size.days > 2 * fastest.days:  # failures eat what more accelerators bring
+            elif size.days > 2 * fastest.days:  # failures outweigh further accelerators
                 break
         slower = count
         count *= 2
@@ -174,13 +177,13 @@ def smallest(sized: Sized, tokens: float, days: float, terms: Terms) -> tuple[Fl
 
 
 def fleets_below(limit: int, node_size: int) -> list[int]:
-    """Fleets of at most `limit` worth trying: whole nodes within a tenth of it, those with many divisors first."""
+    """Fleets of at most `limit` to try: whole nodes within a tenth of it, with many divisors first."""
     limit = min(limit, _MOST_ACCELERATORS)
     if limit <= node_size:
         return list(range(limit, 0, -1))
     nodes = limit // node_size
     near = range(max(1, math.ceil(0.9 * nodes)), nodes + 1)
-    if len(near) > 50 * _TRIED:  # of very many those that are multiples of a large power of two
+    if len(near) > 50 * _TRIED:  # of very many only multiples of a large power of two
         step = 2 ** int(math.log2(len(near) / _TRIED))
         near = range(-(-near.start // step) * step, nodes + 1, step)
     ranked = sorted(near, key=lambda count: (-_divisors(count), -count))
@@ -199,16 +202,14 @@ def _days(
     if days is not None:
         return days
     if budget_usd is None or accelerators is None:
-        raise PunaError(
-            "A budget alone does not say how many accelerators there are.", "Give --days or --fleet beside it."
-        )
+        raise PunaError("A budget alone does not say how many accelerators there are.", "Add --days or --fleet.")
     if hourly is None:
         raise PunaError(f"No rent is known for {kind.name}.", "Give one with --price, USD per accelerator and hour.")
     return budget_usd / (accelerators * hourly * 24)
 
 
 def _furthest(sized: Sized, counts: Sequence[int], terms: Terms, *, fewer: bool) -> Prediction:
-    """The fleet among `counts` that makes most progress; fewer: or a smaller power of two where that makes more.
+    """The fleet among `counts` that makes most progress; fewer: or a smaller power of two that makes more.
 
     Raises PunaError where the model fits none.
     """
@@ -228,7 +229,7 @@ def _furthest(sized: Sized, counts: Sequence[int], terms: Terms, *, fewer: bool)
     largest = sized(max(counts))
     raise PunaError(
         f"{largest.model} does not fit {largest.accelerators:,} x {largest.accelerator.name} on stack {largest.stack}.",
-        f"`puna plan {largest.model} --fleet {largest.accelerators}x{largest.accelerator.name}` tells what would fit; "
+        f"`puna plan {largest.model} --fleet {largest.accelerators}x{largest.accelerator.name}` shows what would fit; "
         "or raise the budget, or take fewer days.",
     )
 
@@ -257,7 +258,7 @@ def _size(best: Prediction, tokens: float, terms: Terms) -> FleetSize:
 
 
 def _between(sized: Sized, tokens: float, days: float, low: int, size: FleetSize, node: int, terms: Terms) -> FleetSize:
-    """The border between `low`, which is too slow, and `size`, which is not, to an eighth of the latter."""
+    """Bisect between `low`, which is too slow, and `size`, to an eighth of the latter."""
     high = size.accelerators
     while high - low > max(node, size.accelerators // 8):
         middle = (low + high) // 2 // node * node

@@ -1,9 +1,9 @@
-"""The whole answer for one training run: fit, speed, days, failures, energy and money, each figure with its interval.
+"""Estimate one training run: fit, speed, days, failures, energy and money, each with an interval.
 
-`predict` says what a step takes; this puts beside it how many steps there are, what fails on the way (`goodput`), and
-what the time costs (`money`). Uncertainties that have nothing to do with each other (the step's, the failure rate's,
-the power's, the price's) are joined as log-normal ones: relative half-widths add in quadrature. The brief, the page and
-`--json` print an `RunEstimate`; none of them computes.
+`predict` gives the time of a step; this adds the number of steps, failures (`goodput`) and costs (`pricing`).
+Independent uncertainties (of the step, the failure rate, the power, the price) are combined as log-normal ones:
+relative half-widths add in quadrature. The terminal, the HTML page and `--json` show a `RunEstimate` and compute
+nothing.
 """
 
 import math
@@ -20,25 +20,25 @@ from puna.plan.run.goodput import Goodput, goodput
 from puna.plan.run.pricing import Bill, Prices, Range, bill, rent_per_hour
 from puna.plan.run.reliability import DAY, Reliability
 
-# Power of a host in training over what `money` expects: 6.5 to 8.5 kW are called typical of a DGX H100, for which it
-# expects 7.8 (supercluster.blog, read 2026-11).
+# Power of a host in training relative to what `pricing` expects: 6.5 to 8.5 kW are called typical of a DGX H100, for
+# which it expects 7.8 (supercluster.blog, read 2026-11).
 POWER_LOW, POWER_HIGH = 6.5 / 7.8, 8.5 / 7.8
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure, and the ends of the interval that holds it with 80 % probability."""
+    """A figure and the ends of its 80 % interval."""
 
     low: float
     value: float
     high: float
 
     def times(self, factor: float) -> "Estimate":
-        """The same in another unit."""
+        """The estimate in another unit."""
         return Estimate(self.low * factor, self.value * factor, self.high * factor)
 
     def inverse(self) -> "Estimate":
-        """One over it: a rate for a time."""
+        """The reciprocal: a rate for a time."""
         return Estimate(1 / self.high, 1 / self.value, 1 / self.low)
 
 
@@ -52,7 +52,7 @@ def product(*factors: Estimate) -> Estimate:
 
 @dataclass(frozen=True)
 class WhatIf:
-    """How much a figure changes when one assumption is otherwise: +0.05 is five percent more."""
+    """The relative change of a figure with one assumption changed: +0.05 is five percent more."""
 
     assumption: str
     change: str
@@ -62,10 +62,10 @@ class WhatIf:
 
 @dataclass(frozen=True)
 class RunEstimate:
-    """What a run takes. Figures of the whole run need `tokens`; bill is for `days.value`.
+    """What a run takes. bill is for `days.value`.
 
-    given: the layout that a recipe asks for, predicted, where it differs from the best. suggestions: what would make it
-    fit, empty when it does. mfu_causal counts half of attention's square, mfu_full all of it, against `peak_tflops`.
+    given: the prediction for the recipe's own layout, where it differs from the best. suggestions: changes that make it
+    fit, empty when it fits. mfu_causal counts half of attention's square, mfu_full all of it, against `peak_tflops`.
     """
 
     choice: Choice
@@ -94,12 +94,12 @@ class RunEstimate:
 
     @property
     def best(self) -> Prediction:
-        """The layout that is answered with."""
+        """The prediction for the best layout."""
         return self.choice.best
 
     @property
     def question(self) -> Question:
-        """What was asked."""
+        """The question."""
         return self.best.question
 
 
@@ -113,10 +113,10 @@ def estimate_run(
     reliability: Reliability | None = None,
     assumptions: tuple[str, ...] = (),
 ) -> RunEstimate:
-    """Search the layouts of `question`, those within the `constraints` alone, and estimate the whole run.
+    """Search the layouts of `question` within the `constraints` and estimate the whole run.
 
-    recipe_layout: a layout to predict next to the best one. Raises PunaError where no layout is legal, naming what
-    stands in the way and what would be legal.
+    recipe_layout: a layout to predict next to the best one. Raises PunaError where no layout is legal, naming the
+    conflicting part and its legal values.
     """
     choice = choose_constrained(question, constraints or {})
     estimate = estimate_choice(choice, tokens=tokens, prices=prices, reliability=reliability, assumptions=assumptions)
@@ -129,7 +129,7 @@ def estimate_run(
 
 
 def _same(one: Layout, other: Layout) -> bool:
-    """Whether two layouts are one: what a single data-parallel rank would shard makes no difference."""
+    """Whether two layouts are equal; with one data-parallel rank the sharding does not matter."""
     if one.data_parallel == other.data_parallel == 1:
         one = one.model_copy(update={"sharding": other.sharding})
     return one == other
@@ -143,7 +143,7 @@ def estimate_choice(
     reliability: Reliability | None = None,
     assumptions: tuple[str, ...] = (),
 ) -> RunEstimate:
-    """The whole run of a layout that was chosen already. Raises PunaError for a run of no tokens."""
+    """Estimate the run of a chosen layout. Raises PunaError for a run without tokens."""
     best, question = choice.best, choice.best.question
     if not (tokens > 0 and math.isfinite(tokens)):
         raise PunaError(f"A run of {tokens:g} tokens trains nothing.", "Give more than 0, such as --tokens 15.6T.")
@@ -162,7 +162,7 @@ def estimate_choice(
             reliability=rules,
         )
 
-    # How long it takes does not move the share of the time that is lost, so one look gives that share.
+    # The share of time that is lost does not depend on the run's length, so one call gives it.
     first = failing(training.value, rules)
     effective = Estimate(first.effective_low, first.effective_time, first.effective_high)
     days = product(training, effective.inverse())
@@ -205,14 +205,14 @@ def estimate_choice(
 
 
 def _cost(spread: Estimate, amount: Range | None) -> Estimate | None:
-    """Money for a time: the time's spread (about 1) and the price's range together."""
+    """Cost with the spread of the time (around 1) and the range of the price combined."""
     if amount is None or amount.low <= 0:
         return None
     return product(spread, Estimate(amount.low, amount.middle, amount.high))
 
 
 def _what_ifs(best: Prediction, failures: Goodput, rules: Reliability) -> tuple[WhatIf, ...]:
-    """The assumptions that matter most to the step and the days; largest effect first, trifles left out."""
+    """Assumptions that change the step or the days by at least 0.5 %; largest effect first."""
     base = best.step_seconds
     lines = [WhatIf(one.assumption, one.change, "step", one.step_seconds / base - 1) for one in best.sensitivities]
     often = failures.effective_time / failures.effective_low - 1

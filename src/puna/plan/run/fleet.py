@@ -1,7 +1,7 @@
-"""A whole fleet on one page: H100 equivalents, what it costs to buy, what it draws, what fails.
+"""Summarize a fleet: H100 equivalents, price, power and failures.
 
-"H100 equivalents" has no agreed rule, so two stand side by side: by datasheet (dense bf16 peaks) and by what the best
-measured matrix product reaches. They differ by half for some accelerators, which is the point of showing both. Plain
+"H100 equivalents" has no agreed definition, so there are two: by datasheet (dense bf16 peaks) and by what the best
+measured matrix product reaches. They differ by half for some accelerators. Plain
 data only: `puna plan fleet` prints it. Fleets are TOML files such as fleets/meta-2024.toml.
 """
 
@@ -22,25 +22,25 @@ PUE_RANGE = (1.10, 1.25)
 
 
 class FleetGroup(Config):
-    """So many of one accelerator in a fleet's file."""
+    """A number of one accelerator in a fleet file."""
 
     accelerator: str = Field(description="its name or alias, or the path of a TOML file that describes it")
     count: int = Field(gt=0, description="how many")
-    note: str = Field("", description="where the number is from, or that it is assumed")
+    note: str = Field("", description="source of the number, or that it is assumed")
 
 
 class FleetFile(Config):
-    """A fleet as its file tells it."""
+    """A fleet file."""
 
     name: str = Field("", description="whose fleet, and when")
-    claimed_h100_equivalents: float | None = Field(None, gt=0, description="what its owner says it comes to")
-    sources: tuple[str, ...] = Field((), description="where the numbers are from")
+    claimed_h100_equivalents: float | None = Field(None, gt=0, description="H100 equivalents that its owner claims")
+    sources: tuple[str, ...] = Field((), description="sources of the numbers")
     groups: tuple[FleetGroup, ...] = Field(min_length=1, description="the accelerators, kind by kind")
-    prices: Prices = Field(Prices(), description="where they differ from the defaults")
-    reliability: Reliability = Field(Reliability(), description="where it differs from the defaults")
+    prices: Prices = Field(Prices(), description="overrides of the default prices")
+    reliability: Reliability = Field(Reliability(), description="overrides of the default failure rates")
 
     def fleet(self) -> Fleet:
-        """The accelerators themselves. Raises PunaError for a name that the catalogue does not have."""
+        """The fleet. Raises PunaError for an accelerator that the catalogue does not have."""
         return Fleet(
             groups=tuple(Group(count=one.count, accelerator=find_accelerator(one.accelerator)) for one in self.groups)
         )
@@ -48,8 +48,11 @@ class FleetFile(Config):
 
 @dataclass(frozen=True)
 class GroupBrief:
-    """One kind of accelerator in the fleet. achieved_measured: False where the peaks' ratio stands for want of a
-    measurement. Ranges in USD, None where no price is known."""
+    """One kind of accelerator in the fleet.
+
+    achieved_measured: False where the ratio of peaks is used, as there is no measurement. Ranges are in USD, None where
+    no price is known.
+    """
 
     accelerator: Accelerator
     count: int
@@ -64,8 +67,11 @@ class GroupBrief:
 
 @dataclass(frozen=True)
 class FleetBrief:
-    """The fleet as a whole. year: a year at work. max_megawatts: computers at most; facility: that times PUE_RANGE.
-    one_job: what would happen if all of it ran one job, with plain advice."""
+    """The fleet as a whole.
+
+    year: the bill of a year at work. max_megawatts: computers at their maximum; facility: that times PUE_RANGE.
+    one_job: goodput and advice if the whole fleet ran one job.
+    """
 
     name: str
     sources: tuple[str, ...]
@@ -84,19 +90,19 @@ class FleetBrief:
 
 
 def read_fleet(path: Path, overrides: Sequence[str] = ()) -> FleetFile:
-    """Read a fleet's TOML file, with overrides such as "prices.pue=1.3". Raises PunaError for what does not fit."""
+    """Read a fleet's TOML file, with overrides such as "prices.pue=1.3". Raises PunaError for invalid values."""
     return load(FleetFile, path, overrides).value
 
 
 def peak_equivalent(accelerator: Accelerator) -> float:
-    """How many H100 SXM one of these is by dense bf16 peak."""
+    """H100 SXM equivalents of one accelerator by dense bf16 peak."""
     return accelerator.bf16_tflops / find_accelerator("h100-sxm").bf16_tflops
 
 
 def achieved_equivalent(accelerator: Accelerator) -> tuple[float, bool]:
-    """How many H100 SXM one of these is by the best measured bf16 product, and whether it was measured.
+    """H100 SXM equivalents by the best measured bf16 product, and whether it was measured.
 
-    Without a measurement the peaks' ratio stands, as if it reached the same share of its peak.
+    Without a measurement it is the ratio of peaks.
     """
     reference = find_accelerator("h100-sxm").matmul_tflops
     if accelerator.matmul_tflops is None or reference is None:
@@ -107,9 +113,9 @@ def achieved_equivalent(accelerator: Accelerator) -> tuple[float, bool]:
 def fleet_brief(
     source: Fleet | FleetFile, *, prices: Prices | None = None, reliability: Reliability | None = None
 ) -> FleetBrief:
-    """The whole answer for a fleet, from its file or as `parse_fleet` reads it.
+    """Summarize a fleet from its file or from `parse_fleet`.
 
-    prices, reliability: in place of the file's. Raises PunaError for an accelerator that is not known.
+    prices, reliability: override the file's. Raises PunaError for an unknown accelerator.
     """
     file = source if isinstance(source, FleetFile) else None
     fleet = source.fleet() if isinstance(source, FleetFile) else source
@@ -160,7 +166,7 @@ def _group(group: Group, note: str, money: Prices) -> GroupBrief:
 def _sentences(
     groups: tuple[GroupBrief, ...], peak: float, achieved: float, claimed: float | None, year: Bill, one_job: Goodput
 ) -> tuple[str, ...]:
-    """The brief in words: money for each kind, equivalents, power, and what fails."""
+    """The summary in sentences: money per kind, equivalents, power, failures."""
     told = []
     for group in groups:
         alone, all_in = group.capex_accelerators, group.capex_all_in
@@ -183,10 +189,10 @@ def _sentences(
 
 
 def spoken_usd(amount: Range) -> str:
-    """A range of money as people say it: "$8.75-10.5 billion"."""
+    """A range of money in words: "$8.75-10.5 billion"."""
     for size, word in ((1e9, " billion"), (1e6, " million"), (1e3, " thousand"), (1.0, "")):
         if amount.high >= size:
-            # Half up, as people round: 16.45 is 16.5.
+            # Round half up: 16.45 is 16.5.
             low, high = (f"{bound / size * (1 + 1e-9):.3g}" for bound in (amount.low, amount.high))
             return f"${low}{word}" if low == high else f"${low}-{high}{word}"
     return "$0"

@@ -1,8 +1,8 @@
-"""The whole answer for one job: interruptions, the best checkpoint interval, effective time, spares, and what to do.
+"""Goodput of one job: interruptions, best checkpoint interval, effective time, spares, and advice.
 
-Puts `reliability`'s closed forms together. One synchronous job stops when any of its nodes fails, so the time between
-interruptions shrinks with its size while a restart does not; past some size several jobs do more than one, and `advice`
-says so in plain words.
+Combines the closed forms of `reliability`. One synchronous job stops when any of its nodes fails, so the time between
+interruptions shrinks with its size while a restart does not; past some size several jobs achieve more than one, and
+`advice` says so.
 """
 
 import math
@@ -29,9 +29,9 @@ from puna.plan.run.reliability import (
     young_interval,
 )
 
-# Below this much time between interruptions one synchronous job is the wrong plan: a restart takes about as long.
+# With less time between interruptions one synchronous job is the wrong plan: a restart takes about as long.
 _TOO_OFTEN_SECONDS = 1800.0
-# A job is of a good size while it keeps this share of its time; Llama 3 and MegaScale both report more than 0.90.
+# A job has a good size while it keeps this share of its time; Llama 3 and MegaScale both report more than 0.90.
 _GOOD_SHARE = 0.90
 # Spares that already run the job's processes, and checkpoints in the memory of other hosts: restarts of a minute or
 # two, a snapshot every few steps (Gemini, SOSP 2023; ByteRobust's warm standbys, arXiv 2509.16293), sent at 20 GB/s a
@@ -41,7 +41,7 @@ _HOT = {"restart_seconds": 90.0, "stall_seconds": 0.5, "storage_gb_per_s_per_nod
 
 @dataclass(frozen=True)
 class Alternative:
-    """Another way to use the same accelerators: so many jobs of `accelerators` each."""
+    """Another way to use the same accelerators: several jobs of `accelerators` each."""
 
     what: str
     jobs: int
@@ -53,9 +53,9 @@ class Alternative:
 
 @dataclass(frozen=True)
 class Goodput:
-    """What to expect of one synchronous job: interruptions, the best checkpoint interval, effective time and spares.
+    """What to expect of one synchronous job, times in seconds.
 
-    `_low` and `_high` are ends of the 80 % interval that the failure rate's uncertainty makes. Times in seconds.
+    `_low` and `_high` are the ends of the 80 % interval that follows from the failure rate's uncertainty.
     """
 
     accelerators: int
@@ -93,9 +93,9 @@ def goodput(
     node_size: int = 8,
     reliability: Reliability | None = None,
 ) -> Goodput:
-    """The whole answer for one synchronous job on `accelerators` for `days`.
+    """Goodput of one synchronous job on `accelerators` for `days`.
 
-    parameters: of the model, for the checkpoint's size; None takes 25 million an accelerator, as Llama 3 405B had.
+    parameters: of the model, for the checkpoint's size; None means 25 million per accelerator, as Llama 3 405B had.
     Raises PunaError for fewer than one accelerator, no days or no parameters.
     """
     rules = reliability or Reliability()
@@ -151,7 +151,7 @@ def goodput(
 def largest_good_job(
     limit: int, parameters_per_accelerator: float, node_size: int = 8, reliability: Reliability | None = None
 ) -> int:
-    """Most accelerators (whole nodes, at most `limit`) on which one job keeps 90 % of its time; at least one node."""
+    """The most accelerators (whole nodes, at most `limit`) on which one job keeps 90 % of its time."""
     rules = reliability or Reliability()
 
     def share(nodes: int) -> float:
@@ -170,7 +170,7 @@ def _at_rate(rules: Reliability, factor: float) -> Reliability:
 
 
 def _alternatives(accelerators: int, parameters: float, node_size: int, rules: Reliability) -> tuple[Alternative, ...]:
-    """What else the same accelerators could do: several jobs of a good size, or one that loses little each time."""
+    """Alternatives for the same accelerators: several jobs of a good size, or one that restarts faster."""
     quick = rules.model_copy(update=_HOT)
     size = largest_good_job(accelerators, parameters / accelerators, node_size, rules)
     options = []
@@ -188,7 +188,7 @@ def _alternatives(accelerators: int, parameters: float, node_size: int, rules: R
 
 
 def _advice(accelerators: int, mtti: float, effective: float, alternatives: tuple[Alternative, ...]) -> str:
-    """One plain paragraph: whether this should be one job, and what to do where it should not."""
+    """One paragraph: whether this should be one job, and what to do if not."""
     often = f"One job on {accelerators:,} GPUs is interrupted every {_spoken(mtti)}"
     if mtti >= _TOO_OFTEN_SECONDS and effective >= _GOOD_SHARE:
         return f"{often} and keeps {effective:.0%} of its time."

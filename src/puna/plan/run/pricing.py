@@ -1,6 +1,6 @@
-"""What a fleet costs for a time: rent, or owning with its power; energy; carbon where the power's is given.
+"""Costs of a fleet for a time: rent, ownership, energy, and carbon where its intensity is given.
 
-Two ways of owning stand side by side, because both are quoted: the accelerators alone, and all-in with hosts, network,
+Ownership is given in two ways, because both are quoted: the accelerators alone, and all-in with hosts, network,
 storage and building. Prices move; every default carries its source and date, and `Prices` overrides it.
 """
 
@@ -17,12 +17,12 @@ HOURS_PER_YEAR = 8766.0
 
 
 class Prices(Config):
-    """Money and power. Where a field is none, the accelerator's own figure of the catalogue counts."""
+    """Prices and power. A field that is none uses the accelerator's figure in the catalogue."""
 
     rent_usd_per_hour: float | None = Field(None, gt=0, description="rent of one accelerator; none: the catalogue's")
     accelerator_usd: float | None = Field(None, gt=0, description="price of one accelerator; none: the catalogue's")
     all_in_usd: float | None = Field(
-        None, gt=0, description="one accelerator with its share of all else; none: as below"
+        None, gt=0, description="one accelerator with its share of the rest; none: see all_in_factor"
     )
     all_in_factor: float = Field(
         1.8,
@@ -30,11 +30,11 @@ class Prices(Config):
         description="all-in over accelerator where no all-in price is known: H100's 47-52k over 25-30k USD (catalogue)",
     )
     lifetime_years: float = Field(
-        5.0, gt=0, description="written off over: Amazon 5 (10-K, February 2025), Meta 5 since end of 2022 (10-K 2022)"
+        5.0,
+        gt=0,
+        description="years of depreciation: Amazon 5 (10-K, February 2025), Meta 5 since end of 2022 (10-K 2022)",
     )
-    residual_share: float = Field(
-        0.1, ge=0, lt=1, description="worth at the end, share of the price (assumed, 2026-11)"
-    )
+    residual_share: float = Field(0.1, ge=0, lt=1, description="residual value, share of the price (assumed, 2026-11)")
     electricity_usd_per_kwh: float = Field(
         0.08, ge=0, description="industrial average of the United States: 8.06 cents in 2023 (EIA, March 2024)"
     )
@@ -60,13 +60,13 @@ class Prices(Config):
     carbon_kg_per_kwh: float | None = Field(
         None,
         ge=0,
-        description="CO2 of a kWh; none: not told. Llama 3.1's card implies 0.41 (11,390 t for 27.5 GWh, 2024-07)",
+        description="CO2 of a kWh; none: not printed. Llama 3.1's card implies 0.41 (11,390 t for 27.5 GWh, 2024-07)",
     )
 
 
 @dataclass(frozen=True)
 class Range:
-    """A sum of money and how sure it is, USD."""
+    """An amount of money with a range, USD."""
 
     low: float
     middle: float
@@ -81,11 +81,11 @@ class Range:
 
 @dataclass(frozen=True)
 class Bill:
-    """What a fleet costs for some days. Ranges are None where a price is not known; `notes` say which.
+    """Costs of a fleet for some days. Ranges are None where a price is unknown; `notes` say which.
 
     it_megawatts: computers at work; max_it_megawatts: at their hosts' maximum; facility_megawatts: at work, with
     cooling and losses (PUE). energy_mwh: facility; tdp_mwh: accelerators at TDP alone, as model cards count. own_*:
-    written off for these days, with electricity. capex_*: to buy them all.
+    depreciation for these days and electricity. capex_*: purchase.
     """
 
     accelerator_hours: float
@@ -117,7 +117,7 @@ def working_watts(accelerator: Accelerator, prices: Prices | None = None) -> flo
 
 
 def rent_per_hour(accelerator: Accelerator, prices: Prices | None = None) -> Range | None:
-    """Rent of one accelerator, USD an hour, or None where nobody says."""
+    """Rent of one accelerator, USD an hour, or None where unknown."""
     money = prices or Prices()
     if money.rent_usd_per_hour is not None:
         return Range(*(money.rent_usd_per_hour,) * 3)
@@ -125,7 +125,7 @@ def rent_per_hour(accelerator: Accelerator, prices: Prices | None = None) -> Ran
 
 
 def price(accelerator: Accelerator, prices: Prices | None = None) -> Range | None:
-    """Price of one accelerator alone, USD, or None where nobody says."""
+    """Price of one accelerator alone, USD, or None where unknown."""
     money = prices or Prices()
     if money.accelerator_usd is not None:
         return Range(*(money.accelerator_usd,) * 3)
@@ -147,7 +147,7 @@ def all_in_price(accelerator: Accelerator, prices: Prices | None = None) -> Rang
 
 
 def own_per_hour(accelerator: Accelerator, prices: Prices | None = None, *, all_in: bool = True) -> Range | None:
-    """Owning one accelerator, USD an hour at work: written off over its life, and its electricity; or None."""
+    """Cost of owning one accelerator, USD per hour at work: depreciation and electricity; or None."""
     money = prices or Prices()
     capex = all_in_price(accelerator, money) if all_in else price(accelerator, money)
     if capex is None:
@@ -158,7 +158,7 @@ def own_per_hour(accelerator: Accelerator, prices: Prices | None = None, *, all_
 
 
 def bill(fleet: Fleet, days: float, prices: Prices | None = None) -> Bill:
-    """What `fleet` costs for `days` at work. Raises PunaError for a negative number of days."""
+    """Costs of `fleet` for `days` at work. Raises PunaError for a negative number of days."""
     if not days >= 0:
         raise PunaError(f"{days} days cannot be paid for.", "Give 0 or more.")
     money, hours = prices or Prices(), days * 24
@@ -169,7 +169,7 @@ def bill(fleet: Fleet, days: float, prices: Prices | None = None) -> Bill:
     carbon = None if money.carbon_kg_per_kwh is None else energy_kwh * money.carbon_kg_per_kwh / 1e3
 
     def total(each: Callable[[Accelerator], Range | None], times: float = 1.0) -> Range | None:
-        """Sum of `each` accelerator's amount; None when one kind's is not known."""
+        """Sum of `each` accelerator's amount; None when one kind's is unknown."""
         result = Range(0.0, 0.0, 0.0)
         for group in fleet.groups:
             amount = each(group.accelerator)
@@ -197,7 +197,7 @@ def bill(fleet: Fleet, days: float, prices: Prices | None = None) -> Bill:
 
 
 def accelerators_for(budget_usd: float, days: float, accelerator: Accelerator, prices: Prices | None = None) -> int:
-    """How many accelerators a budget rents for so many days. Raises PunaError where no rent is known, or for none."""
+    """Accelerators that a budget rents for `days`. Raises PunaError where no rent is known, or for none."""
     rent = rent_per_hour(accelerator, prices)
     if rent is None:
         raise PunaError(

@@ -1,9 +1,9 @@
-"""What fails in a long run, how often to save, and how much of the time is left for training: the closed forms.
+"""Closed forms for failures, checkpoint intervals and the time that is left for training.
 
-Failures come at random, at a rate in proportion to the nodes (Poisson); a failure costs the work since the last
+Failures are random, at a rate proportional to the nodes (Poisson); a failure costs the work since the last
 checkpoint and a restart, a checkpoint costs a stall. The best interval balances the two: Young 1974 to first order,
-Daly 2006 to higher order, and exactly, as the minimum of the expected time for a segment. `simulate` plays the same by
-dice and agrees; `goodput` makes the whole answer for one job of it.
+Daly 2006 to higher order, and exactly, as the minimum of the expected time for a segment. `simulate` agrees by
+Monte Carlo; `goodput` combines the closed forms for one job.
 """
 
 import math
@@ -14,12 +14,12 @@ from pydantic import Field
 from puna.core.recipe import Config
 
 DAY = 86400.0
-# Llama 3 405B on 16,384: what a checkpoint is taken to hold where nobody says which model.
+# Llama 3 405B on 16,384: assumed for checkpoints where the model is not given.
 PARAMETERS_PER_ACCELERATOR = 25e6
 
 
 class Reliability(Config):
-    """How often things fail and what that costs. Every default has its source; every one can be overridden."""
+    """Failure rates and their costs. Every default has its source and can be overridden."""
 
     failures_per_node_day: float = Field(
         3.8e-3,
@@ -30,7 +30,7 @@ class Reliability(Config):
     rate_factor: float = Field(
         1.7,
         ge=1,
-        description="80 % interval of the rate, times and divided by: what spans RSC-2 to RSC-1 around Llama 3",
+        description="80 % interval of the rate, as a factor: spans RSC-2 to RSC-1 around Llama 3",
     )
     planned_per_node_day: float = Field(
         4.25e-4,
@@ -65,12 +65,12 @@ class Reliability(Config):
         gt=0,
         description="Llama 3: 2 TB/s sustained for 2,048 nodes (arXiv 2407.21783); BLOOM: 2.3 TB in 40 s on 48",
     )
-    storage_gb_per_s: float | None = Field(None, gt=0, description="of the whole storage, where that is less")
-    asynchronous: bool = Field(True, description="training goes on while a checkpoint is written")
+    storage_gb_per_s: float | None = Field(None, gt=0, description="limit of the whole storage")
+    asynchronous: bool = Field(True, description="training continues while a checkpoint is written")
     stall_seconds: float = Field(
         5.0,
         gt=0,
-        description="what an asynchronous checkpoint stops training for: several seconds (MegaScale, NSDI 2024)",
+        description="pause of training for an asynchronous checkpoint: several seconds (MegaScale, NSDI 2024)",
     )
     no_spare_probability: float = Field(0.01, gt=0, lt=1, description="accepted probability that no spare is left")
 
@@ -83,8 +83,7 @@ class Reliability(Config):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One checkpoint: its bytes, how long training stops for it, and how long it is written after that (0 where
-    training stops for all of it)."""
+    """One checkpoint: its bytes, how long training stops, and how long writing continues after that."""
 
     bytes: float
     stall_seconds: float
@@ -93,8 +92,10 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class TimeShares:
-    """Where the time of a job goes; sums to 1: useful work, stalls for checkpoints, work done twice, restarts (with
-    loading), planned maintenance."""
+    """Shares of a job's time, which sum to 1.
+
+    Useful work, stalls for checkpoints, repeated work, restarts with loading, planned maintenance.
+    """
 
     useful: float
     checkpoint: float
@@ -104,22 +105,22 @@ class TimeShares:
 
 
 def failures_per_day(accelerators: float, reliability: Reliability | None = None) -> float:
-    """Expected unexpected failures a day of so many accelerators: rate x accelerators / 8."""
+    """Expected unplanned failures per day: rate x accelerators / 8."""
     return (reliability or Reliability()).failures_per_node_day * accelerators / 8
 
 
 def planned_per_day(accelerators: float, reliability: Reliability | None = None) -> float:
-    """Expected planned interruptions a day of one job on so many accelerators, at most one."""
+    """Expected planned interruptions per day of one job, at most one."""
     return min(1.0, (reliability or Reliability()).planned_per_node_day * accelerators / 8)
 
 
 def mean_time_to_interruption(accelerators: float, reliability: Reliability | None = None) -> float:
-    """Mean seconds between failures of a job on so many accelerators."""
+    """Mean seconds between failures of a job."""
     return DAY / failures_per_day(accelerators, reliability)
 
 
 def checkpoint_cost(parameters: float, nodes: int, reliability: Reliability | None = None) -> Checkpoint:
-    """One checkpoint of a model of `parameters`, written at the rate of `nodes` or of the storage, the lower one."""
+    """A checkpoint of a model of `parameters`, written at the lower rate of `nodes` and the storage."""
     rules = reliability or Reliability()
     rate = nodes * rules.storage_gb_per_s_per_node
     rate = min(rate, rules.storage_gb_per_s or rate)
@@ -146,7 +147,7 @@ def exact_interval(stall_seconds: float, mtti_seconds: float) -> float:
     """The interval that minimises the expected time of a segment over its work, exactly.
 
     With x = interval/M and a = w/M the derivative of (e^(x+a) - 1)/x is zero where (1 - x)·e^x = e^-a. The left side
-    falls from 1 to 0 as x goes from 0 to 1, so halving finds it; the restart's cost does not move it.
+    falls from 1 to 0 as x goes from 0 to 1, so bisection finds it; the restart's cost does not matter.
     """
     target = math.exp(-stall_seconds / mtti_seconds)
     low, high = 0.0, 1.0
@@ -165,7 +166,7 @@ def time_shares(
     write_seconds: float = 0.0,
     planned_share: float = 0.0,
 ) -> TimeShares:
-    """Where the time goes, from the expected time of one segment (work of `interval_seconds`, then a stall).
+    """Shares of the time, from the expected time of one segment (work of `interval_seconds`, then a stall).
 
     Failures strike at rate 1/M at any time, in restarts too. A segment of length s = interval + w is tried until one
     try passes: e^(s/M) - 1 tries fail on average, and all tries together take M·(e^(s/M) - 1). A restart of R succeeds
@@ -198,10 +199,10 @@ def meta_effective_time(
 
 
 def spares_needed(accelerators: float, reliability: Reliability | None = None) -> int:
-    """Spare nodes so that the probability that none is left stays below the accepted one.
+    """Spare nodes that keep the probability of having none below the accepted one.
 
     Nodes in repair are Poisson with mean failures a day x share that needs repair x repair time (M/G/infinity); the
-    answer is the smallest s with P(s or more in repair) <= no_spare_probability.
+    result is the smallest s with P(s or more in repair) <= no_spare_probability.
     """
     rules = reliability or Reliability()
     mean = failures_per_day(accelerators, rules) * rules.hardware_share * rules.repair_days
@@ -215,15 +216,15 @@ def spares_needed(accelerators: float, reliability: Reliability | None = None) -
 def best_interval(
     accelerators: float, checkpoint: Checkpoint, reliability: Reliability | None = None
 ) -> tuple[float, TimeShares]:
-    """The checkpoint interval to use on so many accelerators, seconds, and where the time goes then.
+    """The checkpoint interval to use, in seconds, and the shares of time with it.
 
-    The exact optimum, but no shorter than a checkpoint takes to write: they are written one after the other.
+    The exact optimum, but at least the time to write a checkpoint, as they are written one after the other.
     """
     rules = reliability or Reliability()
     mtti = mean_time_to_interruption(accelerators, rules)
     interval = max(exact_interval(checkpoint.stall_seconds, mtti), checkpoint.write_seconds)
     restart = rules.restart_seconds + load_seconds(checkpoint)
-    # Before maintenance a checkpoint is made, so that nothing is done twice.
+    # A checkpoint is written before maintenance, so no work is repeated.
     down = restart + checkpoint.stall_seconds + checkpoint.write_seconds
     shares = time_shares(
         interval,
@@ -237,10 +238,10 @@ def best_interval(
 
 
 def load_seconds(checkpoint: Checkpoint) -> float:
-    """Reading a checkpoint back, taken to last as long as writing it."""
+    """Seconds to read a checkpoint, assumed equal to writing it."""
     return checkpoint.write_seconds or checkpoint.stall_seconds
 
 
 def _expm1(x: float) -> float:
-    """e^x - 1, and infinity where that is too large to write down."""
+    """e^x - 1, or infinity where it overflows."""
     return math.expm1(x) if x < 700 else math.inf

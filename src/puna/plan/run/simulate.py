@@ -1,9 +1,9 @@
-"""A fleet of nodes by dice: jobs that fail, wait for a spare, restart and go on, day by day for a year.
+"""Monte Carlo simulation of a fleet: jobs fail, wait for a spare, restart and continue.
 
-A discrete-event simulation, seeded. Between two events nothing random happens, so a job's progress over any stretch is
-arithmetic and a year of 350,000 GPUs is some hundred thousand events. Only what the closed forms of `reliability` leave
-out is played: restarts that fail, checkpoints that were not written yet, spares that run out. Where the closed form
-holds (one job, spares enough) both agree within the dice's error.
+A seeded discrete-event simulation. Between two events nothing random happens, so a job's progress over any stretch is
+arithmetic and a year of 350,000 GPUs is some hundred thousand events. It adds what the closed forms of `reliability`
+leave out: restarts that fail, checkpoints that were not written yet, spares that run out. Where the closed form holds
+(one job, enough spares) both agree within the sampling error.
 """
 
 import heapq
@@ -29,15 +29,15 @@ from puna.plan.run.reliability import (
     spares_needed,
 )
 
-# What accelerators do, in the order in which a page stacks them. Every day's shares sum to 1.
+# Activities of accelerators, in the order of stacked charts. Every day's shares sum to 1.
 ACTIVITIES = ("useful", "checkpoint", "recompute", "restart", "idle", "repair")
-# Kinds of events, in the order in which those of the same moment are taken.
+# Kinds of events, in the order in which simultaneous ones are handled.
 _RESTARTED, _REPAIRED, _STOPPED = range(3)
 
 
 @dataclass(frozen=True)
 class JobKind:
-    """So many equal jobs of `accelerators` each. parameters: of their models; None takes 25 million an accelerator."""
+    """Equal jobs of `accelerators` each. parameters: of the model; None means 25 million per accelerator."""
 
     name: str
     jobs: int
@@ -47,10 +47,10 @@ class JobKind:
 
 @dataclass(frozen=True)
 class KindResult:
-    """What the jobs of one kind met, on average over them.
+    """Averages over the jobs of one kind.
 
-    effective_time: share of the time that became progress; expected_effective_time: the closed form's, with spares
-    enough. shares: of their accelerators' time, by activity ("idle" is waiting for a spare). interruptions: of one job.
+    effective_time: share of the time that became progress; expected_effective_time: the closed form's, with enough
+    spares. shares: of their accelerators' time, by activity ("idle" is waiting for a spare). interruptions: of one job.
     """
 
     kind: JobKind
@@ -85,7 +85,7 @@ class FleetYear:
     accelerator_days: float
 
 
-# Jobs of several sizes as a large laboratory might run them: two of the frontier, and ever more of the smaller ones.
+# Jobs of several sizes as a large laboratory might run them: two at the frontier, and more of the smaller ones.
 # Their sum leaves 4 % of 350,000 accelerators as spares. An example, not a record of any fleet.
 EXAMPLE_JOBS = (
     JobKind("frontier", 2, 65_536),
@@ -105,12 +105,12 @@ def simulate_fleet(
     node_size: int = 8,
     reliability: Reliability | None = None,
 ) -> FleetYear:
-    """Play `days` of a fleet that runs `kinds` of jobs without end; nodes outside of jobs are spares.
+    """Simulate `days` of a fleet that always runs `kinds` of jobs; other nodes are spares.
 
     Failures hit a job's nodes at random while it runs or restarts; the share that is the hardware's fault takes the
     node away for repair (exponential times) and a spare steps in, or the job waits, first come, first served. Jobs
     checkpoint at their best interval and restart from the last one that was written. Seconds for a year of 350,000.
-    Raises PunaError where the jobs do not fit the fleet, or something is less than one.
+    Raises PunaError where the jobs do not fit the fleet, or a count is below one.
     """
     rules = reliability or Reliability()
     if accelerators < 1 or days < 1:
@@ -134,7 +134,7 @@ def simulate_fleet(
 
 @dataclass
 class _Job:
-    """One job: its constants, and where it stands. Times in seconds since the start."""
+    """One job: its constants and its state. Times in seconds since the start."""
 
     kind: int
     nodes: int
@@ -147,7 +147,7 @@ class _Job:
     state: str = "restart"
     since: float = 0.0
     missing: int = 0  # nodes it waits for
-    turn: int = 0  # counts its events, so that one planned before the last does nothing
+    turn: int = 0  # counts its events, so that outdated ones are ignored
     stops: int = 0
     spent: dict[str, float] = field(default_factory=lambda: dict.fromkeys(ACTIVITIES, 0.0))
 
@@ -171,7 +171,7 @@ def _job(index: int, kind: JobKind, node_size: int, rules: Reliability) -> _Job:
 
 
 class _Play:
-    """The simulation's state: a heap of events, jobs, spares, the queue of those that wait, and what was spent."""
+    """The simulation's state: events, jobs, spares, the queue for spares, and the time spent."""
 
     def __init__(self, jobs: list[_Job], spares: int, end: float, rules: Reliability, dice: random.Random) -> None:
         self.jobs, self.spares, self.end, self.rules, self.dice = jobs, spares, end, rules, dice
@@ -204,7 +204,7 @@ class _Play:
         self.change_spares(0, self.end)
 
     def begin(self, index: int, now: float, state: str, longer: float = 0.0) -> None:
-        """The job enters `state`, a restart being so many seconds `longer`; what was expected of it before is void."""
+        """Move the job to `state` (a restart takes `longer` more seconds) and drop its earlier events."""
         job = self.jobs[index]
         job.state, job.since, job.turn = state, now, job.turn + 1
         if state == "waiting":
@@ -214,13 +214,13 @@ class _Play:
         self.expect_stop(index, now)
 
     def expect_stop(self, index: int, now: float) -> None:
-        """When the job will be stopped next: memoryless, so it may be drawn anew whenever the job's state changes."""
+        """Time of the job's next stop; memoryless, so it is drawn again whenever the state changes."""
         job = self.jobs[index]
         rate = 1 / job.mtti + (1 / job.planned_mean if job.state == "running" else 0.0)
         heapq.heappush(self.events, (now + self.dice.expovariate(rate), _STOPPED, index, job.turn))
 
     def stop(self, index: int, now: float) -> None:
-        """A failure, or, while the job runs and by its share of the rate, planned maintenance."""
+        """Handle a stop: a failure or, while the job runs and by its share of the rate, planned maintenance."""
         job = self.jobs[index]
         running = job.state == "running"
         planned = running and self.dice.random() * (job.mtti + job.planned_mean) < job.mtti
@@ -266,12 +266,12 @@ class _Play:
     # -- where the time went -----------------------------------------------------------------------------------------
 
     def close(self, job: _Job, now: float, activity: str) -> None:
-        """A stretch in which the job's nodes all did the same. One that waits lacks the node that is in repair."""
+        """Record a stretch with one activity. A waiting job lacks the node in repair."""
         job.spent[activity] += now - job.since
         self.stretch(activity, job.nodes - job.missing, job.since, now)
 
     def close_running(self, job: _Job, now: float, lost: bool) -> None:
-        """A stretch of training, work and stalls in turn; with `lost`, what no written checkpoint holds was in vain."""
+        """Record a stretch of training, work and stalls in turn; with `lost`, unsaved work counts as lost."""
         cycle = job.interval + job.checkpoint.stall_seconds
         elapsed = now - job.since
         if lost:

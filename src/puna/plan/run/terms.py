@@ -1,4 +1,4 @@
-"""What a run is charged and how often machines fail: prices and failure rates, with overrides from a person."""
+"""Prices and failure rates of a run, with overrides from the command line."""
 
 from collections.abc import Sequence
 
@@ -18,14 +18,14 @@ class Terms(Config):
 
 
 def read_terms(overrides: Sequence[str], rent: float | None = None) -> tuple[Terms, list[str]]:
-    """Terms with overrides such as "prices.pue=1.3", and the overrides that are not about them.
+    """Terms with overrides such as "prices.pue=1.3", and the overrides that belong elsewhere.
 
-    rent: USD for an accelerator and hour. Raises PunaError for a rent that is not positive and for unknown keys.
+    rent: USD per accelerator and hour. Raises PunaError for a rent that is not positive and for unknown keys.
     """
     own = [text for text in overrides if text.startswith(("prices.", "reliability."))]
     rest = [text for text in overrides if text not in own]
     if rent is not None:
         if not rent > 0:
-            raise PunaError(f"--price {rent:g} is not a rent.", "Give USD an accelerator and hour, such as 2.95.")
+            raise PunaError(f"--price {rent:g} is not a rent.", "Give USD per accelerator and hour, such as 2.95.")
         own.append(f"prices.rent_usd_per_hour={float(rent)}")
     return load(Terms, None, own).value, rest
