@@ -6,7 +6,7 @@ one through search, prediction and suggestions.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from puna.plan.equations.columns import JobColumns
 from puna.plan.equations.constants import (
@@ -23,9 +23,6 @@ from puna.plan.equations.cost import step_time
 from puna.plan.equations.memory import memory, rules_for
 from puna.plan.equations.shape import Number
 
-if TYPE_CHECKING:
-    from puna.plan.layouts.predict import Prediction
-
 
 @dataclass(frozen=True)
 class CostModel:
@@ -37,7 +34,7 @@ class CostModel:
 
     stack: str = "megatron-core"
     values: Values = field(default_factory=load_constants, repr=False, hash=False)
-    correct: "Callable[[Prediction], Prediction] | None" = field(default=None, repr=False, compare=False)
+    correct: Callable[[Any], Any] | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         find_stack(self.stack)
