@@ -20,7 +20,9 @@ from functools import lru_cache
 from pathlib import Path
 
 from puna.plan.evidence.local_device import Calibration
-from puna.train.device import best_device, cgroup_folder, cgroup_numbers, cores
+from puna.train.device import best_device as best_device
+from puna.train.device import cgroup_folder, cgroup_numbers
+from puna.train.device import cores as cores
 
 # Training in bf16 must pay for its casts; below this gain over fp32 it is not worth its lost digits.
 WORTHWHILE_GAIN = 1.2
