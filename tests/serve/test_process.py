@@ -44,6 +44,35 @@ def process(chat_model: Path, tmp_path: Path, eventually) -> Iterator[tuple[subp
         started.wait()
 
 
+def test_a_reachable_server_asks_everyone_to_sign_in_and_prints_the_owners_link(
+    chat_model: Path, tmp_path: Path, eventually
+) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    log = tmp_path / "log"
+    words = ["serve", str(chat_model), "--host", "0.0.0.0", "--port", str(port), "--data", str(tmp_path / "data")]
+    with log.open("w") as file:
+        started = subprocess.Popen([sys.executable, "-m", "puna", *words, "--device", "cpu"], stdout=file, stderr=file)
+    try:
+        assert eventually(lambda: "/account/invitation#" in log.read_text() or started.poll() is not None, 120)
+        token = log.read_text().partition("/account/invitation#")[2].split()[0]
+        url = f"http://127.0.0.1:{port}"
+        with httpx.Client(base_url=url, timeout=60, trust_env=False, headers={"origin": url}) as api:
+            assert api.get("/app/models").status_code == 401
+            assert api.post("/v1/completions", json={"prompt": "x", "max_tokens": 1}).status_code == 401
+            body = {"token": token, "name": "Ana", "password": "a long enough password"}
+            assert api.post("/app/invitations/accept", json=body).json() == {"user": "Ana", "role": "owner"}
+            key = api.post("/app/account/keys", json={"label": "x"}).json()["key"]
+            assert api.get("/app/models").json()["user"] == "Ana"
+        bearer = {"authorization": f"Bearer {key}"}
+        body = {"prompt": "The ships", "max_tokens": 2}
+        assert httpx.post(f"{url}/v1/completions", json=body, headers=bearer, timeout=60).status_code == 200
+    finally:
+        started.kill()
+        started.wait()
+
+
 def test_a_signal_lets_answers_finish_and_takes_no_new_ones(process, eventually) -> None:
     started, url = process
     body = {"prompt": "The ships", "max_tokens": 480, "temperature": 0, "ignore_eos": True, "stream": True, "n": 8}

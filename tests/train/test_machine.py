@@ -49,7 +49,8 @@ def test_container_limits_are_obeyed(monkeypatch: pytest.MonkeyPatch, tmp_path) 
         ("cpu.max", "50000 100000\n"),
     ):
         (tmp_path / name).write_text(text)
-    monkeypatch.setattr(machine, "_cgroup_folder", lambda: tmp_path)
+    monkeypatch.setattr("puna.train.device.cgroup_folder", lambda: tmp_path)
+    monkeypatch.setattr("puna.train.machine.cgroup_folder", lambda: tmp_path)
     assert machine.memory_bytes("cpu") == 1_000_000_000 - 700_000_000 + 100_000_000
     assert machine.cores() == 1
 
@@ -57,7 +58,8 @@ def test_container_limits_are_obeyed(monkeypatch: pytest.MonkeyPatch, tmp_path) 
 def test_an_unlimited_container_has_the_whole_machine(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
     (tmp_path / "memory.max").write_text("max\n")
     (tmp_path / "cpu.max").write_text("max 100000\n")
-    monkeypatch.setattr(machine, "_cgroup_folder", lambda: tmp_path)
+    monkeypatch.setattr("puna.train.device.cgroup_folder", lambda: tmp_path)
+    monkeypatch.setattr("puna.train.machine.cgroup_folder", lambda: tmp_path)
     assert machine.memory_bytes("cpu") > 100_000_000
     assert machine.cores() >= 1
 

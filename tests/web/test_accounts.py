@@ -120,7 +120,9 @@ def test_api_keys(site: Any) -> None:
     assert "key" not in listed
     assert made["key"].startswith(listed["hint"])
     assert listed["used"] is not None
-    assert site.browser().post("/app/login", json={"key": made["key"]}).json() == {"user": "Ana"}
+    browser = site.browser()
+    assert browser.post("/app/login", json={"key": made["key"]}).json() == {"user": "Ana"}
+    assert browser.get("/app/account").json()["name"] == "Ana"
     assert ana.request("DELETE", f"/app/account/keys/{made['id']}", json={}).status_code == 200
     assert program.get("/app/account").status_code == 401
 
@@ -153,12 +155,17 @@ def test_the_last_owner_stays(site: Any) -> None:
 
 def test_guessing_is_slowed_down(site: Any) -> None:
     site.person("Ana")
+    site.person("Bo")
     browser = site.browser()
     for _ in range(ATTEMPTS):
-        assert browser.post("/app/login", json={"key": "not-a-key"}).status_code == 401
+        assert browser.post("/app/login", json={"name": "ANA", "password": "guessed it"}).status_code == 401
     slowed = browser.post("/app/login", json={"name": "Ana", "password": PASSWORD})
     assert (slowed.status_code, slowed.json()["error"]["code"]) == (429, "too_many_attempts")
     assert int(slowed.headers["retry-after"]) > 0
+    assert browser.post("/app/login", json={"name": "Bo", "password": PASSWORD}).status_code == 200
+    for _ in range(ATTEMPTS):
+        assert browser.post("/app/login", json={"key": "not-a-key"}).status_code == 401
+    assert browser.post("/app/login", json={"key": "not-a-key"}).status_code == 429
 
 
 def test_no_secret_is_in_the_database(site: Any, tmp_path: Path) -> None:

@@ -1,1 +1,4 @@
-"""Products on top of `serve` and `web`. `create_app` mounts those it is given; none imports another."""
+"""Products on top of `serve` and `web`.
+
+`create_app` mounts those it is given; none imports another.
+"""

@@ -88,7 +88,7 @@ def run(args: argparse.Namespace) -> None:
     from rich.markup import escape
 
     from puna.apps.assistant import AssistantProduct
-    from puna.core.console import say
+    from puna.core.console import console, say
     from puna.core.plugins import include_all
     from puna.serve.app import create_app
     from puna.serve.backends.base import Models
@@ -124,7 +124,8 @@ def run(args: argparse.Namespace) -> None:
             say("Anyone who reaches this address can use it. --accounts makes people sign in.")
         if link := app.state.web.owner_link(address):
             say("Open this link to become the owner and invite others. It works once, within a day:")
-            say(escape(f"  {link}"))
+            # Not wrapped, so that the link can be copied.
+            console().print(f"  {link}", soft_wrap=True, markup=False, highlight=False)
 
     serve(app, listening, started=started)
 

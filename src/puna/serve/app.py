@@ -8,7 +8,6 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from puna import __version__
 from puna.serve.backends.base import Models
 from puna.serve.openai import routes
 from puna.serve.openai.protocol import (
@@ -23,6 +22,7 @@ from puna.serve.openai.responses.protocol import ResponsesRequest
 from puna.serve.product import Product
 from puna.serve.server import Server
 from puna.serve.settings import Settings
+from puna.version import __version__
 from puna.web.app import install
 
 REQUESTS: list[type[BaseModel]] = [
@@ -36,7 +36,9 @@ REQUESTS: list[type[BaseModel]] = [
 
 
 def create_app(settings: Settings, models: Models, *, products: Sequence[Product] = ()) -> FastAPI:
-    """Create the server of these models. `app.state.puna` is its Server, which the caller closes (`Server.close`).
+    """Create the server of these models.
+
+    `app.state.puna` is its Server, which the caller closes (`Server.close`).
 
     products: applications to mount. Without any, and without accounts, there are no pages and no database.
     Raises PunaError when the database cannot be opened.

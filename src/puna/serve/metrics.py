@@ -1,4 +1,4 @@
-"""Prometheus metrics, in a registry of their own: counted by requests, and read from the engines on scrape."""
+"""Prometheus metrics: counted by requests, and read from the engines on scrape."""
 
 from collections.abc import Iterable
 from time import monotonic

@@ -10,7 +10,10 @@ from puna.web.database import Schema
 
 
 class Product(Protocol):
-    """An application such as the assistant. schema: its tables, which are migrated before it is mounted."""
+    """An application such as the assistant.
+
+    schema: its tables, which are migrated before it is mounted.
+    """
 
     schema: Schema
 

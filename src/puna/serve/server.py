@@ -1,4 +1,4 @@
-"""The server between the routes and the models: admission, time limits, metrics and shutdown.
+"""The server between routes and models: admission, time limits, metrics and shutdown.
 
 Every request for text, of the API and of products alike, goes through `Server.chat` or `Server.complete`: they find the
 model, reject the request when there is no room or the server is shutting down, and enforce the time limit.
@@ -40,7 +40,10 @@ class Server:
         self._closing: list[Callable[[], Awaitable[None]]] = []
 
     def chat(self, request: ChatRequest) -> AsyncGenerator[ChatChunk]:
-        """The chunks of an answer; the last has usage and no choices. Closing it cancels. Raises ApiError."""
+        """The chunks of an answer; the last has usage and no choices.
+
+        Closing it cancels. Raises ApiError.
+        """
         backend = self.models.get(request.model)
         return self._run(backend, request, backend.chat)
 

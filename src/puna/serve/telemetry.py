@@ -40,7 +40,7 @@ class Tracer:
     """Starts spans, if tracing is configured."""
 
     def __init__(self, exporter: Any = None) -> None:
-        """exporter: an OpenTelemetry SpanExporter; by default the one that the environment configures, if any."""
+        """exporter: an OpenTelemetry SpanExporter; by default the environment's, if any."""
         self._tracer: Any = None
         self._provider: Any = None
         wanted = exporter is not None or bool(os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT"))

@@ -24,7 +24,7 @@ from puna.plan.evidence.local_device import (
     write_calibration,
 )
 from puna.train.collectives import collective_rates
-from puna.train.machine import best_device, cores
+from puna.train.device import best_device, cores
 
 FAR_OFF = 5
 """Times faster or slower than the estimate at which a measurement is taken for a disturbed one."""

@@ -17,7 +17,7 @@ import time
 from collections.abc import Sequence
 from types import FrameType
 
-from puna.train.machine import cores
+from puna.train.device import cores
 
 # When one process has failed, the others get this long to fail by themselves (they usually meet the same error, and
 # end cleanly); then they are killed, since without it they would wait for it forever.

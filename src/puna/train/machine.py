@@ -20,6 +20,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from puna.plan.evidence.local_device import Calibration
+from puna.train.device import best_device, cgroup_folder, cgroup_numbers, cores
 
 # Training in bf16 must pay for its casts; below this gain over fp32 it is not worth its lost digits.
 WORTHWHILE_GAIN = 1.2
@@ -70,24 +71,6 @@ def measure(device: str | None = None) -> Machine:
     )
 
 
-def best_device() -> str:
-    """ "cuda" or "mps" when torch finds one, else "cpu"."""
-    import torch
-
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
-
-
-def cores() -> int:
-    """CPU cores this process may use: its affinity mask, lowered by the container's quota (at least 1)."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = _cgroup_numbers("cpu.max")
-    if len(quota) == 2 and quota[1]:
-        allowed = min(allowed, max(1, round(quota[0] / quota[1])))
-    return allowed
-
-
 def memory_bytes(device: str = "cpu") -> int:
     """Bytes a new process may use on `device` now; on CPU the container's limit counts when it is the lower one."""
     if device == "cuda":
@@ -97,8 +80,8 @@ def memory_bytes(device: str = "cpu") -> int:
     import psutil
 
     free = int(psutil.virtual_memory().available)
-    limit = _cgroup_numbers("memory.max") or _cgroup_numbers("memory/memory.limit_in_bytes")
-    used = _cgroup_numbers("memory.current") or _cgroup_numbers("memory/memory.usage_in_bytes")
+    limit = cgroup_numbers("memory.max") or cgroup_numbers("memory/memory.limit_in_bytes")
+    used = cgroup_numbers("memory.current") or cgroup_numbers("memory/memory.usage_in_bytes")
     if limit and used:
         free = min(free, max(0, limit[0] - used[0] + _reclaimable()))
     return free
@@ -170,31 +153,9 @@ def has_compiler() -> bool:
             return False
 
 
-def _cgroup_numbers(name: str) -> list[int]:
-    """The numbers in a control file of this process's cgroup (v2) or of the v1 tree; [] for none or "max"."""
-    for folder in (_cgroup_folder(), Path("/sys/fs/cgroup")):
-        try:
-            words = (folder / name).read_text(encoding="utf-8").split()
-        except OSError:
-            continue
-        if all(word.isdigit() for word in words):
-            return [int(word) for word in words]
-    return []
-
-
-def _cgroup_folder() -> Path:
-    """This process's cgroup v2 folder (line "0::/path" of /proc/self/cgroup)."""
-    try:
-        lines = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    path = next((line[3:] for line in lines if line.startswith("0::")), "/")
-    return Path("/sys/fs/cgroup", path.lstrip("/"))
-
-
 def _reclaimable() -> int:
     """Bytes of file cache that count as used in the cgroup but go when memory is asked for."""
-    for folder, name in ((_cgroup_folder(), "memory.stat"), (Path("/sys/fs/cgroup/memory"), "memory.stat")):
+    for folder, name in ((cgroup_folder(), "memory.stat"), (Path("/sys/fs/cgroup/memory"), "memory.stat")):
         try:
             pairs = (line.split() for line in (folder / name).read_text(encoding="utf-8").splitlines())
         except OSError:

@@ -1,1 +1,4 @@
-"""The HTTP layer every product shares: accounts, database, pages, streams, Markdown. It knows no models."""
+"""The HTTP layer every product shares: accounts, database, pages, streams, Markdown.
+
+It knows no models.
+"""

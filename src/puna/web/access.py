@@ -1,4 +1,6 @@
-"""Declares who may use a route. The ownership test takes every route with its declaration, and fails without one.
+"""Declares who may use a route.
+
+The ownership test takes every route with its declaration, and fails without one.
 
 @router.get("/conversations/{id}")
 @owned
@@ -23,7 +25,10 @@ def signed_in(route: F) -> F:
 
 
 def owned(route: F) -> F:
-    """It names an object of one user; to everyone else the object does not exist (404), owners included."""
+    """It names an object of one user, which does not exist (404) for anyone else.
+
+    That includes accounts with the role `owner`.
+    """
     return _declared(route, "owned")
 
 

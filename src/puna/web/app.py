@@ -1,4 +1,4 @@
-"""Puts the HTTP layer into an application: error responses, middleware, the database, accounts and the page kit."""
+"""Installs the HTTP layer: error responses, middleware, database, accounts, page kit."""
 
 from collections.abc import Sequence
 
@@ -21,7 +21,10 @@ from puna.web.settings import WebSettings
 
 
 class Web:
-    """The state of the HTTP layer, at `app.state.web`. schemas: None for a server without a database or pages."""
+    """The state of the HTTP layer, at `app.state.web`.
+
+    schemas: None for a server without a database or pages.
+    """
 
     def __init__(self, settings: WebSettings, schemas: Sequence[database.Schema] | None) -> None:
         from puna.web.accounts.schema import SCHEMA
@@ -34,7 +37,9 @@ class Web:
         self.throttle = Throttle()
 
     def owner_link(self, base: str) -> str | None:
-        """A one-time link by which the first owner makes their account; None when there is one, or none is needed.
+        """A one-time link by which the first owner creates their account.
+
+        None when there is an owner, or nobody must sign in.
 
         base: the server's address, such as http://localhost:8000.
         """
@@ -56,7 +61,10 @@ def install(
     schemas: Sequence[database.Schema] | None,
     count: Count = lambda route, method, status: None,
 ) -> Web:
-    """Install the HTTP layer. schemas: of the products' tables. Raises PunaError when the database cannot be opened."""
+    """Install the HTTP layer.
+
+    schemas: of the products' tables. Raises PunaError when the database cannot be opened.
+    """
     web = app.state.web = Web(settings, schemas)
     if web.accounts is not None:
         app.include_router(routes.router)

@@ -21,12 +21,18 @@ from puna.web.settings import WebSettings
 
 @dataclass(frozen=True)
 class Identity:
-    """The sender of a request. id: what rows of theirs carry. session: the id of their session, if they have one."""
+    """The sender of a request.
+
+    id: what rows of theirs carry. session: the id of their session, if they have one.
+
+    carrier: for a key, whether it is from the key file ("key file") or an account's ("api key").
+    """
 
     id: str
     name: str
     role: str
     session: str | None = None
+    carrier: str = ""
 
 
 ANYONE = Identity(LOCAL, LOCAL, "owner")
@@ -72,12 +78,13 @@ class Authenticator:
         name = self._key_file.owner(key)
         account: dict[str, Any] | None
         if self._accounts is None:
-            return None if name is None else Identity(name, name, "creator")
+            return None if name is None else Identity(name, name, "creator", carrier="key file")
+        carrier = "api key" if name is None else "key file"
         if name is not None:
             account = await run_in_threadpool(self._accounts.credentials.of_name, name)
         else:
             account = await run_in_threadpool(self._accounts.credentials.of_key, key)
-        return None if account is None else Identity(**account)
+        return None if account is None else Identity(**account, carrier=carrier)
 
 
 async def identity(request: Request) -> Identity:

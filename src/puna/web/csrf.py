@@ -11,7 +11,10 @@ from puna.web.errors import ApiError
 
 
 def same_origin(request: Request) -> None:
-    """Reject a write that another site could have made a browser send. Raises ApiError 403 or 415."""
+    """Reject a write that another site could have made a browser send.
+
+    Raises ApiError 403 or 415.
+    """
     if request.method in ("GET", "HEAD"):
         return
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -22,7 +25,10 @@ def same_origin(request: Request) -> None:
 
 
 def from_own_page(request: HTTPConnection) -> bool:
-    """Whether a browser says that the request comes from our own pages; cookies travel with others' requests too."""
+    """Whether the browser says that one of our own pages sent the request.
+
+    Cookies travel with the requests of other sites' pages too.
+    """
     origin = request.headers.get("origin")
     if origin is not None:
         return urlsplit(origin).netloc == request.headers.get("host")

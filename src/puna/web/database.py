@@ -56,7 +56,9 @@ class NewerDatabaseError(PunaError):
 
 
 def open(place: str, schemas: Sequence[Schema]) -> Engine:
-    """Open a database, creating and migrating its tables. place: a directory for SQLite, or a Postgres URL.
+    """Open a database, creating and migrating its tables.
+
+    place: a directory for SQLite, or a Postgres URL.
 
     Raises PunaError when it cannot be opened, and NewerDatabaseError when a newer Puna wrote it.
     """
@@ -109,7 +111,10 @@ def _migrate(connection: Connection, schemas: Sequence[Schema]) -> None:
 
 
 def _revisions(connection: Connection, schema: Schema) -> tuple[str | None, str]:
-    """The revision of the database and the newest one. A database without a version table gets one."""
+    """The revision of the database and the newest one.
+
+    A database without a version table gets one.
+    """
     from alembic.migration import MigrationContext
     from alembic.script import ScriptDirectory
     from alembic.util import CommandError
@@ -152,7 +157,10 @@ def _upgrade(connection: Connection, schema: Schema) -> None:
 
 
 def _back_up(connection: Connection, revision: str) -> None:
-    """Copy a SQLite file next to itself. The caller holds the write lock, so nothing changes meanwhile."""
+    """Copy a SQLite file next to itself.
+
+    The caller holds the write lock, so nothing changes meanwhile.
+    """
     source = Path(str(connection.engine.url.database))
     target = source.with_name(f"{source.stem}-before-upgrade-from-{revision}.db")
     with disk_errors(target):

@@ -29,7 +29,10 @@ _TYPES = {
 
 
 class ApiError(Exception):
-    """A failure with its HTTP status. `type` follows from the status unless given; `headers` are sent with it."""
+    """A failure with its HTTP status.
+
+    `type` follows from the status unless given; `headers` are sent with it.
+    """
 
     def __init__(
         self,
@@ -76,5 +79,5 @@ def invalid(error: ValidationError) -> ApiError:
 
 
 def _is_field(part: str) -> bool:
-    """Whether part of a location is a key of the body rather than the name of a union's alternative."""
+    """Whether a part of a location is a key of the body, not the name of a union's member."""
     return part.islower() and part.replace("_", "").isalnum() and part not in ("str", "int", "float", "bool", "dict")

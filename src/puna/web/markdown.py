@@ -172,7 +172,7 @@ def _parse_inline(state: StateCore) -> None:
 
 
 def _tame(state: StateCore) -> None:
-    """Lower headings below the page's own, and replace a picture within a link by its description."""
+    """Lower headings below the page's own; replace pictures in links by their description."""
     for token in state.tokens:
         if token.type in ("heading_open", "heading_close"):
             token.tag = f"h{min(int(token.tag[1]) + 2, 6)}"
@@ -214,7 +214,7 @@ def _code(self: RendererHTML, tokens: Sequence[Token], index: int, *_: Any) -> s
 
 @lru_cache(maxsize=256)
 def highlighted(code: str, language: str) -> str:
-    """Code as HTML with Pygments' classes; plain when the language is unknown or the code is very long."""
+    """Code as HTML with Pygments' classes; plain for unknown languages and very long code."""
     if not language or len(code) > MAX_HIGHLIGHT:
         return escape(code)
     try:

@@ -1,4 +1,4 @@
-"""Pages and their files, each page with its own Content-Security-Policy and Permissions-Policy.
+"""Pages, each with its own Content-Security-Policy and Permissions-Policy.
 
 By default a page may run, load and reach only this server's own files and routes, has no inline scripts or styles, and
 no permission for camera, microphone or location. A page that needs more says so in its `PagePolicy`.

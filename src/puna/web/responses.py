@@ -1,4 +1,4 @@
-"""Responses whose work is cancelled when the client disconnects: a whole JSON body, or a stream of events.
+"""Responses, whole or streamed, whose work is cancelled when the client disconnects.
 
 The work and the watch for a disconnect run concurrently; whichever ends first ends the other. Cancelling the work
 closes the iterators below it, which frees the engine's KV blocks before its next step. A client that takes too long to
@@ -98,7 +98,9 @@ class WholeResponse(_CancellableResponse):
 
 
 class EventStreamResponse(_CancellableResponse):
-    """A stream of server-sent events. The status is sent with the first event, so an early error keeps its own status.
+    """A stream of server-sent events.
+
+    The status is sent with the first event, so an early error keeps its own status.
 
     A later error becomes the last event, written by `failed`. done: sent after a successful stream.
     """

@@ -1,4 +1,4 @@
-"""Resumable event streams: work that goes on without readers, and readers that can come back.
+"""Resumable event streams: work that continues without readers, which can come back.
 
 A `Stream` has a version that grows with every change. A reader says which version it has seen (Last-Event-ID) and gets
 what changed since; so a browser that lost its connection, or was closed, continues where it was.
@@ -21,7 +21,9 @@ STREAMS_PER_USER = 8
 
 
 class Stream:
-    """One resumable stream of a user's. A subclass does the work: it calls `publish` after every change.
+    """One resumable stream of a user's.
+
+    A subclass does the work: it calls `publish` after every change.
 
     result: the data of the last event, set by `end`. An `error` in it makes that event `failed` rather than `done`.
     """

@@ -1,10 +1,10 @@
-"""Small text helpers: what a database can store, a title, and the passage that a search found."""
+"""Text helpers: what a database can store, a title, and the passage a search found."""
 
 TITLE_LENGTH = 64
 
 
 def clean(text: str) -> str:
-    """The text without what a database cannot store: Postgres has no NUL, and UTF-8 no half of a surrogate pair."""
+    """Replace what a database cannot store: NUL (Postgres) and lone surrogates (UTF-8)."""
     return text.replace("\0", "\ufffd").encode("utf-8", "replace").decode("utf-8")
 
 

@@ -52,7 +52,10 @@ class Piece:
 
 @dataclass
 class Draft:
-    """An answer while it is written. Its first `kept` tokens come from the answer that it continues."""
+    """An answer while it is written.
+
+    Its first `kept` tokens come from the answer that it continues.
+    """
 
     content: str = ""
     reasoning: str = ""
@@ -151,7 +154,10 @@ async def generate(
 
 
 def alternative(backend: Backend, token: Token, choice: int) -> Token:
-    """The token that results from taking alternative `choice` instead. Raises ApiError when there is none."""
+    """The token that results from taking alternative `choice` instead.
+
+    Raises ApiError when there is none.
+    """
     if not 0 <= choice < len(token[3]):
         raise ApiError(400, f"There is no alternative {choice}; this token has {len(token[3])}.", param="alternative")
     data, logprob = token[3][choice]
@@ -162,7 +168,7 @@ def alternative(backend: Backend, token: Token, choice: int) -> Token:
 
 
 def shown(token: Token, special: frozenset[str] = frozenset()) -> dict[str, Any]:
-    """A token as the page gets it: text, logprob, and its alternatives; `ends` marks those that are not text."""
+    """A token for the page: text, logprob and alternatives; `ends` marks special tokens."""
 
     def text(data: str) -> str:
         return bytes.fromhex(data).decode("utf-8", "replace")

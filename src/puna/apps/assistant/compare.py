@@ -1,4 +1,7 @@
-"""Two answers to one prompt: from two models, or twice from one. Which one is better is stored as a preference."""
+"""Two answers to one prompt: from two models, or twice from one.
+
+Which one is better is stored as a preference.
+"""
 
 import asyncio
 from collections.abc import AsyncGenerator

@@ -43,7 +43,9 @@ def conversation_markdown(store: Store, user: str, id: str) -> str:
 
 
 def preferences(store: Store, user: str) -> Iterator[str]:
-    """Lines of JSON: {prompt, chosen, rejected, source}. prompt: messages; chosen and rejected: answers, as text.
+    """Lines of JSON: {prompt, chosen, rejected, source}.
+
+    prompt: messages; chosen and rejected: answers, as text.
 
     source: correction (chosen is what the person wrote), thumbs (two answers to one message, one rated up and one down;
     with only one of them rated, the other side is null) or comparison.

@@ -1,4 +1,4 @@
-"""An answer while it is written: a resumable stream of rendered blocks, saved every few seconds.
+"""An answer being written: a resumable stream of rendered blocks, saved regularly.
 
 Blocks are rendered at most ten times a second, and less often when rendering is slow: the engine needs the processor.
 """
@@ -24,7 +24,10 @@ log = logging.getLogger("puna.assistant")
 
 
 class LiveAnswer(Stream):
-    """One answer. save: stores the draft, on a thread, now and then. finish: stores it and returns the last event."""
+    """One answer.
+
+    save: stores the draft, on a thread, now and then. finish: stores it and returns the last event.
+    """
 
     def __init__(self, user: str, source: AsyncGenerator[Piece], draft: Draft, *, save: Save, finish: Finish) -> None:
         super().__init__(user)

@@ -1,4 +1,4 @@
-"""Messages and their answers, which are streamed, stopped, regenerated, and continued from any token."""
+"""Messages and their answers: streamed, stopped, regenerated, continued from any token."""
 
 from collections.abc import AsyncGenerator
 from typing import Any
@@ -25,14 +25,17 @@ router = APIRouter(
 
 
 class NewMessage(Body):
-    """A message. parent: the one it follows; null starts the conversation, or another version of its start."""
+    """A message.
+
+    parent: the one it follows; null starts the conversation, or another version of its start.
+    """
 
     content: str = Field(min_length=1, max_length=MAX_MESSAGE)
     parent: str | None = None
 
 
 class Continuation(Body):
-    """Where to continue: at the end, or (position given) in a new answer that takes another token there."""
+    """Where to continue: at the end, or (position given) with another token there."""
 
     position: int | None = Field(default=None, ge=0)
     alternative: int | None = Field(default=None, ge=0)
@@ -41,7 +44,10 @@ class Continuation(Body):
 @router.post("")
 @owned
 async def send(id: str, request: Request, assistant: AssistantDep, user: User) -> StreamingResponse:
-    """Add a message and stream the answer. An edit is sent with the parent of the message it replaces."""
+    """Add a message and stream the answer.
+
+    An edit is sent with the parent of the message it replaces.
+    """
     new = await read_body(request, NewMessage)
     assistant.answers.check(user)
     store = assistant.store
@@ -67,7 +73,7 @@ async def regenerate(id: str, message: str, request: Request, assistant: Assista
 async def continue_answer(
     id: str, message: str, request: Request, assistant: AssistantDep, user: User
 ) -> StreamingResponse:
-    """Continue an answer that was cut short; or start another with its first tokens and a different one after them."""
+    """Continue an answer that was cut short, or start another from one of its tokens."""
     wanted = await read_body(request, Continuation)
     assistant.answers.check(user)
     row = await assistant.query(assistant.store.message, user, id, message)
@@ -129,7 +135,10 @@ async def _answer(
     prefix: Draft | None = None,
     into: str | None = None,
 ) -> StreamingResponse:
-    """Start an answer to `parent` and stream it. prefix: how it begins. into: the message that it continues."""
+    """Start an answer to `parent` and stream it.
+
+    prefix: how it begins. into: the message that it continues.
+    """
     store = assistant.store
     if parent is None:
         raise ApiError(400, "There is nothing to answer.", param="message")

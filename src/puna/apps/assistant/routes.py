@@ -77,7 +77,10 @@ async def conversations(
     before: float | None = None,
     limit: Annotated[int, Query(ge=1, le=200)] = 100,
 ) -> dict[str, Any]:
-    """The last used first. q: text to find in titles and messages. before: the last `updated` of the previous page."""
+    """The last used first.
+
+    q: text to find in titles and messages. before: the last `updated` of the previous page.
+    """
     rows = await assistant.query(assistant.store.conversations, user, query=q, before=before, limit=limit)
     return {"conversations": rows, "more": len(rows) == limit}
 

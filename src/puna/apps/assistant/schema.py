@@ -22,7 +22,7 @@ class Base(DeclarativeBase):
 
 
 class Meta(Base):
-    """Facts about the database: `schema_version`, which versions of Puna without version tables check."""
+    """Facts about the database: `schema_version`, which older versions of Puna check."""
 
     __tablename__ = "puna_meta"
     key: Mapped[str] = mapped_column(String(64), primary_key=True)
@@ -45,7 +45,9 @@ class Conversation(Base):
 
 
 class Message(Base):
-    """A message. finish_reason is null for a person's message, and for an answer that is being written.
+    """A message.
+
+    Finish_reason is null for a person's message, and for an answer that is being written.
 
     finish_reason: stop, length, stopped (by the person), error, or interrupted (the server shut down). tokens: one
     entry a token, [id or null, bytes in hex, logprob, [[bytes in hex, logprob], …]], the last being the alternatives.
@@ -67,7 +69,10 @@ class Message(Base):
 
 
 class Feedback(Base):
-    """A person's opinion of an answer. rating: 1, -1 or null. correction: what the answer should have been."""
+    """A person's opinion of an answer.
+
+    rating: 1, -1 or null. correction: what the answer should have been.
+    """
 
     __tablename__ = "feedback"
     message: Mapped[str] = mapped_column(ForeignKey("messages.id", ondelete="CASCADE"), primary_key=True)
@@ -77,7 +82,10 @@ class Feedback(Base):
 
 
 class Comparison(Base):
-    """One prompt with two answers. better: a, b, same, or null until judged. settings: how the answers were sampled."""
+    """One prompt with two answers.
+
+    better: a, b, same, or null until judged. settings: how the answers were sampled.
+    """
 
     __tablename__ = "comparisons"
     id: Mapped[str] = mapped_column(String(36), primary_key=True)

@@ -1,4 +1,4 @@
-"""What the assistant's routes share: the store, the answers being written, and the server that generates."""
+"""What the assistant's routes share: the store, running answers, and the server."""
 
 from collections.abc import Callable
 from typing import Annotated, Any, TypeVar

@@ -101,7 +101,10 @@ class Store:
     def add_message(
         self, user: str, conversation: str, *, parent: str | None, role: str, content: str = "", **details: Any
     ) -> dict[str, Any]:
-        """Add a message; it becomes the end of the branch that is shown. Raises MissingError, also for the parent."""
+        """Add a message; it becomes the end of the branch that is shown.
+
+        Raises MissingError, also for the parent.
+        """
         with Session(self.engine) as session, session.begin():
             owner = _own(session, user, conversation)
             if parent is not None:
@@ -140,12 +143,18 @@ class Store:
             return _message(_own_message(session, user, id, conversation))
 
     def tokens(self, user: str, conversation: str, id: str) -> list[Any]:
-        """The tokens of an answer (see schema.Message); empty when none were stored. Raises MissingError."""
+        """The tokens of an answer (see schema.Message); empty when none were stored.
+
+        Raises MissingError.
+        """
         with Session(self.engine) as session:
             return _own_message(session, user, id, conversation).tokens or []
 
     def drop_message(self, user: str, conversation: str, id: str) -> None:
-        """Delete a message without replies; its parent becomes the end of the branch. Raises MissingError."""
+        """Delete a message without replies; its parent becomes the end of the branch.
+
+        Raises MissingError.
+        """
         with Session(self.engine) as session, session.begin():
             row = _own_message(session, user, id, conversation)
             owner = _own(session, user, conversation)
@@ -199,7 +208,10 @@ class Store:
             return list(self._tree(session, user, id).values())
 
     def show(self, user: str, id: str, message: str) -> None:
-        """Show the branch through this message, down to the newest message under it. Raises MissingError."""
+        """Show the branch through this message, down to the newest message under it.
+
+        Raises MissingError.
+        """
         with Session(self.engine) as session, session.begin():
             owner = _own(session, user, id)
             tree = self._tree(session, user, id)
@@ -227,7 +239,10 @@ class Store:
     # -- feedback ----------------------------------------------------------------------------------------------------
 
     def rate(self, user: str, message: str, *, rating: int | None, correction: str | None) -> None:
-        """Store the user's opinion of an answer; with neither rating nor correction, delete it. Raises MissingError."""
+        """Store the user's opinion of an answer; with neither rating nor correction, delete it.
+
+        Raises MissingError.
+        """
         with Session(self.engine) as session, session.begin():
             row = _own_message(session, user, message)
             if row.role != "assistant":

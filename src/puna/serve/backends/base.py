@@ -1,4 +1,4 @@
-"""The `Backend` protocol, which every model behind the server implements, and the models that are served.
+"""The `Backend` protocol, which every served model implements, and the models by name.
 
 A backend speaks OpenAI's protocol, whatever it runs on, so routes, limits and products know nothing of engines. It
 answers in chunks; `puna.serve.openai.aggregate` collects them into a whole response.
@@ -38,7 +38,9 @@ class Health(NamedTuple):
 
 
 class Backend(Protocol):
-    """One model. Closing an iterator (`aclose`, or cancelling its consumer) cancels the work behind it.
+    """One model.
+
+    Closing an iterator (`aclose`, or cancelling its consumer) cancels the work behind it.
 
     An invalid request raises ApiError before the first chunk. The last chunk always has `usage` and no choices.
     """

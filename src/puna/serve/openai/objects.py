@@ -28,13 +28,16 @@ W = TypeVar("W", bound="Wire")
 
 
 class Wire(BaseModel):
-    """A JSON object of the API. Types are strict, unknown keys are ignored, and numbers must be finite."""
+    """A JSON object of the API.
+
+    Types are strict, unknown keys are ignored, and numbers must be finite.
+    """
 
     model_config = ConfigDict(extra="ignore", strict=True, allow_inf_nan=False, protected_namespaces=())
 
 
 def construct(kind: type[W], /, **given: Any) -> W:
-    """Construct an object from valid parts, unchecked: `model_construct` in a quarter of its time.
+    """Construct an object without validation, in a quarter of the time of `model_construct`.
 
     Chunks are created for every token of 32 streams and more, on the thread that also sends them.
     """
@@ -49,7 +52,7 @@ def construct(kind: type[W], /, **given: Any) -> W:
 
 @cache
 def _defaults(kind: type[Wire]) -> dict[str, Any]:
-    """The defaults of all fields in order, which is the order of the JSON; None where there is no default."""
+    """The defaults of all fields, in the order of the JSON; None where there is none."""
     return {name: None if field.is_required() else field.default for name, field in kind.model_fields.items()}
 
 
@@ -104,7 +107,7 @@ class FunctionCallDelta(Wire):
 
 
 class ToolCallDelta(Wire):
-    """A piece of a call: id, type and name come with the first one; the pieces of arguments are concatenated."""
+    """A piece of a call: the first has id, type and name, the others arguments to concatenate."""
 
     index: int
     id: str | None = None
@@ -168,7 +171,10 @@ class ChatResponse(Wire):
 
 
 class CompletionLogprobs(Wire):
-    """OpenAI's older format: parallel lists with one entry a token. text_offset: where it starts in the text."""
+    """OpenAI's older format: parallel lists with one entry a token.
+
+    text_offset: where it starts in the text.
+    """
 
     tokens: list[str]
     token_logprobs: list[float | None]
@@ -248,7 +254,10 @@ class Introduction(Wire):
 
 
 class ModelCard(Wire):
-    """A served model. stage: base or chat. introduction: for pages; not part of OpenAI's model object."""
+    """A served model.
+
+    stage: base or chat. introduction: for pages; not part of OpenAI's model object.
+    """
 
     id: str
     object: Literal["model"] = "model"

@@ -59,7 +59,10 @@ class ContentPart(Wire):
 
 
 class Message(Wire):
-    """One message of a dialogue. reasoning_content and token_ids are extensions: see puna.text.chat.render."""
+    """One message of a dialogue.
+
+    reasoning_content and token_ids are extensions: see puna.text.chat.render.
+    """
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[ContentPart] | None = None
@@ -128,7 +131,10 @@ class ResponseFormat(Wire):
 
 
 class StructuredOutputs(Wire):
-    """An extension: exactly one of the four. json: a schema (or its text). grammar: in Lark's notation."""
+    """An extension: exactly one of the four.
+
+    json: a schema (or its text). grammar: in Lark's notation.
+    """
 
     model_config = ConfigDict(populate_by_name=True, serialize_by_alias=True)
 

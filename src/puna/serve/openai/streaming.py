@@ -17,7 +17,10 @@ def stream(
     *,
     write_seconds: float,
 ) -> EventStreamResponse:
-    """The response that streams these chunks. The chunk with usage is sent only when the request asks for it."""
+    """The response that streams these chunks.
+
+    The chunk with usage is sent only when the request asks for it.
+    """
     return EventStreamResponse(_events(chunks, request), write_seconds=write_seconds, failed=_error_event, done=DONE)
 
 

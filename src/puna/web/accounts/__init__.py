@@ -1,1 +1,1 @@
-"""Accounts: who may sign in, their sessions, API keys and invitations, and the pages for them."""
+"""Accounts, their sessions, API keys and invitations, and the pages for them."""

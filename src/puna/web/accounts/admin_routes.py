@@ -1,4 +1,4 @@
-"""Managing accounts: an owner invites people, changes roles, disables accounts and ends their sessions."""
+"""Managing accounts: invitations, roles, disabling accounts and ending their sessions."""
 
 from typing import Any
 
@@ -37,7 +37,10 @@ async def list_accounts(accounts: AccountsDep, who: Owner) -> dict[str, Any]:
 @router.patch("/accounts/{account}")
 @owner_only
 async def change_account(account: str, request: Request, accounts: AccountsDep, who: Owner) -> dict[str, Any]:
-    """Change an account's role, or disable or enable it. Disabling ends its sessions; its data stays."""
+    """Change an account's role, or disable or enable it.
+
+    Disabling ends its sessions; its data stays.
+    """
     given = await read_body(request, AccountChange)
     changed = await run_in_threadpool(accounts.change, account, role=given.role, disabled=given.disabled)
     if given.disabled:

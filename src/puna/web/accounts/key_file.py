@@ -29,7 +29,9 @@ class KeyFile:
 
 
 def read_keys(path: Path) -> dict[str, str]:
-    """Read a key file: one key a line, `KEY` or `NAME = KEY`; # starts a comment. Returns key -> name.
+    """Read a key file: one key a line, `KEY` or `NAME = KEY`; # starts a comment.
+
+    Returns key -> name.
 
     Raises PunaError when the file cannot be read or has no keys, for a key of under 8 characters, and for a duplicate.
     """

@@ -1,4 +1,4 @@
-"""Signing in and out, accepting an invitation, and one's own account: password, sessions and API keys."""
+"""Signing in and out, accepting invitations, and one's own password, sessions and keys."""
 
 from typing import Annotated, Any
 
@@ -10,7 +10,7 @@ from starlette.concurrency import run_in_threadpool
 from puna.web import pages
 from puna.web.access import owned, public, signed_in
 from puna.web.accounts.sessions import COOKIE, SESSION_SECONDS
-from puna.web.accounts.store import LOCAL, Accounts
+from puna.web.accounts.store import LOCAL, Accounts, fold
 from puna.web.auth import Authenticator, User, Who
 from puna.web.csrf import same_origin
 from puna.web.errors import ApiError
@@ -49,7 +49,10 @@ class Token(Body):
 
 
 class Acceptance(Token):
-    """A new account: its name and password. The name is not used when the link is for an existing account."""
+    """A new account: its name and password.
+
+    The name is not used when the link is for an existing account.
+    """
 
     name: str = Field(default="", max_length=200)
     password: str = Field(max_length=1000)
@@ -81,24 +84,27 @@ def account_page() -> FileResponse:
 @router.post("/app/login")
 @public
 async def sign_in(request: Request, response: Response, accounts: AccountsDep) -> dict[str, Any]:
-    """Start a session for a key, or a name and password. Raises ApiError 401, and 429 after many failures."""
+    """Start a session for a key, or a name and password.
+
+    Raises ApiError 401, and 429 after many failures.
+    """
     web = request.app.state.web
     auth: Authenticator = web.auth
     if not auth.required:
         return {"user": LOCAL}
     given = await read_body(request, SignIn)
-    address = request.client.host if request.client else ""
-    web.throttle.check(address)
+    attempt = _attempt(request, "key" if given.key is not None else f"name {fold(given.name)}")
+    web.throttle.check(attempt)
     found: dict[str, Any] | None
     if given.key is not None:
-        carrier = "key"
         known = await auth.of_key(given.key.strip())
+        carrier = "" if known is None else known.carrier
         found = None if known is None else {"id": known.id, "name": known.name}
     else:
         carrier = "password"
         found = await run_in_threadpool(accounts.sign_in, given.name, given.password)
     if found is None:
-        web.throttle.failed(address)
+        web.throttle.failed(attempt)
         if given.key is not None:
             raise ApiError(401, "This key is not known here.", code="invalid_api_key")
         raise ApiError(401, "The name or the password is wrong.", code="wrong_password")
@@ -150,7 +156,10 @@ async def accept(request: Request, response: Response, accounts: AccountsDep) ->
 @router.get("/app/account")
 @signed_in
 async def own_account(request: Request, accounts: AccountsDep, who: Who) -> dict[str, Any]:
-    """The account that is signed in. Without one (where nobody must sign in), only the name and role."""
+    """The account that is signed in.
+
+    Without one (where nobody must sign in), only the name and role.
+    """
     shown: dict[str, Any] = {"id": who.id, "name": who.name, "role": who.role, "has_password": False}
     if request.app.state.web.auth.required:
         shown |= await run_in_threadpool(accounts.get, who.id)
@@ -163,13 +172,13 @@ async def change_password(request: Request, accounts: AccountsDep, who: Who) -> 
     """Replace one's password. All other sessions end."""
     given = await read_body(request, PasswordChange)
     web = request.app.state.web
-    address = request.client.host if request.client else ""
-    web.throttle.check(address)
+    attempt = _attempt(request, f"account {who.id}")
+    web.throttle.check(attempt)
     try:
         await run_in_threadpool(accounts.set_password, who.id, given.current, given.new)
     except ApiError as error:
         if error.code == "wrong_password":
-            web.throttle.failed(address)
+            web.throttle.failed(attempt)
         raise
     await run_in_threadpool(accounts.credentials.revoke_all, who.id, but=who.session)
     return {}
@@ -221,6 +230,10 @@ async def remove_key(key: str, accounts: AccountsDep, user: User) -> dict[str, A
     """Delete one of one's API keys."""
     await run_in_threadpool(accounts.credentials.remove_key, user, key)
     return {"removed": key}
+
+
+def _attempt(request: Request, at: str) -> str:
+    return f"{request.client.host if request.client else ''} {at}"
 
 
 async def start_session(request: Request, response: Response, accounts: Accounts, account: str, carrier: str) -> None:

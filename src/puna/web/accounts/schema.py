@@ -20,7 +20,9 @@ class Base(DeclarativeBase):
 
 
 class Account(Base):
-    """A person. id: what other tables refer to. folded: the name as compared, without case. password: an argon2 hash.
+    """A person.
+
+    id: what other tables refer to. folded: the name as compared, without case. password: an argon2 hash.
 
     password is null for names from the key file, which sign in with their key.
     """
@@ -36,7 +38,10 @@ class Account(Base):
 
 
 class AccountSession(Base):
-    """A signed-in browser. digest: of the cookie's token. carrier: how the person signed in (password, key, link)."""
+    """A signed-in browser.
+
+    digest: of the cookie's token. carrier: how they signed in (password, api key, key file).
+    """
 
     __tablename__ = "account_sessions"
     id: Mapped[str] = mapped_column(String(36), primary_key=True)
@@ -63,7 +68,7 @@ class AccountKey(Base):
 
 
 class Invitation(Base):
-    """A one-time link: to a new account of this role, or (account given) to a new password for that account."""
+    """A one-time link to a new account, or (account given) to a new password for that one."""
 
     __tablename__ = "account_invitations"
     id: Mapped[str] = mapped_column(String(36), primary_key=True)

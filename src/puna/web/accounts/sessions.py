@@ -1,4 +1,6 @@
-"""Sessions and API keys: what stands for a person after they have signed in. Both can be revoked one by one.
+"""Sessions and API keys: what stands for a person after they have signed in.
+
+Both can be revoked one by one.
 
 The database holds only digests, so a copy of it lets nobody in.
 """
@@ -31,7 +33,10 @@ class Credentials:
     # -- sessions ----------------------------------------------------------------------------------------------------
 
     def begin(self, account: str, *, carrier: str, agent: str) -> str:
-        """Start a session; returns the cookie's value. carrier: password, key or link. agent: the browser's name."""
+        """Start a session; returns the cookie's value.
+
+        carrier: password, api key or key file. agent: User-Agent.
+        """
         token, now = new_token(), time.time()
         row = AccountSession(
             id=str(uuid.uuid4()),
@@ -49,14 +54,14 @@ class Credentials:
         return token
 
     def of_cookie(self, token: str) -> tuple[dict[str, Any], str] | None:
-        """(account, session id) of a cookie, or None when the session has ended or the account is disabled."""
+        """(account, session id) of a cookie; None when the session or account is not valid."""
         now = time.time()
         with Session(self._engine) as session, session.begin():
             found = self._owner(session, AccountSession, token)
             if found is None:
                 return None
             row, account = found
-            if row.expires < now or (row.carrier == "key" and account.name not in self._key_file.names):
+            if row.expires < now or (row.carrier == "key file" and account.name not in self._key_file.names):
                 return None  # a key that was taken out of the file takes its sessions with it
             if now - row.used > USED_SECONDS:
                 row.used = now

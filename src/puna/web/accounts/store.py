@@ -51,7 +51,10 @@ class Accounts:
             return _account(_existing(session, id))
 
     def change(self, id: str, *, role: Role | None = None, disabled: bool | None = None) -> dict[str, Any]:
-        """Change the role, or disable or enable an account. Raises MissingError, and ApiError for the last owner."""
+        """Change the role, or disable or enable an account.
+
+        Raises MissingError, and ApiError for the last owner.
+        """
         with Session(self._engine) as session, session.begin():
             row = _existing(session, id)
             was_owner = row.role == "owner" and not row.disabled
@@ -78,7 +81,10 @@ class Accounts:
             row.password = hash_password(new, name=row.name)
 
     def _enter(self, key_file: KeyFile) -> None:
-        """Give every name in the key file an account, with the name as its id: what was stored for it stays its own."""
+        """Give every name in the key file an account.
+
+        The name is also the id, so what was stored for that name before there were accounts stays its own.
+        """
         with Session(self._engine) as session, session.begin():
             for name in sorted(key_file.names):
                 if session.get(Account, name) is not None:
@@ -94,7 +100,10 @@ class Accounts:
     # -- invitations -------------------------------------------------------------------------------------------------
 
     def invite(self, role: Role, *, inviter: str | None, seconds: float = INVITATION_SECONDS) -> dict[str, Any]:
-        """A one-time link to a new account. The result's `token` is not stored and cannot be shown again."""
+        """A one-time link to a new account.
+
+        The result's `token` is not stored and cannot be shown again.
+        """
         return self._invite(role, None, inviter, seconds)
 
     def invite_back(self, id: str, *, inviter: str | None) -> dict[str, Any]:
@@ -103,7 +112,10 @@ class Accounts:
         return self._invite(account["role"], id, inviter, INVITATION_SECONDS)
 
     def owner_link(self) -> str:
-        """The token of a link by which the first owner makes their account. Earlier ones stop working."""
+        """The token of a link by which the first owner makes their account.
+
+        Earlier ones stop working.
+        """
         with Session(self._engine) as session, session.begin():
             session.execute(delete(Invitation).where(Invitation.role == "owner", Invitation.inviter.is_(None)))
         return str(self.invite("owner", inviter=None, seconds=OWNER_LINK_SECONDS)["token"])
@@ -123,14 +135,20 @@ class Accounts:
             session.delete(row)
 
     def look_up(self, token: str) -> dict[str, Any]:
-        """What an invitation is for: its role, and the name when it is for an existing account. Raises ApiError 404."""
+        """What an invitation is for: its role, and the name when it is for an existing account.
+
+        Raises ApiError 404.
+        """
         with Session(self._engine) as session:
             row = _open_invitation(session, token)
             known = session.get(Account, row.account) if row.account else None
             return {"role": row.role, "name": known.name if known else None}
 
     def accept(self, token: str, name: str, password: str) -> dict[str, Any]:
-        """Use an invitation once; returns the account. Raises ApiError 404 for the link, 409 for a name in use."""
+        """Use an invitation once; returns the account.
+
+        Raises ApiError 404 for the link, 409 for a name in use.
+        """
         with Session(self._engine) as session:
             try:
                 with session.begin():
@@ -179,7 +197,10 @@ def fold(name: str) -> str:
 
 
 def clean_name(name: str) -> str:
-    """A name without surrounding space. Raises ApiError 400 when it is empty, too long or not printable."""
+    """A name without surrounding space.
+
+    Raises ApiError 400 when it is empty, too long or not printable.
+    """
     name = unicodedata.normalize("NFC", name).strip()
     if not 1 <= len(name) <= 64 or not name.isprintable():
         raise ApiError(400, "A name has 1 to 64 printable characters.", param="name", code="bad_name")

@@ -1,4 +1,4 @@
-"""Keep the sampling settings of a comparison: without them its two answers cannot be reproduced."""
+"""Store the sampling settings of comparisons, so that their answers can be reproduced."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -12,7 +12,6 @@ from typing import Any, Literal
 
 import torch
 
-from puna import __version__
 from puna.engine.cpu.fused_model import packed_matrices, weight_shapes
 from puna.engine.generate import Engine
 from puna.engine.request import TokenOutput
@@ -47,6 +46,7 @@ from puna.serve.openai.protocol import (
 )
 from puna.serve.settings import Settings
 from puna.text.tokenizer import Tokenizer
+from puna.version import __version__
 from puna.web.errors import ApiError
 
 
@@ -229,7 +229,7 @@ class NativeBackend:
 
     @property
     def fingerprint(self) -> str:
-        """Identifies the software and the weights: with equal ones, a seed and request give the same text."""
+        """Identifies software and weights: if equal, a seed and request give the same text."""
         return f"{self._fingerprint}-{self.engine.weight_version}"
 
     def _tokenizer(self) -> Tokenizer:
@@ -253,7 +253,7 @@ class NativeBackend:
         return await in_thread(self._workers, self.settings.prepare_seconds, work)
 
     def _fitting(self, one: Prepared) -> Prepared:
-        """Limit a request without max_tokens to what the KV cache holds, if that is less than the context."""
+        """Limit a request without max_tokens to what the KV cache can hold."""
         if one.params.max_tokens != FREE:
             return one
         stats = self.engine.stats()
@@ -290,7 +290,7 @@ def _chat_chunk(id: str, created: int, model: str, fingerprint: str, choices: li
 
 
 def _fingerprint(engine: Engine, name: str) -> str:
-    """Hash a few numbers of every weight, or of its product with ones: fast, and different for different models."""
+    """Hash a few numbers of every weight, or of its product with ones: fast, and distinct."""
     digest = hashlib.sha256(f"{name} {__version__}".encode())
     for key, parameter in engine.model.named_parameters():
         flat = parameter.detach().reshape(-1)

@@ -11,7 +11,10 @@ from puna.web.errors import ApiError
 
 
 def embed(engine: Engine, request: EmbeddingRequest, model: str) -> EmbeddingResponse:
-    """The unit vectors of a request's inputs. dimensions: keep the first so many, normalised again."""
+    """The unit vectors of a request's inputs.
+
+    dimensions: keep the first so many, normalised again.
+    """
     config = engine.model.config
     if request.dimensions is not None and request.dimensions > config.hidden_size:
         raise ApiError(

@@ -1,4 +1,4 @@
-"""The engine requests behind one HTTP request: submitted on a worker thread, read on the event loop.
+"""The engine requests of one HTTP request: submitted on a thread, read on the event loop.
 
 Closing the consumer, for whatever reason, cancels all of them; their KV blocks are free before the engine's next step.
 """
@@ -80,7 +80,9 @@ def failure(error: Exception) -> ApiError:
 
 
 async def in_thread(executor: Executor, seconds: float, work: Callable[[], T]) -> T:
-    """Run work off the event loop. Raises ApiError for PunaError, and 504 when it takes too long.
+    """Run work off the event loop.
+
+    Raises ApiError for PunaError, and 504 when it takes too long.
 
     A thread cannot be stopped: work that takes too long ends later, and its result is dropped.
     """

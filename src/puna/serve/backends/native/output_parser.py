@@ -14,7 +14,10 @@ from puna.text.bytelevel import END_THINK, END_TOOL_CALL, THINK, TOOL_CALL
 
 
 class Piece(NamedTuple):
-    """A part of an answer. For a call, name is the function and text its arguments, a JSON object."""
+    """A part of an answer.
+
+    For a call, name is the function and text its arguments, a JSON object.
+    """
 
     kind: Literal["content", "reasoning", "call"]
     text: str
@@ -22,7 +25,10 @@ class Piece(NamedTuple):
 
 
 class OutputParser:
-    """Takes text and returns pieces. tools: look for calls. in_call: the prompt ended with <tool_call>."""
+    """Takes text and returns pieces.
+
+    tools: look for calls. in_call: the prompt ended with <tool_call>.
+    """
 
     def __init__(self, *, tools: bool, in_call: bool = False) -> None:
         self._tools = tools

@@ -54,7 +54,10 @@ def offered(request: ChatRequest | TokenizeRequest) -> list[dict[str, Any]] | No
 
 
 def prepare_chat(request: ChatRequest, tokenizer: Tokenizer, *, context: int) -> Prepared:
-    """The prompt of a dialogue. A required tool call starts in the prompt, and a grammar constrains the rest."""
+    """The prompt of a dialogue.
+
+    A required tool call starts in the prompt, and a grammar constrains the rest.
+    """
     ids = dialogue_ids(request, tokenizer)
     stop, grammar = request.stops, None
     tools = request.tools or []
@@ -197,7 +200,10 @@ def json_grammar(schema: Mapping[str, Any], *, param: str = "tools") -> Grammar:
 
 
 def call_schema(tools: Sequence[Tool]) -> dict[str, Any]:
-    """The JSON schema of a call of one of the tools. Definitions within a tool's schema move to the top."""
+    """The JSON schema of a call of one of the tools.
+
+    Definitions within a tool's schema move to the top.
+    """
     shared: dict[str, Any] = {}
     calls = []
     for number, tool in enumerate(tools):

@@ -148,7 +148,10 @@ class CompletionStreamWriter:
     def write(
         self, steps: Sequence[TokenOutput], prompt_logprobs: Sequence[tuple[Logprob, ...] | None] = ()
     ) -> list[CompletionChunkChoice]:
-        """The choice for the next chunk, if there is anything to send. prompt_logprobs: for the first."""
+        """The choice for the next chunk, if there is anything to send.
+
+        prompt_logprobs: for the first.
+        """
         begins, self._begun = not self._begun, True
         text = "".join(step.text for step in steps)
         self.tokens += len(steps)

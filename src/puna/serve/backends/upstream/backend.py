@@ -50,7 +50,9 @@ NO_RETRY = {"x-should-retry": "false"}
 
 
 class UpstreamBackend:
-    """One model of another server. name: its name here, and there unless `upstream_name` is given.
+    """One model of another server.
+
+    name: its name here, and there unless `upstream_name` is given.
 
     Without a name it is that server's first model. Raises PunaError when the server answers and has no such model.
     """
@@ -185,7 +187,7 @@ class UpstreamBackend:
         request: ChatRequest | CompletionRequest,
         deadline_seconds: float | None,
     ) -> AsyncGenerator[C]:
-        """The chunks of an answer, the last with usage and no choices, even if the server sends none."""
+        """The chunks of an answer; the last always has usage and no choices."""
         end = None if deadline_seconds is None else monotonic() + deadline_seconds
         self._running += request.texts
         open_sequences = set(range(request.texts))
@@ -261,7 +263,10 @@ class UpstreamBackend:
             return await client.send(asked(), stream=stream)
 
     async def _within(self, end: float | None, work: Awaitable[T]) -> T:
-        """Wait for the other server until `end` at most. Raises ApiError for connection errors and timeouts."""
+        """Wait for the other server until `end` at most.
+
+        Raises ApiError for connection errors and timeouts.
+        """
         try:
             async with asyncio.timeout(None if end is None else max(end - monotonic(), 0)):
                 result = await work

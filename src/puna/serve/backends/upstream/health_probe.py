@@ -1,4 +1,4 @@
-"""Polls an upstream's health once a second, on a thread of its own, so that a health check never waits for it."""
+"""Polls an upstream's health once a second, so that a health check never waits for it."""
 
 import ssl
 import threading

@@ -1,4 +1,4 @@
-"""Starts vLLM or llama-server for a model, as a child that ends with this process however it ends.
+"""Starts vLLM or llama-server as a child that ends with this process, however it ends.
 
 A small supervisor process waits for a pipe from here to close, which the system does whenever a process ends, and then
 ends the child with all its own children.
@@ -25,7 +25,10 @@ START_SECONDS = 900.0
 
 
 class Child:
-    """A server on a free port of this machine that accepts only `key`. log: the file with its output."""
+    """A server on a free port of this machine that accepts only `key`.
+
+    log: the file with its output.
+    """
 
     def __init__(self, command: Sequence[str], port: int, *, key: str, environ: dict[str, str]) -> None:
         self.url, self.key = f"http://127.0.0.1:{port}", key
@@ -46,7 +49,10 @@ class Child:
         return self._process.poll() is None
 
     def wait_until_ready(self, seconds: float = START_SECONDS) -> None:
-        """Return when it answers. Raises PunaError, with its last output, when it exits or never answers."""
+        """Return when it answers.
+
+        Raises PunaError, with its last output, when it exits or never answers.
+        """
         end = monotonic() + seconds
         with httpx.Client(base_url=self.url, timeout=5, trust_env=False) as api:
             while monotonic() < end:
@@ -79,7 +85,9 @@ class Child:
 
 
 def start_vllm(directory: str, name: str, *, max_batch: int, dtype: str | None = None) -> Child:
-    """Start vLLM for a Hugging Face directory. PUNA_VLLM_PYTHON: a Python that has vLLM, if this one does not.
+    """Start vLLM for a Hugging Face directory.
+
+    PUNA_VLLM_PYTHON: a Python that has vLLM, if this one does not.
 
     Raises PunaError when there is no vLLM or no model, or it does not start.
     """
@@ -102,7 +110,10 @@ def start_vllm(directory: str, name: str, *, max_batch: int, dtype: str | None =
 
 
 def start_llama(file: str, name: str) -> Child:
-    """Start llama-server for a GGUF file. PUNA_LLAMA_SERVER: its path, if not on the PATH. Raises PunaError."""
+    """Start llama-server for a GGUF file.
+
+    PUNA_LLAMA_SERVER: its path, if not on the PATH. Raises PunaError.
+    """
     program = os.environ.get("PUNA_LLAMA_SERVER") or "llama-server"
     found = shutil.which(program)
     if not found:

@@ -1,4 +1,4 @@
-"""Parses what other servers answer into our protocol: chunks, usage, errors and lists of models.
+"""Parses other servers' responses: chunks, usage, errors and lists of models.
 
 Plain functions over JSON objects. What is missing is filled in and what is extra is left out; what is neither raises
 KeyError, TypeError or the like, which `backend` reports as the other server's fault.
@@ -26,7 +26,10 @@ _STATUSES = (400, 404, 408, 409, 413, 415, 429, 500, 501, 503, 504)
 
 
 def chat_event(event: dict[str, Any], model: str, begun: set[int], request: ChatRequest) -> dict[str, Any]:
-    """A chunk of theirs as one of ours. begun: indices of the choices that have started, updated here."""
+    """A chunk of theirs as one of ours.
+
+    begun: indices of the choices that have started, updated here.
+    """
     choices = []
     for choice in event.get("choices") or ():
         index = choice.get("index") or 0
@@ -153,7 +156,7 @@ def _offsets(tokens: list[str], offset: int) -> list[int]:
 
 
 def whole_usage(told: list[Usage], kind: UpstreamKind, request: ChatRequest | CompletionRequest) -> Usage:
-    """The usage of a request from its stream: llama-server sends one for each choice, each with the prompt."""
+    """The usage of a request from its stream; llama-server sends one for each choice."""
     if not told:
         return Usage(prompt_tokens=0, completion_tokens=0, total_tokens=0)
     if kind != "llama.cpp" or len(told) == 1:
@@ -186,7 +189,10 @@ class UpstreamError(NamedTuple):
 
 
 def error_of(value: Any) -> UpstreamError:
-    """The error in a body, in OpenAI's, vLLM's older, llama.cpp's or FastAPI's format. Raises ValueError."""
+    """The error in a body, in OpenAI's, vLLM's older, llama.cpp's or FastAPI's format.
+
+    Raises ValueError.
+    """
     found = value.get("error", value) if isinstance(value, dict) else value
     if isinstance(found, str):
         found = {"message": found}
@@ -217,7 +223,9 @@ def status_of(upstream_status: int) -> int:
 
 
 def upstream_model_name(models: list[dict[str, Any]], wanted: str, kind: UpstreamKind, url: str) -> str:
-    """The name of a model on a server: the name itself, or a path that ends with it. wanted: "" for the first.
+    """The name of a model on a server: the name itself, or a path that ends with it.
+
+    wanted: "" for the first.
 
     models: its list, empty when it could not be had; then the name is believed. Raises PunaError when it is not there.
     """
@@ -245,7 +253,7 @@ def context_of(models: list[dict[str, Any]], name: str) -> int | None:
 
 
 def llama_tokens(answer: dict[str, Any], context: int) -> TokenizeResponse:
-    """llama-server's tokens, with or without their texts, which are bytes where they are not text."""
+    """llama-server's tokens, with or without their texts (bytes where they are not text)."""
     rows = answer["tokens"]
     if not rows or isinstance(rows[0], int):
         return TokenizeResponse(count=len(rows), max_model_len=context, tokens=rows)

@@ -47,7 +47,10 @@ _LLAMA_DEFAULTS = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0}
 
 
 def chat_body(request: ChatRequest, kind: UpstreamKind, model: str) -> dict[str, Any]:
-    """The body to send to a server of this kind. Raises ApiError 400 for what it does not support."""
+    """The body to send to a server of this kind.
+
+    Raises ApiError 400 for what it does not support.
+    """
     body = _body(request, kind, model)
     body["messages"] = [_message(message, kind) for message in request.messages]
     if isinstance(request.tool_choice, NamedTool):
@@ -86,7 +89,10 @@ def completion_body(request: CompletionRequest, kind: UpstreamKind, model: str) 
 
 
 def check_bias(request: GenerationRequest, models: list[dict[str, Any]]) -> None:
-    """Raise ApiError for a logit_bias of an unknown token, if the vocabulary size is known: llama-server ignores it."""
+    """Raise ApiError for a logit_bias of an unknown token, which llama-server ignores.
+
+    Unchecked when the server does not say how large its vocabulary is.
+    """
     meta = models[0].get("meta") if len(models) == 1 else None
     size = meta.get("n_vocab") if isinstance(meta, dict) else None
     if not isinstance(size, int):

@@ -1,5 +1,6 @@
-"""Parses server-sent events as their bytes arrive (https://html.spec.whatwg.org/multipage/server-sent-events.html).
+"""Parses server-sent events as their bytes arrive.
 
+See https://html.spec.whatwg.org/multipage/server-sent-events.html.
 Bytes are split at line ends only, so characters that arrive in several pieces stay whole, and so do Unicode's other
 line ends (JSON may contain U+2028).
 """
@@ -13,7 +14,9 @@ _LINE_END = re.compile(rb"\r\n|\n|\r")
 
 
 async def events(pieces: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
-    """The data of each event, up to [DONE] or the end. Raises ValueError when an event is too large.
+    """The data of each event, up to [DONE] or the end.
+
+    Raises ValueError when an event is too large.
 
     An event that the end of the stream cuts off is dropped, as the specification says.
     """

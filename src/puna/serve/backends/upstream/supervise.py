@@ -15,7 +15,10 @@ GRACE_SECONDS = 10.0
 
 
 def main(command: Sequence[str]) -> int:
-    """Run the command and return its exit code. It leads a process group, which is ended with it."""
+    """Run the command and return its exit code.
+
+    It leads a process group, which is ended with it.
+    """
     child = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
 
     def end_with_input() -> None:

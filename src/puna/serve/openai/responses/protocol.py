@@ -54,7 +54,10 @@ Item = Annotated[
 
 
 class ResponseTool(Wire):
-    """A function, without the inner object that chat has. Tools that OpenAI runs itself are not supported."""
+    """A function, without the inner object that chat has.
+
+    Tools that OpenAI runs itself are not supported.
+    """
 
     type: Literal["function"]
     name: Annotated[str, Field(min_length=1, max_length=128)]
@@ -122,7 +125,7 @@ class ResponsesRequest(Wire):
 
 
 def messages_of(items: str | list[Item]) -> list[dict[str, Any]]:
-    """Convert items to chat messages: calls and reasoning join the assistant's message next to them."""
+    """Convert items to chat messages; calls and reasoning join the assistant's message."""
     if isinstance(items, str):
         return [{"role": "user", "content": items}]
     messages: list[dict[str, Any]] = []

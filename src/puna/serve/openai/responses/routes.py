@@ -1,4 +1,4 @@
-"""/v1/responses: OpenAI's newer API, in which a request can refer to an earlier response by its id.
+"""/v1/responses, in which a request can refer to an earlier response by its id.
 
 A limited number of responses is kept in memory; the oldest are dropped first. Each belongs to the user who requested
 it, and does not exist for anyone else. With `store: false` nothing is kept.

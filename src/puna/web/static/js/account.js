@@ -39,7 +39,7 @@ async function invitation() {
       el("h1", { text: t(invited.name ? "invitation.back" : "invitation.title") }),
       el("p", { class: "note", text: t(invited.name ? "invitation.back.note" : `invitation.note.${invited.role}`) }),
       labelled(t("login.name"), name),
-      labelled(t("account.password.new"), password),
+      labelled(t(invited.name ? "account.password.new" : "login.password"), password),
       el("p", { class: "note", text: t("account.password.note") }),
       problem,
       el("button", { type: "submit", class: "button", text: t(invited.name ? "save" : "invitation.accept") }),
