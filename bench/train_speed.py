@@ -166,13 +166,13 @@ def puna(precision: str, compiled: bool) -> tuple[Step, str]:
 
     import torch
 
-    from puna import __version__
     from puna.core.recipe import check
     from puna.train.feed import Rows
     from puna.train.machine import Machine
     from puna.train.parallel import World
     from puna.train.pretrain import Pretraining, prepare
     from puna.train.recipe import Recipe
+    from puna.version import __version__
 
     tree = {
         "name": "speed",

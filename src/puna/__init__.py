@@ -11,9 +11,9 @@ Everything in `__all__` is the public API, documented in docs/python.md. It is l
 
 import importlib
 
-TYPE_CHECKING = False  # as in `typing`, whose import takes longer than all the rest of this
+from puna.version import __version__
 
-__version__ = "0.1.0"
+TYPE_CHECKING = False  # as in `typing`, whose import takes longer than all the rest of this
 
 # Each name of the API and the module it is in.
 _WHERE = {

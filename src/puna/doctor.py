@@ -68,7 +68,7 @@ def software() -> Finding:
     """Versions of Puna, Python and torch."""
     import torch
 
-    from puna import __version__
+    from puna.version import __version__
 
     return Finding("software", f"puna {__version__}, Python {platform.python_version()}, torch {torch.__version__}")
 

@@ -116,10 +116,12 @@ def test_an_interrupted_stage_reproduces_every_step_to_the_bit(values, tmp_path,
 
 
 def test_adapters_alone_learn_and_the_engine_writes_with_them(values, tmp_path, machine):
-    recipe = recipe_of(values, lora={"rank": 4}, optimizer={"lr": 0.05}, train={"steps": 4}, rollout={"updates": 1})
+    # The last weights: whether they are the best depends on the tokenizer, which is trained on this package's source.
+    train = {"steps": 4, "final": "last"}
+    recipe = recipe_of(values, lora={"rank": 4}, optimizer={"lr": 0.05}, train=train, rollout={"updates": 1})
     run(recipe, tmp_path / "run", machine)
-    train = [line["metrics"] for line in lines(tmp_path / "run")]
-    assert all(m["logprob_gap_max"] < 1e-4 for m in train), "the engine has the merged weights"
+    measured = [line["metrics"] for line in lines(tmp_path / "run")]
+    assert all(m["logprob_gap_max"] < 1e-4 for m in measured), "the engine has the merged weights"
     before = load_file(os.path.join(values["model"], "model.safetensors"))
     after = weights(tmp_path / "run")
     assert before.keys() == after.keys()

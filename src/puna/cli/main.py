@@ -11,8 +11,8 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from puna import __version__
 from puna.core.errors import PunaError, nearest
+from puna.version import __version__
 
 COMMANDS = {
     "plan": "know what a training run takes before it starts",

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from puna import __version__
+from puna.version import __version__
 
 STYLE = Path(__file__).with_name("page.css")
 

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from puna import __version__
 from puna.core.console import progress, say
 from puna.core.errors import PunaError
 from puna.core.files import new_directory, require_space, sha256_file, write_json
@@ -33,6 +32,7 @@ from puna.data.recipe import DataRecipe, HeldoutConfig, SourceConfig
 from puna.data.shards import ShardWriter, token_dtype
 from puna.data.sources import list_inputs, read_documents
 from puna.data.spool import Spool
+from puna.version import __version__
 
 if TYPE_CHECKING:
     from puna.text.tokenizer import Tokenizer

@@ -13,7 +13,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from puna import __version__
 from puna.core.console import progress, say
 from puna.core.errors import PunaError
 from puna.core.files import sha256_file, write_json
@@ -30,6 +29,7 @@ from puna.evals.results import summarise
 from puna.evals.runner import OnProgress, Row, chosen, run
 from puna.model.store import load_lineage, load_stage
 from puna.tasks.sandboxed import require
+from puna.version import __version__
 
 Loaded = list[tuple[Benchmark, list[Item], int]]
 """Benchmarks, the items to run, and the number of items that each has."""

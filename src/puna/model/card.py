@@ -4,8 +4,8 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from puna import __version__
 from puna.model.config import ModelConfig
+from puna.version import __version__
 
 
 def model_card(name: str, config: ModelConfig, lineage: Mapping[str, Any], dtype: str) -> str:

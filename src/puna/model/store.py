@@ -20,13 +20,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from puna import __version__
 from puna.core.errors import ModelError
 from puna.core.files import new_directory, read_json, require_space, write_json, write_text
 from puna.core.units import format_bytes, format_count
 from puna.model.card import model_card
 from puna.model.config import ModelConfig
 from puna.model.llama import LlamaForCausalLM, copy_whole
+from puna.version import __version__
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _HEADER_DTYPES = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}

@@ -8,7 +8,6 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from puna import __version__
 from puna.serve.backends.base import Models
 from puna.serve.openai import routes
 from puna.serve.openai.protocol import (
@@ -23,6 +22,7 @@ from puna.serve.openai.responses.protocol import ResponsesRequest
 from puna.serve.product import Product
 from puna.serve.server import Server
 from puna.serve.settings import Settings
+from puna.version import __version__
 from puna.web.app import install
 
 REQUESTS: list[type[BaseModel]] = [

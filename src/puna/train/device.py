@@ -1,4 +1,4 @@
-"""The device to compute on and the CPU cores this process may use."""
+"""Which device a run takes, how many cores it may use, and the limits that a container puts on it."""
 
 import os
 from pathlib import Path

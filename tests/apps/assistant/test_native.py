@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 from live_site import site
-from puna.apps.assistant.generation import continued
 
+from puna.apps.assistant.answer import continued
 from puna.engine.generate import load_engine
 from puna.serve.backends.native.backend import NativeBackend
 from puna.serve.settings import Settings

@@ -10,11 +10,11 @@ from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.responses import FileResponse
 from sqlalchemy import Engine
 
-from puna import __version__
 from puna.apps.assistant import compare, messages, routes
 from puna.apps.assistant.schema import SCHEMA
 from puna.apps.assistant.state import Assistant
 from puna.serve.server import Server
+from puna.version import __version__
 from puna.web import pages
 from puna.web.access import public
 

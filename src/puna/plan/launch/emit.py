@@ -15,7 +15,6 @@ from typing import Any
 
 import tomli_w
 
-from puna import __version__
 from puna.core.errors import PunaError, nearest
 from puna.core.files import new_directory, write_text
 from puna.core.units import format_seconds
@@ -26,6 +25,7 @@ from puna.plan.launch.ray import ray
 from puna.plan.launch.skypilot import SKYPILOT_NAMES, skypilot, skypilot_name
 from puna.plan.launch.slurm import slurm
 from puna.plan.launch.torchrun import torchrun, worker
+from puna.version import __version__
 
 # Default mount of the shared storage in containers.
 _CONTAINER_STORAGE = "/storage"

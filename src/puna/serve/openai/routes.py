@@ -5,7 +5,6 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
-from puna import __version__
 from puna.serve.openai.aggregate import aggregate_chat, aggregate_completion
 from puna.serve.openai.protocol import (
     ChatRequest,
@@ -24,6 +23,7 @@ from puna.serve.openai.protocol import (
 )
 from puna.serve.openai.streaming import stream
 from puna.serve.server import Server
+from puna.version import __version__
 from puna.web.access import public, signed_in
 from puna.web.auth import user
 from puna.web.errors import ApiError

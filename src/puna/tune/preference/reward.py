@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from puna import __version__
 from puna.core.errors import PunaError
 from puna.core.files import new_directory, read_json, write_json
 from puna.model.config import ModelConfig
@@ -27,6 +26,7 @@ from puna.tune.preference.pairs import read_preferences
 from puna.tune.preference.ranked import Ranked, numbers_of_step, ranked_of, read_ranked
 from puna.tune.preference.recipe import RewardRecipe
 from puna.tune.stage import Stage, StageObjective, run_stage
+from puna.version import __version__
 
 
 class RewardModel(LlamaForCausalLM):

@@ -12,7 +12,6 @@ from typing import Any, Literal
 
 import torch
 
-from puna import __version__
 from puna.engine.cpu.fused_model import packed_matrices, weight_shapes
 from puna.engine.generate import Engine
 from puna.engine.request import TokenOutput
@@ -47,6 +46,7 @@ from puna.serve.openai.protocol import (
 )
 from puna.serve.settings import Settings
 from puna.text.tokenizer import Tokenizer
+from puna.version import __version__
 from puna.web.errors import ApiError
 
 

@@ -1,0 +1,3 @@
+"""Puna's version."""
+
+__version__ = "0.1.0"
