@@ -76,3 +76,33 @@ def clean_plugins(monkeypatch: pytest.MonkeyPatch) -> None:
     for registry in (TASKS, BENCHMARKS, BACKENDS):
         for name, empty in (("_entries", {}), ("_origins", {}), ("_seen", set()), ("_filled", False)):
             monkeypatch.setattr(registry, name, empty)
+
+
+@pytest.fixture(scope="session")
+def chat_model(tmp_path_factory: pytest.TempPathFactory, random_model: Callable) -> Path:
+    """A directory with a model of 40 thousand parameters that says anything at all."""
+    import torch
+
+    from puna.model.config import ModelConfig
+    from puna.model.store import save_model
+    from puna.text.tokenizer import train_tokenizer
+
+    texts = [
+        'The harbour was quiet. "Call the pilot," said the master, "and give the time."',
+        '{"name": "get_time", "arguments": {"city": "Oslo", "hour": 12, "list": [1, 2.5, true, null]}}',
+        "Grüße aus 東京! Ça va? Ships ran in and out of the harbour, and the ships of the harbour ran out.",
+    ] * 4
+    tokenizer = train_tokenizer(texts, 512)
+    config = ModelConfig(
+        vocab_size=tokenizer.vocab_size,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+    )
+    directory = tmp_path_factory.mktemp("models") / "tiny"
+    model = random_model(config)
+    save_model(directory, config, model.state_dict(), tokenizer, dtype=torch.float32, lineage={"stage": "chat"})
+    return directory

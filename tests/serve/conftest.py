@@ -12,45 +12,16 @@ from pathlib import Path
 
 import httpx
 import pytest
-import torch
 import uvicorn
 
 from puna.engine.generate import Engine, load_engine
-from puna.model.config import ModelConfig
-from puna.model.store import save_model
 from puna.serve.app import create_app
 from puna.serve.backends.base import Models
 from puna.serve.backends.native.backend import NativeBackend
 from puna.serve.server import Server
 from puna.serve.settings import Settings
-from puna.text.tokenizer import train_tokenizer
 
 sys.path.insert(0, str(Path(__file__).parent))  # so that tests import what they share: `fronts`
-
-TEXTS = [
-    'The harbour was quiet. "Call the pilot," said the master, "and give the time."',
-    '{"name": "get_time", "arguments": {"city": "Oslo", "hour": 12, "list": [1, 2.5, true, null]}}',
-    "Grüße aus 東京! Ça va? Ships ran in and out of the harbour, and the ships of the harbour ran out.",
-] * 4
-
-
-@pytest.fixture(scope="session")
-def chat_model(tmp_path_factory: pytest.TempPathFactory, random_model: Callable) -> Path:
-    """A directory with a model of 40 thousand parameters that says anything at all."""
-    tokenizer = train_tokenizer(TEXTS, 512)
-    config = ModelConfig(
-        vocab_size=tokenizer.vocab_size,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-    )
-    directory = tmp_path_factory.mktemp("models") / "tiny"
-    model = random_model(config)
-    save_model(directory, config, model.state_dict(), tokenizer, dtype=torch.float32, lineage={"stage": "chat"})
-    return directory
 
 
 @dataclass
