@@ -78,23 +78,21 @@ def clean_plugins(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.setattr(registry, name, empty)
 
 
-CHAT_TEXTS = [
-    'The harbour was quiet. "Call the pilot," said the master, "and give the time."',
-    '{"name": "get_time", "arguments": {"city": "Oslo", "hour": 12, "list": [1, 2.5, true, null]}}',
-    "Grüße aus 東京! Ça va? Ships ran in and out of the harbour, and the ships of the harbour ran out.",
-] * 4
-
-
 @pytest.fixture(scope="session")
 def chat_model(tmp_path_factory: pytest.TempPathFactory, random_model: Callable) -> Path:
-    """A model directory of 40 thousand random parameters, with a tokenizer of its own."""
+    """A directory with a model of 40 thousand parameters that says anything at all."""
     import torch
 
     from puna.model.config import ModelConfig
     from puna.model.store import save_model
     from puna.text.tokenizer import train_tokenizer
 
-    tokenizer = train_tokenizer(CHAT_TEXTS, 512)
+    texts = [
+        'The harbour was quiet. "Call the pilot," said the master, "and give the time."',
+        '{"name": "get_time", "arguments": {"city": "Oslo", "hour": 12, "list": [1, 2.5, true, null]}}',
+        "Grüße aus 東京! Ça va? Ships ran in and out of the harbour, and the ships of the harbour ran out.",
+    ] * 4
+    tokenizer = train_tokenizer(texts, 512)
     config = ModelConfig(
         vocab_size=tokenizer.vocab_size,
         hidden_size=32,

@@ -1,7 +1,7 @@
 """The whole answer: intervals by closed form, figures that hang together, a recipe's layout beside the best."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from typing import Any
 
@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from puna.core.errors import PunaError
+from puna.model.layout import Layout
 from puna.plan.equations.hardware import find_accelerator
-from puna.plan.layouts.predict import Prediction, Question
+from puna.plan.layouts.predict import Question
 from puna.plan.run.estimate import Estimate, RunEstimate, estimate_run, product
 from puna.plan.run.pricing import Prices
 from puna.plan.run.reliability import DAY, Reliability
@@ -104,8 +105,8 @@ def test_the_layout_of_a_recipe_stands_beside_the_best_where_it_differs(ask: Ask
 
 
 def test_a_corrected_cost_model_predicts_what_the_search_found(ask: Ask) -> None:
-    def twice(found: Prediction) -> Prediction:
-        return replace(found, seconds={name: 2 * part for name, part in found.seconds.items()})
+    def twice(_layout: Layout, seconds: Mapping[str, float]) -> dict[str, float]:
+        return {name: 2 * part for name, part in seconds.items()}
 
     question = ask()
     usual, slower = solve(question), solve(replace(question, costs=replace(question.costs, correct=twice)))

@@ -57,7 +57,7 @@ def talk(conversation: "ChatSession", params: "SamplingParams", out: TextIO) -> 
             conversation.reset()
             say("Forgotten.")
             continue
-        answer = conversation.say(line, params)
+        answer = conversation.send(line, params)
         try:
             if not conversation.chat:
                 out.write(line)
@@ -65,7 +65,7 @@ def talk(conversation: "ChatSession", params: "SamplingParams", out: TextIO) -> 
                 out.write(piece)
                 out.flush()
         except PunaError as error:
-            say(escape(f"{error} /reset starts anew."))
+            say(escape(f"{error} /reset starts again."))
         except KeyboardInterrupt:
             say(" (stopped)")
         finally:

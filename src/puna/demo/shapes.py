@@ -40,8 +40,8 @@ class Option:
 
 
 # Measured with steps of 8 x 512 tokens, one seed each. 256 wide: 1.474 after 0.32M tokens, 1.352 after 0.59M, 1.126
-# after 2.0M. 320: 1.453 after 0.32M, 1.190 after 1.1M. 128 and 192: 1.493 and 1.398 after 0.64M, their only point; their
-# powers continue the row of the other two.
+# after 2.0M. 320: 1.453 after 0.32M, 1.190 after 1.1M. 128 and 192 have one point each, 1.493 and 1.398 after 0.64M;
+# their powers continue the row of the other two.
 SHAPES = (
     Shape(128, 3, 4, 344, 1.415, 0.12),
     Shape(192, 4, 4, 512, 1.315, 0.135),

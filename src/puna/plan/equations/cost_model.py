@@ -4,10 +4,11 @@
 one through search, prediction and suggestions.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from puna.model.layout import Layout
 from puna.plan.equations.columns import JobColumns
 from puna.plan.equations.constants import (
     STACKS,
@@ -23,18 +24,21 @@ from puna.plan.equations.cost import step_time
 from puna.plan.equations.memory import memory, rules_for
 from puna.plan.equations.shape import Number
 
+# Seconds by part of one step in a layout -> the same, where more is known of a run than the equations say.
+Correction = Callable[[Layout, Mapping[str, float]], dict[str, float]]
+
 
 @dataclass(frozen=True)
 class CostModel:
     """Time and memory of training steps with one software stack. Raises PunaError for an unknown stack.
 
-    values: the fitted constants (`load_constants`), or a calibration's. correct: applied to every prediction of a
-    single layout, where more is known about a run than the equations say (`evidence.calibrated`).
+    values: the fitted constants (`load_constants`), or a calibration's. correct: applied to the seconds of every
+    predicted layout (`evidence.calibrated`).
     """
 
     stack: str = "megatron-core"
     values: Values = field(default_factory=load_constants, repr=False, hash=False)
-    correct: Callable[[Any], Any] | None = field(default=None, repr=False, compare=False)
+    correct: Correction | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         find_stack(self.stack)

@@ -8,7 +8,7 @@ block passes over memory, how many operations a step launches) is a constant her
 Muon (arXiv 2502.16982) takes the place of the cost model's AdamW where a run uses it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -61,20 +61,17 @@ def calibrated_cost_model(
     muon_iterations: iterations of Muon's orthogonalization; 0 for AdamW. compiled: whether blocks are compiled.
     calibration: missing rates come from the catalogue, or for CPUs from estimates.
     """
-    values = calibrated_values(question, calibration, compiled=compiled)
+    costs = CostModel(question.stack, calibrated_values(question, calibration, compiled=compiled))
+    question = replace(question, costs=costs)
 
-    def correct(found: Prediction) -> Prediction:
-        seconds = dict(found.seconds)
-        seconds["optimizer"] = update_seconds(found.question, found.layout, calibration, muon_iterations)
-        if found.layout.recompute == "ops":
+    def correct(layout: Layout, seconds: Mapping[str, float]) -> dict[str, float]:
+        seconds = dict(seconds)
+        seconds["optimizer"] = update_seconds(question, layout, calibration, muon_iterations)
+        if layout.recompute == "ops":
             seconds["recompute"] = seconds["elementwise"] / 3  # Puna keeps the results of all products
-        more = sum(seconds.values()) - found.step_seconds
-        factor = 1 + more / found.step_seconds
-        # The update takes the same time under every assumption.
-        lines = tuple(replace(line, step_seconds=line.step_seconds + more) for line in found.sensitivities)
-        return replace(found, seconds=seconds, low=found.low * factor, high=found.high * factor, sensitivities=lines)
+        return seconds
 
-    return CostModel(question.stack, values, correct)
+    return replace(costs, correct=correct)
 
 
 def calibrated_values(

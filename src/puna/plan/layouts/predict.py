@@ -177,8 +177,15 @@ def _bare(question: Question, layout: Layout) -> Prediction:
 
 
 def _corrected(found: Prediction) -> Prediction:
+    """The prediction with the cost model's correction, which is the same under every assumption."""
     correct = found.question.costs.correct
-    return correct(found) if correct else found
+    if correct is None:
+        return found
+    seconds = correct(found.layout, found.seconds)
+    more = sum(seconds.values()) - found.step_seconds
+    factor = 1 + more / found.step_seconds
+    lines = tuple(replace(line, step_seconds=line.step_seconds + more) for line in found.sensitivities)
+    return replace(found, seconds=seconds, low=found.low * factor, high=found.high * factor, sensitivities=lines)
 
 
 def sensitivities(question: Question, layout: Layout) -> tuple[Sensitivity, ...]:
