@@ -38,7 +38,7 @@ def page(tmp_path: Path) -> Iterator[Any]:
 
 
 def test_the_page_can_be_installed_and_opens_without_its_server(page: Any, tmp_path: Path) -> None:
-    with site([Scripted("fast", lambda _: "A **secret** answer.")], tmp_path / "data") as here:
+    with site([Scripted("fast", lambda _: "A **confidential-words** answer.")], tmp_path / "data") as here:
         page.goto(here.url)
         expect(page.locator("#prompt")).to_be_attached()
         worker = page.evaluate("navigator.serviceWorker.ready.then(found => found.active.scriptURL)")
@@ -51,13 +51,13 @@ def test_the_page_can_be_installed_and_opens_without_its_server(page: Any, tmp_p
         page.fill("#prompt", "hello")
         page.press("#prompt", "Enter")
         expect(page.locator(".answer [data-act=again]")).to_be_attached()
-        expected = {"/", "/static/js/main.js", "/static/css/base.css", "/static/i18n/en.json"}
+        expected = {"/", "/static/js/main.js", "/static/web/css/base.css", "/static/i18n/en.json"}
         page.wait_for_function(
             f"async (expected) => {{ const kept = await ({KEPT})(); return expected.every((path) => path in kept); }}",
             arg=sorted(expected),
         )
         kept = page.evaluate(KEPT)
         assert not [path for path in kept if path.startswith(("/app", "/v1"))]
-        assert "secret" not in "".join(kept.values()), "conversations are never kept in the browser"
+        assert "confidential-words" not in "".join(kept.values()), "conversations are never kept in the browser"
     page.reload()
     expect(page.get_by_role("alert")).to_have_text("The server does not answer; check that it is running.")

@@ -19,7 +19,7 @@ export function panel(title, note, ...children) {
 export function secretOnce(text, note) {
   const field = el("input", { class: "field mono", readonly: true, value: text, "aria-label": note, onfocus: (event) => event.target.select() });
   const button = el("button", { type: "button", class: "button", onclick: (event) => copy(text, event.currentTarget, t("copied")) }, icon("copy"), t("copy"));
-  return el("div", { class: "secret", role: "status" }, el("p", { class: "note", text: note }), el("div", { class: "inline" }, field, button));
+  return el("div", { class: "shown-once", role: "status" }, el("p", { class: "note", text: note }), el("div", { class: "inline" }, field, button));
 }
 
 function passwordSection() {
