@@ -27,10 +27,10 @@ CUTS = st.lists(st.lists(st.integers(0, 9), min_size=3, max_size=3), min_size=1,
 
 
 @pytest.fixture(params=["gather", "flex"])
-def attention_backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """How blocks are read. FlexAttention is written for the GPU, but gives its numbers everywhere."""
     monkeypatch.setattr(flex_attention, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True)
-    with patch.object(attention, "way", lambda *_: request.param):
+    with patch.object(attention, "attention_backend", lambda *_: request.param):
         yield request.param
 
 
@@ -38,7 +38,7 @@ def attention_backend(request: pytest.FixtureRequest, monkeypatch: pytest.Monkey
 @given(cuts=CUTS, block_size=st.sampled_from([1, 3, 16]), seed=st.integers(0, 9))
 @torch.inference_mode()
 def test_pieces_give_what_the_whole_gives(
-    random_model: Maker, way: str, cuts: list[list[int]], block_size: int, seed: int
+    random_model: Maker, backend: str, cuts: list[list[int]], block_size: int, seed: int
 ) -> None:
     model = random_model(ModelConfig(preset="nano"))
     generator = torch.Generator().manual_seed(seed)
@@ -69,7 +69,7 @@ def test_pieces_give_what_the_whole_gives(
 @given(lengths=st.lists(st.integers(1, 20), min_size=1, max_size=9), seed=st.integers(0, 9))
 @torch.inference_mode()
 def test_a_padded_decode_step_gives_what_the_whole_gives(
-    random_model: Maker, way: str, lengths: list[int], seed: int
+    random_model: Maker, backend: str, lengths: list[int], seed: int
 ) -> None:
     model = random_model(ModelConfig(preset="nano"))
     generator = torch.Generator().manual_seed(seed)

@@ -25,8 +25,8 @@ def engine(random_model: Callable[..., LlamaForCausalLM]) -> Engine:
 
 def test_the_second_answer_follows_from_all_that_was_said(engine: Engine) -> None:
     talk = ChatSession(engine, chat=True, system="be brief")
-    first = "".join(talk.say("how are you", PARAMS))
-    second = "".join(talk.say("and the weather", PARAMS))
+    first = "".join(talk.send("how are you", PARAMS))
+    second = "".join(talk.send("and the weather", PARAMS))
     assert [m["role"] for m in talk.messages] == ["system", "user", "assistant", "user", "assistant"]
     assert engine.tokenizer is not None
     prompt = render(talk.messages[:4], engine.tokenizer, add_generation_prompt=True).ids
@@ -41,7 +41,7 @@ def test_the_second_answer_follows_from_all_that_was_said(engine: Engine) -> Non
 
 def test_what_was_said_is_not_computed_again(engine: Engine) -> None:
     talk = ChatSession(engine, chat=True, system="be brief and say how the weather is today")
-    "".join(talk.say("how are you", PARAMS))
+    "".join(talk.send("how are you", PARAMS))
     assert engine.tokenizer is not None
     known = len(render(talk.messages, engine.tokenizer).ids)
     forward, computed = engine._core.runner.forward, []
@@ -51,32 +51,32 @@ def test_what_was_said_is_not_computed_again(engine: Engine) -> None:
         return forward(chunks)
 
     engine._core.runner.forward = counted  # type: ignore[method-assign]
-    "".join(talk.say("and the weather", PARAMS))
+    "".join(talk.send("and the weather", PARAMS))
     assert computed[0] >= known - 3, "all but the last token and what closes the turn"
 
 
 def test_an_interrupted_answer_is_kept_as_far_as_it_went(engine: Engine) -> None:
     talk = ChatSession(engine, chat=True)
-    answer = talk.say("how are you", SamplingParams(max_tokens=50, temperature=0))
+    answer = talk.send("how are you", SamplingParams(max_tokens=50, temperature=0))
     next(answer)
     next(answer)
     answer.close()
     assert len(talk.messages[1]["token_ids"]) == 2
-    assert list(talk.say("go on", PARAMS)), "the talk goes on"
+    assert list(talk.send("go on", PARAMS)), "the talk goes on"
 
 
 def test_what_does_not_fit_is_said_and_not_kept(engine: Engine) -> None:
     talk = ChatSession(engine, chat=True)
     with pytest.raises(PunaError, match="context holds 256"):
-        list(talk.say("weather! " * 200, PARAMS))
+        list(talk.send("weather! " * 200, PARAMS))
     assert talk.messages == []
 
 
 def test_a_base_model_continues_the_text_alone(engine: Engine) -> None:
     talk = ChatSession(engine, chat=False)
-    list(talk.say("something before", PARAMS))
+    list(talk.send("something before", PARAMS))
     assert engine.tokenizer is not None
     expected = engine.generate([engine.tokenizer.encode("how are", bos=True)], PARAMS)[0].text
-    assert "".join(talk.say("how are", PARAMS)) == expected
+    assert "".join(talk.send("how are", PARAMS)) == expected
     with pytest.raises(PunaError, match="base model"):
         ChatSession(engine, chat=False, system="x")

@@ -33,17 +33,17 @@ PARAMS = SamplingParams(max_tokens=40, temperature=0, ignore_end=True)
 
 
 @pytest.fixture(params=["flash", "flex", "gather"])
-def attention_backend(request: pytest.FixtureRequest) -> Iterator[AttentionBackend]:
+def backend(request: pytest.FixtureRequest) -> Iterator[AttentionBackend]:
     if request.param == "flash" and not has_paged_attention():
         pytest.skip("needs torch 2.12 and Ampere: a varlen_attn that reads blocks")
     if request.param == "flex" and not has_compiled_flex():
         pytest.skip("needs Triton, for FlexAttention")
-    with patch.object(attention, "way", lambda *_: request.param):
+    with patch.object(attention, "attention_backend", lambda *_: request.param):
         yield request.param
 
 
 @torch.inference_mode()
-def test_each_way_to_attention_gives_what_the_whole_gives(random_model: Maker, way: AttentionBackend) -> None:
+def test_each_way_to_attention_gives_what_the_whole_gives(random_model: Maker, backend: AttentionBackend) -> None:
     model = random_model(CONFIG).to("cuda", torch.bfloat16)
     generator = torch.Generator().manual_seed(0)
     texts = [torch.randint(0, 512, (n,), generator=generator).cuda() for n in (300, 7, 129, 600)]

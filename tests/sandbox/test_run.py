@@ -195,5 +195,5 @@ def test_the_command_prints_walls_and_attacks(capsys: pytest.CaptureFixture[str]
     assert all(attack["contained"] for attack in said["attacks"])
     assert main(["sandbox", "check", "--no-attacks", "--ceiling", "limits", "--floor", "isolated"]) == 2
     caught = capsys.readouterr()
-    assert "no more than 'limits' was asked for" in caught.out
+    assert "the ceiling is 'limits'" in caught.out
     assert "below the floor 'isolated'" in caught.err

@@ -1,8 +1,8 @@
-"""GGUF: the file that llama.cpp, Ollama and LM Studio run.
+"""Export to GGUF, the file format of llama.cpp, Ollama and LM Studio.
 
-One file holds the shape, the vocabulary, the chat template and the tensors. llama.cpp's Llama turns neighbouring pairs
-(2i, 2i + 1) of a head where transformers' turns halves (i, i + head_dim / 2), so the rows of query and key are put in
-another order. Tensors pass through one by one; the file appears under its name when it is whole and was read back.
+One file contains the shape, the vocabulary, the chat template and the tensors. llama.cpp's Llama rotates adjacent pairs
+(2i, 2i + 1) of a head, transformers' rotates halves (i, i + head_dim / 2), so the rows of query and key are permuted.
+Tensors are converted one by one; the file gets its name when it is complete and has been read back.
 """
 
 import os
@@ -32,7 +32,7 @@ from puna.text.tokenizer import Tokenizer
 
 Type = GGMLQuantizationType
 
-# What can be asked for: the type of most matrices, and the name that general.file_type has for the mix.
+# The schemes: the type of most matrices, and the mix's name in general.file_type.
 SCHEMES = {
     "f32": (Type.F32, LlamaFileType.ALL_F32),
     "f16": (Type.F16, LlamaFileType.MOSTLY_F16),
@@ -61,7 +61,7 @@ _ROPE_FACTORS = "rope_freqs.weight"
 
 @dataclass
 class ExportedFile:
-    """What came of an export. errors: root mean square error of a type's tensors, as a share of their own size."""
+    """The result of an export. errors: relative root mean square error of each type's tensors."""
 
     path: Path
     bytes: int
@@ -72,7 +72,7 @@ class ExportedFile:
 
 
 def default_scheme(directory: Path) -> str:
-    """The scheme that keeps a model's stored precision."""
+    """The scheme that keeps the precision of the stored weights."""
     return {torch.bfloat16: "bf16", torch.float16: "f16"}.get(stored_dtype(directory), "f32")
 
 
@@ -80,10 +80,10 @@ def export_gguf(directory: Path, out: Path, scheme: str, *, name: str = "", veri
     """Write the model in `directory` as the new file `out`. scheme: a key of SCHEMES; name: general.name.
 
     Raises PunaError for an unknown scheme, a tokenizer that llama.cpp cannot reproduce, values that are not finite or
-    do not fit the type, a disk too small, an `out` that exists, and a file that reads back differently.
+    outside the type's range, lack of space, an existing `out`, and a file that reads back differently.
     """
     if scheme not in SCHEMES:
-        raise PunaError(f"'{scheme}' is not a precision or quantization of GGUF here.", nearest(scheme, SCHEMES))
+        raise PunaError(f"'{scheme}' is not a supported precision or quantization of GGUF.", nearest(scheme, SCHEMES))
     config = load_config(directory)
     if out.exists():
         raise PunaError(f"{out} exists already.", "Choose another name or remove it first.")
@@ -125,11 +125,11 @@ def llama_cpp_name(name: str) -> str:
 
 
 def tensor_type(name: str, shape: tuple[int, ...], scheme: str, config: ModelConfig) -> Type:
-    """The type of a tensor. Gains stay float32; what is most sensitive gets more bits, as llama.cpp's mixes have it.
+    """The type of a tensor. Norms stay float32; the most sensitive tensors get more bits, as in llama.cpp's mixes.
 
-    The head (the embedding, where it is the head) is Q6_K in both 4-bit mixes. Q4_K_M also gives Q6_K to the values of
-    attention and to the way out of the feed-forward in the first and last eighth of the layers and every third between;
-    the values of a shape like 70B's, whose eight heads share them, have Q5_K elsewhere.
+    The head (or the embedding, if tied) is Q6_K in both 4-bit mixes. Q4_K_M also uses Q6_K for v_proj and down_proj in
+    the first and last eighth of the layers and every third between; v_proj of a shape like 70B's, where eight query
+    heads share it, is Q5_K elsewhere.
     """
     kind = SCHEMES[scheme][0]
     if len(shape) == 1:
@@ -186,7 +186,7 @@ def _metadata(writer: GGUFWriter, directory: Path, config: ModelConfig, scheme: 
 
 
 def sampling_defaults(directory: Path) -> dict[str, Any]:
-    """temperature, top_p and top_k of generation_config.json where they are given; 0 where it says not to sample."""
+    """temperature, top_p and top_k of generation_config.json where given; temperature 0 if it disables sampling."""
     path = directory / "generation_config.json"
     values = read_json(path) if path.is_file() else {}
     found = {key: values[key] for key in ("temperature", "top_p", "top_k") if values.get(key) is not None}
@@ -194,7 +194,7 @@ def sampling_defaults(directory: Path) -> dict[str, Any]:
 
 
 def _rope_factors(config: ModelConfig) -> NDArray[np.float32] | None:
-    """What llama.cpp divides each rotary frequency by, (head_dim / 2,), under Llama 3.1's rule."""
+    """The divisors of the rotary frequencies in llama.cpp, (head_dim / 2,), for Llama 3.1's scaling."""
     scaling = config.rope_scaling
     if scaling is None or scaling.rope_type != "llama3":
         return None
@@ -219,7 +219,7 @@ def _write(
     assert writer.fout is not None
     file = writer.fout[0]
     writer.write_padding(file, file.tell())
-    # Written here, not by the package: NumPy's tofile hides why a write failed, such as a full disk.
+    # Written here, not by the gguf package: NumPy's tofile hides why a write failed, such as a full disk.
     if factors is not None:
         file.write(factors.tobytes())
         writer.write_padding(file, factors.nbytes)
@@ -235,10 +235,12 @@ def _write(
 
 
 def _source(name: str, config: ModelConfig, files: Mapping[str, Path]) -> Tensor:
-    """A tensor as llama.cpp wants its rows, in the precision it is stored in. Raises PunaError when not finite."""
+    """A tensor with llama.cpp's row order, in its stored precision. Raises PunaError if it is not finite."""
     tensor = read_tensor(files[name], name)
     if not torch.isfinite(tensor).all():
-        raise PunaError(f"{files[name]}: tensor {name} holds values that are not finite.", "The weights are damaged.")
+        raise PunaError(
+            f"{files[name]}: tensor {name} contains values that are not finite.", "The weights are damaged."
+        )
     if name.endswith(("q_proj.weight", "k_proj.weight")):
         heads = tensor.shape[0] // config.head_dim
         pairs = tensor.view(heads, 2, config.head_dim // 2, -1).transpose(1, 2)
@@ -252,7 +254,7 @@ def _stored(name: str, tensor: Tensor, kind: Type) -> NDArray[Any]:
         wanted = torch.float32 if kind == Type.F32 else torch.float16
         converted = tensor.to(wanted)
         if kind == Type.F16 and not torch.isfinite(converted).all():
-            raise PunaError(f"Tensor {name} holds values beyond float16's 65,504.", "Export it with --dtype bf16.")
+            raise PunaError(f"Tensor {name} has values beyond float16's 65,504.", "Export it with --dtype bf16.")
         return converted.contiguous().numpy()
     if kind == Type.BF16:
         return tensor.to(torch.bfloat16).contiguous().view(torch.int16).numpy()
@@ -299,8 +301,8 @@ def _row_groups(source: Tensor, stored: NDArray[np.uint8]) -> Iterator[tuple[NDA
 
 def _differs(path: Path, what: str) -> PunaError:
     return PunaError(
-        f"{path.name} was read back and {what} is not what was written.",
-        "Nothing was kept; the disk or memory may be failing.",
+        f"{path.name} was read back and {what} differs from what was written.",
+        "The file was removed; the disk or memory may be failing.",
     )
 
 

@@ -1,7 +1,7 @@
-"""Bring a model that others made into our layout, and prove that what was written works.
+"""Import a third-party model into our layout, and verify the result.
 
-Weights are rewritten as our shards, the tokenizer's files and the licence are copied as they are, and the end tokens
-and sampling defaults of generation_config.json are kept. The written directory is read back before the work counts.
+Weights are rewritten as our shards, the tokenizer's files and the licence are copied unchanged, and the end tokens and
+sampling defaults of generation_config.json are kept. The written directory is read back and compared.
 """
 
 from pathlib import Path
@@ -26,10 +26,9 @@ _GENERATION_KEYS = ("bos_token_id", "eos_token_id", "pad_token_id", "do_sample",
 
 
 def import_model(source: Path, out: Path, *, origin: str) -> dict[str, Any]:
-    """Copy the model in `source` to the new directory `out`; origin: what to call the source in the lineage.
+    """Copy the model in `source` to the new directory `out`; origin: the name of the source in the lineage.
 
-    Returns the lineage that was written. Raises PunaError when the source is damaged, gives logits that are not finite,
-    or `out` exists.
+    Returns the lineage. Raises PunaError if the source is damaged, its logits are not finite, or `out` exists.
     """
     if out.exists():
         raise PunaError(f"{out} exists already.", "Choose another name or remove it first.")
@@ -60,17 +59,18 @@ def import_model(source: Path, out: Path, *, origin: str) -> dict[str, Any]:
 
 @torch.inference_mode()
 def _probe(model: LlamaForCausalLM, name: str) -> torch.Tensor:
-    """Logits of a few tokens. Raises PunaError, naming the first bad tensor, when weights or logits are not finite."""
+    """The logits of a few tokens. Raises PunaError, naming the first bad tensor, if weights or logits are not
+    finite."""
     for key, tensor in model.named_parameters():
         if not torch.isfinite(tensor).all():
-            raise PunaError(f"{name}: tensor {key} holds values that are not finite.", "The weights are damaged.")
+            raise PunaError(f"{name}: tensor {key} contains values that are not finite.", "The weights are damaged.")
     config = model.config
     count = min(16, config.max_position_embeddings)
     logits = model(torch.linspace(0, config.vocab_size - 1, count).long()[None])
     if not torch.isfinite(logits).all():
         raise PunaError(
             f"{name}: the logits are not finite in {str(logits.dtype).removeprefix('torch.')}.",
-            "The weights are damaged, or they need a wider precision.",
+            "The weights are damaged, or need a higher precision.",
         )
     return logits
 

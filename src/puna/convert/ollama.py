@@ -1,9 +1,9 @@
-"""Ollama: a GGUF file and the Modelfile beside it.
+"""Export to Ollama: a GGUF file and its Modelfile.
 
-Ollama renders dialogues with Go templates, not Jinja, so Puna's chat format is written a third time here, after
-`text.chat.render` and `CHAT_TEMPLATE`. What Go's language lacks is trimming: a message that begins or ends with white
-space keeps it. Ollama finds out that a model knows tools and reasoning, and how they are written, by reading the
-template: the tags stand in it as plain text around `.ToolCalls` and `.Thinking`.
+Ollama renders dialogues with Go templates, not Jinja, so Puna's chat format is implemented here a third time, after
+`text.chat.render` and `CHAT_TEMPLATE`. Go templates cannot trim: leading and trailing white space of a message is kept.
+Ollama detects support for tools and reasoning, and their syntax, from the template: the tags are plain text around
+`.ToolCalls` and `.Thinking`.
 """
 
 from pathlib import Path
@@ -15,8 +15,8 @@ from puna.model.store import load_config, load_stage
 from puna.text.templates import CHAT_TEMPLATE
 from puna.text.tokenizer import Tokenizer
 
-# Ollama takes a template without the begin token, which llama.cpp puts in front by itself.
-# The list of tools, as in `text.chat`; newlines within a loop are actions, so that no tag is taken for one.
+# Ollama's templates have no begin token: llama.cpp adds it.
+# The list of tools, as in `text.chat`; newlines within a loop are actions, so that they are not taken for tags.
 _TOOLS = """\
 You can call these functions, each described by a JSON object:
 {{ range $n, $tool := $.Tools }}{{ if $n }}{{ "\\n" }}{{ end }}{{ $tool }}{{ end }}
@@ -72,9 +72,9 @@ GO_TEMPLATE = (
 def export_ollama(
     directory: Path, out: Path, scheme: str, *, name: str = "", verify: bool = True
 ) -> tuple[ExportedFile, list[str]]:
-    """Write `out`/NAME.gguf and `out`/Modelfile. Returns what was written and sentences worth knowing.
+    """Write `out`/NAME.gguf and `out`/Modelfile. Returns the file and notes for the user.
 
-    Raises PunaError as `export_gguf`, and when `out` exists. The folder appears when both files are whole.
+    Raises PunaError as `export_gguf`, and when `out` exists. The folder appears when both files are complete.
     """
     name = name or directory.name
     config, tokenizer = load_config(directory), Tokenizer.load(directory)
@@ -87,22 +87,22 @@ def export_ollama(
     notes = []
     if kind != "base" and tokenizer.chat_template not in (None, CHAT_TEMPLATE):
         notes.append(
-            "The model brings a chat template that is not Puna's: the Modelfile has no TEMPLATE, and Ollama looks for "
-            "one that it knows in the GGUF file."
+            "The model's chat template is not Puna's: the Modelfile has no TEMPLATE, and Ollama looks for one "
+            "that it supports in the GGUF file."
         )
     return written, notes
 
 
 def modelfile(file: str, config: ModelConfig, tokenizer: Tokenizer, kind: str, directory: Path) -> str:
-    """The text of a Modelfile. file: the GGUF beside it; kind: "base" or "chat"."""
+    """The text of a Modelfile. file: the GGUF in the same folder; kind: "base" or "chat"."""
     lines = [f"FROM ./{file}"]
     if kind == "base":
         lines.append('TEMPLATE "{{ .Prompt }}"')
     elif tokenizer.chat_template in (None, CHAT_TEMPLATE):
         lines.append(f'TEMPLATE """{GO_TEMPLATE}"""')
-    # Ollama reserves memory for all of num_ctx: a context of 131,072 would be gigabytes before the first word.
+    # Ollama reserves memory for all of num_ctx: a context of 131,072 would take gigabytes at the start.
     lines.append(f"PARAMETER num_ctx {min(config.max_position_embeddings, 8192)}")
-    # Without these two Ollama's own defaults count, and a penalty for repeating is none of the model's.
+    # Otherwise Ollama's own defaults apply, including a repetition penalty that the model does not have.
     sampling = {"temperature": 1.0, **sampling_defaults(directory), "repeat_penalty": 1.0}
     lines += [f"PARAMETER {key} {value:g}" for key, value in sampling.items()]
     names = {number: token for token, number in tokenizer.special.items()}

@@ -1,7 +1,7 @@
-"""ONNX, by the builder of onnxruntime-genai (extra "onnx"): it reads the Hugging Face layout, which is ours.
+"""Export to ONNX with the builder of onnxruntime-genai (extra "onnx"), which reads the Hugging Face layout.
 
-The builder runs in a process of its own, told to stay off the network. Its tokenizer leaves out the begin token
-(onnxruntime-genai 0.18, November 2026): who generates with it puts that id in front.
+The builder runs offline in a process of its own. Its tokenizer omits the begin token (onnxruntime-genai 0.18, November
+2026): callers must prepend that id.
 """
 
 import importlib.util
@@ -19,7 +19,7 @@ NEEDED = ("onnxruntime_genai", "onnxruntime", "onnx", "onnx_ir", "transformers")
 
 
 def missing_packages() -> list[str]:
-    """Which of the packages that the builder needs are not installed."""
+    """The packages the builder needs that are not installed."""
     return [name.replace("_", "-") for name in NEEDED if importlib.util.find_spec(name) is None]
 
 
@@ -39,7 +39,7 @@ def export_onnx(directory: Path, out: Path) -> None:
     require_space(out.parent, config.num_parameters() * 4 + (64 << 20), f"The ONNX model {out.name}")
     offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
     with new_directory(out) as place, tempfile.TemporaryDirectory() as scratch:
-        place.rmdir()  # the builder wants to make it
+        place.rmdir()  # the builder creates it
         command = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-i", str(directory.resolve())]
         command += ["-o", str(place), "-p", "fp32", "-e", "cpu", "-c", scratch]
         done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **offline}, check=False)
@@ -47,5 +47,5 @@ def export_onnx(directory: Path, out: Path) -> None:
             lines = (done.stderr or done.stdout).strip().splitlines() or ["no message"]
             raise PunaError(
                 f"The ONNX builder failed on {directory}: {lines[-1]}.",
-                "Its version may not know this model; update it.",
+                "Its version may not support this model; update it.",
             )

@@ -1,11 +1,10 @@
-"""Weights in fewer bits: the block formats of GGUF that a model is exported in.
+"""Quantization to GGUF's block formats.
 
-A block format cuts each row into blocks that share a scale. Q8_0, Q5_0 and Q4_0 (32 values to a block) have one right
-answer, which the `gguf` package computes. The K formats have 256 values to a block, in sub-blocks whose scales (and
-minima) are themselves small integers, and leave open how those are found. Here each sub-block tries a few scales,
-solves the weighted least-squares problem for its rounded values exactly, and keeps the best; then the sub-block scales
-are rounded and the values rounded once more against what the file will really hold. Layouts are those that
-`gguf.dequantize` reads.
+A block format divides each row into blocks that share a scale. Q8_0, Q5_0 and Q4_0 (32 values per block) have a unique
+result, which the `gguf` package computes. The K formats have 256 values per block, in sub-blocks whose scales (and
+minima) are small integers themselves; how to find those is open. Here several scales are tried for each sub-block, the
+weighted least-squares problem for its rounded values is solved exactly, and the best is kept; then the sub-block scales
+are rounded, and the values are rounded again with the scales that the file stores. `gguf.dequantize` reads the result.
 """
 
 import os
@@ -22,13 +21,14 @@ Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
 Type = GGMLQuantizationType
 
-# Where a row is not whole blocks of 256, llama.cpp takes these (and F16 where it is not whole blocks of 32 either).
+# For rows that are not a multiple of 256, llama.cpp uses these (and F16 if they are not a multiple of 32 either).
 FALLBACK = {Type.Q4_K: Type.Q5_0, Type.Q5_K: Type.Q5_1, Type.Q6_K: Type.Q8_0}
 
-# The largest error of any value, as a share of the largest magnitude in its block. For the simple formats: half a step,
-# a whole one for Q4_0 and Q5_0 where the side without the extreme value has one level less, and the scale's rounding
-# to half precision. For the K formats: the step of a sub-block that spans the whole range both ways, the rounding of
-# scale and minimum to 6 or 8 bits, and what least squares may give up at the ends (hypothesis looks for worse ones).
+# The largest error of any value, relative to the largest magnitude in its block. For the simple formats: half a step, a
+# full one for Q4_0 and Q5_0, where the side without the extreme value has one level less, and the rounding of the scale
+# to half precision. For the K formats: the step of a sub-block that spans the full range in both directions, the
+# rounding of scale and minimum to 6 or 8 bits, and the loss of least squares at the ends (hypothesis searches for worse
+# ones).
 ERROR_BOUND = {
     Type.Q8_0: 0.0045,
     Type.Q5_0: 0.064,
@@ -38,8 +38,8 @@ ERROR_BOUND = {
     Type.Q5_K: 0.10,
     Type.Q6_K: 0.06,
 }
-# Scales are half precision, whose smallest step is 2**-24: as many of them as there are steps to the largest value are
-# what a block of tiny values may be off, or vanish by.
+# Scales are half precision, whose smallest step is 2**-24: a block of tiny values may be off by as many of these as
+# there are steps to its largest value.
 _STEPS = {
     Type.Q8_0: 127,
     Type.Q5_0: 16,
@@ -51,7 +51,7 @@ _STEPS = {
 }
 
 _SUPER = 256
-_CHUNK = 1 << 16  # values a thread works on at once: its temporaries stay in the cache
+_CHUNK = 1 << 16  # values per thread at once, so that temporaries stay in the cache
 
 
 def fitting_type(wanted: Type, columns: int) -> Type:
@@ -65,8 +65,8 @@ def fitting_type(wanted: Type, columns: int) -> Type:
 def quantize(values: Floats, kind: Type) -> Bytes:
     """Rows of float32 to rows of bytes. values: (rows, columns), columns a multiple of the block size of `kind`.
 
-    All cores work on it; memory beyond input and output is a few megabytes a core. Raises ValueError for another
-    number of columns.
+    Uses all cores; memory beyond input and output is a few megabytes per core. Raises ValueError for any other number
+    of columns.
     """
     rows, columns = values.shape
     block, size = GGML_QUANT_SIZES[kind]
@@ -91,7 +91,7 @@ def quantize(values: Floats, kind: Type) -> Bytes:
 
 
 def relative_errors(values: Floats, stored: Bytes, kind: Type) -> tuple[float, float]:
-    """(sum of squared errors, worst error as a share of ERROR_BOUND: above 1 something is broken) of quantized rows."""
+    """(sum of squared errors, worst error relative to ERROR_BOUND: above 1 means a bug) of quantized rows."""
     restored = gguf.dequantize(stored, kind)
     block = GGML_QUANT_SIZES[kind][0]
     difference = np.abs(values - restored).reshape(-1, block)
@@ -119,11 +119,11 @@ def _q5_k(blocks: Floats) -> Bytes:
 
 
 def _q6_k(blocks: Floats) -> Bytes:
-    """(n, 256) to (n, 210): lower 4 bits, upper 2 bits, sixteen 8-bit scales, d (half). Values lie in -32 … 31."""
+    """(n, 256) to (n, 210): lower 4 bits, upper 2 bits, sixteen 8-bit scales, d (half). Values are in -32 … 31."""
     count = len(blocks)
     sub = blocks.reshape(count, 16, 16)
     scale = _best_scale(sub, 32)  # (n, 16)
-    # The scale furthest from zero becomes -128 or 127; the sign of d lets it be the wider side.
+    # The scale furthest from zero becomes -128 or 127; the sign of d allows the wider side.
     at = np.abs(scale).argmax(-1, keepdims=True)
     d = _half(np.take_along_axis(scale, at, -1) / np.float32(-128))
     small = np.clip(np.rint(_divide(scale, d)), -128, 127)
@@ -165,10 +165,10 @@ def _scaled_and_shifted(blocks: Floats, top: int) -> tuple[Bytes, Bytes]:
 
 
 def _best_scale_and_shift(sub: Floats, top: int) -> tuple[Floats, Floats]:
-    """Scale a ≥ 0 and shift b ≥ 0 of each sub-block that make a·level - b closest to it, level in 0 … top.
+    """Scale a ≥ 0 and shift b ≥ 0 of each sub-block for which a·level - b fits best, level in 0 … top.
 
-    sub: (n, 8, 32). Tries steps around the one that spans the range. For the levels that a step gives, the best (a, b)
-    solves two normal equations; whichever pair leaves the least weighted error stays.
+    sub: (n, 8, 32). Tries steps around the one that spans the range. For the levels of a step, the best (a, b) solves
+    two normal equations; the pair with the smallest weighted error is kept.
     """
     x = _columns(sub)
     weight = _weight(x)
@@ -189,12 +189,12 @@ def _best_scale_and_shift(sub: Floats, top: int) -> tuple[Floats, Floats]:
         determinant = total * two - one * one
         scale = _divide(total * cross - one * first, determinant)
         shift = _divide(one * cross - two * first, determinant)
-        # Where all levels are one, scale and shift cannot be told apart: the equations give noise. Level 0 needs the
-        # shift, any other the scale alone; so does a sub-block of positive values, which cannot be shifted up.
+        # If all levels are equal, scale and shift are not determined separately: the equations give noise. Level 0
+        # needs the shift, any other only the scale; so does a sub-block of positive values, which has no shift.
         same = determinant <= np.float32(1e-5) * total * two
         scale = np.where(same | (shift < 0), _divide(cross, two), scale)
         shift = np.maximum(np.where(same, np.where(two > 0, 0, _divide(-first, total)), shift), 0)
-        gain = scale * cross - shift * first  # by how much the fit lowers the error of all zeros
+        gain = scale * cross - shift * first  # reduction of the error compared with all zeros
         better = (gain > best_gain) & (scale >= 0)
         best_gain = np.where(better, gain, best_gain)
         best_scale, best_shift = np.where(better, scale, best_scale), np.where(better, shift, best_shift)
@@ -202,7 +202,7 @@ def _best_scale_and_shift(sub: Floats, top: int) -> tuple[Floats, Floats]:
 
 
 def _best_scale(sub: Floats, half: int) -> Floats:
-    """Scale of each sub-block (n, 16, 16) for levels -half … half - 1, of either sign. Found as above."""
+    """Scale of each sub-block (n, 16, 16) for levels -half … half - 1, of either sign. As above."""
     x = _columns(sub)
     weight = _weight(x)
     extreme = np.take_along_axis(x, np.abs(x).argmax(0)[None], 0)[0]
@@ -228,9 +228,9 @@ def _columns(sub: Floats) -> Floats:
 
 
 def _weight(x: Floats) -> Floats:
-    """What an error at each value costs, (size, columns): more at large ones, which decide more of a product."""
+    """The weight of an error at each value, (size, columns): larger for large values, which contribute more."""
     rms = np.sqrt(np.square(x).mean(0))
-    # Scaled to about 1, so that sums over tiny or huge blocks neither vanish nor overflow.
+    # Normalised to about 1, so that sums over tiny or huge blocks neither underflow nor overflow.
     return cast(Floats, np.abs(x) * _divide(np.float32(1), rms) + np.float32(1))
 
 
@@ -248,7 +248,7 @@ def _nibbles(levels: Any) -> Bytes:
 
 
 def _half(values: Floats) -> Floats:
-    """Rounded to half precision, still float32; what is beyond its range stops at its end."""
+    """Rounded to half precision and clipped to its range, as float32."""
     return np.clip(values, -65504, 65504).astype(np.float16).astype(np.float32)
 
 

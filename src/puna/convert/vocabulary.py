@@ -1,8 +1,8 @@
-"""The tokenizer inside a GGUF file: tokens, merges, kinds, and the name of the rule that cuts text.
+"""The tokenizer in a GGUF file: tokens, merges, token types, and the name of the pre-tokenizer.
 
-llama.cpp does not read a tokenizer's regular expression; it knows some by name. "llama-bpe" is Llama 3's: its split
-pattern, a token wins over its merges, the begin token in front. A tokenizer that differs in any of these would give
-other ids without anyone noticing, so it is refused, and the sentence says what differs.
+llama.cpp does not read a tokenizer's regular expression; it supports some by name. "llama-bpe" is Llama 3's: its split
+pattern, tokens before merges, the begin token first. A tokenizer that differs in any of these would silently give other
+ids, so it is rejected with a message that says what differs.
 """
 
 import json
@@ -18,7 +18,7 @@ from puna.text.tokenizer import Tokenizer
 
 
 class Vocabulary(NamedTuple):
-    """What GGUF keeps of a tokenizer. tokens, kinds: (vocab_size,) of the model."""
+    """The parts of a tokenizer stored in GGUF. tokens, kinds: (vocab_size,) of the model."""
 
     tokens: list[str]
     kinds: list[int]
@@ -33,21 +33,21 @@ class Vocabulary(NamedTuple):
 def vocabulary(tokenizer: Tokenizer, vocab_size: int, name: str) -> Vocabulary:
     """The vocabulary for a model with `vocab_size` rows; rows beyond the tokenizer's become unused tokens.
 
-    Raises PunaError when the tokenizer is not one that llama.cpp's "llama-bpe" reproduces.
+    Raises PunaError if llama.cpp's "llama-bpe" does not reproduce the tokenizer.
     """
     spec = tokenizer.spec
     difference = _difference(spec)
     if difference:
         raise PunaError(
             f"{name}: llama.cpp cannot reproduce this tokenizer: {difference}.",
-            "GGUF is written for tokenizers like Llama 3's; keep the Hugging Face folder for others.",
+            "GGUF export supports tokenizers like Llama 3's; use the Hugging Face folder for others.",
         )
     tokens = [f"[PAD{i}]" for i in range(vocab_size)]
     kinds = [int(TokenType.UNUSED)] * vocab_size
     for token, number in spec["model"]["vocab"].items():
         tokens[number], kinds[number] = token, int(TokenType.NORMAL)
     for added in spec.get("added_tokens") or []:
-        # Servers hide control tokens. The markers (<think>, <tool_call>) are to be seen, hence "user defined".
+        # Servers hide control tokens. The markers (<think>, <tool_call>) must stay visible, hence "user defined".
         kind = TokenType.CONTROL if added["special"] else TokenType.USER_DEFINED
         tokens[added["id"]], kinds[added["id"]] = added["content"], int(kind)
     special, ends = tokenizer.special, tokenizer.eos_ids
@@ -88,14 +88,14 @@ def write_vocabulary(writer: GGUFWriter, words: Vocabulary, chat_template: str |
 
 
 def _difference(spec: Mapping[str, Any]) -> str:
-    """What makes a tokenizer.json other than "llama-bpe"; empty when nothing does."""
+    """How a tokenizer.json differs from "llama-bpe"; empty if it does not."""
     model = spec["model"]
     if model.get("byte_fallback") or "▁" in json.dumps(
         [spec.get("normalizer"), spec.get("decoder"), spec.get("pre_tokenizer")], ensure_ascii=False
     ):
-        return "it is SentencePiece-like (Llama 2's kind), and its merges alone do not say what llama.cpp wants to know"
+        return "it is SentencePiece-like (as Llama 2's), and its merges alone lack what llama.cpp needs"
     if spec.get("normalizer"):
-        return f"it changes text before cutting it (normalizer {spec['normalizer'].get('type')})"
+        return f"it changes text before splitting it (normalizer {spec['normalizer'].get('type')})"
     difference = _pre_tokenizer_difference(spec.get("pre_tokenizer") or {})
     if difference:
         return difference
@@ -103,7 +103,7 @@ def _difference(spec: Mapping[str, Any]) -> str:
         if model.get(key):
             return f"its {key} is {model[key]!r}, not empty"
     if any(not isinstance(merge, str) for merge in model["merges"]):
-        return "a token holds a space that is not written as a byte"
+        return "a token contains a space that is not written as a byte"
     for added in spec.get("added_tokens") or []:
         for key in ("lstrip", "rstrip", "single_word"):
             if added.get(key):
@@ -116,7 +116,7 @@ def _pre_tokenizer_difference(pre: Mapping[str, Any]) -> str:
     kinds = [part.get("type") for part in parts or []]
     if kinds != ["Split", "ByteLevel"]:
         found = " + ".join(str(kind) for kind in kinds)
-        return f"it cuts text by {found}, not by Split + ByteLevel with Llama 3's pattern"
+        return f"it splits text by {found}, not by Split + ByteLevel with Llama 3's pattern"
     split, level = parts or []
     pattern = (split.get("pattern") or {}).get("Regex")
     if pattern != LLAMA3_PATTERN:
@@ -124,12 +124,12 @@ def _pre_tokenizer_difference(pre: Mapping[str, Any]) -> str:
     if split.get("behavior") != "Isolated" or split.get("invert"):
         return f"its pattern is applied as {split.get('behavior')}, not Isolated"
     if level.get("add_prefix_space") or level.get("use_regex", True):
-        return "its ByteLevel step adds a space or cuts once more"
+        return "its ByteLevel step adds a space or splits again"
     return ""
 
 
 def _merge_difference(model: Mapping[str, Any]) -> str:
-    """Without ignore_merges a token may be out of its own merges' reach, and llama.cpp would use it all the same."""
+    """Without ignore_merges some tokens may be unreachable by merges, but llama.cpp would use them anyway."""
     plain = {"version": "1.0", "added_tokens": [], "model": {**model, "type": "BPE"}}
     backend = tokenizers.Tokenizer.from_str(json.dumps(plain, ensure_ascii=False))
     names = list(model["vocab"])

@@ -1,8 +1,8 @@
-"""Byte-level BPE as a tokenizer.json: alphabet, split patterns, special tokens, and tiktoken's rank files.
+"""Byte-level BPE as a tokenizer.json: alphabet, split patterns, special tokens, tiktoken's rank files.
 
-GPT-2 made this form of BPE (Radford et al. 2019): text is cut by a regular expression into pieces, and pairs of bytes
-are merged inside each piece. Llama 3 keeps it, with tiktoken's pattern for cl100k. Everything here builds plain dicts
-in the format of the `tokenizers` library; `tokenizer` turns them into something that encodes.
+GPT-2 introduced this form of BPE (Radford et al. 2019): a regular expression splits text into pieces, and pairs of
+bytes are merged within each piece. Llama 3 keeps it, with tiktoken's pattern for cl100k. Everything here builds plain
+dicts in the format of the `tokenizers` library; `tokenizer` makes an encoder of them.
 """
 
 import binascii
@@ -13,7 +13,7 @@ from typing import Any
 
 from puna.core.errors import PunaError
 
-# The pattern of Meta's Llama 3 tokenizer. It must stay exactly this: llama.cpp knows it by name ("llama-bpe").
+# The pattern of Meta's Llama 3 tokenizer. It must not change: llama.cpp identifies it by name ("llama-bpe").
 LLAMA3_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
     r"|\s+(?!\S)|\s+"
@@ -37,7 +37,7 @@ LLAMA3_SPECIALS = (
     PAD,
 )
 # Control tokens whose text stays visible when special tokens are hidden ("special": false in tokenizer.json, as in
-# Qwen's and Hermes' tokenizers): servers find reasoning and tool calls by reading these tags in the decoded text.
+# Qwen's and Hermes' tokenizers): servers find reasoning and tool calls by these tags in the decoded text.
 MARKERS = (THINK, END_THINK, TOOL_CALL, END_TOOL_CALL)
 
 _LLAMA3_RANKS, _LLAMA3_SLOTS, _GPT2_RANKS = 128_000, 256, 50_256
@@ -45,7 +45,7 @@ _LLAMA3_RANKS, _LLAMA3_SLOTS, _GPT2_RANKS = 128_000, 256, 50_256
 
 @cache
 def byte_alphabet() -> Mapping[int, str]:
-    """GPT-2's printable stand-in for each byte: printable Latin-1 stands for itself, the rest for U+0100 and on."""
+    """GPT-2's printable character for each byte: printable Latin-1 maps to itself, the rest to U+0100 and on."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
     return {byte: chr(byte) for byte in printable} | {byte: chr(256 + i) for i, byte in enumerate(others)}
@@ -57,7 +57,7 @@ def special_names(reserved: int) -> list[str]:
 
 
 def pre_tokenizer(pattern: str) -> dict[str, Any]:
-    """Cut by `pattern`, then write bytes in the alphabet of `byte_alphabet`."""
+    """Split by `pattern`, then write bytes in the alphabet of `byte_alphabet`."""
     split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
     return {"type": "Sequence", "pretokenizers": [split, _byte_level(add_prefix_space=False)]}
 
@@ -67,9 +67,10 @@ def bpe_spec(
 ) -> dict[str, Any]:
     """The content of a tokenizer.json.
 
-    vocab: token in the byte alphabet -> id, without the special tokens. merges: "left right", most urgent first.
+    vocab: token in the byte alphabet -> id, without the special tokens. merges: "left right", highest priority first.
     specials: name -> id. bos: name of the token that transformers puts in front of a text, or None.
-    `ignore_merges` is set: a piece that is a token is that token, however its merges run. tiktoken and llama.cpp do so.
+    `ignore_merges` is set: a piece that is a token becomes that token whatever its merges, as in tiktoken and
+    llama.cpp.
     """
     return {
         "version": "1.0",
@@ -96,7 +97,7 @@ def bpe_spec(
 
 
 def read_ranks(path: Path) -> dict[bytes, int]:
-    """Read tiktoken's file format, a line "<token in base64> <rank>" a token. Raises PunaError when it is not that."""
+    """Read tiktoken's format, one line "<token in base64> <rank>" per token. Raises PunaError for any other."""
     ranks: dict[bytes, int] = {}
     with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
@@ -123,9 +124,10 @@ def read_ranks(path: Path) -> dict[bytes, int]:
 
 
 def spec_from_ranks(path: Path) -> dict[str, Any]:
-    """The tokenizer.json of a rank file: Llama 3's (128,000 ranks) or GPT-2's (50,256), told apart by their size.
+    """The tokenizer.json of a rank file: Llama 3's (128,000 ranks) or GPT-2's (50,256), identified by size.
 
-    Raises PunaError for any other number of ranks, since the file names neither its pattern nor its special tokens.
+    Raises PunaError for any other number of ranks, because the file contains neither its pattern nor its special
+    tokens.
     """
     ranks = read_ranks(path)
     if len(ranks) == _LLAMA3_RANKS:
@@ -134,8 +136,8 @@ def spec_from_ranks(path: Path) -> dict[str, Any]:
         pattern, names, bos = GPT2_PATTERN, ["<|endoftext|>"], None
     else:
         raise PunaError(
-            f"{path} holds {len(ranks):,} ranks; only Llama 3's file (128,000) and GPT-2's (50,256) are known.",
-            "A damaged copy must be fetched again; for another tokenizer give its tokenizer.json.",
+            f"{path} holds {len(ranks):,} ranks; only those of Llama 3 (128,000) and GPT-2 (50,256) are supported.",
+            "If the file is damaged, fetch it again; for another tokenizer give its tokenizer.json.",
         )
     alphabet = byte_alphabet()
     vocab = {
@@ -165,7 +167,7 @@ def _merges(vocab: Mapping[str, int]) -> list[str]:
     """Every "left right" that joins to a token of `vocab` (in the order of its ranks), the lowest joined rank first.
 
     tiktoken joins whichever neighbours make the lowest-ranked token, so all splits of a token are merges, not only the
-    one its training took; a search for that one would also cost far more than these look-ups.
+    one found in training; searching for that one would also cost far more than these look-ups.
     """
     merges = []
     for token in vocab:

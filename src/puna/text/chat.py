@@ -1,9 +1,9 @@
-"""The chat renderer: a dialogue to token ids and a loss mask. The only place where a dialogue becomes tokens.
+"""The chat renderer: turns a dialogue into token ids and a loss mask. No other code does.
 
-The format is Llama 3's: every message is <|start_header_id|>role<|end_header_id|>, a blank line, the text without the
-white space around it, <|eot_id|>. Reasoning, tool calls and the list of tools, which Llama 3 left open, are written as
-most open models write them: <think>, and Hermes' <tool_call> around a JSON object. Tool results come under Llama 3.1's
-role `ipython`, one message for each result, in the order of the calls.
+The format is Llama 3's: each message is <|start_header_id|>role<|end_header_id|>, a blank line, the text without
+surrounding white space, <|eot_id|>. Reasoning, tool calls and the list of tools, which Llama 3 does not define, follow
+most open models: <think>, and Hermes' <tool_call> around a JSON object. Tool results have Llama 3.1's role `ipython`,
+one message for each result, in the order of the calls.
 
 Two things are written here and must agree: `render`, which our own code uses, and `templates.CHAT_TEMPLATE`, the same
 in Jinja, which goes out with every model. They give the same ids for every dialogue whose texts contain no special
@@ -34,7 +34,7 @@ from puna.text.tokenizer import Tokenizer
 
 Message = Mapping[str, Any]
 
-# What a message's role is called in its header. "developer" is OpenAI's newer name of the system.
+# The name of each role in the header. "developer" is OpenAI's newer name of the system role.
 ROLES = {
     "system": "system",
     "developer": "system",
@@ -49,7 +49,7 @@ _CALL_EXAMPLE = '\n{"name": "the function", "arguments": {"parameter": "value"}}
 
 
 class Rendered(NamedTuple):
-    """A dialogue as tokens. ids: (tokens,). loss_mask: (tokens,), 1 where the model is to learn the token, else 0."""
+    """A dialogue as tokens. ids: (tokens,). loss_mask: (tokens,), 1 where the token is to be learnt, else 0."""
 
     ids: list[int]
     loss_mask: list[int]
@@ -62,18 +62,18 @@ def render(
     tools: Sequence[Mapping[str, Any]] | None = None,
     add_generation_prompt: bool = False,
 ) -> Rendered:
-    """The ids of a dialogue and which of them the assistant says.
+    """The ids of a dialogue, and which of them are the assistant's.
 
     messages: OpenAI's form. `role` is system, developer (the same), user, assistant or tool; `content` is a text or a
     list of {"type": "text", "text": ...}. An assistant's message may have `reasoning_content`, `tool_calls` (with or
     without OpenAI's "function" around name and arguments; arguments an object or its JSON), and `token_ids`: ids that a
-    model generated. Those are used as they are, instead of everything else in the message, and never encoded again.
+    model generated. These replace everything else in the message and are never encoded again.
     tools: JSON objects that describe functions; they are listed at the end of the first system message.
-    add_generation_prompt: end with the header of an assistant's message that is yet to be written.
+    add_generation_prompt: end with the header of the assistant message to generate.
 
-    The mask is 1 on what stands after an assistant's header, its end token included; an end token that had to be added
-    to `token_ids` (a generation cut off at its limit) has 0, because the model did not choose it.
-    Raises PunaError, naming the message, for what does not fit this form, and for a tokenizer without chat tokens.
+    The mask is 1 after an assistant's header, including the end token; an end token that was added to `token_ids` (a
+    generation that hit its limit) has 0, because the model did not generate it. Raises PunaError, naming the message,
+    for an invalid message, and for a tokenizer without chat tokens.
     """
     if not messages:
         raise PunaError("The dialogue has no messages.", "Give at least one.")
@@ -107,7 +107,7 @@ def render(
 
 
 class _Writer:
-    """Collects ids and mask. Neighbouring texts are encoded as one, as a template's whole string would be."""
+    """Collects ids and mask. Adjacent texts are encoded together, as a template's string would be."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         missing = [n for n in (BEGIN_OF_TEXT, START_HEADER, END_HEADER, END_OF_TURN) if n not in tokenizer.special]
@@ -123,23 +123,23 @@ class _Writer:
         self._waiting = ""
 
     def text(self, text: str) -> None:
-        """Text; the names of special tokens in it stay text."""
+        """Add text; names of special tokens in it stay text."""
         self._waiting += text
 
     def mark(self, name: str) -> None:
-        """A special token; where the tokenizer has no such token (Llama 3 has no <think>), its name as text."""
+        """Add a special token, or its name as text if the tokenizer lacks it (Llama 3 has no <think>)."""
         if name in self.tokenizer.special:
             self.ids([self.tokenizer.special[name]])
         else:
             self.text(name)
 
     def ids(self, ids: Sequence[int]) -> None:
-        """Ids as they are."""
+        """Add ids unchanged."""
         self.flush()
         self._put(ids)
 
     def flush(self) -> None:
-        """Encode the text so far, so that nothing that follows can merge with it."""
+        """Encode the pending text, so that nothing after it can merge with it."""
         if self._waiting:
             waiting, self._waiting = self._waiting, ""
             self._put(self.tokenizer.encode(waiting))
@@ -158,7 +158,7 @@ def _header(out: _Writer, role: str) -> None:
     out.text(role)
     out.mark(END_HEADER)
     out.text("\n\n")
-    # A text begins without white space, and so the pattern never joins it with these newlines.
+    # Text begins without white space, so the split pattern never joins it with these newlines.
     out.flush()
 
 
@@ -185,7 +185,7 @@ def _assistant(out: _Writer, message: Message, number: int) -> None:
 def _generated(out: _Writer, ids: Sequence[int], number: int) -> None:
     special = out.tokenizer.special
     if any(not isinstance(i, int) or not 0 <= i < out.tokenizer.vocab_size for i in ids):
-        raise _wrong(number, f"token_ids must lie between 0 and {out.tokenizer.vocab_size - 1}")
+        raise _wrong(number, f"token_ids must be between 0 and {out.tokenizer.vocab_size - 1}")
     out.ids(ids)
     if not ids or ids[-1] not in {*out.tokenizer.eos_ids, special.get(END_OF_MESSAGE)}:
         out.learn = 0
@@ -195,7 +195,7 @@ def _generated(out: _Writer, ids: Sequence[int], number: int) -> None:
 def _list_tools(out: _Writer, tools: Sequence[Mapping[str, Any]]) -> None:
     for tool in tools:
         if not isinstance(tool, Mapping):
-            raise PunaError(f"A tool is {tool!r}.", "Describe it by a JSON object.")
+            raise PunaError(f"A tool is {tool!r}.", "Describe it with a JSON object.")
     out.text(_TOOLS_BEFORE + "\n".join(_json(tool) for tool in tools) + _TOOLS_AFTER)
     out.mark(TOOL_CALL)
     out.text(_CALL_EXAMPLE)
@@ -205,12 +205,12 @@ def _list_tools(out: _Writer, tools: Sequence[Mapping[str, Any]]) -> None:
 def _role(message: Message, number: int) -> str:
     role = message.get("role") if isinstance(message, Mapping) else None
     if not isinstance(role, str) or role not in ROLES:
-        raise _wrong(number, f"its role is {role!r}; known are {', '.join(list(ROLES)[:-1])}")
+        raise _wrong(number, f"its role is {role!r}; use one of {', '.join(list(ROLES)[:-1])}")
     return ROLES[role]
 
 
 def _content(message: Message, number: int, *, optional: bool = False) -> str:
-    """The text of a message without the white space around it, as in Llama 3's reference code."""
+    """The text of a message without surrounding white space, as in Llama 3's reference code."""
     content = message.get("content")
     if content is None and optional:
         return ""
@@ -245,12 +245,12 @@ def _call(entry: Any, number: int) -> str:
 
 
 def _json(value: Any) -> str:
-    """As the `tojson` of chat templates: characters as they are, keys in their order."""
+    """JSON as from `tojson` in chat templates: characters unescaped, keys in order."""
     try:
         return json.dumps(value, ensure_ascii=False)
     except (TypeError, ValueError) as error:
-        raise PunaError(f"A tool or a tool call is not JSON ({error}).", "Mend its description or arguments.") from None
+        raise PunaError(f"A tool or a tool call is not JSON ({error}).", "Fix its description or arguments.") from None
 
 
 def _wrong(number: int, what: str) -> PunaError:
-    return PunaError(f"Message {number + 1} of the dialogue cannot be rendered: {what}.", "Mend that message.")
+    return PunaError(f"Message {number + 1} of the dialogue cannot be rendered: {what}.", "Fix that message.")

@@ -1,4 +1,4 @@
-"""How well tokenizers compress: bytes of UTF-8 per token, source by source, the same text for all."""
+"""Compare how well tokenizers compress: UTF-8 bytes per token by source, on the same text."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -8,7 +8,7 @@ from puna.text.tokenizer import Tokenizer, batches
 
 
 def compare(tokenizers: Mapping[str, Tokenizer], texts: Iterable[tuple[str, str]]) -> list[dict[str, Any]]:
-    """Measure `tokenizers` (by name) on (source, text) pairs, which are read once and never all held.
+    """Measure `tokenizers` (by name) on (source, text) pairs, which are read once and never held in memory together.
 
     Returns a row for each source in the order of appearance, then the row "all":
     {"source", "documents", "bytes", "tokens": {name: n}, "bytes_per_token": {name: x}}.
@@ -26,7 +26,7 @@ def compare(tokenizers: Mapping[str, Tokenizer], texts: Iterable[tuple[str, str]
         for name in tokenizers:
             total["tokens"][name] += row["tokens"][name]
     if not total["bytes"]:
-        raise PunaError("There is no text to measure the tokenizers on.", "Give files that hold some.")
+        raise PunaError("There is no text to measure the tokenizers on.", "Give files that contain some.")
     result = [*rows.values(), total]
     for row in result:
         row["bytes_per_token"] = {name: row["bytes"] / n if n else None for name, n in row["tokens"].items()}

@@ -1,8 +1,8 @@
 """The tokenizer: text to token ids and back, training, and the files that other software reads.
 
-`Tokenizer` wraps the `tokenizers` library around one tokenizer.json. It encodes text as plain text by default: what
-looks like a special token in a document or in a user's words stays letters. Only the chat renderer, and a caller who
-says `special=True`, make control tokens.
+`Tokenizer` wraps the `tokenizers` library for one tokenizer.json. By default it encodes plain text: the name of a
+special token in a document or in a user's message stays text. Only the chat renderer, and callers with `special=True`,
+create control tokens.
 """
 
 import hashlib
@@ -45,7 +45,7 @@ from puna.text.tokenizer_json import (
 
 T = TypeVar("T")
 
-# What models of the field call these tokens, the ones preferred first.
+# Names of these tokens in common models, in order of preference.
 _BEGIN = (BEGIN_OF_TEXT, "<s>", "<bos>", "<|endoftext|>")
 _END_OF_TEXT = (END_OF_TEXT, "</s>", "<eos>", "<|endoftext|>")
 _END_OF_TURN = (END_OF_TURN, "<|im_end|>", "<end_of_turn>")
@@ -56,7 +56,7 @@ class Tokenizer:
     """A byte-level BPE tokenizer, or a SentencePiece-like one in a tokenizer.json.
 
     spec: the content of a tokenizer.json. config: that of tokenizer_config.json (names of the begin and end tokens).
-    chat_template: the Jinja template that came with it; None: it is saved with Puna's own where it has chat tokens.
+    chat_template: its own Jinja template; None: it is saved with Puna's template if it has chat tokens.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Tokenizer:
         place: str = "tokenizer",
     ) -> None:
         spec, config = dict(spec), config or {}
-        # A tokenizer.json may ask for truncation or padding at encoding: a corpus wants neither.
+        # A tokenizer.json may set truncation or padding for encoding: a corpus needs neither.
         spec |= {"truncation": None, "padding": None}
         model = spec.get("model") or {}
         if model.get("type") != "BPE" or not isinstance(model.get("vocab"), dict):
@@ -85,12 +85,12 @@ class Tokenizer:
         self.bos_id: int | None = ids.get(bos)
         self.eos_ids: list[int] = list(dict.fromkeys(ids[name] for name in known_ends))
         self._bos_token = bos if bos in ids else None
-        # What the files name as the end stays; generation stops at all of `eos_ids` anyway.
+        # The end token named in the files is kept; generation stops at all of `eos_ids` anyway.
         self._eos_token = ends[2] if ends[2] in ids else next(iter(known_ends), None)
         self.chat_template = chat_template
 
         self._hidden = {token["id"] for token in added.values() if token["special"]}
-        # As text: for Llama 3 the parsed form takes ten times the memory, and it is wanted again only for saving.
+        # As text: for Llama 3 the parsed form takes ten times the memory, and it is needed again only for saving.
         self._json = json.dumps(spec, ensure_ascii=False, separators=(",", ":"))
         self._byte_level, self._drops_first_space = decoder_kind(spec, place)
         self._plain = _backend(json.dumps(without_control(spec, set(self.special)), ensure_ascii=False), place)
@@ -100,8 +100,8 @@ class Tokenizer:
     def load(path: Path) -> "Tokenizer":
         """Read a directory with tokenizer.json or tokenizer.model, or one of these files, or a .tiktoken file.
 
-        tokenizer.model is read in tiktoken's format (Llama 3); the split pattern and the special tokens follow from
-        the number of ranks. Raises PunaError when nothing is there or what is there is damaged.
+        tokenizer.model is read in tiktoken's format (Llama 3); the number of ranks determines the split pattern
+        and the special tokens. Raises PunaError if there is no tokenizer or it is damaged.
         """
         folder = path if path.is_dir() else path.parent
         if path.is_dir():
@@ -134,9 +134,8 @@ class Tokenizer:
     def encode(self, text: str, *, bos: bool = False, special: bool = False) -> list[int]:
         """Token ids of `text`.
 
-        bos: put the begin-of-text token in front, where the tokenizer has one. special: read the names of special
-        tokens in the text as these tokens; only for text that we wrote ourselves.
-        Lone surrogates, which no UTF-8 can hold, become U+FFFD.
+        bos: prepend the begin-of-text token, if the tokenizer has one. special: parse names of special tokens as these
+        tokens; only for text from trusted code. Unpaired surrogates, which UTF-8 cannot represent, become U+FFFD.
         """
         backend = self._parsing if special else self._plain
         try:
@@ -146,7 +145,7 @@ class Tokenizer:
         return [self.bos_id, *ids] if bos and self.bos_id is not None else ids
 
     def encode_batch(self, texts: list[str], *, bos: bool = False) -> list[list[int]]:
-        """`encode` of many texts as plain text, on all cores."""
+        """`encode` for many texts, as plain text and on all cores."""
         try:
             encodings = self._plain.encode_batch_fast(texts, add_special_tokens=False)
         except TypeError:
@@ -159,13 +158,13 @@ class Tokenizer:
     def decode(self, ids: Sequence[int], *, skip_special: bool = False) -> str:
         """Text of `ids`; bytes that are not UTF-8 become U+FFFD.
 
-        skip_special: leave special tokens out. The markers (<think>, <tool_call>, …) are text and stay.
+        skip_special: omit special tokens. The markers (<think>, <tool_call>, …) are text and stay.
         """
         text = b"".join(self.shown_bytes(i, skip_special=skip_special) for i in ids).decode("utf-8", "replace")
         return text.removeprefix(" ") if self._drops_first_space else text
 
     def decode_bytes(self, ids: Sequence[int]) -> bytes:
-        """The bytes that `ids` stand for, without special tokens: what was encoded, to the byte."""
+        """The bytes of `ids` without special tokens: exactly those that were encoded."""
         return b"".join(map(self.token_bytes, ids))
 
     def token_bytes(self, id: int) -> bytes:
@@ -180,7 +179,7 @@ class Tokenizer:
 
     @property
     def drops_first_space(self) -> bool:
-        """Whether decoding removes one space at the start (SentencePiece-like tokenizers put it there)."""
+        """Whether decoding removes one leading space (SentencePiece-like tokenizers add it)."""
         return self._drops_first_space
 
     @property
@@ -201,14 +200,14 @@ class Tokenizer:
             size += sum(len(text.encode("utf-8", "surrogatepass")) for text in batch)
             tokens += sum(map(len, self.encode_batch(batch)))
         if not tokens:
-            raise DataError("There is no text to measure the tokenizer on.", "Give files that hold some.")
+            raise DataError("There is no text to measure the tokenizer on.", "Give files that contain some.")
         return size / tokens
 
     def save(self, directory: Path) -> None:
         """Write tokenizer.json, tokenizer_config.json, special_tokens_map.json and chat_template.jinja.
 
         transformers 4 and 5 both read them: the class is PreTrainedTokenizerFast, which 5 keeps as an alias, and the
-        template lies both in the configuration (4.x) and in its own file (5.x). Each file is whole or as it was.
+        template is both in the configuration (4.x) and in its own file (5.x). Each file is replaced atomically.
         """
         spec = json.loads(self._json)
         tokens = {
@@ -241,12 +240,12 @@ class Tokenizer:
 
     @cached_property
     def _parsing(self) -> tokenizers.Tokenizer:
-        """The backend that reads special tokens in text; rarely wanted, so made when it is."""
+        """The backend that parses special tokens in text; rarely needed, so created on first use."""
         return _backend(self._json, self._place)
 
     @cached_property
     def _bytes(self) -> list[bytes]:
-        """Bytes of each id, the names of added tokens included."""
+        """The bytes of each id, including the names of added tokens."""
         spec = json.loads(self._json)
         table = [b""] * self.vocab_size
         back = {ord(char): chr(byte) for byte, char in byte_alphabet().items()}
@@ -262,7 +261,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, *, reserved: int = 16
 
     vocab_size counts everything: 256 bytes, merges, and the special tokens with their `reserved` empty slots, which
     take the last ids. A text too small for that many merges (a pair must occur twice) gives a smaller vocabulary.
-    Raises PunaError when vocab_size leaves no room for merges or there is no text.
+    Raises PunaError if vocab_size leaves no room for merges or there is no text.
     """
     names = special_names(reserved)
     if vocab_size < 256 + len(names):
@@ -298,7 +297,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, *, reserved: int = 16
 
 
 def _pre_tokenizer() -> pre_tokenizers.PreTokenizer:
-    """The library's object for what `bytelevel.pre_tokenizer` describes, made from that description itself."""
+    """The library's object for the description by `bytelevel.pre_tokenizer`."""
     empty = {"type": "BPE", "vocab": {}, "merges": []}
     return tokenizers.Tokenizer.from_str(
         json.dumps(

@@ -1,6 +1,6 @@
-"""Reading a tokenizer.json that others made: which tokens control, what bytes a token stands for.
+"""Interpret a third-party tokenizer.json: its control tokens and the bytes of each token.
 
-The format is that of the `tokenizers` library. Two families are known: byte-level (GPT-2, Llama 3, Qwen) and
+The format is that of the `tokenizers` library. Two families are supported: byte-level (GPT-2, Llama 3, Qwen) and
 SentencePiece-like (Llama 2), where U+2581 stands for a space and <0x0A> for a byte.
 """
 
@@ -14,10 +14,10 @@ from puna.text.bytelevel import MARKERS
 
 
 def without_control(spec: Mapping[str, Any], control: set[str]) -> dict[str, Any]:
-    """The tokenizer.json of the same tokenizer without its control tokens, so that no text can become one.
+    """The same tokenizer.json without control tokens, so that no text can become one.
 
-    Other added tokens (runs of spaces in some tokenizers) keep working: they are put into the vocabulary under their
-    ids, since the library numbers added tokens by their order.
+    Other added tokens (runs of spaces in some tokenizers) keep working: they are moved to the vocabulary with their
+    ids, because the library numbers added tokens by their order.
     """
     model = dict(spec["model"])
     kept = [token for token in spec.get("added_tokens") or [] if token["content"] not in control]
@@ -31,18 +31,18 @@ def without_control(spec: Mapping[str, Any], control: set[str]) -> dict[str, Any
 
 
 def looks_like_control(name: str) -> bool:
-    """Whether an added token that is not marked special is a control token by its form, like <think> or [INST]."""
+    """Whether an added token not marked special looks like a control token, such as <think> or [INST]."""
     return name in MARKERS or re.fullmatch(r"<\S+>|\[/?[A-Z_]+\]", name) is not None
 
 
 def decoder_kind(spec: Mapping[str, Any], place: str) -> tuple[bool, bool]:
-    """(byte-level or not, whether decoding drops a first space), from the decoder's description."""
+    """(whether it is byte-level, whether decoding drops a leading space), from the decoder's description."""
     text = json.dumps([spec.get("decoder"), spec.get("pre_tokenizer"), spec.get("normalizer")], ensure_ascii=False)
     if '"ByteLevel"' in text:
         return True, False
     if '"Metaspace"' in text or "▁" in text:
         decoder = json.dumps(spec.get("decoder"), ensure_ascii=False)
-        # Metaspace takes away the space it put in front unless told never to; Llama 2's form says so with a Strip.
+        # Metaspace removes the space it added unless set to "never"; Llama 2's files use Strip for this.
         never = '"prepend_scheme": "never"' in decoder or '"add_prefix_space": false' in decoder
         return False, '"Strip"' in decoder or ('"Metaspace"' in decoder and not never)
     raise PunaError(f"{place} is neither a byte-level nor a SentencePiece-like BPE tokenizer.", "Give one that is.")
@@ -51,7 +51,7 @@ def decoder_kind(spec: Mapping[str, Any], place: str) -> tuple[bool, bool]:
 def token_to_bytes(token: str, back: Mapping[int, str]) -> bytes:
     try:
         return token.translate(back).encode("latin-1")
-    except UnicodeEncodeError:  # a token that was added to the vocabulary as it is, outside the alphabet
+    except UnicodeEncodeError:  # a token added to the vocabulary unchanged, outside the alphabet
         return token.encode("utf-8", "replace")
 
 
@@ -61,7 +61,7 @@ def sentencepiece_bytes(token: str) -> bytes:
 
 
 def merges_as_text(merges: Sequence[Any]) -> list[Any]:
-    """Merges as "left right", which every reader knows; as pairs only where a token itself holds a space."""
+    """Merges as "left right", which all readers support; as pairs only if a token itself contains a space."""
     if any(not isinstance(merge, str) and any(" " in part for part in merge) for merge in merges):
         return [list(merge) for merge in merges]
     return [merge if isinstance(merge, str) else " ".join(merge) for merge in merges]
@@ -72,12 +72,12 @@ def _joined(merge: Any) -> str:
 
 
 def token_name(token: Any) -> str | None:
-    """The name in a tokenizer_config entry, which is text or an object with "content"."""
+    """The name in a tokenizer_config entry, which is a string or an object with "content"."""
     return token.get("content") if isinstance(token, dict) else token
 
 
 def template_in(config: Mapping[str, Any]) -> str | None:
-    """The chat template in a tokenizer_config.json: text, or a list of named ones of which "default" counts."""
+    """The chat template in a tokenizer_config.json: a string, or a list of named ones with a "default"."""
     template = config.get("chat_template")
     if isinstance(template, list):
         named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
