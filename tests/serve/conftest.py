@@ -1,4 +1,4 @@
-"""A small random chat model with a tokenizer of its own, and servers that answer on real sockets."""
+"""Servers of a small random chat model that answer on real sockets."""
 
 import asyncio
 import contextlib

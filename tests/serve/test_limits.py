@@ -214,11 +214,13 @@ def test_a_client_that_reads_slowly_loses_its_stream(chat_model: Path, running, 
 def test_a_mailbox_is_bounded(chat_model: Path) -> None:
     import asyncio
 
-    from puna.serve.backends.native.thread_bridge import Bridge, Mailbox
+    from puna.serve.backends.native.thread_bridge import Mailbox, ThreadBridge
 
     async def slow() -> None:
         lost: list[bool] = []
-        box: Mailbox[int] = Mailbox(Bridge(asyncio.get_running_loop()), limit=3, overflowed=lambda: lost.append(True))
+        box: Mailbox[int] = Mailbox(
+            ThreadBridge(asyncio.get_running_loop()), limit=3, overflowed=lambda: lost.append(True)
+        )
         for number in range(3):
             box.send(number)
         await asyncio.sleep(0)
@@ -236,7 +238,7 @@ def test_a_mailbox_is_bounded(chat_model: Path) -> None:
 def test_one_wake_up_for_many_tokens() -> None:
     import asyncio
 
-    from puna.serve.backends.native.thread_bridge import Bridge, Mailbox
+    from puna.serve.backends.native.thread_bridge import Mailbox, ThreadBridge
 
     class Counting:
         def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -248,7 +250,7 @@ def test_one_wake_up_for_many_tokens() -> None:
 
     async def many() -> None:
         loop = Counting(asyncio.get_running_loop())
-        bridge = Bridge(loop)  # type: ignore[arg-type]
+        bridge = ThreadBridge(loop)  # type: ignore[arg-type]
         boxes = [Mailbox[int](bridge, limit=10, overflowed=lambda: None) for _ in range(32)]
         for box in boxes:
             box.send(1)
