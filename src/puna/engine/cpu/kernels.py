@@ -1,8 +1,8 @@
 """The CPU kernels in native/, compiled on the machine that runs them: a whole engine step as one call.
 
 The first engine on a machine with a C compiler (`cc`, or the one that CC names) compiles them, in about three seconds,
-into the user's cache; without a compiler everything works, only slower. PUNA_KERNELS=off disables them; any other value is
-the compiler's -march (default: native), which holds a processor to fewer instructions. They use torch's threads: the
+into the user's cache; without a compiler everything works, only slower. PUNA_KERNELS=off disables them; any other value
+is the compiler's -march (default: native), which holds a processor to fewer instructions. They use torch's threads: the
 library binds to the OpenMP runtime that torch has loaded.
 """
 
