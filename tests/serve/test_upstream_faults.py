@@ -314,14 +314,14 @@ def test_a_server_that_does_not_come_up(fake_llama: Path, capsys) -> None:
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["x.gguf", "--backend", "llama.cpp"], "There is no"),
+        (["x.gguf", "--backend", "llama.cpp"], "no-such-program was not found"),
         (["x", "--backend", "vllm"], "vLLM is not installed"),
         (["--backend", "openai"], "needs an address"),
         (["--backend", "vllm"], "no model to start"),
-        (["--backend", "openai", "--upstream", "nowhere"], "no address"),
+        (["--backend", "openai", "--upstream", "nowhere"], "is not an address"),
         (["x", "--upstream", "http://localhost:1"], "Say which"),
         (["--backend", "openai", "--upstream", "http://localhost:1", "--quantize", "int8"], "own engine"),
-        ([], "no model to serve"),
+        ([], "No model was given"),
     ],
 )
 def test_one_sentence_for_what_cannot_be(words, sentence, monkeypatch, capsys) -> None:
