@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from puna.core.errors import PunaError, nearest
+from puna.core.errors import PunaError, RecipeError, nearest
 from puna.core.units import format_count, parse_count
 from puna.model.config import PRESETS, ModelConfig
 from puna.model.layout import Layout
@@ -180,12 +180,12 @@ def fleet_for(text: str | None, *, limited: bool) -> Group:
     """The accelerators of a plan: those named, else this machine's.
 
     limited: by money or days instead of accelerators; without a name that means one node of H100, for its price. Raises
-    PunaError for a fleet of several kinds.
+    RecipeError for a fleet of several kinds.
     """
     if text:
         fleet = parse_fleet(text)
         if len(fleet.groups) > 1:
-            raise PunaError(
+            raise RecipeError(
                 f"'{text}' has {len(fleet.groups)} kinds of accelerators, and one synchronous job would run at "
                 "the pace of the slowest.",
                 f"Plan a job for each kind, or see all of them with: puna plan fleet {text}",

@@ -1,8 +1,9 @@
 """The CPU kernels in native/, compiled on the machine that runs them: a whole engine step as one call.
 
 The first engine on a machine with a C compiler (`cc`, or the one that CC names) compiles them, in about three seconds,
-into the user's cache; without a compiler everything works, only slower. PUNA_KERNELS=off disables them. They use
-torch's threads: the library binds to the OpenMP runtime that torch has loaded.
+into the user's cache; without a compiler everything works, only slower. PUNA_KERNELS=off disables them; any other value
+is the compiler's -march (default: native), which holds a processor to fewer instructions. They use torch's threads: the
+library binds to the OpenMP runtime that torch has loaded.
 """
 
 import ctypes
@@ -21,7 +22,7 @@ from torch import Tensor
 _SOURCES = sorted(Path(__file__).with_name("native").glob("*.[ch]"))
 _MAIN = Path(__file__).with_name("native") / "step.c"
 # Not -ffast-math: linked with it, a library makes the whole process round subnormals to zero.
-_FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-shared", "-fPIC")
+_FLAGS = ("-O3", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-shared", "-fPIC")
 
 
 class MatrixStruct(ctypes.Structure):
@@ -135,7 +136,8 @@ def kernels() -> Kernels | None:
 def _library(compiler: str) -> Path:
     """The library for this source, compiler and processor, from the cache or compiled now."""
     source = b"".join(path.read_bytes() for path in _SOURCES)
-    machine = f"{compiler} {_FLAGS} {platform.machine()} {sorted(torch.cpu.get_capabilities().items())}"
+    target = f"-march={os.environ.get('PUNA_KERNELS') or 'native'}"
+    machine = f"{compiler} {target} {_FLAGS} {platform.machine()} {sorted(torch.cpu.get_capabilities().items())}"
     name = hashlib.sha256(source + machine.encode()).hexdigest()[:16]
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "puna"
     path = cache / f"kernels-{name}.so"
@@ -143,7 +145,7 @@ def _library(compiler: str) -> Path:
         cache.mkdir(parents=True, exist_ok=True)
         built = cache / f".kernels-{name}.{os.getpid()}.so"
         try:
-            command = [*shlex.split(compiler), *_FLAGS, "-o", str(built), str(_MAIN), "-lm"]
+            command = [*shlex.split(compiler), target, *_FLAGS, "-o", str(built), str(_MAIN), "-lm"]
             subprocess.run(command, check=True, capture_output=True, timeout=120)
             os.replace(built, path)
         finally:
