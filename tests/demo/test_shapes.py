@@ -47,17 +47,23 @@ def test_what_was_measured_wins_over_what_was_estimated() -> None:
     assert found[0].measured
 
 
-def test_two_are_measured_and_a_third_only_when_it_could_win() -> None:
-    asked: list[Shape] = []
+def test_no_more_are_measured_than_could_win() -> None:
+    asked: list[tuple[Shape, int]] = []
     step = machine(7e10)
 
     def measure(shape: Shape, rows: int) -> float:
-        asked.append(shape)
+        asked.append((shape, rows))
         return step(shape, rows)
 
     found = chosen(7e10, measure=measure)
-    assert len(asked) == 2
+    assert len(asked) == len(found) <= 3
     assert all(one.measured for one in found)
+
+
+def test_a_slow_machine_takes_smaller_steps_instead_of_none() -> None:
+    slow = chosen(2e8, seconds=30)[0]
+    assert slow.rows < 8
+    assert slow.steps * slow.step_seconds <= 30
 
 
 def test_time_and_passes_over_the_corpus_bound_the_steps() -> None:

@@ -48,7 +48,10 @@ SHAPES = (
     Shape(256, 4, 4, 688, 1.247, 0.147),
     Shape(320, 6, 5, 864, 1.209, 0.1615),
 )
-ROWS = (8,)
+ROW_COSTS = {8: 0.0, 4: 0.004, 2: 0.02}
+"""Rows in a step, and bits per byte that fewer cost at the same tokens (4: docs/log.md, 2026-11-23; 2: a guess)."""
+FEWEST_STEPS = 24
+"""Below this a schedule has no room, so smaller steps are taken first."""
 
 
 def choose(
@@ -63,8 +66,8 @@ def choose(
     """Options for `seconds` of training, the best one first, then every other that was measured.
 
     corpus_tokens: training tokens of the corpus. starting: seconds that a shape's first weights take. estimate,
-    measure: seconds of a step of a shape with so many rows. All options are estimated, and the two most promising are
-    measured; a third one too, when it could still win at the pace that the others showed.
+    measure: seconds of a step of a shape with so many rows. All options are estimated and the most promising one is
+    measured; then others, three in all at most, while one of them would win at the pace that the measured ones showed.
     """
 
     def option(shape: Shape, rows: int, step: float, *, measured: bool) -> Option:
@@ -72,7 +75,7 @@ def choose(
         steps = min(int(left / step), int(MAX_PASSES * corpus_tokens / (rows * SEQ_LEN)))
         return Option(shape, rows, step, steps, predicted_bits(shape, rows, steps * rows * SEQ_LEN), measured)
 
-    guesses = {(shape, rows): estimate(shape, rows) for shape in shapes for rows in ROWS}
+    guesses = {(shape, rows): estimate(shape, rows) for shape in shapes for rows in ROW_COSTS}
     found: list[Option] = []
     pace = 1.0  # measured over estimated step times; what one shape shows holds for the others, more or less
     for number in range(min(3, len(guesses))):
@@ -81,17 +84,22 @@ def choose(
             for (shape, rows), step in guesses.items()
             if (shape, rows) not in {(one.shape, one.rows) for one in found}
         ]
-        best = min(rest, key=lambda one: one.bits_per_byte)
-        if number == 2 and best.bits_per_byte >= min(one.bits_per_byte for one in found):
+        best = min(rest, key=_rank)
+        if number and _rank(best) >= min(map(_rank, found)):
             break
         step = measure(best.shape, best.rows)
         found.append(option(best.shape, best.rows, step, measured=True))
         pace = math.exp(sum(math.log(one.step_seconds / guesses[one.shape, one.rows]) for one in found) / len(found))
-    return sorted(found, key=lambda one: one.bits_per_byte)
+    return sorted(found, key=_rank)
+
+
+def _rank(option: Option) -> tuple[bool, float]:
+    """What is best comes first: enough steps, then bits per byte."""
+    return option.steps < FEWEST_STEPS, option.bits_per_byte
 
 
 def predicted_bits(shape: Shape, rows: int, tokens: int) -> float:
     """Bits per byte that a shape needs after so many tokens, from its measured curve; infinite for no tokens."""
     if tokens <= 0:
         return math.inf
-    return shape.scale * (tokens / 1e6) ** -shape.power
+    return shape.scale * (tokens / 1e6) ** -shape.power + ROW_COSTS[rows]

@@ -90,7 +90,7 @@ def step_seconds(recipe: Recipe, folder: Path, *, machine: Machine, seconds: flo
         loop = prepare(trial, folder, world, machine=machine)
         times: list[float] = []
         begin = time.perf_counter()
-        while len(times) < 4 or (time.perf_counter() - begin < seconds and len(times) < 50):
+        while len(times) < 2 or (time.perf_counter() - begin < seconds and len(times) < 50):
             batch = loop.objective.batch(len(times))
             start = time.perf_counter()
             loop.train_step(batch)[0].item()
