@@ -7,11 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-import puna
 from puna.model.config import ModelConfig
 from puna.model.llama import LlamaForCausalLM
 from puna.model.store import save_model
-from puna.text.tokenizer import Tokenizer, train_tokenizer
+from puna.text.tokenizer import Tokenizer
 from puna.train.machine import Machine
 
 # Measured by nobody: these runs need no rates, and measuring takes longer than they do.
@@ -33,8 +32,8 @@ def machine() -> Machine:
 
 @pytest.fixture(scope="session")
 def tokenizer() -> Tokenizer:
-    package = Path(puna.__file__).parent
-    return train_tokenizer([path.read_text(encoding="utf-8") for path in sorted((package / "core").glob("*.py"))], 512)
+    """A small one, kept as a file: what the stages below learn depends on it."""
+    return Tokenizer.load(Path(__file__).parent / "golden" / "tokenizer.json")
 
 
 @pytest.fixture(scope="session")

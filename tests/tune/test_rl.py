@@ -116,7 +116,7 @@ def test_an_interrupted_stage_reproduces_every_step_to_the_bit(values, tmp_path,
 
 
 def test_adapters_alone_learn_and_the_engine_writes_with_them(values, tmp_path, machine):
-    # The last weights: whether they are the best depends on the tokenizer, which is trained on this package's source.
+    # The last weights: whether they are the best is another matter.
     train = {"steps": 4, "final": "last"}
     recipe = recipe_of(values, lora={"rank": 4}, optimizer={"lr": 0.05}, train=train, rollout={"updates": 1})
     run(recipe, tmp_path / "run", machine)
