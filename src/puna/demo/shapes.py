@@ -66,8 +66,8 @@ def choose(
     """Options for `seconds` of training, the best one first, then every other that was measured.
 
     corpus_tokens: training tokens of the corpus. starting: seconds that a shape's first weights take. estimate,
-    measure: seconds of a step of a shape with so many rows. All options are estimated and the most promising one is
-    measured; then others, three in all at most, while one of them would win at the pace that the measured ones showed.
+    measure: seconds of a step of a shape with so many rows. All options are estimated, and the two best shapes
+    are measured; a third one too, when it would win at the pace that the others showed.
     """
 
     def option(shape: Shape, rows: int, step: float, *, measured: bool) -> Option:
@@ -78,14 +78,14 @@ def choose(
     guesses = {(shape, rows): estimate(shape, rows) for shape in shapes for rows in ROW_COSTS}
     found: list[Option] = []
     pace = 1.0  # measured over estimated step times; what one shape shows holds for the others, more or less
-    for number in range(min(3, len(guesses))):
+    for number in range(min(3, len(shapes))):
         rest = [
             option(shape, rows, pace * step, measured=False)
             for (shape, rows), step in guesses.items()
-            if (shape, rows) not in {(one.shape, one.rows) for one in found}
+            if shape not in {one.shape for one in found}
         ]
         best = min(rest, key=_rank)
-        if number and _rank(best) >= min(map(_rank, found)):
+        if number == 2 and _rank(best) >= min(map(_rank, found)):
             break
         step = measure(best.shape, best.rows)
         found.append(option(best.shape, best.rows, step, measured=True))
