@@ -181,7 +181,7 @@ def test_half_a_character_waits_and_a_broken_one_is_shown_as_such() -> None:
     [
         ([], GREEDY, "prompt is empty"),
         ([1] * 256, GREEDY, "256 tokens, but the model's context holds 256"),
-        ([1, 512], GREEDY, "token id 512, but the model knows 0 to 511"),
+        ([1, 512], GREEDY, "token id 512, but the model's ids are 0 to 511"),
         ([1, -1], GREEDY, "token id -1"),
         ([1], SamplingParams(stop=("x",)), "need a tokenizer"),
         ([1], [GREEDY, GREEDY], "1 prompts but 2"),

@@ -219,8 +219,8 @@ def test_streams_take_turns_and_an_abandoned_one_leaves_nothing(model: LlamaForC
 @pytest.mark.parametrize(
     ("params", "words"),
     [
-        (SamplingParams(max_tokens=62), "3 tokens and max_tokens = 62 are 65, but the key-value cache holds 64"),
-        (SamplingParams(logit_bias={512: 1.0}), "logit_bias names token id 512, but there are 0 to 511"),
+        (SamplingParams(max_tokens=62), "3 tokens and max_tokens = 62 are 65, but the KV cache holds 64"),
+        (SamplingParams(logit_bias={512: 1.0}), "logit_bias names token id 512, but ids are 0 to 511"),
     ],
 )
 def test_what_can_never_run_is_refused_at_once(model: LlamaForCausalLM, params: SamplingParams, words: str) -> None:
