@@ -28,7 +28,7 @@ from puna.data.corpus import Corpus
 from puna.data.recipe import DataRecipe
 from puna.demo.introduction import introduce
 from puna.demo.progress import Progress, find
-from puna.demo.shapes import SEQ_LEN, Option, Shape, choose
+from puna.demo.shapes import SEQ_LEN, Option, Shape, choose, most_steps
 from puna.demo.tuning import MAX_TOKENS, tune_demo
 from puna.engine.generate import Engine
 from puna.evals.completions import completions, function_heads
@@ -148,7 +148,7 @@ class Demo:
         if "recipe" not in done:
             options = self._options(corpus, corpus_dir)
             best, seconds = options[0], 60 * self.minutes
-            if best.steps * best.step_seconds < 0.8 * seconds:  # passes over the corpus end it, not the time
+            if best.steps == most_steps(best.rows, corpus.num_tokens()):  # passes over the corpus end it, not the time
                 seconds = 0.0
             recipe = self._draft(best.shape, best.rows, corpus_dir, steps=best.steps, seconds=seconds)
             shown = [_plain(option) for option in options]

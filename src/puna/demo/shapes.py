@@ -72,7 +72,7 @@ def choose(
 
     def option(shape: Shape, rows: int, step: float, *, measured: bool) -> Option:
         left = max(0.0, seconds - starting(shape))
-        steps = min(int(left / step), int(MAX_PASSES * corpus_tokens / (rows * SEQ_LEN)))
+        steps = min(int(left / step), most_steps(rows, corpus_tokens))
         return Option(shape, rows, step, steps, predicted_bits(shape, rows, steps * rows * SEQ_LEN), measured)
 
     guesses = {(shape, rows): estimate(shape, rows) for shape in shapes for rows in ROW_COSTS}
@@ -96,6 +96,11 @@ def choose(
 def _rank(option: Option) -> tuple[bool, float]:
     """What is best comes first: enough steps, then bits per byte."""
     return option.steps < FEWEST_STEPS, option.bits_per_byte
+
+
+def most_steps(rows: int, corpus_tokens: int) -> int:
+    """Steps of so many rows that the passes over the corpus allow."""
+    return int(MAX_PASSES * corpus_tokens / (rows * SEQ_LEN))
 
 
 def predicted_bits(shape: Shape, rows: int, tokens: int) -> float:
