@@ -2,11 +2,8 @@
 
 import json
 import os
-import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -170,40 +167,16 @@ def test_a_machine_that_is_faster_than_predicted_gets_more_steps(monkeypatch, tm
     assert asked[1] > 1.8 * asked[0]
 
 
-def test_a_demo_that_was_killed_continues_where_it_was(demo, tmp_path) -> None:
-    """Killed in training, then interrupted in tuning: the same command continues, and nothing is done twice."""
-    folder, _, _ = demo
-    shutil.copytree(folder / "corpora", tmp_path / "corpora")
-    command = [sys.executable, "-m", "puna", "demo", "--minutes", "0.4", "--no-chat", "--json", "--bodies", "4"]
-    command += ["--tune-minutes", "0.4"]
-
-    def start(until: Path | None, signalled: signal.Signals) -> subprocess.CompletedProcess[str]:
-        with subprocess.Popen(
-            command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        ) as process:
-            while until is not None and not until.exists() and process.poll() is None:
-                time.sleep(0.05)
-            if until is not None:
-                process.send_signal(signalled)
-            out, err = process.communicate(timeout=900)
-        return subprocess.CompletedProcess(command, process.returncode, out, err)
-
-    run = tmp_path / "runs/demo"
-    killed = start(run / "metrics.jsonl", signal.SIGKILL)
-    assert killed.returncode == -signal.SIGKILL
-    recipe = json.loads((run / "demo.json").read_text(encoding="utf-8"))["done"]["recipe"]
-    stopped = start(run / "tune/1-sft/model/config.json", signal.SIGINT)
-    assert stopped.returncode in (2, 130), stopped.stderr[-3000:]
-    assert "Continuing the demo in" in stopped.stderr
-    before = json.loads((run / "demo.json").read_text(encoding="utf-8"))["done"]
-    assert before["recipe"] == recipe
-    assert before["training"]["kind"] == "end"
-    done = start(None, signal.SIGINT)
-    assert done.returncode == 0, done.stderr[-3000:]
-    result = json.loads(done.stdout)
-    assert result["run"] == "runs/demo"
-    assert result["bits_per_byte"][0]["value"] == before["training"]["bits_per_byte"]
-    assert "4  Training" in done.stderr
-    assert "tokens/s, " not in done.stderr.partition("5  Next to")[0].partition("4  Training")[2]  # no step was made
-    assert [stage["stage"] for stage in result["abilities"][0]["stages"]] == list(STAGES.values())
-    assert not (tmp_path / "runs/demo-2").exists()
+def test_an_unfinished_demo_is_found_again_and_what_it_did_is_kept(tmp_path) -> None:
+    settings = {"minutes": 1.0, "tune_minutes": 0.3, "bodies": 4, "seed": 0}
+    first, begun = find(tmp_path, settings)
+    assert not begun
+    first.keep("recipe", {"steps": 3})
+    again, begun = find(tmp_path, settings)
+    assert begun
+    assert (again.run_dir, again.done) == (first.run_dir, {"recipe": {"steps": 3}})
+    assert again.seconds >= first.seconds - 1
+    other, begun = find(tmp_path, {**settings, "minutes": 2.0})
+    assert (other.run_dir.name, begun) == ("demo-2", False)
+    again.keep("end", {})
+    assert find(tmp_path, settings)[0].run_dir.name == "demo-2"
