@@ -205,7 +205,7 @@ class Demo:
             event = train(
                 recipe,
                 self.run_dir,
-                resume=any((self.run_dir / "checkpoints").glob("step-*")),
+                resume=(self.run_dir / "metrics.jsonl").exists(),  # before the first checkpoint too: from step 0
                 observers=self.observers,
                 hooks={
                     0.0: code.at("at initialisation"),
