@@ -180,3 +180,44 @@ def test_an_unfinished_demo_is_found_again_and_what_it_did_is_kept(tmp_path) -> 
     assert (other.run_dir.name, begun) == ("demo-2", False)
     again.keep("end", {})
     assert find(tmp_path, settings)[0].run_dir.name == "demo-2"
+
+
+def test_a_demo_that_was_killed_and_interrupted_continues_where_it_was(demo, tmp_path) -> None:
+    """Killed before its first checkpoint, then interrupted in reinforcement: the same command continues each time."""
+    folder, _, _ = demo
+    shutil.copytree(folder / "corpora", tmp_path / "corpora")
+    command = [sys.executable, "-m", "puna", "demo", "--minutes", "1", "--no-chat", "--json", "--bodies", "4"]
+    command += ["--tune-minutes", "0.3"]
+    run = tmp_path / "runs/demo"
+
+    def start(stop: signal.Signals | None = None, when: Path | None = None, holds: str = "") -> tuple[int, str, str]:
+        """Run the demo, and send it a signal once a file holds a text. Returns (exit code, stdout, stderr)."""
+        with open(tmp_path / "out", "w+") as out, open(tmp_path / "err", "w+") as err:
+            process = subprocess.Popen(command, cwd=tmp_path, stdout=out, stderr=err)
+            while stop is not None and when is not None and process.poll() is None:
+                if when.exists() and holds in when.read_text(encoding="utf-8", errors="replace"):
+                    process.send_signal(stop)
+                    break
+                time.sleep(0.05)
+            code = process.wait(timeout=900)
+        return code, (tmp_path / "out").read_text(encoding="utf-8"), (tmp_path / "err").read_text(encoding="utf-8")
+
+    def state() -> dict:
+        return json.loads((run / "demo.json").read_text(encoding="utf-8"))["done"]
+
+    code, _, said = start(signal.SIGKILL, run / "metrics.jsonl", '"kind": "train"')
+    assert code == -signal.SIGKILL, said[-3000:]
+    recipe = state()["recipe"]
+    code, _, said = start(signal.SIGINT, run / "tune/1-rl/metrics.jsonl", '"kind": "start"')
+    assert code in (2, 130), said[-3000:]
+    assert f"Continuing the demo in {run.relative_to(tmp_path)}" in said
+    before = state()
+    assert before["recipe"] == recipe
+    code, printed, said = start()
+    assert code == 0, said[-3000:]
+    result = json.loads(printed)
+    assert result["run"] == "runs/demo"
+    assert result["bits_per_byte"][0]["value"] == before["training"]["bits_per_byte"]  # not trained again
+    assert "step " not in said.partition("5  Next to")[0].partition("4  Training")[2]
+    assert [stage["stage"] for stage in result["abilities"][0]["stages"]] == list(STAGES.values())
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["demo"]
