@@ -186,7 +186,7 @@ def test_ids_fit_their_type(vocab_size: int, dtype: str) -> None:
         ({"tokenizer": {}}, "needs vocab_size"),
         ({"tokenizer": {"path": "/nowhere/tokenizer"}}, "/nowhere/tokenizer"),
         ({"decontaminate": {"paths": ["/nowhere/set.jsonl"]}}, "does not exist"),
-        ({"stream_tokens": "1M"}, "stream_tokens needs weights"),
+        ({"stream_tokens": "1M"}, "stream_tokens needs sources with weights"),
     ],
 )
 def test_bad_recipes(stories: Path, tmp_path: Path, recipe: Make, change: dict[str, Any], message: str) -> None:

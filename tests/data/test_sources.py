@@ -198,7 +198,7 @@ def test_missing_columns_are_named_with_the_nearest(parquet: Path) -> None:
 def test_missing_and_empty_sources_are_refused(tmp_path: Path) -> None:
     with pytest.raises(PunaError, match="does not exist"):
         read(tmp_path / "nothing")
-    with pytest.raises(PunaError, match="contains no file of a known kind"):
+    with pytest.raises(PunaError, match="contains no file of a known type"):
         read(tmp_path)
     (tmp_path / "a.txt").write_text("text")
     with pytest.raises(PunaError, match=r"contains no file that matches \*\.py"):
