@@ -29,7 +29,7 @@ def environment(packages: Iterable[str] = ("torch", "transformers", "numpy")) ->
     """Hardware, system and versions, as they stand in every result file."""
     import psutil
 
-    from puna.train import machine
+    from puna.train.measure import machine
 
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),

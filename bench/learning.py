@@ -110,7 +110,7 @@ def _llama(corpus: Any, args: argparse.Namespace, changes: list[str]) -> Made:
     from puna.core.recipe import check
     from puna.demo.run import plan
     from puna.train import parallel
-    from puna.train.machine import measure as measure_machine
+    from puna.train.measure.machine import measure as measure_machine
     from puna.train.pretrain import Pretraining, prepare
     from puna.train.recipe import Recipe
     from puna.train.schedule import lr_factor
@@ -167,7 +167,7 @@ def _nanochat(corpus: Any, args: argparse.Namespace) -> Made:
     from nanochat.gpt import GPT, GPTConfig
 
     from puna.data.loader import batch
-    from puna.train.evaluate import documents_to_measure, windows
+    from puna.train.measure.evaluate import documents_to_measure, windows
 
     rows = 8
     config = GPTConfig(sequence_len=SEQ, vocab_size=4096, n_layer=6, n_head=4, n_kv_head=4, n_embd=256)

@@ -88,8 +88,8 @@ def work(tree: dict[str, Any]) -> None:
     from pathlib import Path
 
     from puna.core.recipe import check
-    from puna.train.machine import Machine, peak_process_memory
-    from puna.train.memory import predict_memory
+    from puna.train.measure.machine import Machine, peak_process_memory
+    from puna.train.planning.memory import predict_memory
     from puna.train.pretrain import train
     from puna.train.recipe import Recipe
 

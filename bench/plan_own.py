@@ -2,9 +2,9 @@
 
 The demo's recipe and others around it: narrower, wider and deeper models, longer and shorter rows, micro-batches, other
 precisions, recomputation, optimizers. What is predicted stands on a few seconds of measuring operations
-(`train.machine`), made before, between and after the steps; what is measured is the median step once it is compiled.
-Steps and measurements in which other processes took more than a twentieth of the CPUs are thrown away, and made again
-as long as the case's time lasts.
+(`train.measure.machine`), made before, between and after the steps; what is measured is the median step once it is
+compiled. Steps and measurements in which other processes took more than a twentieth of the CPUs are thrown away, and
+made again as long as the case's time lasts.
 
     python bench/plan_own.py [--only NAME ...] [--seconds 120]
 """
@@ -121,11 +121,11 @@ def work(tree: dict[str, Any], limit: float) -> dict[str, Any]:
     import torch
 
     from puna.core.recipe import check
-    from puna.train.machine import measure as rates
+    from puna.train.measure.machine import measure as rates
     from puna.train.parallel import World
+    from puna.train.planning.step_time import expected_step
     from puna.train.pretrain import prepare
     from puna.train.recipe import Recipe
-    from puna.train.speed import expected_step
 
     world = World(0, 1, torch.device("cpu"))
     with tempfile.TemporaryDirectory(prefix="puna-own-") as folder:

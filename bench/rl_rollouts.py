@@ -81,7 +81,7 @@ def main() -> None:
 
 
 def _cores() -> int:
-    from puna.train import machine
+    from puna.train.measure import machine
 
     return machine.cores()
 
@@ -130,7 +130,7 @@ def puna_turn(args: argparse.Namespace, folder: Path, seed: int) -> dict[str, fl
 
     from puna.core.recipe import check
     from puna.tasks.contract import Verdict
-    from puna.train.machine import Machine
+    from puna.train.measure.machine import Machine
     from puna.tune.rl.objective import RL
     from puna.tune.rl.recipe import RLRecipe
     from puna.tune.stage import run_stage

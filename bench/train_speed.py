@@ -56,7 +56,7 @@ def main() -> None:
         work(args.worker)
         return
 
-    from puna.train.machine import measure
+    from puna.train.measure.machine import measure
 
     machine = measure("cpu")
     contenders, skipped = start(fast_bf16=machine.fast_precision == "bf16")
@@ -128,7 +128,7 @@ def work(name: str) -> None:
     """Build one contender, warm it up, and train on request."""
     import torch
 
-    from puna.train.machine import cores
+    from puna.train.measure.machine import cores
 
     torch.set_num_threads(cores())
     torch.manual_seed(0)
@@ -168,7 +168,7 @@ def puna(precision: str, compiled: bool) -> tuple[Step, str]:
 
     from puna.core.recipe import check
     from puna.train.feed import Rows
-    from puna.train.machine import Machine
+    from puna.train.measure.machine import Machine
     from puna.train.parallel import World
     from puna.train.pretrain import Pretraining, prepare
     from puna.train.recipe import Recipe

@@ -162,7 +162,7 @@ def run_stage(
 
 def _machine() -> Any:
     """Rates only serve what a run predicts; they are not measured again for each stage."""
-    from puna.train.machine import Machine
+    from puna.train.measure.machine import Machine
 
     return Machine("cpu", "bench", 1, 8 << 30, {"fp32": 3e10, "bf16": 1e9}, False)
 

@@ -29,7 +29,7 @@ from pydantic import BaseModel
 
 from puna.core.recipe import load
 from puna.core.units import format_bytes, format_count
-from puna.train.memory import predict_memory
+from puna.train.planning.memory import predict_memory
 from puna.train.recipe import Recipe
 
 DOCS = Path(__file__).resolve().parent

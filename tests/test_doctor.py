@@ -39,7 +39,7 @@ def test_without_a_calibration_says_how_to_get_one() -> None:
 
 
 def test_an_old_calibration_is_noted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("puna.train.calibrate.check_plausible", lambda *_: None)
+    monkeypatch.setattr("puna.train.measure.calibrate.check_plausible", lambda *_: None)
     calibrated(0.1, "2025-01-01")
     found = doctor.calibration()
     assert found.state == "note"
@@ -54,7 +54,7 @@ def test_a_calibration_that_is_far_off_is_not_believed() -> None:
 
 
 def test_a_full_disk_and_a_missing_compiler_have_advice(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("puna.train.machine.has_compiler", lambda: False)
+    monkeypatch.setattr("puna.train.measure.machine.has_compiler", lambda: False)
     assert "g++" in doctor.compiler().advice
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1 << 20})())
     assert doctor.disk().state == "note"

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from puna.core.recipe import load
-from puna.train.memory import predict_memory
+from puna.train.planning.memory import predict_memory
 from puna.train.recipe import Recipe
 
 RECIPES = Path(__file__).parent.parent / "recipes"

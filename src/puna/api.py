@@ -114,11 +114,11 @@ def load_model(
     """
     import torch
 
+    from puna.engine.core.memory_errors import out_of_memory
     from puna.engine.generate import load_engine
-    from puna.engine.memory_errors import out_of_memory
     from puna.model.hub import model_directory
     from puna.model.store import load_stage
-    from puna.train.machine import best_device
+    from puna.train.measure.machine import best_device
 
     directory = model_directory(model)
     if dtype not in (None, "float32", "bfloat16"):
@@ -188,7 +188,7 @@ def train_model(
     {"train.steps": 500}. run_dir: by default runs/<name>. on_event: called with every event of metrics.jsonl.
     Raises RecipeError for a recipe that does not fit, and PunaError for a corpus or a machine that does not.
     """
-    from puna.train.run_directory import new_run, resumed_run, settle_corpus
+    from puna.train.run.directory import new_run, resumed_run, settle_corpus
 
     words = _words(overrides)
     if resume:
@@ -263,7 +263,7 @@ def plan_run(
     Raises PunaError for what is not known and where no layout is legal.
     """
     from puna.plan.run.estimate import estimate_run
-    from puna.train.plan_target import Options, find_target, fleet_for, on_this_machine
+    from puna.train.planning.target import Options, find_target, fleet_for, on_this_machine
 
     group = fleet_for(fleet, limited=False)
     options = Options(tokens, batch, None if seq_len is None else str(seq_len), precision, stack)

@@ -75,14 +75,14 @@ def software() -> Finding:
 
 def processor() -> Finding:
     """The processor's name and the cores this process may use."""
-    from puna.train.machine import cores, device_name
+    from puna.train.measure.machine import cores, device_name
 
     return Finding("processor", f"{device_name('cpu')}, {_count(cores(), 'core')}")
 
 
 def load() -> Finding:
     """How many cores other programs want now."""
-    from puna.train.machine import cores
+    from puna.train.measure.machine import cores
 
     wanted = other_load()
     warning = busy(wanted, cores())
@@ -116,7 +116,7 @@ def gpu() -> Finding:
 
 def memory() -> Finding:
     """Memory that a new process may use."""
-    from puna.train.machine import memory_bytes
+    from puna.train.measure.machine import memory_bytes
 
     return Finding("memory", f"{format_bytes(memory_bytes())} free")
 
@@ -135,7 +135,7 @@ def disk() -> Finding:
 
 def compiler() -> Finding:
     """Whether torch.compile and the engine's kernels can be built."""
-    from puna.train.machine import has_compiler
+    from puna.train.measure.machine import has_compiler
 
     if has_compiler():
         return Finding("compiler", "C++ with OpenMP and Python's headers")
@@ -165,8 +165,8 @@ def sandbox() -> Finding:
 def calibration() -> Finding:
     """What `puna plan calibrate` has measured here, how old it is, and whether it can be believed."""
     from puna.plan.evidence.local_device import accelerator_here, calibration_path, device_here, read_calibration
-    from puna.train.calibrate import check_plausible
-    from puna.train.machine import best_device
+    from puna.train.measure.calibrate import check_plausible
+    from puna.train.measure.machine import best_device
 
     device, advice = best_device(), "Run `puna plan calibrate` when nothing else runs."
     try:

@@ -226,7 +226,7 @@ def test_a_calibration_is_kept_and_used(
         write_calibration(measured)
         return measured
 
-    monkeypatch.setattr("puna.train.calibrate.calibrate", measure)
+    monkeypatch.setattr("puna.train.measure.calibrate.calibrate", measure)
     text = plan(capsys, "calibrate", "--quick")
     assert "matmul_fp32_tflops" in text
     assert "0.05" in text
@@ -390,7 +390,7 @@ def test_a_plan_needs_no_torch(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     modules = _modules_of(["llama3-8b", "--fleet", "8xh100"]).split()
-    assert [name for name in modules if name.startswith("puna.train.")] == ["puna.train.plan_target"]
+    assert [name for name in modules if name.startswith("puna.train.")] == ["puna.train.planning.target"]
 
 
 def _modules_of(words: list[str]) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from puna.core.errors import PunaError
-from puna.data.decontaminate import Evaluations
+from puna.data.cleaning.decontaminate import Evaluations
 from puna.data.recipe import DecontaminateConfig
 
 

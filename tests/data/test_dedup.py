@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from puna.data.dedup import ExactDuplicates, Signatures, near_duplicates
+from puna.data.cleaning.dedup import ExactDuplicates, Signatures, near_duplicates
+from puna.data.cleaning.shingles import shingle_hashes, word_hashes
 from puna.data.recipe import DedupConfig
-from puna.data.shingles import shingle_hashes, word_hashes
 
 CONFIG = DedupConfig()
 

@@ -7,9 +7,9 @@ import pytest
 
 from puna.core.errors import PunaError
 from puna.core.recipe import check
+from puna.data.cleaning.filters import code_reason, fineweb_reason, gopher_reason, make_filter, repetition_reason
+from puna.data.cleaning.language import guess_language
 from puna.data.document import Document
-from puna.data.filters import code_reason, fineweb_reason, gopher_reason, make_filter, repetition_reason
-from puna.data.language import guess_language
 from puna.data.recipe import REASONS, FilterConfig
 
 GOOD = (

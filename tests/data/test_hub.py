@@ -14,8 +14,8 @@ import pytest
 
 from puna.core.errors import PunaError
 from puna.data.document import Drops
+from puna.data.reading.sources import list_inputs, read_documents
 from puna.data.recipe import SourceConfig
-from puna.data.sources import list_inputs, read_documents
 
 hub = pytest.importorskip("huggingface_hub", reason="needs the extra 'hub'")
 

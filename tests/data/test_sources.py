@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 
 from puna.core.errors import PunaError
 from puna.data.document import Document, Drops
-from puna.data.file_types import matches
+from puna.data.reading.file_types import matches
+from puna.data.reading.sources import list_inputs, read_documents
 from puna.data.recipe import SourceConfig
-from puna.data.sources import list_inputs, read_documents
 
 ROWS = [
     {"text": "first story", "licence": "CC0", "kind": "story", "title": "One"},

@@ -20,10 +20,10 @@ from puna.demo.progress import find
 from puna.demo.run import CORPUS_RECIPE, OTHER_SECONDS
 from puna.demo.tuning import STAGES
 from puna.engine.generate import SamplingParams, load_engine
-from puna.train.machine import Machine
-from puna.train.metrics import read_metrics
+from puna.train.measure.machine import Machine
 from puna.train.pretrain import train
 from puna.train.recipe import Recipe
+from puna.train.run.metrics import read_metrics
 
 ROOT = Path(__file__).parents[2]
 # Measured by nobody: a run that is counted in steps needs no rates.

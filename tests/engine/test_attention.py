@@ -14,10 +14,10 @@ from torch.nn.attention import flex_attention
 
 from puna.engine import attention
 from puna.engine.attention import PagedAttention, QuerySpan, bucket
+from puna.engine.core.kv_cache import BlockPool
 from puna.engine.cuda import paged_attention
 from puna.engine.cuda.graphs import DecodeGraphs
 from puna.engine.cuda.paged_attention import FlexAttention
-from puna.engine.kv_cache import BlockPool
 from puna.model.config import ModelConfig
 from puna.model.llama import LlamaForCausalLM
 

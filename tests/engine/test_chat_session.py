@@ -7,8 +7,8 @@ import torch
 
 from puna.core.errors import PunaError
 from puna.engine.chat_session import ChatSession
+from puna.engine.core.scheduler import Chunk
 from puna.engine.generate import Engine, SamplingParams
-from puna.engine.scheduler import Chunk
 from puna.model.config import ModelConfig
 from puna.model.llama import LlamaForCausalLM
 from puna.text.chat import render

@@ -8,10 +8,10 @@ import torch
 
 from puna.engine import attention
 from puna.engine.attention import PagedAttention, QuerySpan
+from puna.engine.core.kv_cache import BlockPool
 from puna.engine.cuda.paged_attention import BLOCK_SIZES, AttentionBackend
 from puna.engine.device_copy import HostCopy, to_device
 from puna.engine.generate import Engine, SamplingParams
-from puna.engine.kv_cache import BlockPool
 from puna.model.config import ModelConfig
 from puna.model.llama import LlamaForCausalLM
 from puna.model.torch_compat import has_compiled_flex, has_paged_attention

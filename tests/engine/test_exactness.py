@@ -12,11 +12,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from puna.engine.core.scheduler import Chunk
 from puna.engine.cpu.fused_model import fuse
 from puna.engine.cpu.kernels import kernels
 from puna.engine.generate import Engine, SamplingParams
 from puna.engine.request import Request
-from puna.engine.scheduler import Chunk
 from puna.model.config import ModelConfig
 from puna.model.llama import LlamaForCausalLM
 

@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from puna.core.errors import PunaError
+from puna.engine.core.scheduler import Chunk
 from puna.engine.cuda import in_flight
 from puna.engine.generate import Engine, SamplingParams
 from puna.engine.request import DeadlineError, EngineError, Request, TokenOutput
-from puna.engine.scheduler import Chunk
 from puna.model.config import ModelConfig
 from puna.model.llama import LlamaForCausalLM
 
@@ -129,7 +129,7 @@ def test_out_of_memory_in_a_prefill_ends_it_alone(engine: Engine, expected: list
 def test_memory_that_is_short_for_a_batch_is_enough_for_its_halves(
     engine: Engine, expected: list[list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("puna.engine.errors.gc.collect", lambda: 0)  # a quarter of a second each time, here
+    monkeypatch.setattr("puna.engine.core.errors.gc.collect", lambda: 0)  # a quarter of a second each time, here
 
     def fault(chunks: Sequence[Chunk]) -> None:
         if len(chunks) > 2:

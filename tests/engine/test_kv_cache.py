@@ -8,7 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from puna.engine.kv_cache import BlockPool
+from puna.engine.core.kv_cache import BlockPool
 from puna.model.config import ModelConfig
 
 CONFIG = ModelConfig(preset="nano")
@@ -114,7 +114,7 @@ def test_a_longer_prompt_takes_whole_pages_and_a_copy_of_the_last() -> None:
 
 
 def test_a_hit_compares_tokens_not_only_digests(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("puna.engine.kv_cache._digest", lambda parent, tokens: b"always the same")
+    monkeypatch.setattr("puna.engine.core.kv_cache._digest", lambda parent, tokens: b"always the same")
     pool = make(8)
     pool.reset_prefix_cache(0)
     pool.release(entered(pool, [1, 2, 3, 4]))

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from puna.core.errors import PunaError
+from puna.engine.core.scheduler import Chunk
 from puna.engine.generate import Engine, SamplingParams
 from puna.engine.request import DeadlineError, EngineError, Request, TokenOutput
-from puna.engine.scheduler import Chunk
 from puna.model.config import ModelConfig
 from puna.model.llama import LlamaForCausalLM
 

@@ -14,7 +14,7 @@ from puna.data.recipe import DataRecipe
 from puna.evals.compressors import compressors
 from puna.model.config import ModelConfig
 from puna.model.store import save_model
-from puna.train.evaluate import bits_per_byte
+from puna.train.measure.evaluate import bits_per_byte
 
 
 @pytest.fixture(scope="module")

@@ -13,12 +13,12 @@ from puna.data.corpus import Corpus
 from puna.data.recipe import DataRecipe
 from puna.evals.benchmarks.dclm_core import TASKS, centred
 from puna.evals.catalogue import BENCHMARKS
-from puna.evals.compare import compare
 from puna.evals.contamination import contamination, seen_items
 from puna.evals.contract import Benchmark, Item, Text
-from puna.evals.model_card import DATASETS
-from puna.evals.published import COLUMNS, own_row
-from puna.evals.report import render, write_report
+from puna.evals.output.compare import compare
+from puna.evals.output.model_card import DATASETS
+from puna.evals.output.published import COLUMNS, own_row
+from puna.evals.output.report import render, write_report
 
 SENTENCE = "the quick brown fox jumps over the lazy dog and then runs far away from here at night"
 

@@ -81,8 +81,8 @@ def test_rows_come_from_the_hub_only_when_it_was_asked(tmp_path, monkeypatch):
         asked.append((source.id, source.revision, source.glob))
         return [Input("0000.parquet", 1, "0000.parquet", "abc")]
 
-    monkeypatch.setattr("puna.data.hub.list_dataset", list_dataset)
-    monkeypatch.setattr("puna.data.hub.fetch", lambda source, item: tmp_path / item.place)
+    monkeypatch.setattr("puna.data.reading.hub.list_dataset", list_dataset)
+    monkeypatch.setattr("puna.data.reading.hub.fetch", lambda source, item: tmp_path / item.place)
     with pytest.raises(MissingFiles, match="fetch with --hub"):
         BENCHMARKS["gsm8k"].load(EvalData(None))
     items = BENCHMARKS["gsm8k"].load(EvalData(None, hub=True))

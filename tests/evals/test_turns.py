@@ -17,7 +17,7 @@ from puna.evals.contract import MultiTurn
 from puna.evals.datasets import EvalData
 from puna.evals.evaluate import askable
 from puna.evals.generation import Sampling, converse
-from puna.evals.report import write_report
+from puna.evals.output.report import write_report
 from puna.evals.results import summarise
 from puna.evals.runner import chosen, run
 from puna.model.config import ModelConfig

@@ -22,8 +22,8 @@ from puna.plan.launch.emit import emit
 from puna.plan.launch.job import Launch
 from puna.plan.layouts.convert import from_columns, from_json, to_columns, to_json
 from puna.plan.layouts.predict import Question, predict
-from puna.train.plan_target import Options, find_target
-from puna.train.planned import apply_plan
+from puna.train.planning.from_plan import apply_plan
+from puna.train.planning.target import Options, find_target
 from puna.train.recipe import Recipe
 
 sizes = st.sampled_from([1, 2, 3, 4, 8])

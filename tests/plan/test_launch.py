@@ -25,7 +25,7 @@ from puna.plan.launch import ray_nodes
 from puna.plan.launch.emit import TARGETS, emit
 from puna.plan.launch.job import Launch
 from puna.train.recipe import Recipe
-from puna.train.run_directory import settle_corpus
+from puna.train.run.directory import settle_corpus
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 GOLDEN = Path(__file__).parent / "golden"

@@ -290,8 +290,8 @@ def test_fits_keeps_a_margin():
 
 @pytest.mark.parametrize("recompute", ["none", "selective", "full"])
 def test_agrees_with_the_trainers_own_prediction(recompute):
-    # train.memory counts Puna's own tensors; the planner must not tell another story about the same run.
-    from puna.train.memory import predict_memory
+    # train.planning.memory counts Puna's own tensors; the planner must not tell another story about the same run.
+    from puna.train.planning.memory import predict_memory
     from puna.train.recipe import Recipe
 
     recipe = Recipe.model_validate(

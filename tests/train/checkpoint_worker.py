@@ -13,8 +13,8 @@ from torch import nn
 from torch.distributed.fsdp import fully_shard
 
 from puna.core.errors import PunaError
-from puna.train.checkpoint import Checkpointer
 from puna.train.recipe import CheckpointConfig
+from puna.train.run.checkpoint import Checkpointer
 
 FINGERPRINT = {"corpus": "abc"}
 

@@ -1,6 +1,6 @@
 """The section on abilities: every stage and figure is there, and model text stays text."""
 
-from puna.train.abilities import abilities
+from puna.train.report.abilities import abilities
 
 ROW = {
     "ability": "planning",

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from puna.core.errors import PunaError
-from puna.train.bigram import bigram_weights
+from puna.train.init.bigram import bigram_weights
 
 
 def _markov_chain(size: int, length: int) -> tuple[np.ndarray, np.ndarray]:

@@ -13,7 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from puna.core.errors import PunaError
 from puna.plan.evidence.local_device import Calibration, calibration_path, this_machine
-from puna.train import calibrate, collectives, rates
+from puna.train.measure import calibrate, collectives
+from puna.train.measure import microbenchmarks as rates
 
 SMALL = {"layers": ((64, 32, 64), (64, 64, 32), (128, 64, 64)), "attention": ((64, 32), (32, 32), (64, 16))}
 FIGURES = ("matmul_tflops", "matmul_fp32_tflops", "attention_tflops", "stream_gb_per_s", "gate_gb_per_s", "muon_tflops")
@@ -143,10 +144,10 @@ def test_two_processes_exchange_over_gloo(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_a_process_that_fails_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("puna.train.launch.launch", lambda *_: 1)
+    monkeypatch.setattr("puna.train.run.launch.launch", lambda *_: 1)
     with pytest.raises(PunaError, match="exit code 1"):
         collectives.collective_rates("cpu")
-    monkeypatch.setattr("puna.train.launch.launch", lambda *_: 130)
+    monkeypatch.setattr("puna.train.run.launch.launch", lambda *_: 130)
     with pytest.raises(KeyboardInterrupt):
         collectives.collective_rates("cpu")
 

@@ -16,9 +16,9 @@ import torch.distributed.checkpoint as dcp
 from torch import nn
 
 from puna.core.errors import PunaError
-from puna.train.checkpoint import Checkpointer
-from puna.train.launch import launch
 from puna.train.recipe import CheckpointConfig
+from puna.train.run.checkpoint import Checkpointer
+from puna.train.run.launch import launch
 
 FINGERPRINT = {"model": {"hidden_size": 64, "num_hidden_layers": 2}, "corpus": "abc"}
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from puna.core.errors import PunaError
 from puna.model.config import ModelConfig
 from puna.model.llama import LlamaForCausalLM
-from puna.train.evaluate import bits_per_byte, documents_to_measure, windows
+from puna.train.measure.evaluate import bits_per_byte, documents_to_measure, windows
 
 VOCAB = 40
 

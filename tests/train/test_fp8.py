@@ -7,7 +7,7 @@ from torch import nn
 from puna.core.errors import PunaError
 from puna.model.config import ModelConfig
 from puna.model.llama import LlamaForCausalLM
-from puna.train.fp8 import _Forward, multiply, quantize, use_fp8
+from puna.train.parallel.fp8 import _Forward, multiply, quantize, use_fp8
 
 
 def test_quantize_uses_the_whole_range_and_survives_zeros():

@@ -7,8 +7,8 @@ import torch
 from puna.core.errors import PunaError
 from puna.model.config import ModelConfig
 from puna.model.llama import LlamaForCausalLM, rotate
-from puna.train.bigram import bigram_weights
-from puna.train.induction import induction_weights
+from puna.train.init.bigram import bigram_weights
+from puna.train.init.induction import induction_weights
 
 CONFIG = ModelConfig(
     vocab_size=96,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from puna.train.launch import launch
+from puna.train.run.launch import launch
 
 
 def script(tmp_path: Path, body: str) -> list[str]:
@@ -37,7 +37,7 @@ def test_one_process_needs_no_group(tmp_path: Path) -> None:
 def test_one_failure_ends_the_run_with_its_code_and_last_words(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("puna.train.launch._GRACE_SECONDS", 0.2)
+    monkeypatch.setattr("puna.train.run.launch._GRACE_SECONDS", 0.2)
     body = "sys.exit('process 1 is ill') if rank == 1 else time.sleep(60)"
     assert launch(script(tmp_path, body), 2) == 1
     assert "process 1 is ill" in capfd.readouterr().err
@@ -52,7 +52,7 @@ def test_only_the_first_process_speaks(tmp_path: Path, capfd: pytest.CaptureFixt
 def start(tmp_path: Path, body: str) -> subprocess.Popen[bytes]:
     """A launcher in a process of its own, with two workers that are ready."""
     command = script(tmp_path, f"{body}\npathlib.Path({str(tmp_path)!r}, f'ready{{rank}}').touch()\ntime.sleep(60)")
-    program = f"import sys; from puna.train.launch import launch; sys.exit(launch({command!r}, 2))"
+    program = f"import sys; from puna.train.run.launch import launch; sys.exit(launch({command!r}, 2))"
     process = subprocess.Popen([sys.executable, "-c", program])
     wait_for(lambda: len(list(tmp_path.glob("ready*"))) == 2)
     return process

@@ -6,7 +6,7 @@ import re
 import pytest
 from rich.console import Console
 
-from puna.train.live import LiveView, sparkline
+from puna.train.report.live import LiveView, sparkline
 
 START = {
     "kind": "start", "step": 0, "device": "a machine", "world_size": 1, "precision": "mixed", "compiled": True,

@@ -6,7 +6,7 @@ import sys
 import psutil
 import pytest
 
-from puna.train import device, machine
+from puna.train.measure import device, machine
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def test_an_unlimited_container_has_the_whole_machine(monkeypatch: pytest.Monkey
 def test_the_peak_of_memory_counts_this_process_and_can_start_again() -> None:
     script = """
 import numpy
-from puna.train.machine import forget_peak_process_memory, peak_process_memory
+from puna.train.measure.machine import forget_peak_process_memory, peak_process_memory
 before = peak_process_memory()
 block = numpy.ones(40_000_000)
 high = peak_process_memory()

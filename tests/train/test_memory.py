@@ -6,8 +6,8 @@ import pytest
 
 from puna.core.errors import PunaError
 from puna.core.recipe import check
-from puna.train.machine import Machine
-from puna.train.memory import Prediction, check_fits, largest_preset_that_fits, predict_memory
+from puna.train.measure.machine import Machine
+from puna.train.planning.memory import Prediction, check_fits, largest_preset_that_fits, predict_memory
 from puna.train.recipe import Recipe
 
 MODEL = {"vocab_size": 512, "hidden_size": 128, "intermediate_size": 344, "num_attention_heads": 4}

@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from puna.core.errors import PunaError
-from puna.train.metrics import MetricsLog, read_metrics, scalars, without_abandoned
 from puna.train.recipe import LogConfig
+from puna.train.run.metrics import MetricsLog, read_metrics, scalars, without_abandoned
 
 
 def train(step, loss=2.5, **more):
@@ -45,7 +45,7 @@ def test_every_line_is_there_when_the_process_is_killed(tmp_path):
     script = """
         import os, signal, sys
         from pathlib import Path
-        from puna.train.metrics import MetricsLog
+        from puna.train.run.metrics import MetricsLog
         from puna.train.recipe import LogConfig
         log = MetricsLog(Path(sys.argv[1]), LogConfig())
         for step in range(100):

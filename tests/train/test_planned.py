@@ -17,7 +17,7 @@ from puna.plan.equations.shape import from_config
 from puna.plan.layouts.predict import Question
 from puna.plan.output.json_output import estimate_tree
 from puna.plan.run.estimate import estimate_run
-from puna.train.planned import apply_plan
+from puna.train.planning.from_plan import apply_plan
 from puna.train.recipe import Recipe
 
 LAPTOP = Path(__file__).parents[2] / "recipes" / "laptop.toml"

@@ -14,8 +14,8 @@ from puna.cli.main import main
 from puna.core.errors import PunaError
 from puna.core.plots import Series, line_chart, nice_ticks, smooth, thin
 from puna.core.statistics import wilson
-from puna.train.record import load_run, summary
-from puna.train.report import write_report
+from puna.train.report.page import write_report
+from puna.train.report.run_data import load_run, summary
 
 EVIL = '<script>alert("x")</script>&amp;'
 VOID = {"meta", "br", "hr", "img", "input", "link"}

@@ -20,15 +20,15 @@ from safetensors.torch import load_file
 
 from puna.core.errors import PunaError
 from puna.core.recipe import dump, load
-from puna.train import verify
-from puna.train.checkpoint import _manifest_hash
 from puna.train.loop import Loop
-from puna.train.machine import Machine
-from puna.train.metrics import read_metrics
+from puna.train.measure.machine import Machine
 from puna.train.pretrain import train
 from puna.train.recipe import Recipe
-from puna.train.run_directory import settle_corpus
-from puna.train.verify import verify_resume
+from puna.train.run import verify_resume as verify
+from puna.train.run.checkpoint import _manifest_hash
+from puna.train.run.directory import settle_corpus
+from puna.train.run.metrics import read_metrics
+from puna.train.run.verify_resume import verify_resume
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 STEPS = 12

@@ -12,7 +12,7 @@ from puna.core.errors import PunaError
 from puna.core.files import lock_directory
 from puna.core.recipe import dump, load
 from puna.train.recipe import Recipe
-from puna.train.run_directory import new_run, resumed_run
+from puna.train.run.directory import new_run, resumed_run
 
 SMALL = 'name = "small"\ncorpus = "nowhere"\n[model]\npreset = "nano"\n[train]\nsteps = 30\nseq_len = 64\nbatch = 8\n'
 

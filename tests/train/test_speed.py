@@ -12,10 +12,10 @@ from puna.plan.equations.shape import from_config
 from puna.plan.evidence import local_device as plan_machine
 from puna.plan.evidence.calibrated import muon_flops
 from puna.plan.evidence.local_device import AttentionRate, Calibration, LossRate, Products
-from puna.train.machine import Machine
+from puna.train.measure.machine import Machine
 from puna.train.optimizer import orthogonalize
+from puna.train.planning.step_time import expected_step
 from puna.train.recipe import Recipe
-from puna.train.speed import expected_step
 
 LAPTOP = Path(__file__).parents[2] / "recipes" / "laptop.toml"
 RATES = Calibration(

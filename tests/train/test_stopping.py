@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from puna.train.stopping import StopRequest
+from puna.train.run.signals import StopRequest
 
 
 def test_one_process_hears_the_first_signal_and_leaves_at_the_second() -> None:

@@ -9,11 +9,11 @@ import torch
 
 from puna.core.recipe import load
 from puna.train.loop import Loop
-from puna.train.machine import Machine
-from puna.train.metrics import read_metrics
+from puna.train.measure.machine import Machine
 from puna.train.pretrain import train
 from puna.train.recipe import Recipe
-from puna.train.run_directory import settle_corpus
+from puna.train.run.directory import settle_corpus
+from puna.train.run.metrics import read_metrics
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 MACHINE = Machine("cpu", "test", 1, 8 << 30, {"fp32": 1e11, "bf16": 1e11}, True)

@@ -11,7 +11,7 @@ from puna.model.config import ModelConfig
 from puna.model.llama import LlamaForCausalLM
 from puna.model.store import save_model
 from puna.text.tokenizer import Tokenizer
-from puna.train.machine import Machine
+from puna.train.measure.machine import Machine
 
 # Measured by nobody: these runs need no rates, and measuring takes longer than they do.
 MACHINE = Machine("cpu", "test", 1, 8 << 30, {"fp32": 1e11, "bf16": 1e11}, False)

@@ -9,7 +9,7 @@ import torch
 
 from puna.core.recipe import check
 from puna.tasks.contract import Problem, Task, Verdict
-from puna.train.machine import Machine
+from puna.train.measure.machine import Machine
 from puna.tune.rl.objective import RL
 from puna.tune.rl.recipe import RLRecipe
 from puna.tune.stage import run_stage

@@ -13,9 +13,9 @@ from puna.core.errors import PunaError
 from puna.core.recipe import check
 from puna.core.statistics import wilson
 from puna.model.store import load_lineage
-from puna.train.machine import Machine
+from puna.train.measure.machine import Machine
 from puna.tune.measure import Answer
-from puna.tune.sft import SFT
+from puna.tune.sft.objective import SFT
 from puna.tune.stages import check_stage, load_stage
 from puna.tune.way import run as all_stages
 from puna.tune.way.gain import gain
@@ -57,7 +57,7 @@ def _scripted(monkeypatch: pytest.MonkeyPatch) -> None:
                 made.append(Answer(problem, text, task.check(problem, text), True, len(text), said))
         return made
 
-    monkeypatch.setattr("puna.tune.rejection.answer", answer)
+    monkeypatch.setattr("puna.tune.rejection.stage.answer", answer)
 
 
 @pytest.mark.usefixtures("_scripted")

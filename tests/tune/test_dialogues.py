@@ -10,7 +10,7 @@ import pytest
 from puna.core.errors import PunaError
 from puna.text.chat import render
 from puna.text.tokenizer import Tokenizer
-from puna.tune.dialogues import Row, dialogues_of, read_dialogues
+from puna.tune.rows.dialogues import Row, dialogues_of, read_dialogues
 
 ASKED, SAID = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}
 CALL = '{"name": "look", "arguments": {"at": "sea"}}'

@@ -9,7 +9,7 @@ from puna.core.errors import PunaError
 from puna.core.recipe import check
 from puna.model.store import save_model
 from puna.text.tokenizer import train_tokenizer
-from puna.train.metrics import read_metrics
+from puna.train.run.metrics import read_metrics
 from puna.tune.rl.distill import Distill, reverse_kl, run
 from puna.tune.rl.recipe import DistillRecipe
 from puna.tune.stage import run_stage

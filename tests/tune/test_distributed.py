@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import tomli_w
 
-from puna.train.metrics import read_metrics
+from puna.train.run.metrics import read_metrics
 
 ROWS = [
     {"prompt": f"Count to {i}.", "chosen": " ".join(map(str, range(i))), "rejected": "no " * i} for i in range(2, 20)

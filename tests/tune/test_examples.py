@@ -13,9 +13,9 @@ from puna.tasks.catalogue import TASKS, find
 from puna.tasks.heldout import is_heldout, training_problem
 from puna.text.tokenizer import Tokenizer
 from puna.train.loss import IGNORE
-from puna.tune.dialogues import Dialogue
-from puna.tune.examples import Mixture, best_fit, demonstration, example_of, sources_of, to_tensors
-from puna.tune.sft_recipe import SFTDataConfig
+from puna.tune.rows.dialogues import Dialogue
+from puna.tune.rows.examples import Mixture, best_fit, demonstration, example_of, sources_of, to_tensors
+from puna.tune.sft.recipe import SFTDataConfig
 
 # Texts that look like the format itself are the ones that could leak.
 TEXT = st.one_of(

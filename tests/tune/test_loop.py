@@ -16,10 +16,10 @@ from puna.core.errors import PunaError
 from puna.core.recipe import check
 from puna.model.store import load_lineage
 from puna.train.loss import cross_entropy_chunked
-from puna.train.machine import Machine
-from puna.train.metrics import read_metrics
+from puna.train.measure.machine import Machine
 from puna.train.objective import RollBack
-from puna.train.report import write_report
+from puna.train.report.page import write_report
+from puna.train.run.metrics import read_metrics
 from puna.tune.recipe import StageRecipe
 from puna.tune.stage import Stage, StageObjective, run_stage
 

@@ -15,12 +15,12 @@ from puna.model.llama import LlamaForCausalLM
 from puna.model.store import load_model
 from puna.text.tokenizer import Tokenizer
 from puna.train.factory import FromCheckpoint
-from puna.train.machine import Machine
+from puna.train.measure.machine import Machine
 from puna.train.run_state import trainable
 from puna.tune.lora import LoRA, merge_adapter, merged_state
 from puna.tune.recipe import LoRAConfig
-from puna.tune.sft import SFT
-from puna.tune.sft_recipe import SFTRecipe
+from puna.tune.sft.objective import SFT
+from puna.tune.sft.recipe import SFTRecipe
 from puna.tune.stage import run_stage
 
 GOLDEN = Path(__file__).parent / "golden" / "lora.json"

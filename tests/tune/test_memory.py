@@ -6,14 +6,14 @@ import torch
 from puna.core.errors import PunaError
 from puna.model.config import ModelConfig
 from puna.model.llama import LlamaForCausalLM
-from puna.train.machine import Machine
-from puna.train.memory import check_fits
+from puna.train.measure.machine import Machine
+from puna.train.planning.memory import check_fits
 from puna.train.run_state import trainable
 from puna.tune.lora import adapt
 from puna.tune.memory import _StagePrediction, advice_on_memory, predict_stage_memory
 from puna.tune.recipe import LoRAConfig
 from puna.tune.rl.recipe import RLRecipe
-from puna.tune.sft_recipe import SFTRecipe
+from puna.tune.sft.recipe import SFTRecipe
 
 GIB = 2**30
 LLAMA_8B = ModelConfig.model_validate({"preset": "llama3-8b"})

@@ -19,18 +19,20 @@ from puna.model.llama import LlamaForCausalLM
 from puna.model.store import load_config, load_lineage, load_model, save_model
 from puna.tasks.heldout import is_heldout
 from puna.text.tokenizer import Tokenizer
-from puna.train.machine import Machine
-from puna.train.metrics import read_metrics
+from puna.train.measure.machine import Machine
 from puna.train.recipe import Recipe
-from puna.train.run_directory import settle_corpus
-from puna.tune import average, extend, rejection
-from puna.tune.average_recipe import AverageRecipe
-from puna.tune.dialogues import read_dialogues
-from puna.tune.examples import example_of
-from puna.tune.extend_recipe import ExtendRecipe
+from puna.train.run.directory import settle_corpus
+from puna.train.run.metrics import read_metrics
+from puna.tune.average import stage as average
+from puna.tune.average.recipe import AverageRecipe
+from puna.tune.extend import stage as extend
+from puna.tune.extend.recipe import ExtendRecipe
 from puna.tune.preference.pairs import read_preferences
-from puna.tune.rejection import Sample, pick
-from puna.tune.rejection_recipe import RejectionRecipe
+from puna.tune.rejection import stage as rejection
+from puna.tune.rejection.recipe import RejectionRecipe
+from puna.tune.rejection.stage import Sample, pick
+from puna.tune.rows.dialogues import read_dialogues
+from puna.tune.rows.examples import example_of
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 
@@ -70,7 +72,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> None:
     def rejection_answer(problem: Any, text: str, verdict: Any, messages: Any) -> Answer:
         return Answer(problem, text, verdict, True, len(text), messages)
 
-    monkeypatch.setattr("puna.tune.rejection.answer", answer)
+    monkeypatch.setattr("puna.tune.rejection.stage.answer", answer)
 
 
 def values(model_dir: Path) -> dict[str, Any]:
@@ -107,9 +109,9 @@ def test_an_interrupted_run_goes_on_behind_the_last_whole_line(
             os.kill(os.getpid(), signal.SIGINT)
         return original(*args, **options)
 
-    monkeypatch.setattr("puna.tune.rejection.sample", interrupting)
+    monkeypatch.setattr("puna.tune.rejection.stage.sample", interrupting)
     assert rejection.run(recipe, tmp_path / "run")["event"] == "interrupted"
-    monkeypatch.setattr("puna.tune.rejection.sample", original)
+    monkeypatch.setattr("puna.tune.rejection.stage.sample", original)
     with open(tmp_path / "run" / "samples.jsonl", "ab") as file:
         file.write(b'{"prompt": 32, "sam')
     with pytest.raises(PunaError, match="exists already"):

@@ -11,17 +11,17 @@ from puna.core.errors import PunaError
 from puna.core.recipe import check
 from puna.model.store import load_model
 from puna.text.tokenizer import Tokenizer
-from puna.train.machine import Machine
-from puna.train.metrics import read_metrics
+from puna.train.measure.machine import Machine
 from puna.train.parallel import World
-from puna.tune.dialogues import Row
-from puna.tune.packing import lay_out, token_logprobs
+from puna.train.run.metrics import read_metrics
 from puna.tune.preference import losses
 from puna.tune.preference.dpo import DPO
 from puna.tune.preference.pairs import judged_of, preference_of, read_judged, read_preferences
 from puna.tune.preference.ranked import formatting, ranked_of
 from puna.tune.preference.recipe import DPORecipe, RewardRecipe
 from puna.tune.preference.reward import Judge, Reward, RewardHead
+from puna.tune.rows.dialogues import Row
+from puna.tune.rows.packing import lay_out, token_logprobs
 from puna.tune.stage import prepare_stage, run_stage
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "preferences.json").read_text())

@@ -7,11 +7,11 @@ import pytest
 from puna.core.errors import PunaError
 from puna.tasks.catalogue import find
 from puna.tasks.contract import Verdict
-from puna.tune.packing import Answer
 from puna.tune.rl.recipe import RewardConfig
 from puna.tune.rl.rewards import Grading, Rewarded, checker, hack_measure
 from puna.tune.rl.rewards import reward as reward_by
 from puna.tune.rl.sampling import Sample
+from puna.tune.rows.packing import Answer
 
 GRID = find("planning.grid")
 

@@ -18,8 +18,8 @@ from puna.core.errors import PunaError
 from puna.core.recipe import check
 from puna.tasks.contract import Verdict
 from puna.tasks.heldout import is_heldout
-from puna.train.launch import launch
-from puna.train.metrics import read_metrics
+from puna.train.run.launch import launch
+from puna.train.run.metrics import read_metrics
 from puna.tune.rl import objective as rl
 from puna.tune.rl.alarm import Alarm
 from puna.tune.rl.losses import METHODS

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from puna.core.errors import PunaError
-from puna.tune.packing import EMPTY, Answer, Group, Row, grouped, lay_out, split, token_logprobs
+from puna.tune.rows.packing import EMPTY, Answer, Group, Row, grouped, lay_out, split, token_logprobs
 
 IDS = st.lists(st.integers(0, 500), min_size=1, max_size=6)
 

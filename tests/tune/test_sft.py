@@ -14,13 +14,13 @@ from transformers import LlamaForCausalLM as Reference
 from puna.cli.main import main
 from puna.core.errors import PunaError
 from puna.core.recipe import check
-from puna.train.machine import Machine
-from puna.train.metrics import read_metrics
+from puna.train.measure.machine import Machine
 from puna.train.parallel import World
-from puna.tune.dialogues import read_dialogues
-from puna.tune.examples import Example, best_fit, example_of, to_tensors
-from puna.tune.sft import SFT, packed_loss
-from puna.tune.sft_recipe import SFTRecipe
+from puna.train.run.metrics import read_metrics
+from puna.tune.rows.dialogues import read_dialogues
+from puna.tune.rows.examples import Example, best_fit, example_of, to_tensors
+from puna.tune.sft.objective import SFT, packed_loss
+from puna.tune.sft.recipe import SFTRecipe
 from puna.tune.stage import prepare_stage, run_stage
 
 
@@ -183,7 +183,7 @@ def test_the_command_tunes_and_refuses_with_one_sentence(
 def test_a_batch_in_which_nothing_counts_is_an_error(
     values: dict[str, Any], tmp_path: Path, machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module = sys.modules["puna.tune.examples"]
+    module = sys.modules["puna.tune.rows.examples"]
 
     def masked(messages: Any, tokenizer: Any, **options: Any) -> Any:
         rendered = original(messages, tokenizer, **options)

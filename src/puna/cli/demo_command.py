@@ -26,7 +26,7 @@ def run(args: argparse.Namespace) -> None:
     """Run the demo, print what it measured, serve the model's page when a person sits there."""
     from puna.core.console import console, print_json, show_table
     from puna.demo.run import run_demo
-    from puna.train.live import LiveView
+    from puna.train.report.live import LiveView
 
     result = run_demo(
         minutes=args.minutes,

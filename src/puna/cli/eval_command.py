@@ -258,8 +258,8 @@ def bits_per_byte(args: argparse.Namespace) -> None:
     from puna.data.corpus import Corpus
     from puna.model.store import load_config, load_lineage, load_model
     from puna.text.tokenizer import Tokenizer
-    from puna.train.evaluate import bits_per_byte as measure
-    from puna.train.machine import best_device
+    from puna.train.measure.evaluate import bits_per_byte as measure
+    from puna.train.measure.machine import best_device
 
     config, corpus = load_config(args.model), Corpus.open(args.corpus)
     tokenizer = Tokenizer.load(args.model)

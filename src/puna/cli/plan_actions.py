@@ -71,7 +71,7 @@ def calibrate(args: argparse.Namespace) -> None:
     """Measure this device; plans for this machine use what was found."""
     from puna.core.console import print_json, say, show_table
     from puna.plan.evidence.local_device import Calibration, calibration_path
-    from puna.train.calibrate import calibrate as measure
+    from puna.train.measure.calibrate import calibrate as measure
 
     found = measure(quick=args.quick)
     if args.json:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from puna.plan.equations.hardware import Group
     from puna.plan.run.estimate import RunEstimate
     from puna.plan.run.terms import Terms
-    from puna.train.plan_target import Target
+    from puna.train.planning.target import Target
 
 ACTIONS = ("fleet", "goodput", "calibrate", "predict", "validate")
 LAUNCHERS = ("slurm", "torchrun", "kubeflow", "skypilot", "ray")
@@ -102,7 +102,7 @@ def _plan(args: argparse.Namespace) -> None:
     from puna.plan.layouts.constraints import read_constraints
     from puna.plan.run.estimate import estimate_run
     from puna.plan.run.terms import read_terms
-    from puna.train.plan_target import Options, find_target, fleet_for, on_this_machine
+    from puna.train.planning.target import Options, find_target, fleet_for, on_this_machine
 
     name, *overrides = args.words
     terms, overrides = read_terms(overrides, args.price)

@@ -19,8 +19,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Draw the page and print its path."""
     from puna.core.console import print_json
-    from puna.train.record import load_run, summary
-    from puna.train.report import write_report
+    from puna.train.report.page import write_report
+    from puna.train.report.run_data import load_run, summary
 
     path = write_report(args.run_dir, args.output)
     if args.json:

@@ -182,8 +182,8 @@ def _load(given: str, args: argparse.Namespace, settings: "Settings") -> "Backen
     import torch
 
     from puna.cli.generation_options import device_of
+    from puna.engine.core.memory_errors import out_of_memory
     from puna.engine.generate import load_engine
-    from puna.engine.memory_errors import out_of_memory
     from puna.model.hub import model_directory
     from puna.model.store import load_stage
     from puna.serve.backends.native.backend import NativeBackend

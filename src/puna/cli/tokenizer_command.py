@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _train(args: argparse.Namespace) -> None:
-    from puna.data.text_sources import read_texts
+    from puna.data.reading.text_sources import read_texts
     from puna.text.tokenizer import train_tokenizer
 
     if (args.out / "tokenizer.json").exists() and not args.replace:
@@ -47,7 +47,7 @@ def _train(args: argparse.Namespace) -> None:
 
 
 def _eval(args: argparse.Namespace) -> None:
-    from puna.data.text_sources import read_texts
+    from puna.data.reading.text_sources import read_texts
     from puna.text.compare import compare
     from puna.text.tokenizer import Tokenizer
 

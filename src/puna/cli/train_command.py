@@ -26,8 +26,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Check everything that needs no torch, then train here or start the processes that do."""
     from puna.core.console import console, print_json
-    from puna.train.live import LiveView
-    from puna.train.run_directory import new_run, resumed_run, settle_corpus
+    from puna.train.report.live import LiveView
+    from puna.train.run.directory import new_run, resumed_run, settle_corpus
 
     rank = int(os.environ.get("RANK", 0))
     starting = args.nproc > 1 and "RANK" not in os.environ  # this process only starts those that train
@@ -42,14 +42,14 @@ def run(args: argparse.Namespace) -> None:
             raise PunaError("No recipe was given.", "Try: puna train recipes/laptop.toml, or --resume RUN_DIR.")
         recipe, run_dir = new_run(Path(args.words[0]), args.words[1:], args.run_dir, first=rank == 0)
     if args.plan:
-        from puna.train.planned import apply_plan
+        from puna.train.planning.from_plan import apply_plan
 
         recipe, told = apply_plan(recipe, args.plan, int(os.environ.get("WORLD_SIZE", args.nproc)))
         if rank == 0 and not starting:
             console().print(told, markup=False)
     recipe = settle_corpus(recipe)
     if starting:
-        from puna.train.launch import launch
+        from puna.train.run.launch import launch
 
         where = ["--resume", str(run_dir)] if args.resume else ["--run-dir", str(run_dir)]
         given = [*(["--plan", str(args.plan)] if args.plan else []), *(["--json"] if args.json else [])]

@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> None:
     if args.nproc > 1 and args.stage in ("all", "average", "rejection"):
         raise PunaError(f"puna tune {args.stage} runs in one process.", "Leave --nproc out.")
     if args.nproc > 1 and "RANK" not in os.environ:
-        from puna.train.launch import launch
+        from puna.train.run.launch import launch
 
         where = ["--resume", str(run_dir)] if args.resume else ["--run-dir", str(run_dir)]
         included = [word for path in args.include for word in ("--include", str(path))]
@@ -82,7 +82,7 @@ def run(args: argparse.Namespace) -> None:
         command = [sys.executable, "-m", "puna", "tune", args.stage, *args.words, *where, *given]
         sys.exit(launch(command, args.nproc))
 
-    from puna.train.live import LiveView
+    from puna.train.report.live import LiveView
 
     observers = [LiveView()] if rank == 0 else []
     try:

@@ -27,8 +27,8 @@ def run(args: argparse.Namespace) -> None:
     from puna.core.console import print_json, show_table
     from puna.core.recipe import load
     from puna.train.recipe import Recipe
-    from puna.train.run_directory import settle_corpus
-    from puna.train.verify import verify_resume
+    from puna.train.run.directory import settle_corpus
+    from puna.train.run.verify_resume import verify_resume
 
     processes = _numbers(args.nproc)
     recipe = settle_corpus(load(Recipe, args.recipe, args.overrides).value)

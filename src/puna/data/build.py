@@ -22,15 +22,15 @@ from puna.core.console import progress, say
 from puna.core.errors import PunaError
 from puna.core.files import new_directory, require_space, sha256_file, write_json
 from puna.core.units import format_bytes
+from puna.data.cleaning.decontaminate import Evaluations
+from puna.data.cleaning.dedup import ExactDuplicates, Signatures, near_duplicates
+from puna.data.cleaning.filters import make_filter
 from puna.data.corpus import FORMAT, VERSION
-from puna.data.decontaminate import Evaluations
-from puna.data.dedup import ExactDuplicates, Signatures, near_duplicates
 from puna.data.document import Document, Drops, Input
-from puna.data.file_types import suffix
-from puna.data.filters import make_filter
+from puna.data.reading.file_types import suffix
+from puna.data.reading.sources import list_inputs, read_documents
 from puna.data.recipe import DataRecipe, HeldoutConfig, SourceConfig
 from puna.data.shards import ShardWriter, token_dtype
-from puna.data.sources import list_inputs, read_documents
 from puna.data.spool import Spool
 from puna.version import __version__
 

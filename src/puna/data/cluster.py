@@ -26,12 +26,12 @@ from puna.core.console import say
 from puna.core.errors import PunaError
 from puna.core.files import read_json, write_json
 from puna.data.build import EarlierStages, build_corpus
-from puna.data.decontaminate import Evaluations
+from puna.data.cleaning.decontaminate import Evaluations
+from puna.data.cleaning.filters import make_filter
 from puna.data.document import Document, Drops
-from puna.data.filters import make_filter
-from puna.data.readers import read_file
+from puna.data.reading.readers import read_file
+from puna.data.reading.sources import list_inputs, read_documents
 from puna.data.recipe import DataRecipe, DecontaminateConfig, FilterConfig
-from puna.data.sources import list_inputs, read_documents
 
 try:
     from datatrove.data import Document as DatatroveDocument

@@ -19,8 +19,8 @@ from typing import TypeVar
 import numpy as np
 
 from puna.core.errors import PunaError
+from puna.data.cleaning.shingles import mix
 from puna.data.corpus import Corpus
-from puna.data.shingles import mix
 
 IGNORED = -100  # a target that is not counted, as in torch's cross entropy
 _ROUNDS = 6  # Luby and Rackoff need 4 for a strong permutation; two more cost nothing

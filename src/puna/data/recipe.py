@@ -10,7 +10,7 @@ from pydantic import Field, field_validator, model_validator
 from puna.core.errors import nearest
 from puna.core.recipe import Config
 from puna.core.units import parse_count
-from puna.data.language import LANGUAGES
+from puna.data.cleaning.language import LANGUAGES
 
 Scalar = str | int | float | bool
 REASONS = (

@@ -32,12 +32,12 @@ from puna.demo.shapes import SEQ_LEN, Option, Shape, choose, most_steps
 from puna.demo.tuning import MAX_TOKENS, tune_demo
 from puna.engine.generate import Engine
 from puna.evals.completions import completions, function_heads
+from puna.train.planning.step_time import bigram_flops, expected_step
 from puna.train.recipe import Recipe
-from puna.train.speed import bigram_flops, expected_step
 
 if TYPE_CHECKING:
     from puna.train.loop import Loop
-    from puna.train.machine import Machine
+    from puna.train.measure.machine import Machine
 
 CORPUS_RECIPE = {
     "name": "stdlib",
@@ -94,7 +94,7 @@ class Demo:
     @property
     def machine(self) -> "Machine":
         """This machine, measured when it is first asked for."""
-        from puna.train.machine import measure
+        from puna.train.measure.machine import measure
 
         self._machine = self._machine or measure()
         return self._machine
@@ -266,7 +266,7 @@ class Demo:
 
     def _publish(self, trained: Path, name: str) -> tuple[Path, Path]:
         """The report, drawn anew, and a copy of the model where the next command expects it, over an earlier demo's."""
-        from puna.train.report import write_report
+        from puna.train.report.page import write_report
 
         model = self.folder / "models" / name
         with new_directory(model, replace=True) as place:

@@ -20,7 +20,7 @@ from puna.core.errors import PunaError
 from puna.core.recipe import check, load
 
 if TYPE_CHECKING:
-    from puna.train.machine import Machine
+    from puna.train.measure.machine import Machine
 
 
 @dataclass(frozen=True)
@@ -74,8 +74,8 @@ def tune_demo(
 ) -> list[dict[str, Any]]:
     """Tune the demo's model for about so many seconds, all measuring included; the end is run_dir/model.
 
-    pace: what a step takes, over what is predicted for it. Returns rows for `train.abilities`. What an interrupted call
-    left in run_dir is continued. Raises PunaError when it was interrupted.
+    pace: what a step takes, over what is predicted for it. Returns rows for `train.report.abilities`. What an
+    interrupted call left in run_dir is continued. Raises PunaError when it was interrupted.
     """
     from puna.tasks.catalogue import baseline, find
     from puna.tune.way.recipe import AllRecipe
@@ -160,8 +160,8 @@ def _steps(seconds: float, sft_step: float) -> tuple[int, int]:
 def _step_seconds(model: Path, machine: "Machine") -> float:
     """What a step of SFT is expected to take here."""
     from puna.model.store import load_config
-    from puna.train.speed import expected_step
-    from puna.tune.sft_recipe import SFTRecipe
+    from puna.train.planning.step_time import expected_step
+    from puna.tune.sft.recipe import SFTRecipe
 
     tree = sections(sft_steps=1, rl_steps=1)["sft"] | {"stage": "sft", "model": str(model)}
     recipe = check(SFTRecipe, tree, "the demo's SFT")

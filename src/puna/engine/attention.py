@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from puna.engine.core.kv_cache import BlockPool
 from puna.engine.cuda.paged_attention import FlashAttention, FlexAttention, attention_backend
 from puna.engine.device_copy import to_device
-from puna.engine.kv_cache import BlockPool
 from puna.model.llama import attend
 
 _BATCHED = 8  # sequences from which decode uses batched products

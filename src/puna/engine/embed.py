@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from puna.engine.errors import as_engine_error, release_frames
+from puna.engine.core.errors import as_engine_error, release_frames
 from puna.engine.request import EngineError
 from puna.model.llama import LlamaForCausalLM
 

@@ -18,15 +18,15 @@ from torch import Tensor
 
 from puna.core.errors import PunaError, nearest
 from puna.core.files import read_json
+from puna.engine.core.engine_core import EngineCore
+from puna.engine.core.engine_loop import EngineLoop
+from puna.engine.core.model_runner import ModelRunner, make_block_pool
+from puna.engine.core.scheduler import Scheduler
 from puna.engine.cpu.fused_model import assign_weight, fuse, weight_shapes
 from puna.engine.embed import embed
-from puna.engine.engine_core import EngineCore
-from puna.engine.engine_loop import EngineLoop
 from puna.engine.grammar import Grammar, Grammars
-from puna.engine.model_runner import ModelRunner, make_block_pool
 from puna.engine.request import Completion, Request, TokenOutput
 from puna.engine.sampling import SamplingParams
-from puna.engine.scheduler import Scheduler
 from puna.engine.summary import describe
 from puna.engine.validation import check_capacity, check_params, check_prompt
 from puna.model.llama import LlamaForCausalLM

@@ -5,12 +5,12 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from puna.engine.core.errors import as_engine_error
+from puna.engine.core.scheduler import Chunk, Scheduler
 from puna.engine.cuda.in_flight import InFlightStep
-from puna.engine.errors import as_engine_error
 from puna.engine.grammar import GrammarError
 from puna.engine.request import EngineError, Logprob, Request, TokenOutput, TokenSequence
 from puna.engine.sampling import gather_logprobs
-from puna.engine.scheduler import Chunk, Scheduler
 
 STEP_FAILED = "The engine failed in a step"
 GRAMMAR_FAILED = "The grammar could not go on"

@@ -3,10 +3,10 @@
 import torch
 
 from puna.core.units import format_bytes
+from puna.engine.core.engine_core import EngineCore
 from puna.engine.cpu.fused_model import packed_matrices
 from puna.engine.cuda.graphs import DecodeGraphs
 from puna.engine.cuda.paged_attention import AttentionBackend, attention_backend
-from puna.engine.engine_core import EngineCore
 from puna.model.llama import LlamaForCausalLM
 
 _ATTENTION: dict[AttentionBackend, str] = {

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from puna.core.errors import PunaError
-from puna.engine.kv_cache import BlockPool
+from puna.engine.core.kv_cache import BlockPool
 from puna.engine.sampling import SamplingParams
 from puna.model.config import ModelConfig
 from puna.text.tokenizer import Tokenizer

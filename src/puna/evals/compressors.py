@@ -15,7 +15,7 @@ import zstandard
 
 from puna.core.units import format_bytes
 from puna.data.corpus import Corpus
-from puna.train.evaluate import documents_to_measure
+from puna.train.measure.evaluate import documents_to_measure
 
 Row = dict[str, Any]
 

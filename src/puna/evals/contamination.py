@@ -2,8 +2,8 @@
 
 An item counts as seen if 13 consecutive words of its question and answer are in the training part of the corpus
 (GPT-3's rule, arXiv 2005.14165, appendix C); items of 8 to 12 words count if all of them are. Words are compared
-without case, punctuation and spacing, as in `data.decontaminate`. The scores of the seen and of the unseen items are
-reported too: if they differ much, the benchmark measures how well the model remembers.
+without case, punctuation and spacing, as in `data.cleaning.decontaminate`. The scores of the seen and of the unseen
+items are reported too: if they differ much, the benchmark measures how well the model remembers.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from puna.data.cleaning.shingles import shingle_hashes, word_hashes
 from puna.data.corpus import Corpus
-from puna.data.shingles import shingle_hashes, word_hashes
 from puna.evals.contract import Benchmark, Item
 from puna.evals.results import share
 

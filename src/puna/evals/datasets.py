@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from puna.core.errors import DataError, MissingFiles
-from puna.data.readers import read_chunks
+from puna.data.reading.readers import read_chunks
 
 PACKINGS = ("", ".gz", ".xz", ".zst", ".bz2")
 Row = dict[str, Any]
@@ -156,7 +156,7 @@ def _row(path: Path, number: int, line: str) -> Row:
 
 def _from_hub(where: OnHub) -> list[Row]:
     """Fetch the rows of a split from the Hub's parquet conversion; the files stay in the Hub's cache."""
-    from puna.data.hub import fetch, list_dataset
+    from puna.data.reading.hub import fetch, list_dataset
     from puna.data.recipe import SourceConfig
 
     source = SourceConfig(

@@ -18,13 +18,13 @@ from puna.core.errors import PunaError
 from puna.core.files import sha256_file, write_json
 from puna.data.corpus import Corpus
 from puna.engine.generate import Engine
-from puna.evals.compare import compare
 from puna.evals.contamination import contamination, seen_items
 from puna.evals.contract import Benchmark, Item, MultiTurn
 from puna.evals.datasets import EvalData, MissingFiles
 from puna.evals.generation import Sampling
-from puna.evals.model_card import write_cards
-from puna.evals.report import write_report
+from puna.evals.output.compare import compare
+from puna.evals.output.model_card import write_cards
+from puna.evals.output.report import write_report
 from puna.evals.results import summarise
 from puna.evals.runner import OnProgress, Row, chosen, run
 from puna.model.store import load_lineage, load_stage

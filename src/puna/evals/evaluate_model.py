@@ -18,7 +18,7 @@ from puna.evals.generation import Sampling
 from puna.evals.runner import OnProgress
 from puna.model.hub import model_directory
 from puna.model.store import load_stage, stored_dtype
-from puna.train.machine import best_device
+from puna.train.measure.machine import best_device
 
 Form = Literal["auto", "chat", "text"]
 

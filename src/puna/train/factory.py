@@ -18,8 +18,8 @@ from puna.model.config import ModelConfig
 from puna.model.llama import LlamaForCausalLM, copy_whole
 from puna.model.store import load_config, load_weights, save_model
 from puna.text.tokenizer import Tokenizer
-from puna.train.bigram import bigram_weights
-from puna.train.induction import induction_weights
+from puna.train.init.bigram import bigram_weights
+from puna.train.init.induction import induction_weights
 
 # Tokens that are counted for first weights, at most: a bound on time and memory, not a tuned number.
 COUNTED_TOKENS = 20_000_000

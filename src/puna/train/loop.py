@@ -22,13 +22,13 @@ from puna.core.errors import PunaError
 from puna.core.recipe import dump
 from puna.core.units import format_seconds
 from puna.train import parallel
-from puna.train.checkpoint import Checkpointer
-from puna.train.clock import profiler, quiet_gc
-from puna.train.expectation import Expectation
 from puna.train.guard import decide
-from puna.train.metrics import MetricsLog
+from puna.train.measure.clock import profiler, quiet_gc
 from puna.train.objective import SCORE, Objective, RollBack
 from puna.train.pace import Horizon, keep_promise
+from puna.train.planning.expectation import Expectation
+from puna.train.run.checkpoint import Checkpointer
+from puna.train.run.metrics import MetricsLog
 from puna.train.run_state import RunState, trainable
 from puna.train.step_log import StepLog, finite
 

@@ -23,18 +23,18 @@ from puna.data.loader import documents_of
 from puna.model.config import ModelConfig
 from puna.model.llama import DocumentMask
 from puna.train import parallel
-from puna.train.clock import peak_memory
-from puna.train.evaluate import bits_per_byte
 from puna.train.factory import FromCheckpoint, FromScratch, ModelFactory
 from puna.train.feed import Rows, feed
 from puna.train.loop import Hook, Loop
 from puna.train.loss import IGNORE, cross_entropy_chunked
-from puna.train.machine import Machine
-from puna.train.memory import MemoryEstimate, check_fits, predict_memory
+from puna.train.measure.clock import peak_memory
+from puna.train.measure.evaluate import bits_per_byte
+from puna.train.measure.machine import Machine
 from puna.train.objective import Metrics, Objective
+from puna.train.planning.memory import MemoryEstimate, check_fits, predict_memory
 from puna.train.recipe import Recipe
+from puna.train.run.setup import open_corpus
 from puna.train.run_state import Observer, RunState
-from puna.train.setup import open_corpus
 from puna.train.step_log import finite
 
 

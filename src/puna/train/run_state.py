@@ -15,18 +15,18 @@ from torch import nn
 
 from puna.model.config import ModelConfig
 from puna.train import parallel
-from puna.train.clock import Clock, forget_peak_memory, peak_memory
 from puna.train.factory import ModelFactory
-from puna.train.fp8 import use_fp8
 from puna.train.guard import Guard
-from puna.train.machine import Machine, measure
-from puna.train.memory import MemoryEstimate
-from puna.train.metrics import MetricsLog
+from puna.train.measure.clock import Clock, forget_peak_memory, peak_memory
+from puna.train.measure.machine import Machine, measure
 from puna.train.optimizer import Optimizer
 from puna.train.pace import Horizon
+from puna.train.parallel.fp8 import use_fp8
+from puna.train.planning.memory import MemoryEstimate
 from puna.train.recipe import RunRecipe, resolve_layout
+from puna.train.run.metrics import MetricsLog
+from puna.train.run.signals import StopRequest
 from puna.train.schedule import lr_factor
-from puna.train.stopping import StopRequest
 
 R = TypeVar("R", bound=RunRecipe)
 T = TypeVar("T")

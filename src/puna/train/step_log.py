@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from puna.train.clock import Clock
+from puna.train.measure.clock import Clock
 
 
 class LoggedStep(NamedTuple):

@@ -1,4 +1,4 @@
-"""How much memory a stage of tuning will need, before it starts. Pure arithmetic on top of `train.memory`, no torch.
+"""Predicts the memory of a stage of tuning before it starts. Pure arithmetic on `train.planning.memory`, no torch.
 
 A stage is a training step with three differences: adapters, where a recipe has them, are all that has gradients and
 states; a loss that wants log probabilities of tokens keeps more of the logits than cross entropy does; and a stage that
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from puna.model.config import ModelConfig
 from puna.model.store import load_config
-from puna.train.memory import MemoryEstimate, Prediction
+from puna.train.planning.memory import MemoryEstimate, Prediction
 from puna.tune.recipe import StageRecipe
 from puna.tune.rl.recipe import DistillRecipe, OnPolicyRecipe, RLRecipe
 
@@ -21,7 +21,7 @@ _LOGPROB_BYTES = 18
 def predict_stage_memory(
     stage: StageRecipe, config: ModelConfig, *, device_type: str, world_size: int = 1, held: int = 0
 ) -> MemoryEstimate:
-    """Peak memory of one of `world_size` processes, as `train.memory.predict_memory` counts it, without evaluations.
+    """Predict the peak memory of one of `world_size` processes, evaluations left out.
 
     config: of the model that is tuned. held: on a CPU, bytes that the process has taken already.
     """

@@ -31,13 +31,13 @@ from puna.train.recipe import (
 STAGES = {
     # stage: module and class of its recipe, and the module whose `run` does it
     "all": ("puna.tune.way.recipe", "AllRecipe", "puna.tune.way.run"),
-    "sft": ("puna.tune.sft_recipe", "SFTRecipe", "puna.tune.sft"),
+    "sft": ("puna.tune.sft.recipe", "SFTRecipe", "puna.tune.sft.objective"),
     "reward": ("puna.tune.preference.recipe", "RewardRecipe", "puna.tune.preference.reward"),
-    "rejection": ("puna.tune.rejection_recipe", "RejectionRecipe", "puna.tune.rejection"),
+    "rejection": ("puna.tune.rejection.recipe", "RejectionRecipe", "puna.tune.rejection.stage"),
     "dpo": ("puna.tune.preference.recipe", "DPORecipe", "puna.tune.preference.dpo"),
     "rl": ("puna.tune.rl.recipe", "RLRecipe", "puna.tune.rl.objective"),
-    "average": ("puna.tune.average_recipe", "AverageRecipe", "puna.tune.average"),
-    "extend": ("puna.tune.extend_recipe", "ExtendRecipe", "puna.tune.extend"),
+    "average": ("puna.tune.average.recipe", "AverageRecipe", "puna.tune.average.stage"),
+    "extend": ("puna.tune.extend.recipe", "ExtendRecipe", "puna.tune.extend.stage"),
     "distill": ("puna.tune.rl.recipe", "DistillRecipe", "puna.tune.rl.distill"),
 }
 

@@ -10,12 +10,12 @@ from puna.core.errors import PunaError
 from puna.model.config import ModelConfig
 from puna.model.store import load_lineage
 from puna.train import parallel
-from puna.train.clock import peak_memory
 from puna.train.factory import FromCheckpoint, ModelFactory
 from puna.train.loop import Loop
-from puna.train.machine import Machine
-from puna.train.memory import MemoryEstimate, check_fits
+from puna.train.measure.clock import peak_memory
+from puna.train.measure.machine import Machine
 from puna.train.objective import Objective
+from puna.train.planning.memory import MemoryEstimate, check_fits
 from puna.train.run_state import Observer, RunState
 from puna.tune.lora import LoRA
 from puna.tune.memory import advice_on_memory, predict_stage_memory

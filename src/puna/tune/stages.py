@@ -7,7 +7,7 @@ from typing import Any
 
 from puna.core.errors import PunaError
 from puna.core.recipe import check, read_toml
-from puna.train.run_directory import RECIPE, check_free
+from puna.train.run.directory import RECIPE, check_free
 from puna.tune.recipe import STAGES, StageBase, load_stage, stage_schema
 
 

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from puna.engine.attention import QuerySpan
+from puna.engine.core.kv_cache import BlockPool
 from puna.engine.cpu.fused_model import FusedLayer, RotaryTable, output_head
 from puna.engine.cpu.kernels import Kernels, LayerStruct, ModelStruct, StepStruct, kernels
 from puna.engine.cpu.panels import PANEL, PanelMatrix
-from puna.engine.kv_cache import BlockPool
 from puna.model.llama import LlamaForCausalLM, LlamaModel
 
 

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from puna.engine.attention import PagedAttention, bucket
+from puna.engine.core.errors import release_frames
+from puna.engine.core.kv_cache import BlockPool
 from puna.engine.device_copy import to_device
-from puna.engine.errors import release_frames
-from puna.engine.kv_cache import BlockPool
 from puna.model.llama import LlamaForCausalLM
 
 log = logging.getLogger(__name__)

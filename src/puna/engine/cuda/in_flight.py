@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from puna.engine.core.scheduler import Chunk
 from puna.engine.device_copy import HostCopy, to_device
 from puna.engine.request import TokenSequence
 from puna.engine.sampling import Constraint, History, sample
-from puna.engine.scheduler import Chunk
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import product
 from typing import Any
 
-from puna.data.language import LANGUAGES, guess_language
+from puna.data.cleaning.language import LANGUAGES, guess_language
 from puna.evals.contract import Benchmark, Item, Score, Text
 from puna.evals.datasets import EvalData, OnHub
 

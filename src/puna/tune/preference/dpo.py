@@ -16,11 +16,11 @@ from puna.core.console import progress
 from puna.train import parallel
 from puna.train.objective import SCORE, Metrics
 from puna.tune.heldout import measure_stage
-from puna.tune.packing import Rows, lay_out, token_logprobs
 from puna.tune.preference import losses
 from puna.tune.preference.pairs import Judged, Preference, read_judged, read_preferences
 from puna.tune.preference.ranked import Ranked, formatting, numbers_of_step, ranked_of, read_ranked
 from puna.tune.preference.recipe import DPORecipe
+from puna.tune.rows.packing import Rows, lay_out, token_logprobs
 from puna.tune.stage import Stage, StageObjective, run_stage
 
 

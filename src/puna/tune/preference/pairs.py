@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from puna.core.errors import DataError
-from puna.tune.dialogues import (
+from puna.tune.rows.dialogues import (
     Dialogue,
     Message,
     Row,

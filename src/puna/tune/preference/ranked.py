@@ -1,7 +1,7 @@
 """Ranked answers as tokens and as rows, for everything that learns from preferences.
 
-Answers to one prompt share a row where they fit, as in `tune.packing`: the prompt is computed once, and each answer
-sees it and itself. Which preferences a step has is a function of the seed and the step.
+Answers to one prompt share a row where they fit, as in `tune.rows.packing`: the prompt is computed once, and each
+answer sees it and itself. Which preferences a step has is a function of the seed and the step.
 """
 
 import hashlib
@@ -16,8 +16,8 @@ from typing import Any, TypeVar
 from puna.core.errors import PunaError
 from puna.text.chat import render
 from puna.text.tokenizer import Tokenizer
-from puna.tune.dialogues import Message
-from puna.tune.packing import Answer, Row
+from puna.tune.rows.dialogues import Message
+from puna.tune.rows.packing import Answer, Row
 
 T = TypeVar("T")
 

@@ -19,12 +19,12 @@ from puna.model.llama import LlamaForCausalLM, copy_whole
 from puna.model.store import read_tensor, save_tensors, tensor_headers, weight_files
 from puna.train.factory import FromCheckpoint
 from puna.train.objective import SCORE, Metrics
-from puna.tune.dialogues import Message
-from puna.tune.packing import Row, Rows, lay_out
 from puna.tune.preference.losses import bradley_terry
 from puna.tune.preference.pairs import read_preferences
 from puna.tune.preference.ranked import Ranked, numbers_of_step, ranked_of, read_ranked
 from puna.tune.preference.recipe import RewardRecipe
+from puna.tune.rows.dialogues import Message
+from puna.tune.rows.packing import Row, Rows, lay_out
 from puna.tune.stage import Stage, StageObjective, run_stage
 from puna.version import __version__
 

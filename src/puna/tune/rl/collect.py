@@ -26,11 +26,11 @@ from puna.tasks.heldout import is_heldout
 from puna.train import parallel
 from puna.train.objective import SCORE
 from puna.tune.measure import Measured, measure_tasks
-from puna.tune.packing import Answer
 from puna.tune.rl.recipe import OnPolicyRecipe
 from puna.tune.rl.rewards import Check, Grading, checker, reward
 from puna.tune.rl.sampling import Asked, ask
 from puna.tune.rollout import Generator, make_generator, send_weights, vllm_generator
+from puna.tune.rows.packing import Answer
 from puna.tune.stage import Stage
 
 _TRIES = 400  # problems drawn in a row that are all held out: the level has no others

@@ -21,11 +21,11 @@ from puna.core.errors import PunaError
 from puna.model.llama import LlamaForCausalLM
 from puna.model.store import load_model
 from puna.text.tokenizer import Tokenizer
-from puna.tune.packing import Rows, grouped
 from puna.tune.rl.collect import Collector, summary
 from puna.tune.rl.recipe import DistillRecipe
 from puna.tune.rl.rewards import Check
 from puna.tune.rl.updates import MicroBatch, Shares, Update, micro_batches, plan_updates
+from puna.tune.rows.packing import Rows, grouped
 from puna.tune.stage import Stage, StageObjective, run_stage
 
 

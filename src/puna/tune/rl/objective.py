@@ -8,7 +8,7 @@ an end without signal is the end, and when entropy, divergence, length, ended an
 weights go back to the best ones, with lower rates. At every step that learns from fresh answers the trainer's log
 probabilities are held against those of the engine that wrote them.
 
-Losses and papers: `tune.rl.losses`. Rows: `tune.packing`.
+Losses and papers: `tune.rl.losses`. Rows: `tune.rows.packing`.
 """
 
 from collections.abc import Sequence
@@ -25,13 +25,13 @@ from puna.model.llama import LlamaForCausalLM
 from puna.model.store import load_model
 from puna.train import parallel
 from puna.train.objective import RollBack
-from puna.tune.packing import Group, Rows, grouped, token_logprobs
 from puna.tune.rl.alarm import Alarm
 from puna.tune.rl.collect import Collector, Scored, summary
 from puna.tune.rl.losses import METHODS, advantages, policy_loss, token_weights
 from puna.tune.rl.recipe import RLRecipe
 from puna.tune.rl.rewards import Check, hack_measure
 from puna.tune.rl.updates import MicroBatch, Shares, Update, micro_batches, plan_updates
+from puna.tune.rows.packing import Group, Rows, grouped, token_logprobs
 from puna.tune.stage import Stage, StageObjective, run_stage
 
 _START_SAMPLES = 8  # of which one must be right, for a problem to count at the start

@@ -15,8 +15,8 @@ from puna.tasks import tools
 from puna.tasks.contract import Problem, Task, Verdict
 from puna.tasks.episodes import Attempt, Group, run_attempts
 from puna.text.tokenizer import Tokenizer
-from puna.tune.packing import Answer
 from puna.tune.rollout import Generator
+from puna.tune.rows.packing import Answer
 
 
 @dataclass

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from puna.tune.packing import EMPTY, Answer, Group, Rows, lay_out, split
+from puna.tune.rows.packing import EMPTY, Answer, Group, Rows, lay_out, split
 from puna.tune.stage import Stage
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from puna.core.files import read_json
 from puna.core.page import document, section, table
 from puna.core.plots import STYLE
-from puna.train.abilities import abilities
+from puna.train.report.abilities import abilities
 
 _NOTE = (
     "Means over the tasks and levels below, on held-out problems. A control is as long a time of more supervised "
@@ -19,7 +19,7 @@ _NOTE = (
 
 def render(name: str, rows: Sequence[Mapping[str, Any]], done: Mapping[str, Mapping[str, Any]]) -> str:
     """The page. rows: of `Way.rows`; done: what all.json holds."""
-    css = resources.files("puna.train").joinpath("report.css").read_text(encoding="utf-8")
+    css = resources.files("puna.train.report").joinpath("report.css").read_text(encoding="utf-8")
     columns, cells = stage_table(rows)
     stages = section("Stage by stage", _NOTE, f'<div class="scroll">{table(columns, cells, numeric=(1, 2, 3))}</div>')
     left_out = [[key, str(entry["note"])] for key, entry in done.items() if entry.get("note") and not entry["model"]]
@@ -44,12 +44,12 @@ def stage_table(rows: Sequence[Mapping[str, Any]]) -> tuple[tuple[str, ...], lis
 
 
 def ability_rows(run_dir: Path) -> list[dict[str, Any]]:
-    """What a run has measured so far, as `train.abilities` draws it: a row for each task and level."""
+    """What a run has measured so far, as `train.report.abilities` draws it: a row for each task and level."""
     return _abilities(read_json(run_dir / "all.json"))
 
 
 def _abilities(done: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Rows as `train.abilities` draws them: one for each task and level."""
+    """Rows as `train.report.abilities` draws them: one for each task and level."""
     rows: dict[tuple[str, int], dict[str, Any]] = {}
     for name, entry in done.items():
         for measured in entry.get("measured", []):

@@ -21,9 +21,9 @@ from puna.core.recipe import dump
 from puna.engine.generate import load_engine
 from puna.model.store import load_config
 from puna.tasks.catalogue import find
-from puna.train.machine import Machine, best_device, measure
+from puna.train.measure.machine import Machine, best_device, measure
 from puna.tune.measure import measure_tasks
-from puna.tune.rejection import PICKED, PREFERENCES
+from puna.tune.rejection.stage import PICKED, PREFERENCES
 from puna.tune.stages import check_stage, runner
 from puna.tune.way.gain import Gain, gain, mean
 from puna.tune.way.recipe import AllRecipe

@@ -1,0 +1,1 @@
+"""Which documents stay: quality filters, language, deduplication, decontamination."""

@@ -1,0 +1,1 @@
+"""First weights: counted from the corpus, with heads that can copy."""

@@ -1,0 +1,100 @@
+"""How fast this machine's devices exchange tensors: all-reduce and all-gather over torch.distributed, NCCL or gloo.
+
+Inside a run that a launcher started, its own processes are measured. Otherwise processes are started for the purpose:
+one for each GPU, or two on a CPU, which share its cores as training processes would. Such a process is
+`python -m puna.train.measure.collectives DEVICE BYTES FILE`; the first one writes what was found.
+"""
+
+import os
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+from puna.core.errors import PunaError
+from puna.core.files import read_json, write_json
+
+# Bytes of a message, large enough that its rate counts and not its latency.
+_LARGE = {"cuda": 256 * 2**20, "cpu": 32 * 2**20}
+_QUICK = {"cuda": 64 * 2**20, "cpu": 4 * 2**20}
+_CALLS = 10
+
+
+def collective_rates(device: str, *, quick: bool = False) -> dict[str, float]:
+    """Fields of `plan.machine.Calibration`: bus bandwidths, GB/s, and the time of an all-reduce of one number, seconds.
+
+    Bus bandwidth is what each rank sends over the time: 2·(n-1)/n of the message in an all-reduce, (n-1)/n of the whole
+    in an all-gather (nccl-tests, doc/PERFORMANCE.md). Empty where there is only one process or GPU, or none can be
+    joined ("mps"). Raises PunaError when processes that were started for it fail.
+    """
+    size = (_QUICK if quick else _LARGE).get(device)
+    if size is None:
+        return {}
+    if "RANK" in os.environ:
+        return _measure(device, size) if int(os.environ["WORLD_SIZE"]) > 1 else {}
+    import torch
+
+    processes = torch.cuda.device_count() if device == "cuda" else 2
+    return _started(device, size, processes) if processes > 1 else {}
+
+
+def _started(device: str, size: int, processes: int) -> dict[str, float]:
+    from puna.train.run.launch import launch
+
+    with tempfile.TemporaryDirectory(prefix="puna-") as folder:
+        result = Path(folder, "rates.json")
+        code = launch(
+            [sys.executable, "-m", "puna.train.measure.collectives", device, str(size), str(result)], processes
+        )
+        if code == 130:
+            raise KeyboardInterrupt
+        if code or not result.exists():
+            raise PunaError(
+                f"The {processes} processes that measure collectives failed with exit code {code}.",
+                "What they said stands above.",
+            )
+        return {name: float(value) for name, value in read_json(result).items()}
+
+
+def _measure(device: str, size: int) -> dict[str, float]:
+    """The rates among the processes of this run, which are joined first where they are not yet."""
+    import torch
+    import torch.distributed as dist
+
+    from puna.train.parallel import join_world
+
+    if not dist.is_initialized():
+        with join_world():
+            return _measure(device, size)
+    ranks = dist.get_world_size()
+    share = max(1, size // 4 // ranks)  # numbers in fp32
+    part, whole = torch.ones(share, device=device), torch.ones(share * ranks, device=device)
+    number = torch.ones(1, device=device)
+    sent = 4.0 * len(whole) * (ranks - 1) / ranks
+
+    def seconds(run: Callable[[], object]) -> float:
+        """Mean of as many calls on every rank: one that made fewer would leave the others waiting."""
+        run()
+        dist.barrier()
+        started = time.perf_counter()
+        for _ in range(_CALLS):
+            run()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        return (time.perf_counter() - started) / _CALLS
+
+    # 2.13 calls it all_gather_single, which 2.11 has not.
+    warnings.filterwarnings("ignore", message=".*all_gather_into_tensor", category=FutureWarning)
+    return {
+        "allreduce_gb_per_s": 2 * sent / seconds(lambda: dist.all_reduce(whole)) / 1e9,
+        "allgather_gb_per_s": sent / seconds(lambda: dist.all_gather_into_tensor(whole, part)) / 1e9,
+        "latency_seconds": seconds(lambda: dist.all_reduce(number)),
+    }
+
+
+if __name__ == "__main__":
+    found = _measure(sys.argv[1], int(sys.argv[2]))
+    if os.environ["RANK"] == "0":
+        write_json(Path(sys.argv[3]), found)

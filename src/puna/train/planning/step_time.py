@@ -1,0 +1,95 @@
+"""How fast a run will go, before it goes: the planner's cost model asked about this recipe on this machine.
+
+No torch. `plan.own` has the equations and `train.measure.machine` the rates; here a recipe becomes the question. The
+error is printed when the run ends; bench/plan_own.py holds what was seen.
+"""
+
+from typing import TYPE_CHECKING
+
+from puna.core.errors import PunaError
+from puna.model.config import ModelConfig
+from puna.plan.equations.cost_model import CostModel
+from puna.plan.equations.hardware import Accelerator
+from puna.plan.equations.shape import from_config
+from puna.plan.evidence.calibrated import predict_calibrated
+from puna.plan.evidence.local_device import Calibration, accelerator_here, calibrated
+from puna.plan.layouts.predict import Prediction, Question
+from puna.train.recipe import Recipe
+
+if TYPE_CHECKING:
+    from puna.train.measure.machine import Machine
+
+# A GPU that the catalogue does not have: shares of its peaks that measured products and copies usually are.
+_REACHED_PRODUCTS, _REACHED_BANDWIDTH = 0.78, 0.9
+_GPU_LINK_GB_PER_S, _GPU_NIC_GBIT_PER_S, _GPU_WATTS = 32.0, 100.0, 400.0  # PCIe 4 x16, 100 Gbit Ethernet
+
+
+def expected_step(recipe: Recipe, machine: "Machine", world_size: int = 1) -> Prediction | None:
+    """A step of `recipe` on so many processes with a device like `machine` each; None when its rates are not known.
+
+    machine: as measured by one of the processes while the others measured too, so that on a CPU its rates are those of
+    a share of the cores. Raises PunaError when the layout or the batch does not fit the number of processes.
+    """
+    if not all(machine.matmul_flops.get(name) for name in ("fp32", "bf16")):
+        return None
+    rates = _rates(machine)
+    muon = recipe.optimizer
+    return predict_calibrated(
+        recipe_question(recipe, _accelerator(machine, rates, world_size), machine, world_size),
+        recipe.resolve_layout(world_size, on_cpu=machine.device == "cpu"),
+        rates,
+        muon_iterations=muon.newton_schulz_steps if muon.kind == "muon" else 0,
+        compiled=recipe.train.compile == "on" or (recipe.train.compile == "auto" and machine.has_compiler),
+    )
+
+
+def recipe_question(recipe: Recipe, accelerator: Accelerator, machine: "Machine", world_size: int) -> Question:
+    """The recipe as the planner is asked about it."""
+    train = recipe.train
+    precision = machine.fast_precision if train.precision == "auto" else train.precision
+    return Question(
+        model=recipe.name,
+        shape=from_config(recipe.model),
+        accelerator=accelerator,
+        accelerators=world_size,
+        seq_len=train.seq_len,
+        batch=train.batch,
+        precision="fp8" if train.fp8 else "fp32" if precision == "fp32" else "bf16",
+        costs=CostModel("puna"),
+    )
+
+
+def bigram_flops(model: ModelConfig) -> float:
+    """FLOPs of `init = "bigram"`: six products for the SVD, two for the ridge, three for each polishing step."""
+    return 2.0 * model.vocab_size**2 * model.hidden_size * (6 + 2 + 3 * 30)
+
+
+def _rates(machine: "Machine") -> Calibration:
+    """What was measured; at least the best products."""
+    bf16, fp32 = (machine.matmul_flops[name] / 1e12 for name in ("bf16", "fp32"))
+    return machine.rates or Calibration(device=machine.name, date="", matmul_tflops=bf16, matmul_fp32_tflops=fp32)
+
+
+def _accelerator(machine: "Machine", rates: Calibration, world_size: int) -> Accelerator:
+    """The machine's device as the planner knows it; processes on a CPU reach each other through its memory."""
+    try:
+        found = calibrated(accelerator_here(machine.device), rates)
+    except PunaError:
+        found = _unknown(machine, rates)
+    if found.generation == "cpu":
+        found = found.model_copy(update={"link_domain": world_size, "node_size": world_size})
+    return found
+
+
+def _unknown(machine: "Machine", rates: Calibration) -> Accelerator:
+    """A GPU that the catalogue does not have, by what it reaches."""
+    stream = rates.stream_gb_per_s or 1e3
+    return Accelerator(
+        name=machine.name,
+        bf16_tflops=machine.matmul_flops["bf16"] / 1e12 / _REACHED_PRODUCTS,
+        memory_gb=machine.memory_bytes / 1e9,
+        memory_gb_per_s=stream / _REACHED_BANDWIDTH,
+        link_gb_per_s=rates.allgather_gb_per_s or _GPU_LINK_GB_PER_S,
+        nic_gbit_per_s=_GPU_NIC_GBIT_PER_S,
+        watts=_GPU_WATTS,
+    )

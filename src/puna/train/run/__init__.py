@@ -1,0 +1,1 @@
+"""A run from outside: its directory, its processes, its checkpoints, its metrics, its signals."""
