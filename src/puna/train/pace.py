@@ -2,15 +2,15 @@
 
 A plan is made from a few timed steps. Other programs may start later, or may have been running while it was made. So
 a run that promised a time projects its end at every log line, and changes the number of remaining steps when it would
-miss the promise by more than a tenth. The learning rate is a function of the share of the schedule that is done, not
-of the step, so it stays continuous and always decays to its end.
+miss the promise by more than a twentieth. The learning rate is a function of the share of the schedule that is done,
+not of the step, so it stays continuous and always decays to its end.
 """
 
 from dataclasses import dataclass
 
 from puna.train.recipe import ScheduleConfig
 
-TOLERANCE = 0.1
+TOLERANCE = 0.05
 """Of the promised time: a projection that is further off changes the number of steps."""
 
 
