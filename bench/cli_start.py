@@ -1,4 +1,4 @@
-"""CPU seconds of `puna --help`, and whether it imports torch. A bare interpreter runs in turns with it for comparison.
+"""CPU seconds of `puna --help`, and whether it imports torch, compared with a bare interpreter in turns.
 
 python bench/cli_start.py [--rounds 15]
 """
