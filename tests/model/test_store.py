@@ -179,8 +179,8 @@ DAMAGE = {
     "config cut short": (lambda d: cut(d / "config.json"), "not valid JSON"),
     "config is a list": (lambda d: (d / "config.json").write_text("[]"), "not a JSON object"),
     "no weights": (lambda d: (d / "model.safetensors").unlink(), "no model.safetensors"),
-    "pickle only": (lambda d: (d / "model.safetensors").rename(d / "pytorch_model.bin"), "pickled weights only"),
-    "weights cut short": (lambda d: cut(d / "model.safetensors"), r"model.safetensors is damaged or cut short"),
+    "pickle only": (lambda d: (d / "model.safetensors").rename(d / "pytorch_model.bin"), "only pickled weights"),
+    "weights cut short": (lambda d: cut(d / "model.safetensors"), r"model.safetensors is damaged or truncated"),
     "weights empty": (lambda d: (d / "model.safetensors").write_bytes(b""), r"model.safetensors is damaged"),
     "tensor missing": (lambda d: edit_weights(d / "model.safetensors", lambda t: t.pop(NORM)), f"1 missing .{NORM}"),
     "tensor extra": (
@@ -191,7 +191,7 @@ DAMAGE = {
         lambda d: edit_weights(d / "model.safetensors", lambda t: t.update({NORM: torch.ones(63)})),
         r"model.norm.weight is \[63\], not \[64\]",
     ),
-    "other shape": (lambda d: edit_json(d / "config.json", hidden_size=32), "of another shape"),
+    "other shape": (lambda d: edit_json(d / "config.json", hidden_size=32), "of a different shape"),
     "untied without head": (
         lambda d: edit_json(d / "config.json", tie_word_embeddings=False),
         "1 missing .lm_head.weight",
