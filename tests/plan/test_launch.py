@@ -25,7 +25,7 @@ from puna.plan.launch import ray_nodes
 from puna.plan.launch.emit import TARGETS, emit
 from puna.plan.launch.job import Launch
 from puna.train.recipe import Recipe
-from puna.train.run.directory import settle_corpus
+from puna.train.run.directory import resolve_corpus
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 GOLDEN = Path(__file__).parent / "golden"
@@ -415,7 +415,7 @@ def test_ray_runs_every_node_and_ends_with_the_first_that_fails() -> None:
 )
 def test_the_emitted_script_trains_and_survives_the_loss_of_a_process(tmp_path: Path) -> None:
     shutil.copytree(RECIPES, "recipes")
-    settle_corpus(load(Recipe, RECIPES / "smoke.toml").value, Path("corpora"))
+    resolve_corpus(load(Recipe, RECIPES / "smoke.toml").value, Path("corpora"))
     emit("torchrun", small("small", checkpoint_every=5, max_restarts=2), Path("job"))
     text = Path("job/recipe.toml").read_text().replace("steps = 30", "steps = 300")
     Path("job/recipe.toml").write_text(text)

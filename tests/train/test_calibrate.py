@@ -179,5 +179,5 @@ def test_a_measurement_five_times_off_is_not_kept(measured: float, believed: boo
     if believed:
         calibrate.check_plausible(found, estimate)
     else:
-        with pytest.raises(PunaError, match="was not kept"):
+        with pytest.raises(PunaError, match="was not stored"):
             calibrate.check_plausible(found, estimate)

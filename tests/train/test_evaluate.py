@@ -133,7 +133,7 @@ def test_max_bytes_takes_each_source_by_its_share():
 def test_refuses_what_cannot_be_measured(model):
     with pytest.raises(PunaError, match="stride between 1 and the window"):
         bits_per_byte(model, Texts(texts([9])), window=8, stride=9)
-    with pytest.raises(PunaError, match="holds no text"):
+    with pytest.raises(PunaError, match="has no text"):
         bits_per_byte(model, Texts([[0], [0, 1]]), window=8)
 
 

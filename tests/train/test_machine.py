@@ -67,12 +67,12 @@ def test_an_unlimited_container_has_the_whole_machine(monkeypatch: pytest.Monkey
 def test_the_peak_of_memory_counts_this_process_and_can_start_again() -> None:
     script = """
 import numpy
-from puna.train.measure.machine import forget_peak_process_memory, peak_process_memory
+from puna.train.measure.machine import reset_peak_process_memory, peak_process_memory
 before = peak_process_memory()
 block = numpy.ones(40_000_000)
 high = peak_process_memory()
 del block
-forget_peak_process_memory()
+reset_peak_process_memory()
 print(before, high, peak_process_memory())
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

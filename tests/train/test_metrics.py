@@ -95,7 +95,7 @@ def test_a_resume_that_finds_the_disk_full_loses_no_line(tmp_path, monkeypatch):
 
 def test_a_new_run_does_not_write_over_an_old_one(tmp_path):
     MetricsLog(tmp_path, LogConfig()).write(train(1))
-    with pytest.raises(PunaError, match="already holds the lines of a run"):
+    with pytest.raises(PunaError, match="already contains a run"):
         MetricsLog(tmp_path, LogConfig())
     assert len(read_metrics(tmp_path)) == 1
 
@@ -135,7 +135,7 @@ def test_reading_tolerates_a_last_line_torn_anywhere(tmp_path_factory, steps, da
 def test_missing_and_damaged_files_are_sentences(tmp_path):
     with pytest.raises(PunaError, match="does not exist"):
         read_metrics(tmp_path / "nowhere")
-    with pytest.raises(PunaError, match=r"holds no metrics\.jsonl"):
+    with pytest.raises(PunaError, match=r"has no metrics\.jsonl"):
         read_metrics(tmp_path)
     (tmp_path / "metrics.jsonl").write_text('{"kind": "train", "step": 1}\nrubbish\n{"kind": "train", "step": 2}\n')
     with pytest.raises(PunaError, match="line 2"):

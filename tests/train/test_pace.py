@@ -16,7 +16,7 @@ from puna.train.pace import TOLERANCE, Horizon, replan
 from puna.train.pretrain import train
 from puna.train.recipe import Recipe
 from puna.train.report.run_data import load_run, summary
-from puna.train.run.directory import settle_corpus
+from puna.train.run.directory import resolve_corpus
 from puna.train.run.metrics import read_metrics
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -74,7 +74,7 @@ def recipe(tmp_path: Path) -> Recipe:
         "log.eval_every=0",
     ]
     with contextlib.chdir(RECIPES.parent):
-        return settle_corpus(load(Recipe, RECIPES / "smoke.toml", [*words, "checkpoint.every=4"]).value, tmp_path)
+        return resolve_corpus(load(Recipe, RECIPES / "smoke.toml", [*words, "checkpoint.every=4"]).value, tmp_path)
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ from puna.train.pretrain import train
 from puna.train.recipe import Recipe
 from puna.train.run import verify_resume as verify
 from puna.train.run.checkpoint import _manifest_hash
-from puna.train.run.directory import settle_corpus
+from puna.train.run.directory import resolve_corpus
 from puna.train.run.metrics import read_metrics
 from puna.train.run.verify_resume import verify_resume
 
@@ -51,7 +51,7 @@ def _one_thread() -> Iterator[None]:
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Forty files of the standard library, as recipes/data/smoke.toml says."""
     with contextlib.chdir(RECIPES.parent):
-        recipe = settle_corpus(load(Recipe, RECIPES / "smoke.toml").value, tmp_path_factory.mktemp("corpora"))
+        recipe = resolve_corpus(load(Recipe, RECIPES / "smoke.toml").value, tmp_path_factory.mktemp("corpora"))
     return Path(recipe.corpus)
 
 
@@ -320,6 +320,6 @@ def test_many_bad_steps_are_gone_around(recipe: Recipe, tmp_path: Path) -> None:
 
 def test_a_run_that_does_not_recover_stops_with_a_sentence(recipe: Recipe, tmp_path: Path) -> None:
     careful = changed(recipe, "guard", max_skips=3, max_rollbacks=1)
-    with pytest.raises(PunaError, match="Training does not recover: 3 of the last"):
+    with pytest.raises(PunaError, match="Training is not recovering: 3 of the last"):
         train(careful, tmp_path, hooks={0: plant(set(range(5, 99)))}, machine=MACHINE)
     assert len(events(tmp_path, "stopped")) == 1

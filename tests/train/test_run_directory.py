@@ -56,7 +56,7 @@ def test_a_directory_with_a_run_names_both_ways_out(
     recipe: Path, run_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sentence = refused(capsys, "train", recipe, "--run-dir", run_dir)
-    assert "already holds a run" in sentence
+    assert "already contains a run" in sentence
     assert f"puna train --resume {run_dir}" in sentence
     assert "--run-dir DIR" in sentence
 
@@ -79,7 +79,7 @@ def test_a_directory_in_use_is_refused(recipe: Path, run_dir: Path, capsys: pyte
         ("optimizer.kind=adamw", "optimizer.kind = adamw"),
         ("train.precision=bf16", "train.precision = bf16"),
         ("start_from=models/x", "start_from = models/x"),
-        ("train.steps=10", "checkpoint of step 20 already"),
+        ("train.steps=10", "already has a checkpoint of step 20"),
         ("train.stepps=40", "Did you mean 'steps'?"),
         ("model", "is not an override"),
     ],
@@ -112,7 +112,7 @@ def test_words_of_the_command_line(
 ) -> None:
     assert "No recipe was given" in refused(capsys, "train")
     assert "small.toml does not exist" in refused(capsys, "train", tmp_path / "missing" / "small.toml")
-    assert "holds no run to resume" in refused(capsys, "train", "--resume", tmp_path / "empty")
+    assert "has no run to resume" in refused(capsys, "train", "--resume", tmp_path / "empty")
     assert "--resume alone" in refused(capsys, "train", "--resume", run_dir, "--run-dir", tmp_path)
     assert "not a number of processes" in refused(capsys, "train", recipe, "--nproc", 0)
     # An override after an option is an override too.

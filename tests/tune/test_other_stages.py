@@ -21,7 +21,7 @@ from puna.tasks.heldout import is_heldout
 from puna.text.tokenizer import Tokenizer
 from puna.train.measure.machine import Machine
 from puna.train.recipe import Recipe
-from puna.train.run.directory import settle_corpus
+from puna.train.run.directory import resolve_corpus
 from puna.train.run.metrics import read_metrics
 from puna.tune.average import stage as average
 from puna.tune.average.recipe import AverageRecipe
@@ -183,7 +183,7 @@ def test_a_model_is_extended_and_measured_before_and_after(tmp_path: Path, machi
     from puna.data.corpus import Corpus
 
     with contextlib.chdir(RECIPES.parent):
-        corpus = settle_corpus(load(Recipe, RECIPES / "smoke.toml").value, tmp_path / "corpora").corpus
+        corpus = resolve_corpus(load(Recipe, RECIPES / "smoke.toml").value, tmp_path / "corpora").corpus
     tokenizer = Corpus.open(Path(corpus)).tokenizer
     config = ModelConfig(preset="nano", vocab_size=tokenizer.vocab_size, max_position_embeddings=64)
     model = LlamaForCausalLM(config)

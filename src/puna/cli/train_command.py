@@ -27,7 +27,7 @@ def run(args: argparse.Namespace) -> None:
     """Check everything that needs no torch, then train here or start the processes that do."""
     from puna.core.console import console, print_json
     from puna.train.report.live import LiveView
-    from puna.train.run.directory import new_run, resumed_run, settle_corpus
+    from puna.train.run.directory import new_run, resolve_corpus, resumed_run
 
     rank = int(os.environ.get("RANK", 0))
     starting = args.nproc > 1 and "RANK" not in os.environ  # this process only starts those that train
@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> None:
         recipe, told = apply_plan(recipe, args.plan, int(os.environ.get("WORLD_SIZE", args.nproc)))
         if rank == 0 and not starting:
             console().print(told, markup=False)
-    recipe = settle_corpus(recipe)
+    recipe = resolve_corpus(recipe)
     if starting:
         from puna.train.run.launch import launch
 

@@ -1,4 +1,4 @@
-"""The rows of a run on their way to the device: this process' share of each global batch, loaded ahead."""
+"""Move rows of the corpus to the device: this process's share of each global batch, loaded ahead."""
 
 from collections.abc import Generator, Iterator
 from typing import NamedTuple
@@ -23,9 +23,9 @@ class Rows(NamedTuple):
 def feed(
     corpus: Corpus, config: TrainConfig, *, data_step: int, start: int, stop: int, device: torch.device
 ) -> Generator[Rows, None, None]:
-    """Rows start..stop of each batch from `data_step` on, without end, two ahead in a background thread.
+    """Yield rows start..stop of each batch from `data_step` on, indefinitely; a background thread loads two ahead.
 
-    Close it when done.
+    Close the iterator when done.
     """
 
     def make() -> Iterator[Rows]:
@@ -41,7 +41,7 @@ def feed(
                 start=start,
                 stop=stop,
             )
-            # Document ids stay on the CPU: where documents start is worked out there, with nobody waiting.
+            # Document ids stay on the CPU, where document starts are found without synchronizing with the device.
             documents = None if rows.document_ids is None else torch.from_numpy(rows.document_ids)
             yield Rows(_to_device(rows.input_ids, device), _to_device(rows.targets, device), documents)
             step += 1

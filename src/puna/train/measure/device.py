@@ -1,11 +1,11 @@
-"""Which device a run takes, how many cores it may use, and the limits that a container puts on it."""
+"""Find the device of a run, the cores it may use, and the limits that a container sets."""
 
 import os
 from pathlib import Path
 
 
 def best_device() -> str:
-    """ "cuda" or "mps" when torch finds one, else "cpu"."""
+    """ "cuda" or "mps" when torch finds one, otherwise "cpu"."""
     import torch
 
     if torch.cuda.is_available():
@@ -23,7 +23,7 @@ def cores() -> int:
 
 
 def cgroup_numbers(name: str) -> list[int]:
-    """The numbers in a control file of this process's cgroup (v2) or of the v1 tree; [] for none or "max"."""
+    """The numbers in a control file of this process's cgroup (v2) or of the v1 tree; [] if missing or "max"."""
     for folder in (cgroup_folder(), Path("/sys/fs/cgroup")):
         try:
             words = (folder / name).read_text(encoding="utf-8").split()

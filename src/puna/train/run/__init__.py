@@ -1,1 +1,1 @@
-"""A run from outside: its directory, its processes, its checkpoints, its metrics, its signals."""
+"""Everything about a run except training: its directory, processes, checkpoints, metrics and signals."""
