@@ -20,7 +20,7 @@ from puna.tune.stages import check_stage, load_stage
 from puna.tune.way import run as all_stages
 from puna.tune.way.gain import gain
 from puna.tune.way.recipe import AllRecipe
-from puna.tune.way.run import Way
+from puna.tune.way.run import Pipeline
 
 RECIPES = Path(__file__).parents[2] / "recipes" / "tune"
 TASKS = [{"name": "planning.grid", "levels": [1], "count": 12}]
@@ -86,7 +86,7 @@ def test_the_way_is_gone_measured_and_resumed(
     assert names == expected
     verdicts = {row["stage"]: row["verdict"] for row in event["rows"]}
     assert verdicts["1-dpo"].startswith("no difference shown (")
-    assert verdicts["1-dpo"].endswith("over what it began with)")
+    assert verdicts["1-dpo"].endswith("over the initial model)")
     assert verdicts["before"] == verdicts["1-dpo-control"] == ""
     state = json.loads((tmp_path / "run" / "all.json").read_text())
     assert state["1-dpo"]["parent"].endswith("1-again/model")
@@ -117,7 +117,7 @@ def test_mistakes_show_before_anything_is_computed(values: dict[str, Any], tmp_p
         ("measure", {"tasks": [{"name": "planning.gird"}]}, "no task 'planning.gird'"),
     ):
         with pytest.raises(PunaError) as error:
-            Way(check(AllRecipe, {**values, section: wrong}, "test"), tmp_path).check()
+            Pipeline(check(AllRecipe, {**values, section: wrong}, "test"), tmp_path).check()
         assert sentence in str(error.value)
     for change, sentence in (({"sft": {}}, "sft is empty"), ({"annotate": {}}, "reward needs annotate")):
         with pytest.raises(PunaError, match=sentence):
@@ -152,6 +152,6 @@ def test_the_command_takes_recipe_and_model(tmp_path: Path, capsys: pytest.Captu
 def test_the_recipes_that_come_along_are_right(path: Path, model_dir: Path) -> None:
     recipe = load_stage(path).value
     if isinstance(recipe, AllRecipe):
-        Way(recipe.model_copy(update={"model": str(model_dir)}), Path("nowhere")).check()
+        Pipeline(recipe.model_copy(update={"model": str(model_dir)}), Path("nowhere")).check()
     else:
         assert check_stage({**recipe.model_dump(mode="json")}, str(path)) == recipe

@@ -169,5 +169,5 @@ def test_held_out_dialogues_are_not_among_the_examples(data: SFTDataConfig) -> N
 
 def test_examples_that_never_fit_are_an_error(data: SFTDataConfig, tokenizer: Tokenizer) -> None:
     sources = sources_of(data, 0)[0]
-    with pytest.raises(PunaError, match="leave nothing to learn in 5 tokens"):
+    with pytest.raises(PunaError, match="have nothing to learn in 5 tokens"):
         Mixture(sources, tokenizer, 5, seed=0, drop=False).rows(2)

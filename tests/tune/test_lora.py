@@ -138,5 +138,5 @@ def test_what_cannot_be_adapted_or_merged_is_one_sentence(model_dir: Path, tmp_p
     with pytest.raises(PunaError, match="Did you mean 'q_proj'"):
         adapted(model_dir, targets=["q_prj"])
     (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "use_dora": true}')
-    with pytest.raises(PunaError, match=r"no plain LoRA adapter \(use_dora\)"):
+    with pytest.raises(PunaError, match=r"not a plain LoRA adapter \(use_dora\)"):
         merge_adapter(model_dir, tmp_path, tmp_path / "out")

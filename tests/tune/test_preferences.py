@@ -21,7 +21,7 @@ from puna.tune.preference.ranked import formatting, ranked_of
 from puna.tune.preference.recipe import DPORecipe, RewardRecipe
 from puna.tune.preference.reward import Judge, Reward, RewardHead
 from puna.tune.rows.dialogues import Row
-from puna.tune.rows.packing import lay_out, token_logprobs
+from puna.tune.rows.packing import collate, token_logprobs
 from puna.tune.stage import prepare_stage, run_stage
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "preferences.json").read_text())
@@ -122,7 +122,7 @@ def test_an_edited_answer_is_best_and_a_lone_thumb_is_no_pair() -> None:
         ({"prompt": ASKED, "text": GOOD}, "line 1: the row has no chosen and rejected answer"),
         ({"prompt": ASKED, "chosen": "", "rejected": BAD}, "line 1: its answer is empty"),
         ({"prompt": ASKED, "responses": [GOOD]}, "line 1: its responses are not a ranking"),
-        (SIDES, "line 1: its sides are no dialogues"),
+        (SIDES, "line 1: its sides are not dialogues"),
         ({"prompt": ASKED, "chosen": [USER], "rejected": BAD}, "line 1: an answer does not begin and end"),
         ({"prompt": [{"role": "cat", "content": "Hi"}], **SIDES}, "line 1: message 1 has the role 'cat'"),
     ],
@@ -196,7 +196,7 @@ def test_logprobs_of_answers_that_share_a_row_are_those_of_each_alone(
     model = load_model(model_dir)
     sums = []
     for rows in ([together], apart):
-        laid = lay_out(rows)
+        laid = collate(rows)
         with torch.no_grad():
             tokens = model(
                 laid.ids,
@@ -243,7 +243,7 @@ def test_a_reward_model_learns_ranks_and_transformers_reads_it(
     ids = torch.tensor([[*ranked.prompt, *ranked.answers[0].ids]])
     with torch.no_grad():
         assert theirs(input_ids=ids).logits.item() == pytest.approx(high, abs=1e-4)
-    with pytest.raises(PunaError, match="holds no reward model"):
+    with pytest.raises(PunaError, match="does not contain a reward model"):
         Judge(model_dir)
 
 

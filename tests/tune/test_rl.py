@@ -233,7 +233,7 @@ def test_only_levels_that_are_named_are_asked(values, tmp_path, machine, levels)
     [
         ({"tasks": [{"name": "planning.gird"}]}, "planning.grid"),
         ({"tasks": [{"name": "planning.grid", "levels": [99]}]}, "no level 99"),
-        ({"tasks": [{"name": "planning.grid"}, {"name": "planning.grid"}]}, "stands there twice"),
+        ({"tasks": [{"name": "planning.grid"}, {"name": "planning.grid"}]}, "is listed twice"),
         ({"rollout": {"samples": 1}}, "Set 2 or more"),
         ({"rollout": {"max_tokens": 128}}, "no room for a problem"),
         ({"curriculum": {"low": 0.9}}, "low must be below"),
@@ -256,7 +256,7 @@ HEALTHY = {"reward": 0.5, "reward_error": 0.03, "ended": 0.9, "length": 20.0}
 @pytest.mark.parametrize(
     ("found", "said"),
     [
-        ({"ended": 0.1}, "end by themselves; it was 90%"),
+        ({"ended": 0.1}, "end with an end token; it was 90%"),
         ({"length": 200.0}, "200 tokens long; it was 20"),
     ],
 )

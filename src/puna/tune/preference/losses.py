@@ -1,8 +1,8 @@
-"""Losses that prefer one answer to another, each a few lines on log probabilities of whole answers.
+"""Losses that prefer one answer to another, each a few lines on log probabilities of complete answers.
 
-Everywhere: chosen, rejected, logps are (pairs,) or (answers,), log probabilities summed over an answer's tokens, in
-nats; `reference` means the same under the policy that tuning started from. All give one loss for each pair or answer,
-(pairs,) or (answers,), whose mean is minimised. Held to TRL's numbers and gradients by tests.
+In all functions chosen, rejected and logps are (pairs,) or (answers,): log probabilities summed over an answer's
+tokens, in nats. `reference` means the same under the policy that tuning started from. All return one loss per pair or
+answer, (pairs,) or (answers,), whose mean is minimised. Tests compare values and gradients with TRL's.
 """
 
 import torch
@@ -26,7 +26,7 @@ def ipo(
 ) -> Tensor:
     """Identity preference optimisation (arXiv 2310.12036, eq. 17) with means over tokens instead of sums.
 
-    chosen_tokens, rejected_tokens: (pairs,) how many tokens the sums are over; the authors' own form, as TRL has it.
+    chosen_tokens, rejected_tokens: (pairs,) the number of tokens in the sums; the authors' own form, as in TRL.
     """
     ratio = (chosen - reference_chosen) / chosen_tokens - (rejected - reference_rejected) / rejected_tokens
     return (ratio - 1 / (2 * beta)).square()
@@ -44,8 +44,8 @@ def kto(
 ) -> Tensor:
     """Kahneman-Tversky optimisation (arXiv 2402.01306, eq. 7): answers that are good or bad, without pairs.
 
-    good: (answers,) bool. kl: scalar, how far the policy is from the reference on mismatched answers, not below 0, no
-    gradient. weights: of good and of bad answers.
+    good: (answers,) bool. kl: scalar, the distance of the policy from the reference on mismatched answers, at least 0,
+    without gradient. weights: of good and of bad answers.
     """
     ratio = logps - reference
     gain = 1 - torch.sigmoid(beta * torch.where(good, ratio - kl, kl - ratio))
