@@ -1,4 +1,4 @@
-"""Model directories: what transformers reads and writes, shards, and every way in which a directory can be wrong."""
+"""Model directories: compatibility with transformers, shards, and every way in which a directory can be wrong."""
 
 import json
 import shutil
@@ -21,7 +21,7 @@ IDS = torch.randint(0, 512, (2, 40), generator=torch.Generator().manual_seed(0))
 
 
 class Tokenizer:
-    """Stands in for puna.text's, which this room does not know."""
+    """Replaces puna.text's tokenizer, which this package does not import."""
 
     def __init__(self, vocab_size: int = 300) -> None:
         self.vocab_size, self.bos_id, self.eos_ids = vocab_size, 0, [1, 4]

@@ -1,4 +1,4 @@
-"""Bits per byte, against a loop over single tokens and against closed forms."""
+"""Bits per byte, compared with a loop over single tokens and with closed forms."""
 
 import math
 from types import SimpleNamespace
@@ -19,7 +19,7 @@ VOCAB = 40
 
 
 class Texts:
-    """A corpus of given ids: token i stands for i % 3 bytes, except BOS (0) and end (1), which stand for none."""
+    """A corpus of given ids: token i decodes to i % 3 bytes, except BOS (0) and end (1), which decode to none."""
 
     vocab_size = VOCAB
     tokenizer = SimpleNamespace(token_bytes=lambda token: b"" if token < 2 else b"x" * (token % 3))

@@ -1,4 +1,4 @@
-"""What a person watching sees: one block on a terminal, plain lines elsewhere."""
+"""The live view: one block on a terminal, plain lines elsewhere."""
 
 import io
 import re
@@ -41,7 +41,7 @@ def show(events, terminal):
 
 
 def frames(text):
-    """The text with colours and cursor moves taken out."""
+    """The text without colours and cursor moves."""
     return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
 
 

@@ -1,4 +1,4 @@
-"""The measured machine: rates that a machine can have, memory within the system's, container limits obeyed."""
+"""Measurements of the machine: plausible rates, memory within the system's, container limits."""
 
 import subprocess
 import sys
@@ -35,7 +35,7 @@ def test_bf16_is_used_only_where_it_is_clearly_faster(bf16: float, expected: str
 
 
 def test_a_compiler_that_fails_is_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CXX", "false")  # found on the path, builds nothing
+    monkeypatch.setenv("CXX", "false")  # found on the path, but builds nothing
     machine.has_compiler.cache_clear()
     assert machine.has_compiler() is False
     machine.has_compiler.cache_clear()

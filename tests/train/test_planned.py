@@ -1,4 +1,4 @@
-"""A plan's layout in a recipe: what `puna plan --json` prints is taken, and what cannot run is a sentence."""
+"""A plan's layout in a recipe: the output of `puna plan --json` is applied, and unsupported plans are rejected."""
 
 import json
 import re
@@ -58,11 +58,11 @@ def test_what_puna_plan_prints_is_taken(tmp_path: Path) -> None:
     assert taken.layout.resolve(8).data_parallel == layout.data_parallel == 8
     assert taken.train.micro_batch == layout.micro_batch
     assert f"train.micro_batch = {layout.micro_batch}" in told
-    # The planner sees the recipe as it saw the plan, but that the trainer shards weights where gradients are.
+    # The planner gets the same recipe as before, except that the trainer shards weights where gradients are sharded.
     seen = taken.resolve_layout(8)
     assert (seen.data_parallel, seen.micro_batch) == (layout.data_parallel, layout.micro_batch)
     assert taken.model == found.model
-    # A plan for a budget has the run one level deeper.
+    # A plan for a budget nests the run one level deeper.
     assert apply_plan(found, plan(tmp_path, {"budget_usd": 1, "run": estimate_tree(whole)}), 8)[0] == taken
 
 

@@ -1,4 +1,4 @@
-"""The training loop: what happens between two steps must not make the steps dearer."""
+"""The training loop: work between two steps must not slow down the steps."""
 
 import contextlib
 from functools import partial

@@ -1,4 +1,4 @@
-"""The whole way: stages follow each other, each is measured beside its control, and an interrupted way goes on."""
+"""All stages: they run in order, each is compared with its control, and an interrupted run resumes."""
 
 import json
 import os
@@ -44,7 +44,7 @@ def values(model_dir: Path) -> dict[str, Any]:
 
 @pytest.fixture
 def _scripted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sampled answers of which every other one is right; the tiny model alone would never be."""
+    """Sampled answers of which every other one is right; the tiny model alone would never solve a problem."""
     from puna.tasks.catalogue import find
 
     def answer(engine: Any, problems: Any, *, samples: int, seed: int, **_: Any) -> list[Answer]:
@@ -80,7 +80,7 @@ def test_the_way_is_gone_measured_and_resumed(
     event = all_stages.run(recipe, tmp_path / "run", resume=True, machine=machine)
     assert event["kind"] == "end"
     assert seen[:4] == [0, 1, 2, 0]
-    assert seen[4] == 1  # the stage that was interrupted goes on, those before it are not done again
+    assert seen[4] == 1  # the interrupted stage resumes, those before it are not repeated
     names = [row["stage"] for row in event["rows"]]
     expected = ["before", "1-sft", "1-again", "1-again-control", "1-dpo", "1-dpo-control", "1-average"]
     assert names == expected
@@ -95,7 +95,7 @@ def test_the_way_is_gone_measured_and_resumed(
     report = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
     assert "1-average" in report
     assert "planning.grid" in report
-    # A way that is over is not gone again.
+    # A finished run is not repeated.
     before = len(seen)
     all_stages.run(recipe, tmp_path / "run", resume=True, machine=machine)
     assert len(seen) == before
@@ -133,7 +133,7 @@ def test_a_gain_is_one_whose_interval_is_above_zero() -> None:
     close = gain([row(55, 100)], [row(50, 100)], "greedy")
     assert close.verdict == "no difference shown"
     assert close.difference == pytest.approx(0.05)
-    # Two shares of 100 tries: the textbook's interval of their difference is 13.8 points to each side.
+    # Two shares of 100 attempts: the textbook's interval of their difference is 13.8 points on each side.
     assert close.high - close.difference == pytest.approx(0.138, abs=0.005)
 
 

@@ -1,4 +1,4 @@
-"""Files of dialogues: every shape that real chat data has comes out the same; what is none is named with its line."""
+"""Files of dialogues: every common format gives the same result; anything else is reported with its line."""
 
 import json
 import lzma

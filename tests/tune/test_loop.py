@@ -1,4 +1,4 @@
-"""The loop of a stage: what is resumed, rolled back or interrupted comes out as if nothing had been."""
+"""The loop of a stage: resumed, rolled-back and interrupted runs give the same results as undisturbed ones."""
 
 import os
 import signal
@@ -27,7 +27,7 @@ STEPS = 8
 
 
 class CopyRecipe(StageRecipe):
-    """A stage of the test's own."""
+    """A stage defined by the test."""
 
     stage: Literal["copy"] = "copy"
 

@@ -1,4 +1,4 @@
-"""LoRA: an adapter at first does nothing, merged it does what it did beside the weights, and PEFT agrees."""
+"""LoRA: a new adapter has no effect, a merged one gives the same results, and PEFT agrees."""
 
 import json
 from pathlib import Path
@@ -103,7 +103,7 @@ def test_a_stage_with_adapters_ends_merged_and_as_an_adapter(model_dir: Path, tm
 
 @torch.no_grad()
 def test_peft_gives_the_same_logits(tmp_path: Path) -> None:
-    """golden/make_lora.py wrote what PEFT computes with this adapter on this network."""
+    """golden/make_lora.py recorded what PEFT computes with this adapter on this network."""
     golden = json.loads(GOLDEN.read_text())
     base, adapter = tmp_path / "base", tmp_path / "adapter"
     for folder in (base, adapter):

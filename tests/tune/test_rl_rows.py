@@ -1,4 +1,4 @@
-"""Rows with a shared prompt: every number is that of the answer on its own."""
+"""Rows with a shared prompt: all results equal those of each answer on its own."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning: the loss is transformers', a stage resumes exactly, and what it learns is measured."""
+"""Supervised fine-tuning: the loss equals transformers', a stage resumes exactly, and its results are measured."""
 
 import json
 import os
@@ -81,7 +81,7 @@ def test_the_loss_of_packed_rows_is_transformers_loss_of_each_dialogue(
 def test_rows_in_which_nothing_counts_have_no_loss_and_no_gradient(
     values: dict[str, Any], tmp_path: Path, machine: Machine, chunk: int
 ) -> None:
-    """One process' share of a batch may be all prompt."""
+    """One process's share of a batch may be all prompt."""
     values["train"]["loss_chunk"] = chunk
     stage = prepare_stage(
         check(SFTRecipe, values, "test"), tmp_path / "run", World(0, 1, torch.device("cpu")), machine=machine

@@ -92,7 +92,7 @@ class Objective:
     def after_step(self) -> None:
         """Called after each step, for work that is neither training nor evaluation, such as generating a sample."""
 
-    # -- what is recorded ------------------------------------------------------------------------------------------
+    # -- what is recorded ----------------------------------------------------------------------------------------------
 
     def fingerprint(self) -> dict[str, Any]:
         """What must be unchanged when a checkpoint is resumed."""

@@ -223,7 +223,7 @@ class Pretraining(Objective):
                 text = f"({error})"
         self.run.emit({"kind": "sample", "step": self.run.step, "prompt": prompt, "text": text})
 
-    # -- what is recorded ------------------------------------------------------------------------------------------
+    # -- what is recorded ----------------------------------------------------------------------------------------------
 
     @property
     def _tokens(self) -> int:
