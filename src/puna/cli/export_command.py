@@ -17,7 +17,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument("model", metavar="DIR", help="model or run directory")
     parser.add_argument("--to", required=True, metavar="|".join(_TARGETS), help="the format to write")
-    parser.add_argument("-o", "--out", type=Path, help="file (gguf) or folder to make (default: beside the model)")
+    parser.add_argument("-o", "--out", type=Path, help="file (gguf) or folder to make (default: next to the model)")
     parser.add_argument("--dtype", metavar="f32|f16|bf16", help="precision (default: the one the model is stored in)")
     parser.add_argument("--quantize", metavar="q8_0|q4_0|q4_k_m", help="gguf, ollama: fewer bits for the matrices")
     parser.add_argument("--no-verify", action="store_true", help="do not read the file back and compare it")

@@ -11,12 +11,14 @@ def add_options(parser: argparse.ArgumentParser, *, max_tokens: int) -> None:
     """Declare sampling, device and precision."""
     parser.add_argument("--max-tokens", type=int, default=max_tokens, help=f"at most this many (default {max_tokens})")
     parser.add_argument("--temperature", type=float, default=0.8, help="0 is greedy (default 0.8)")
-    parser.add_argument("--top-k", type=int, default=0, help="only the k likeliest tokens (default: all)")
+    parser.add_argument("--top-k", type=int, default=0, help="only the k most likely tokens (default: all)")
     parser.add_argument("--top-p", type=float, default=0.95, help="only tokens that together hold this (default 0.95)")
-    parser.add_argument("--min-p", type=float, default=0.0, help="only tokens this fraction as likely as the likeliest")
+    parser.add_argument(
+        "--min-p", type=float, default=0.0, help="only tokens at least this fraction as likely as the most likely one"
+    )
     parser.add_argument("--seed", type=int, help="the same seed gives the same text")
     parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this (may be repeated)")
-    parser.add_argument("--greedy", action="store_true", help="always the likeliest token")
+    parser.add_argument("--greedy", action="store_true", help="always choose the most likely token")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 … (default: cuda where there is one)")
     parser.add_argument("--json", action="store_true", help="print one JSON value instead of a stream")
 
@@ -47,7 +49,8 @@ def load(args: argparse.Namespace, *, fast: bool = False) -> "Engine":
     engine = load_engine(directory, device=device_of(args.device), fast=fast)
     if engine.tokenizer is None:
         raise PunaError(
-            f"{directory} has no tokenizer (tokenizer.json or tokenizer.model).", "Put the model's own beside it."
+            f"{directory} has no tokenizer (tokenizer.json or tokenizer.model).",
+            "Add the model's tokenizer to the directory.",
         )
     return engine
 

@@ -8,7 +8,7 @@ puna tune rl RECIPE                      reinforcement learning with verifiable 
 puna tune distill RECIPE                 on-policy distillation from a larger model
 puna tune average RECIPE                 the mean of several models
 puna tune extend RECIPE                  a longer context
-puna tune all RECIPE MODEL               all of it in Llama 3's order, each stage beside a control
+puna tune all RECIPE MODEL               all stages in Llama 3's order, each compared with a control
 puna tune STAGE --resume RUN_DIR         go on with a run that was stopped
 
 The end of a stage is a model directory, RUN_DIR/model. Exit codes are those of puna train: 0 at the end, 2 when

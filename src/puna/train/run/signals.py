@@ -30,10 +30,10 @@ class StopRequest:
             return self.signal != 0
         asked = torch.tensor(self.signal)
         dist.all_reduce(asked, op=dist.ReduceOp.MAX)
-        said = int(asked.item())
-        if said:  # a signal that arrives during the exchange waits for the next one
-            self.signal = said
-        return said != 0
+        received = int(asked.item())
+        if received:  # a signal that arrives during the exchange waits for the next one
+            self.signal = received
+        return received != 0
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
