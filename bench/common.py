@@ -1,4 +1,4 @@
-"""Shared by all benchmarks: facts about the machine, results as JSON, a corpus, and contenders that take turns.
+"""Facts about the machine, results as JSON, a corpus, and contenders that take turns.
 
 A contender is a separate process that stays alive: it answers each JSON line with another. Running all of them in
 turns, round after round, means that a machine that gets busier or hotter slows all of them alike, so the ratios hold.
@@ -68,7 +68,10 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 
 class Contender:
-    """A worker process that answers requests: one JSON object per line, in and out; its first line means ready."""
+    """A worker process that answers requests: one JSON object per line, in and out.
+
+    Its first line means ready.
+    """
 
     def __init__(self, name: str, command: Sequence[str], **environ: str) -> None:
         self.name = name
@@ -120,10 +123,10 @@ def stdlib_corpus(vocab_size: int = 4096) -> Path:
 
 
 def peer_environment(name: str, requirements: Sequence[str]) -> Path:
-    """A Python with `requirements` in a separate environment, which borrows torch and everything else from this one.
+    """Create a separate Python environment with `requirements`.
 
-    Nothing is installed into Puna's environment. Returns the interpreter. Raises CalledProcessError when the packages
-    are not available.
+    It borrows torch and everything else from this one. Nothing is installed into Puna's environment. Returns the
+    interpreter. Raises CalledProcessError when the packages are not available.
     """
     folder = CACHE / "peers" / name
     python = folder / "bin" / "python"

@@ -1,4 +1,6 @@
-"""Compare how servers handle the edge cases of OpenAI's API: Puna, llama.cpp, vLLM and transformers.
+"""Compare how servers handle the edge cases of OpenAI's API.
+
+The servers are Puna, llama.cpp, vLLM and transformers.
 
     PUNA_LLAMA_CPP=…/bin PUNA_VLLM_PYTHON=…/python PUNA_TRANSFORMERS_PYTHON=…/python python bench/conformance.py
     python bench/conformance.py --url other=http://localhost:9000 --model DIR
@@ -78,7 +80,7 @@ def main() -> None:
 
 
 def make_model(directory: Path) -> Path:
-    """A random model that can write any text, with a tokenizer trained on Python's standard library."""
+    """A random model that can write any text, with a tokenizer trained on the standard library."""
     library = Path(sysconfig.get_paths()["stdlib"])
     texts = [path.read_text(encoding="utf-8", errors="replace") for path in sorted(library.glob("*.py"))[:60]]
     tokenizer = train_tokenizer(texts, VOCABULARY)
@@ -233,7 +235,10 @@ def with_kept(table: Table, versions: dict[str, str], measured: dict[str, str]) 
 
 @contextlib.contextmanager
 def running(command: Sequence[str], **environ: str) -> Iterator[Started]:
-    """Run a server on a free port until the block ends. command ends with the option for the port."""
+    """Run a server on a free port until the block ends.
+
+    command ends with the option for the port.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

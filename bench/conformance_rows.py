@@ -1,6 +1,7 @@
-"""Rows of the conformance table about requests and answers: each checks one behaviour of a server.
+"""Rows of the conformance table about requests and answers.
 
-OpenAI's documentation says what is right; where it is silent, the better of the reference servers do.
+Each row checks one behaviour of a server. OpenAI's documentation says what is right; where it is silent, the better of
+the reference servers do.
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""Rows of the conformance table about streams, types and models, a server under load, and shutdown.
+"""Rows of the conformance table about streams, types, models, load and shutdown.
 
 The last row stops the server.
 """

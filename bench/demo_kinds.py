@@ -1,4 +1,6 @@
-"""Results of `make demo` on each kind of processor: time, bits per byte, and three abilities next to their control.
+"""Measure `make demo` on each kind of processor.
+
+Results are its time, bits per byte, and three abilities next to their control.
 
     python bench/demo_kinds.py                          # every kind that this processor can emulate, two seeds
     python bench/demo_kinds.py --kinds avx2 --seeds 0 --minutes 5

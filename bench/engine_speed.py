@@ -1,4 +1,4 @@
-"""Tokens per second of generation on this CPU: Puna's engine, transformers and llama.cpp, in turns.
+"""Tokens per second of Puna's engine, transformers and llama.cpp on this CPU, in turns.
 
 One Llama of 107M parameters with random weights (768 wide, 16 layers, 12 query heads on 4 key-value heads, feed-forward
 2,048, vocabulary 4,096), as a model directory for Puna and transformers and as GGUF for llama.cpp. Greedy, token ids
@@ -100,7 +100,10 @@ def main() -> None:
 
 
 def ratios(found: dict[str, dict[str, list[float]]]) -> dict[str, dict[str, float]]:
-    """Median over the rounds of Puna over a peer, in the same round: pairs of the same precision class."""
+    """Median ratio of Puna to a peer, over the rounds.
+
+    Both are of the same round and precision class.
+    """
     pairs = [
         ("puna bf16", "transformers bf16"),
         ("puna bf16", "transformers fp32"),
@@ -122,7 +125,10 @@ def ratios(found: dict[str, dict[str, list[float]]]) -> dict[str, dict[str, floa
 
 
 def model_directory() -> Path:
-    """The model, written once; its weights are random but its logits are spread like a trained model's."""
+    """The model, written once.
+
+    Its weights are random but its logits are spread like a trained model's.
+    """
     path = common.CACHE / "engine-107m"
     if not path.exists():
         import torch

@@ -1,9 +1,10 @@
-"""New tokens per second on a GPU: Puna's engine, transformers' continuous batching and vLLM, in turns.
+"""New tokens per second of Puna's engine, transformers and vLLM on a GPU, in turns.
 
-A Llama of 8B parameters with random bfloat16 weights; 256 prompts at once, of 100 to 1,024 tokens, each with 100 to
-1,024 new ones: greedy, token ids in, end tokens ignored. Each turn is a separate process, because each contender takes
-most of the GPU's memory; timing begins when the model is loaded and a first text was generated. Puna is measured as
-shipped and, to see what they contribute, without captured decode steps and without overlapping steps.
+transformers uses continuous batching. A Llama of 8B parameters with random bfloat16 weights; 256 prompts at once, of
+100 to 1,024 tokens, each with 100 to 1,024 new ones: greedy, token ids in, end tokens ignored. Each turn is a separate
+process, because each contender takes most of the GPU's memory; timing begins when the model is loaded and a first text
+was generated. Puna is measured as shipped and, to see what they contribute, without captured decode steps and without
+overlapping steps.
 
 vLLM is measured when PUNA_VLLM_PYTHON names a Python that has it.
 
@@ -114,7 +115,10 @@ def main() -> None:
 
 
 def model_directory(shape: str, device: str) -> Path:
-    """The model, written once; its weights are random but its logits are spread like a trained model's."""
+    """The model, written once.
+
+    Its weights are random but its logits are spread like a trained model's.
+    """
     import common
 
     path = common.CACHE / f"engine-gpu-{shape}"
@@ -137,7 +141,10 @@ def model_directory(shape: str, device: str) -> Path:
 
 
 def requests(count: int, least: int, most: int, vocabulary: int, seed: int) -> Work:
-    """Random token ids and the number of new ones for each; the same for all contenders of a turn."""
+    """Random token ids and the number of new ones for each.
+
+    The same for all contenders of a turn.
+    """
     draw = random.Random(seed)
     sizes = [(draw.randint(least, most), draw.randint(least, most)) for _ in range(count)]
     return [([draw.randrange(3, vocabulary) for _ in range(prompt)], new) for prompt, new in sizes]

@@ -1,4 +1,6 @@
-"""Compare an exported GGUF file with llama.cpp: tensors, token ids, dialogues, greedy text, and quantizers' errors.
+"""Compare an exported GGUF file with llama.cpp.
+
+Compares tensors, token ids, dialogues, greedy text, and quantizers' errors.
 
     PUNA_LLAMA_CPP=…/bin PUNA_LLAMA_CPP_SOURCE=… python bench/gguf_parity.py models/demo
 
@@ -133,7 +135,10 @@ def _short(value: Any) -> str:
 
 
 def quantizers(place: Path, binaries: Path) -> dict[str, Any]:
-    """Compare types and errors of Puna's quantized tensors with llama-quantize's, from the same f32 file."""
+    """Compare types and errors of Puna's quantized tensors with llama-quantize's.
+
+    Both start from the same f32 file.
+    """
     source = {tensor.name: np.array(tensor.data) for tensor in gguf.GGUFReader(place / "f32.gguf").tensors}
     found: dict[str, Any] = {}
     for scheme in ("q8_0", "q4_0", "q4_k_m"):
@@ -258,7 +263,10 @@ def dialogues(ask: Callable[..., Any], tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def greedy(ask: Callable[..., Any], directory: Path, count: int) -> dict[str, Any]:
-    """How many greedy tokens agree with Puna's engine in float32, and how far the first log probabilities differ."""
+    """Count greedy tokens that agree with Puna's engine in float32.
+
+    Also compares the first log probabilities.
+    """
     engine = load_engine(directory, dtype=torch.float32)
     engine.end_ids = set()
     prompts = [engine.tokenizer.encode(text, bos=True) for text in QUESTIONS]

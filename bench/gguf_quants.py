@@ -1,9 +1,10 @@
-"""Whether llama.cpp reads Puna's quantized blocks correctly: its probabilities compared with the file's weights.
+"""Whether llama.cpp reads Puna's quantized blocks correctly.
 
-A random model whose rows are multiples of 256, so that K-quants apply to all of them, is exported in each scheme.
-llama-server returns the probabilities of the next tokens, and so does Puna's network with the weights that the file's
-bytes represent (read by the `gguf` package). The remaining difference is llama.cpp's own arithmetic: its cache in
-float16, its activations in eight bits. A wrong block layout would give a different model.
+Its probabilities are compared with those of the file's weights. A random model whose rows are multiples of 256, so that
+K-quants apply to all of them, is exported in each scheme. llama-server returns the probabilities of the next tokens,
+and so does Puna's network with the weights that the file's bytes represent (read by the `gguf` package). The remaining
+difference is llama.cpp's own arithmetic: its cache in float16, its activations in eight bits. A wrong block layout
+would give a different model.
 
     PUNA_LLAMA_CPP=…/bin python bench/gguf_quants.py
 """
@@ -68,7 +69,7 @@ def main() -> None:
 
 
 def read(path: Path, config: ModelConfig) -> tuple[LlamaForCausalLM, dict[str, int]]:
-    """Puna's network with the weights that a file's blocks represent, and the number of tensors of each type."""
+    """Load a file's weights into Puna's network, and count the tensors of each type."""
     stored: dict[str, torch.Tensor] = {}
     kinds: dict[str, int] = {}
     for tensor in gguf.GGUFReader(path).tensors:

@@ -1,4 +1,4 @@
-"""What a model learns in a few minutes on this CPU: Puna, the same Llama with AdamW and cosine, and nanochat, in turns.
+"""What Puna, the same Llama with AdamW, and nanochat learn in a few CPU minutes, in turns.
 
 All train on the same corpus (this Python's standard library) for the same number of seconds, in separate processes that
 take turns of a quarter of a minute; schedules follow the share of the time that is spent. Puna's clock includes
@@ -68,7 +68,7 @@ def main() -> None:
 
 
 def work(args: argparse.Namespace) -> None:
-    """One contender: create it, run one step (which compiles), then train and measure on request."""
+    """One contender: create it, run one step (which compiles), then train and measure."""
     import torch
 
     from puna.data.corpus import Corpus

@@ -1,4 +1,4 @@
-"""Whether lm-evaluation-harness and Puna's own evaluations give the same scores on the same items and model.
+"""Compare the scores of lm-evaluation-harness and Puna on the same items and model.
 
     PUNA_LM_EVAL_PYTHON=…/bin/python python bench/lm_eval_scores.py
 
@@ -184,7 +184,10 @@ def worker(place: Path) -> None:
 
 
 def answers(found: dict[str, Any], task: str) -> dict[str, Any]:
-    """The harness's scores of a task, and its answers in the rows' order: logprobs of the choices, or texts."""
+    """The harness's scores of a task, and its answers in the rows' order.
+
+    Answers are logprobs of the choices, or texts.
+    """
     samples = sorted(found["samples"][task], key=lambda sample: sample["doc_id"])
     scores = {key.partition(",")[0]: value for key, value in found["results"][task].items()
               if isinstance(value, float) and "stderr" not in key}  # fmt: skip

@@ -1,7 +1,8 @@
-"""Compare logits with transformers' LlamaForCausalLM: the same random weights, every preset scaled down, fp32.
+"""Compare logits with transformers' LlamaForCausalLM.
 
-Each scaled-down preset keeps what could go wrong: its ratio of query to key-value heads, its head width, RoPE base and
-scaling, tied or untied head and norm epsilon. Width, depth and vocabulary shrink so that a 405B fits here.
+Both have the same random weights, in fp32, for every preset scaled down. Each scaled-down preset keeps what could go
+wrong: its ratio of query to key-value heads, its head width, RoPE base and scaling, tied or untied head and norm
+epsilon. Width, depth and vocabulary shrink so that a 405B fits here.
 
     python bench/logits.py
 """

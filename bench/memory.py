@@ -1,8 +1,8 @@
-"""Predicted compared with measured peak memory of training runs on the CPU, each in a fresh process.
+"""Compare predicted and measured peak memory of training runs on the CPU.
 
-The shapes differ in what dominates: activations, states, logits, the document mask, recomputation, accumulation, the
-copy for a checkpoint. The measurement is the process's peak resident memory after a few steps: the first creates the
-optimizer's state, so the second reaches the peak.
+Each run is a fresh process. The shapes differ in what dominates: activations, states, logits, the document mask,
+recomputation, accumulation, the copy for a checkpoint. The measurement is the process's peak resident memory after a
+few steps: the first creates the optimizer's state, so the second reaches the peak.
 
     python bench/memory.py [--only NAME ...]
 """

@@ -1,4 +1,4 @@
-"""Accuracy of the planner: every development row predicted without its family, and the errors.
+"""Accuracy of the planner: every development row predicted without its family.
 
     python bench/plan_accuracy.py RUNS.yaml [--processes 2]
 

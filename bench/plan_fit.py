@@ -1,4 +1,6 @@
-"""Fit the planner's constants to published runs and write src/puna/plan/constants.toml, reproducibly.
+"""Fit the planner's constants to published runs and write its constants.toml.
+
+The written file is src/puna/plan/constants.toml; the result is reproducible.
 
     python bench/plan_fit.py RUNS.yaml [--processes 2]
 

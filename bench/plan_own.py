@@ -1,10 +1,10 @@
-"""Predicted compared with measured time of Puna's own training steps on this CPU, each recipe in a fresh process.
+"""Compare predicted and measured time of Puna's own training steps on this CPU.
 
-The recipes are the demo's and others around it: narrower, wider and deeper models, longer and shorter rows,
-micro-batches, other precisions, recomputation, optimizers. Predictions are based on a few seconds of measuring
-operations (`train.measure.machine`), made before, between and after the steps; the measured value is the median step
-after compilation. Steps and measurements in which other processes took more than a twentieth of the CPUs are discarded,
-and repeated as long as the case's time lasts.
+Each recipe runs in a fresh process. The recipes are the demo's and others around it: narrower, wider and deeper models,
+longer and shorter rows, micro-batches, other precisions, recomputation, optimizers. Predictions are based on a few
+seconds of measuring operations (`train.measure.machine`), made before, between and after the steps; the measured value
+is the median step after compilation. Steps and measurements in which other processes took more than a twentieth of the
+CPUs are discarded, and repeated as long as the case's time lasts.
 
     python bench/plan_own.py [--only NAME ...] [--seconds 120]
 """
@@ -117,7 +117,10 @@ def measure(tree: dict[str, Any], seconds: float) -> dict[str, Any]:
 
 
 def work(tree: dict[str, Any], limit: float) -> dict[str, Any]:
-    """Measure operations and steps in turns; return the prediction, the measurement, and the parts."""
+    """Measure operations and steps in turns.
+
+    Return the prediction, the measurement, and the parts.
+    """
     import torch
 
     from puna.core.recipe import check
@@ -175,7 +178,10 @@ def work(tree: dict[str, Any], limit: float) -> dict[str, Any]:
 
 
 def alone(run: Callable[[], Any]) -> tuple[Any, bool]:
-    """Return the result of `run`, and whether this process had the CPUs nearly to itself (Linux's /proc/stat)."""
+    """Return the result of `run`, and whether this process had the CPUs nearly to itself.
+
+    Uses Linux's /proc/stat.
+    """
     busy, own, started = _busy_seconds(), time.process_time(), time.perf_counter()
     result = run()
     elapsed = time.perf_counter() - started

@@ -1,4 +1,4 @@
-"""Speed of the planner: layouts per second on one core, the largest search, and the time to a first answer.
+"""Speed of the planner: layouts per second, the largest search, time to a first answer.
 
     python bench/plan_speed.py [--calculon FOLDER]
 
@@ -80,7 +80,10 @@ def _answer() -> float:
 
 
 def _calculon(folder: Path) -> None:
-    """Calculon's side, in a separate environment: times evaluations of its own example, with a smaller layout."""
+    """Calculon's side, in a separate environment.
+
+    Times evaluations of its own example, with a smaller layout.
+    """
     sys.path.insert(0, str(folder))
     import logging
 

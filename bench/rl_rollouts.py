@@ -1,4 +1,4 @@
-"""Rollout speed in reinforcement: tokens per second inside a running stage, compared with TRL's GRPO.
+"""Rollout speed of a running reinforcement stage, compared with TRL's GRPO.
 
     python bench/rl_rollouts.py [--rounds 3] [--tokens 64]
 

@@ -1,4 +1,4 @@
-"""Evaluations per second of the sandbox on one core, compared with a fresh bare interpreter for each.
+"""Evaluations per second of the sandbox on one core, compared with a bare interpreter.
 
 python bench/sandbox_rate.py [--rounds 5] [--each 40]
 

@@ -1,4 +1,4 @@
-"""The cost of the server: tokens per second of 32 streams through HTTP relative to the bare engine, in turns.
+"""Throughput of 32 streams through HTTP relative to the bare engine, in turns.
 
 The model of `engine_speed.py` in bfloat16: 32 prompts of 32 tokens, 160 new ones each. The bare engine generates the
 texts in its own process; the server streams them, token by token, to one client process that only counts bytes and
@@ -71,7 +71,7 @@ def wait(port: int) -> None:
 
 
 async def streams(port: int, turn: int) -> float:
-    """Tokens per second of all texts at once, from sending the first request to the end of the last stream."""
+    """Tokens per second of all texts, from the first request to the end of the last stream."""
     prompts = engine_speed.prompts([(32, NEW)] * TEXTS, turn + 7000)
     begin = time.perf_counter()
     counts = await asyncio.gather(*(stream(port, prompt) for prompt in prompts))

@@ -1,4 +1,4 @@
-"""Training tokens per second on this CPU: Puna, transformers' LlamaForCausalLM and litgpt's model, in turns.
+"""Training tokens per second of Puna, transformers and litgpt on this CPU, in turns.
 
 All train the same Llama (256 wide, 6 layers, 8 query heads on 4 key-value heads, feed-forward 688, vocabulary 4,096)
 on rows of 256 tokens, 16 per step, with AdamW (fused) on fp32 weights: forward, loss, backward, update. Puna's step is
@@ -84,7 +84,10 @@ def main() -> None:
 
 
 def start(*, fast_bf16: bool) -> tuple[list[common.Contender], dict[str, str]]:
-    """Start every contender that can run here, one after the other; returns the others with the reason."""
+    """Start every contender that can run here, one after the other.
+
+    Returns the others with the reason.
+    """
     contenders, skipped = [], {}
     litgpt: Path | None = None
     try:
@@ -212,7 +215,10 @@ def transformers(precision: str, compiled: bool) -> tuple[Step, str]:
 
 
 def litgpt(precision: str, compiled: bool) -> tuple[Step, str]:
-    """litgpt's GPT configured as the same Llama, compiled as a whole, with its own chunked cross entropy."""
+    """litgpt's GPT configured as the same Llama, compiled as a whole.
+
+    It uses litgpt's own chunked cross entropy.
+    """
     import importlib.metadata
 
     import torch

@@ -162,14 +162,20 @@ def run_stage(
 
 
 def _machine() -> Any:
-    """Rates are used only for a run's predictions, so they are not measured again for each stage."""
+    """A machine without measured rates.
+
+    Rates are used only for a run's predictions, so they are not measured again for each stage.
+    """
     from puna.train.measure.machine import Machine
 
     return Machine("cpu", "bench", 1, 8 << 30, {"fp32": 3e10, "bf16": 1e9}, False)
 
 
 def measure(model: Path, args: argparse.Namespace) -> dict[str, Any]:
-    """Each ability's answers to the held-out problems: greedy results, and the share of right samples, by problem."""
+    """Each ability's answers to the held-out problems.
+
+    Returns greedy results and the share of right samples, by problem.
+    """
     from functools import partial
 
     from puna.engine.generate import load_engine

@@ -23,7 +23,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Run the demo, print its measurements, and serve the model's page in an interactive terminal."""
+    """Run the demo, print its measurements, and serve the model's page in a terminal session."""
     from puna.core.console import console, print_json, show_table
     from puna.demo.run import run_demo
     from puna.train.report.live import LiveView

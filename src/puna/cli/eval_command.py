@@ -260,7 +260,7 @@ def _list(args: argparse.Namespace) -> None:
 
 
 def bits_per_byte(args: argparse.Namespace) -> None:
-    """Bits per byte of a model on the held-out documents of a corpus, with its 95 % interval over documents."""
+    """Print bits per byte on a corpus's held-out documents, with a 95 % interval."""
     from puna.core.console import print_json, progress
     from puna.core.units import parse_count
     from puna.data.corpus import Corpus

@@ -77,7 +77,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:
-    """Parse, allowing overrides after options too, which argparse rejects (`data build R -o DIR seed=1`)."""
+    """Parse, allowing overrides after options too, which argparse rejects.
+
+    An example is `data build R -o DIR seed=1`.
+    """
     args, rest = parser.parse_known_args(argv)
     where = next((name for name in ("overrides", "words") if hasattr(args, name)), None)
     if where and all("=" in word and not word.startswith("-") for word in rest):

@@ -8,7 +8,10 @@ from puna.core.errors import PunaError
 
 
 def fleet(args: argparse.Namespace) -> None:
-    """Show a fleet on one page, from its file or as 8xh100+64xa100; with --days, simulate its jobs for that long."""
+    """Show a fleet on one page, from its file or as 8xh100+64xa100.
+
+    With --days, simulate its jobs for that long.
+    """
     from puna.core.console import console, print_json
     from puna.plan.equations.hardware import parse_fleet
     from puna.plan.output.json_output import plain
@@ -148,7 +151,10 @@ def _known_runs() -> Path:
 
 
 def _shown(value: object) -> str:
-    """Format a measurement for a table cell: significant digits, records by field, several values on lines."""
+    """Format a measurement for a table cell.
+
+    Uses significant digits, records by field, and several values on lines.
+    """
     from pydantic import BaseModel
 
     if isinstance(value, tuple):

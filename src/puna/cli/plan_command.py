@@ -1,4 +1,6 @@
-"""Predict what a training run takes before it starts: fit, speed, layout, days, failures, energy, cost.
+"""Predict what a training run takes before it starts.
+
+This covers fit, speed, layout, days, failures, energy and cost.
 
 puna plan TARGET [--fleet 8xh100]     a preset, a recipe or a model directory; without --fleet: this machine
 puna plan fleet FILE|8xh100+64xa100   H100 equivalents, price, power and failures of a fleet

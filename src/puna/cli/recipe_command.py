@@ -18,7 +18,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Print the recipe, and for a training recipe also the resulting parameters, FLOPs per token and tokens."""
+    """Print the recipe; for a training recipe also parameters, FLOPs per token and tokens."""
     tree, totals = read_toml(args.recipe), dict[str, Any]()
     if "sources" in tree:
         from puna.data.recipe import DataRecipe

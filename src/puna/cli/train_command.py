@@ -24,7 +24,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Check everything that does not need torch, then train here or start the training processes."""
+    """Check everything that does not need torch, then start training here or in processes."""
     from puna.core.console import console, print_json
     from puna.train.report.live import LiveView
     from puna.train.run.directory import new_run, resolve_corpus, resumed_run

@@ -1,8 +1,9 @@
-"""The introduction on the page of the demo's model: one line about what it can do, and starter problems.
+"""The introduction on the page of the demo's model.
 
-Starters are held-out problems that the tuned model solves (verified by the task's check), each with what the model
-wrote before tuning. They are stored under `introduction` in the model directory's puna.json, from where the server's
-model card and the page read them; any model directory may have one.
+It has one line about what the model can do, and starter problems. Starters are held-out problems that the tuned model
+solves (verified by the task's check), each with what the model wrote before tuning. They are stored under
+`introduction` in the model directory's puna.json, from where the server's model card and the page read them; any model
+directory may have one.
 """
 
 import itertools
@@ -41,7 +42,10 @@ def introduce(model: Path, before: Path, abilities: Sequence[dict[str, Any]], *,
 
 
 def about(abilities: Sequence[dict[str, Any]]) -> str:
-    """What the model can and cannot do, in one line, with the shares of held-out problems that it solves greedily."""
+    """Describe in one line what the model can and cannot do.
+
+    Includes the shares of held-out problems that it solves greedily.
+    """
     shares = {row["task"]: next(s["greedy"] for s in row["stages"] if s["stage"] == row["kept"]) for row in abilities}
     able = [f"{VERBS.get(task, task)} ({share:.0%} right)" for task, share in shares.items()]
     listed = f"{', '.join(able[:-1])} and {able[-1]}" if len(able) > 1 else "".join(able)

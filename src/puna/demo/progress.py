@@ -1,7 +1,7 @@
-"""The progress of a demo, in demo.json of its run directory, from which an interrupted demo continues.
+"""The progress of a demo, stored in demo.json of its run directory.
 
-Every part records its result when it ends; a part with a recorded result is skipped. Training and tuning also have
-their own checkpoints and continue within themselves.
+An interrupted demo continues from there. Every part records its result when it ends; a part with a recorded result is
+skipped. Training and tuning also have their own checkpoints and continue within themselves.
 """
 
 import itertools
@@ -15,7 +15,10 @@ STATE = "demo.json"
 
 
 class Progress:
-    """One demo: its settings, the results of its parts, and the seconds spent on it, over all processes."""
+    """One demo: its settings, the results of its parts, and the seconds spent on it.
+
+    Seconds cover all processes.
+    """
 
     def __init__(self, run_dir: Path, settings: dict[str, Any]) -> None:
         self.run_dir = run_dir

@@ -81,7 +81,10 @@ def run_demo(
 
 
 class Demo:
-    """One demo: runs the parts in order; each records its result and is skipped if a result is recorded."""
+    """One demo: runs the parts in order.
+
+    Each records its result and is skipped if a result is recorded.
+    """
 
     def __init__(self, folder: Path, progress: Progress, observers: Sequence[Callable[[dict[str, Any]], None]]) -> None:
         self.folder, self.progress, self.observers = folder, progress, observers
@@ -280,7 +283,10 @@ class Demo:
 
 
 class CodeMeasure:
-    """Code ability over the run: how many sampled bodies of the same held-out function heads parse."""
+    """Code ability over the run: how many sampled bodies of held-out functions parse.
+
+    The function heads are the same each time.
+    """
 
     def __init__(self, corpus: Corpus, progress: Progress) -> None:
         self.corpus, self.progress = corpus, progress

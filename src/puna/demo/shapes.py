@@ -1,4 +1,4 @@
-"""Choose the model that the demo trains: the one with the fewest predicted bits per byte after the time allowed.
+"""Choose the model with the fewest predicted bits per byte after the time allowed.
 
 A larger model learns more from each token and sees fewer of them. Which effect wins depends on the machine, so the
 choice starts from measured step times, never from a peak rate: a processor with fast bf16 products reaches only a small
@@ -69,7 +69,7 @@ def choose(
     measure: Callable[[Shape, int], float],
     shapes: Sequence[Shape] = SHAPES,
 ) -> list[Option]:
-    """Rank the options for `seconds` of training, the best first, then every other that was measured.
+    """Rank the options for `seconds` of training, best first, then the other measured ones.
 
     corpus_tokens: training tokens of the corpus. starting: seconds to create a shape's initial weights. estimate,
     measure: seconds of a step of a shape with this many rows. All options are estimated, and the two best shapes are
@@ -110,7 +110,10 @@ def most_steps(rows: int, corpus_tokens: int) -> int:
 
 
 def predicted_bits(shape: Shape, rows: int, tokens: int) -> float:
-    """Predict a shape's bits per byte after a number of tokens, from its measured curve; infinite for no tokens."""
+    """Predict a shape's bits per byte after a number of tokens, from its measured curve.
+
+    Infinite for no tokens.
+    """
     if tokens <= 0:
         return math.inf
     return shape.scale * (tokens / 1e6) ** -shape.power + ROW_COSTS[rows]

@@ -36,9 +36,10 @@ def model_card(name: str, config: ModelConfig, lineage: Mapping[str, Any], dtype
 
 
 def public_name(name: str) -> str:
-    """Return the public name of a model: a folder's name, with a prefix if it starts with "Llama".
+    """Return the public name of a model.
 
-    Names that start with "Llama" are reserved for models built with Meta's weights (Llama Community License, 1.b).
+    It is the folder's name, with a prefix if it starts with "Llama". Names that start with "Llama" are reserved for
+    models built with Meta's weights (Llama Community License, 1.b).
     """
     return f"puna-{name}" if name.lower().startswith("llama") else name
 

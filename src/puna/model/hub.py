@@ -1,4 +1,4 @@
-"""Find a model: a folder on this machine, a run directory, or a repository on the Hugging Face Hub.
+"""Find a model: a folder, a run directory, or a repository on the Hugging Face Hub.
 
 Only `puna import` and `puna model inspect` access the Hub, and only for names given as Hub ids; everything else works
 on folders. The client is installed with the extra `hub`.
@@ -36,10 +36,11 @@ def model_directory(name: str | Path) -> Path:
 
 
 def find_model(name: str, *, weights: bool) -> Path:
-    """Return the folder `name`, or download the Hub's repository of that name into the Hub's cache.
+    """Return the folder `name`, or download the Hub's repository of that name.
 
-    A name is a Hub id when no such folder exists and it looks like org/name; "hf:org/name" always is one. weights: also
-    download the safetensors. Raises PunaError when the name is neither, the Hub does not have it, or access is denied.
+    Downloads go to the Hub's cache. A name is a Hub id when no such folder exists and it looks like org/name;
+    "hf:org/name" always is one. weights: also download the safetensors. Raises PunaError when the name is neither, the
+    Hub does not have it, or access is denied.
     """
     repository = name.removeprefix("hf:")
     path = Path(name)

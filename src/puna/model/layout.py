@@ -1,4 +1,4 @@
-"""How a model is spread over devices: one typed layout, from the recipe and the plan to launch files and the mesh.
+"""How a model is spread over devices: one typed layout for recipe, plan and trainer.
 
 `LayoutConfig` is what a recipe sets, and may leave the sharded size open. `Layout` is resolved: every size is known,
 and it includes the micro-batch and what is recomputed. `LayoutConfig.resolve` creates one from a recipe, and
@@ -91,9 +91,10 @@ class LayoutConfig(Config):
 
 
 class Layout(LayoutConfig):
-    """A resolved layout: tp x cp x pp x dp_replicate x dp_shard processes, the micro-batch and what is recomputed.
+    """A resolved layout, with the micro-batch and what is recomputed.
 
-    sharding: defaults to what the two sizes mean to the trainer, ddp, zero3 or hsdp; a plan may have zero1 or zero2.
+    It has tp x cp x pp x dp_replicate x dp_shard processes. sharding: defaults to what the two sizes mean to the
+    trainer, ddp, zero3 or hsdp; a plan may have zero1 or zero2.
     """
 
     dp_shard: int = Field(1, gt=0, description="ranks that share one copy of the optimizer states")
@@ -127,10 +128,10 @@ class Layout(LayoutConfig):
 
     @staticmethod
     def of(*, dp: int = 1, sharding: str = "zero1", link_domain: int = 1, **parts: Any) -> "Layout":
-        """Create a layout from its data-parallel ranks and what they shard, as planners and published runs state it.
+        """Create a layout from its data-parallel ranks and what they shard.
 
-        link_domain: accelerators connected by the scale-up network, within which HSDP keeps a copy. parts: the other
-        fields.
+        This is how planners and published runs state it. link_domain: accelerators connected by the scale-up network,
+        within which HSDP keeps a copy. parts: the other fields.
         """
         shard = shard_size(sharding, dp, parts.get("tp", 1), parts.get("cp", 1), link_domain)
         schedule = "interleaved" if parts.get("virtual_stages", 1) > 1 else "1f1b"
@@ -160,10 +161,10 @@ class Layout(LayoutConfig):
 
 
 def shard_size(sharding: str, dp: int, tp: int = 1, cp: int = 1, link_domain: int = 1) -> int:
-    """Data-parallel ranks that share one copy of the states: none for ddp, all for zero1 to zero3.
+    """Data-parallel ranks that share one copy of the states.
 
-    For hsdp, the largest number that divides `dp` and stays within a scale-up domain of `link_domain` accelerators,
-    including tp and cp.
+    None for ddp, all for zero1 to zero3. For hsdp, the largest number that divides `dp` and stays within a scale-up
+    domain of `link_domain` accelerators, including tp and cp.
     """
     if sharding == "ddp":
         return 1
@@ -174,9 +175,10 @@ def shard_size(sharding: str, dp: int, tp: int = 1, cp: int = 1, link_domain: in
 
 
 def share_batch(batch: int, micro_batch: int, ranks: int) -> tuple[int, int]:
-    """(Sequences that a rank computes at once, micro-batches per step); a micro-batch of 0, or too large, means all.
+    """(Sequences that a rank computes at once, micro-batches per step).
 
-    Raises PunaError when the ranks do not divide the batch, or the micro-batch does not divide a rank's rows.
+    A micro-batch of 0, or too large, means all. Raises PunaError when the ranks do not divide the batch, or the
+    micro-batch does not divide a rank's rows.
     """
     if batch % ranks:
         raise PunaError(

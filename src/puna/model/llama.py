@@ -24,7 +24,7 @@ class Cache(Protocol):
     """Keys and values of earlier tokens, as stored by the engine."""
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Store the new tokens' keys and values and let each query attend to its own sequence up to itself.
+        """Store the new tokens' keys and values and attend to each query's sequence up to itself.
 
         query and result: (batch, seq, heads, head_dim); key and value: (batch, seq, kv_heads, head_dim).
         """
@@ -33,7 +33,7 @@ class Cache(Protocol):
 
 @dataclass(frozen=True)
 class DocumentMask:
-    """Restricts attention to a token's own document, in the form that the device's attention needs."""
+    """Restricts attention to a token's own document, in the form that the device needs."""
 
     dense: Tensor | None  # bool (rows, 1, seq, seq), block-diagonal and causal
     cu_seqlens: Tensor | None  # int32 (documents + 1,), where documents start when all rows are concatenated
@@ -97,7 +97,10 @@ def rotary_frequencies(config: ModelConfig) -> Tensor:
 
 
 class RotaryEmbedding(nn.Module):
-    """Positions -> (cos, sin), float32, (..., seq, 1, head_dim / 2): broadcast over heads (arXiv 2104.09864)."""
+    """Positions -> (cos, sin), float32, (..., seq, 1, head_dim / 2), broadcast over heads.
+
+    See arXiv 2104.09864.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -112,9 +115,10 @@ class RotaryEmbedding(nn.Module):
 
 
 def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
-    """Rotate each pair (i, i + head_dim / 2) of x (batch, seq, heads, head_dim) by its position's angle.
+    """Rotate each pair (i, i + head_dim / 2) by its position's angle.
 
-    Pairs are halves, not neighbours: transformers' convention, to which published weights are permuted.
+    x: (batch, seq, heads, head_dim). Pairs are halves, not neighbours: transformers' convention, to which published
+    weights are permuted.
     """
     cos, sin = rope
     first, second = x.chunk(2, dim=-1)
@@ -124,10 +128,11 @@ def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
 def attend(
     query: Tensor, key: Tensor, value: Tensor, mask: DocumentMask | None = None, visible: Tensor | None = None
 ) -> Tensor:
-    """Causal grouped-query attention of query (batch, seq, heads, head_dim) over (batch, length, kv_heads, head_dim).
+    """Causal grouped-query attention.
 
-    visible: bool (batch, 1, seq, length) replaces the causal rule. SDPA itself shares each key-value head among its
-    query heads: half the memory of repeating them, forward and backward, on the CPU too (torch 2.13, November 2026).
+    query: (batch, seq, heads, head_dim); key and value: (batch, length, kv_heads, head_dim). visible: bool (batch, 1,
+    seq, length) replaces the causal rule. SDPA itself shares each key-value head among its query heads: half the memory
+    of repeating them, forward and backward, on the CPU too (torch 2.13, November 2026).
     """
     if mask is not None and mask.cu_seqlens is not None:
         from torch.nn.attention.varlen import varlen_attn
@@ -286,7 +291,10 @@ def initial_weight(config: ModelConfig, name: str, shape: torch.Size | tuple[int
 
 
 def copy_whole(whole: Tensor, parameter: Tensor) -> None:
-    """Copy a complete tensor into `parameter`; if that is a shard (DTensor), each rank keeps its own part."""
+    """Copy a complete tensor into `parameter`.
+
+    If that is a shard (DTensor), each rank keeps its own part.
+    """
     from torch.distributed.tensor import DTensor, distribute_tensor
 
     if isinstance(parameter, DTensor):

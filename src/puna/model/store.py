@@ -33,7 +33,10 @@ _HEADER_DTYPES = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16":
 
 
 class SavableTokenizer(Protocol):
-    """What a model directory needs from a tokenizer (puna.text has it; this package does not import that one)."""
+    """What a model directory needs from a tokenizer.
+
+    puna.text has one; this package does not import it.
+    """
 
     vocab_size: int
     bos_id: int | None
@@ -101,7 +104,7 @@ def save_model(
 def save_tensors(
     place: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype, max_shard_bytes: int = 5_000_000_000
 ) -> None:
-    """Write complete tensors as safetensors, in shards with an index where one file would be too large."""
+    """Write complete tensors as safetensors, in indexed shards if one file would be too large."""
     _save_shards(
         place, {name: tuple(tensor.shape) for name, tensor in tensors.items()}, tensors, dtype, max_shard_bytes
     )
@@ -223,7 +226,7 @@ def weight_files(directory: Path) -> list[Path]:
 
 
 def tensor_headers(path: Path) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Name -> (shape, dtype as torch names it) of a safetensors file, without reading the tensors.
+    """Read name -> (shape, dtype as torch names it) of a safetensors file, without tensors.
 
     Raises PunaError for a damaged file and for quantized weights.
     """
@@ -349,7 +352,10 @@ def _save_shards(
 
 @contextlib.contextmanager
 def _system_errors(path: Path) -> Iterator[None]:
-    """Restore the type of a full disk's error, which safetensors reports as its own with the number in the text."""
+    """Restore the type of a full disk's error.
+
+    safetensors reports it as its own error with the system's number in the text.
+    """
     try:
         yield
     except SafetensorError as error:

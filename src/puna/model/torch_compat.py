@@ -1,8 +1,8 @@
-"""Features of the installed torch beyond the oldest supported version: detected here, and nowhere else.
+"""Features of the installed torch beyond the oldest supported version.
 
-`torch.nn.attention.varlen.varlen_attn` (torch 2.10) is flash attention over rows of unequal length without padding. Its
-causal and grouped-query switches were added later, and reading keys from pages (torch 2.12) later still, so the
-signature is checked instead of the version.
+They are detected here, and nowhere else. `torch.nn.attention.varlen.varlen_attn` (torch 2.10) is flash attention over
+rows of unequal length without padding. Its causal and grouped-query switches were added later, and reading keys from
+pages (torch 2.12) later still, so the signature is checked instead of the version.
 """
 
 import inspect
@@ -13,7 +13,10 @@ import torch
 
 
 def has_varlen_attention() -> bool:
-    """Whether causal variable-length attention with grouped heads can run here: needs the function, and CUDA."""
+    """Whether causal variable-length attention with grouped heads can run here.
+
+    It needs the function, and CUDA.
+    """
     return {"window_size", "enable_gqa"} <= _varlen_parameters()
 
 
@@ -34,7 +37,7 @@ def has_compiled_flex() -> bool:
 
 @lru_cache(maxsize=1)
 def multiplies_bfloat16() -> bool:
-    """Whether this CPU has instructions for products of bfloat16, which then beat those of float32.
+    """Whether this CPU has instructions for bfloat16 products, which then beat float32.
 
     ONEDNN_MAX_CPU_ISA, which restricts oneDNN to fewer instructions, is respected: without bf16 in it there are none.
     """

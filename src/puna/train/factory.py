@@ -48,7 +48,7 @@ class ModelFactory:
 
 
 class FromScratch(ModelFactory):
-    """Fresh weights: "normal", or "bigram" and "induction", which are computed from token counts of the corpus."""
+    """Fresh weights: "normal", or "bigram" and "induction", which are counted from the corpus."""
 
     def __init__(self, config: ModelConfig, corpus: Corpus, init: str = "normal") -> None:
         super().__init__(config, corpus.tokenizer)

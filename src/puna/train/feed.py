@@ -1,4 +1,4 @@
-"""Move rows of the corpus to the device: this process's share of each global batch, loaded ahead."""
+"""Move this process's share of each global batch to the device, loaded ahead."""
 
 from collections.abc import Generator, Iterator
 from typing import NamedTuple
@@ -13,7 +13,10 @@ from puna.train.recipe import TrainConfig
 
 
 class Rows(NamedTuple):
-    """Rows of a global batch: ids and targets (rows, seq) on the device, document ids on the CPU or None."""
+    """Rows of a global batch.
+
+    ids and targets: (rows, seq) on the device; documents: ids on the CPU or None.
+    """
 
     ids: Tensor
     targets: Tensor
@@ -23,9 +26,9 @@ class Rows(NamedTuple):
 def feed(
     corpus: Corpus, config: TrainConfig, *, data_step: int, start: int, stop: int, device: torch.device
 ) -> Generator[Rows, None, None]:
-    """Yield rows start..stop of each batch from `data_step` on, indefinitely; a background thread loads two ahead.
+    """Yield rows start..stop of each batch from `data_step` on, indefinitely.
 
-    Close the iterator when done.
+    A background thread loads two ahead. Close the iterator when done.
     """
 
     def make() -> Iterator[Rows]:

@@ -41,9 +41,10 @@ class Guard:
 
     @torch.no_grad()
     def check(self, loss: Tensor, grad_norm: Tensor) -> Tensor:
-        """Decide whether to skip this step: a float32 scalar on the device, 1.0 to skip and 0.0 to continue.
+        """Decide whether to skip this step.
 
-        loss, grad_norm: scalars that are the same on all processes. Never synchronizes with the device.
+        Returns a float32 scalar on the device, 1.0 to skip and 0.0 to continue. loss, grad_norm: scalars that are the
+        same on all processes. Never synchronizes with the device.
         """
         values = torch.stack([loss.detach().float().reshape(()), grad_norm.detach().float().reshape(())])
         if not self.config.enabled:
@@ -86,7 +87,10 @@ class Guard:
 
 @dataclass(frozen=True)
 class Decision:
-    """What to do after skipped steps, and why, as a sentence ("" when there is nothing to report)."""
+    """What to do after skipped steps, and why.
+
+    why: a sentence, "" when there is nothing to report.
+    """
 
     action: Literal["none", "rollback", "stop"]
     reason: str = ""

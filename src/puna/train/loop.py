@@ -58,7 +58,9 @@ class Loop:
     # -- the run -----------------------------------------------------------------------------------------------------
 
     def run(self, *, resume: bool, hooks: Mapping[float, Hook] | None = None) -> dict[str, Any]:
-        """Run to the last step, from the start or from the newest good checkpoint; return the last event.
+        """Run to the last step, from the start or from the newest good checkpoint.
+
+        Return the last event.
 
         hooks: functions called with the loop. An int key calls the hook before the step of that number, a float key
         when that share of the run is done (1.0: after the last step). Time spent in hooks does not count as training.

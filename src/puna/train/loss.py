@@ -72,7 +72,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 def cross_entropy_chunked(
     hidden: Tensor, weight: Tensor, targets: Tensor, *, scale: Tensor, chunk: int = 1024, z_loss: float = 0.0
 ) -> tuple[Tensor, Tensor]:
-    """Cross entropy of next-token predictions, summed over valid targets and multiplied by `scale`.
+    """Cross entropy of next-token predictions, summed over valid targets and times `scale`.
 
     hidden: (..., hidden_size) in fp32 or bf16, weight: (vocab, hidden_size), targets: (...) with -100 for "do not
     count", scale: scalar tensor, 1 / (valid targets of the whole global batch), so that the sum over micro-batches and

@@ -1,4 +1,4 @@
-"""What a run gives the loop: its batches, its loss, its evaluation, and its policy when it goes wrong."""
+"""What a run gives the loop: its batches, loss, evaluation, and policy for failures."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -51,10 +51,11 @@ class Objective:
     # -- learning ----------------------------------------------------------------------------------------------------
 
     def batch(self, data_step: int) -> Sequence[Any]:
-        """Return this process's micro-batches of a step; none on all processes means that there is nothing to learn.
+        """Return this process's micro-batches of a step.
 
-        Anything random is a function of (seed, data step) and of `state`. The data step increases by one with each step
-        and does not go back when the weights are rolled back. May raise RollBack.
+        None on all processes means that there is nothing to learn. Anything random is a function of (seed, data step)
+        and of `state`. The data step increases by one with each step and does not go back when the weights are rolled
+        back. May raise RollBack.
         """
         raise NotImplementedError
 
@@ -83,14 +84,17 @@ class Objective:
     # -- measuring ---------------------------------------------------------------------------------------------------
 
     def evaluate(self, step: int) -> dict[str, Any]:
-        """Return held-out measures: before the first step, every `log.eval_every` steps and at the end.
+        """Return held-out measures; empty: none.
 
-        Empty: none.
+        Called before the first step, every `log.eval_every` steps and at the end.
         """
         return {}
 
     def after_step(self) -> None:
-        """Called after each step, for work that is neither training nor evaluation, such as generating a sample."""
+        """Called after each step, for other work such as generating a sample.
+
+        That is work that is neither training nor evaluation.
+        """
 
     # -- what is recorded ----------------------------------------------------------------------------------------------
 
@@ -127,11 +131,12 @@ class Objective:
 
 
 class RollBack(Exception):
-    """The policy when a run goes wrong: return to earlier weights, and continue with data that has not been seen.
+    """The policy when a run goes wrong: return to earlier weights.
 
-    An objective raises it from `batch`. The loop creates one, to before the first skipped step, when the guard skipped
-    too many steps. to: "best" (of the held-out evaluations so far) or a step, which selects its checkpoint or the
-    newest before it. lr_scale: factor for all learning rates from now on.
+    Training continues with data that has not been seen. An objective raises it from `batch`. The loop creates one, to
+    before the first skipped step, when the guard skipped too many steps. to: "best" (of the held-out evaluations so
+    far) or a step, which selects its checkpoint or the newest before it. lr_scale: factor for all learning rates from
+    now on.
     """
 
     def __init__(self, reason: str, *, to: int | str = "best", lr_scale: float = 1.0) -> None:

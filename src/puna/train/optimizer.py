@@ -1,10 +1,10 @@
-"""Muon for the matrices of the blocks, AdamW for embedding, head and norms; or AdamW for everything.
+"""Muon for the matrices of the blocks, AdamW for embedding, head and norms.
 
-Muon (Keller Jordan, 2024; arXiv 2502.16982 at scale) replaces each matrix's momentum by the nearest semi-orthogonal
-matrix, so every direction of the update has the same size. Matrices of one shape are stacked and orthogonalised in one
-batch of products. With several processes each orthogonalises only its share of the stack: a stack that FSDP has
-sharded by rows is resharded by matrices (an all-to-all), orthogonalised where each matrix is complete, and resharded
-back.
+AdamW can also be used for everything. Muon (Keller Jordan, 2024; arXiv 2502.16982 at scale) replaces each matrix's momentum by the
+nearest semi-orthogonal matrix, so every direction of the update has the same size. Matrices of one shape are stacked
+and orthogonalised in one batch of products. With several processes each orthogonalises only its share of the stack: a
+stack that FSDP has sharded by rows is resharded by matrices (an all-to-all), orthogonalised where each matrix is
+complete, and resharded back.
 
 The state is created together with the optimizer, under the parameters' names, so a checkpoint loads in place. A step
 takes `found_inf`, a scalar on the device: where it is 1 neither weights nor state change, without a host sync.
@@ -35,12 +35,12 @@ _POLAR_EXPRESS = (
 
 
 def orthogonalize(matrices: Tensor, steps: int, *, bf16: bool = False) -> Tensor:
-    """The nearest semi-orthogonal matrix of each: U Vᵀ of the singular value decomposition, approximately.
+    """The nearest semi-orthogonal matrix of each, approximately.
 
-    matrices: (stack, rows, columns). Returns the same shape in float32. All singular values of a result are within
-    about 0.3 of 1 after 5 steps. Products are in bf16 on CUDA (as in the source) and with `bf16`, otherwise in fp32. In
-    fp32 the iteration on long matrices runs on their small Gram matrix, which saves a third of the operations at 1:2.7;
-    bf16 is too coarse for that.
+    It is U Vᵀ of the singular value decomposition. matrices: (stack, rows, columns). Returns the same shape in float32.
+    All singular values of a result are within about 0.3 of 1 after 5 steps. Products are in bf16 on CUDA (as in the
+    source) and with `bf16`, otherwise in fp32. In fp32 the iteration on long matrices runs on their small Gram matrix,
+    which saves a third of the operations at 1:2.7; bf16 is too coarse for that.
     """
     x = matrices.bfloat16() if matrices.is_cuda or bf16 else matrices.float()
     tall = x.shape[1] > x.shape[2]
@@ -58,7 +58,10 @@ def orthogonalize(matrices: Tensor, steps: int, *, bf16: bool = False) -> Tensor
 
 
 def _through_gram(x: Tensor, coefficients: list[tuple[float, float, float]]) -> Tensor:
-    """Run the same iterations on the Gram matrix: every factor is a polynomial in x xᵀ, so they are applied once."""
+    """Run the same iterations on the Gram matrix.
+
+    Every factor is a polynomial in x xᵀ, so they are applied once.
+    """
     gram = x @ x.mT
     product = None
     for index, (a, b, c) in enumerate(coefficients):
@@ -73,7 +76,7 @@ def _through_gram(x: Tensor, coefficients: list[tuple[float, float, float]]) -> 
 
 
 class Optimizer:
-    """The update rule of a run: `step` moves the weights, `state_dict` is what a checkpoint keeps.
+    """The update rule of a run: `step` updates weights, `state_dict` goes into checkpoints.
 
     parameters: (name, parameter) as the network names them; DTensors under FSDP2. mesh: the data-parallel mesh whose
     ranks share Muon's work (its last dimension is the sharded one), or None for one process. bf16: whether the run
@@ -125,7 +128,10 @@ class Optimizer:
             parameter.grad = None
 
     def clip(self, limit: float) -> Tensor:
-        """Return the global gradient norm, a scalar on the device, and clip gradients to `limit` (0: no clipping)."""
+        """Return the global gradient norm, and clip gradients to `limit` (0: no clipping).
+
+        The norm is a scalar on the device.
+        """
         norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters() if p.grad is not None], foreach=True)
         if isinstance(norm, DTensor):
             norm = norm.full_tensor()
@@ -135,7 +141,10 @@ class Optimizer:
 
     @torch.no_grad()
     def step(self, factor: float, found_inf: Tensor | None = None) -> None:
-        """Apply one update with every rate times `factor`; nothing changes if `found_inf` (a float scalar) is 1."""
+        """Apply one update with every rate times `factor`.
+
+        Nothing changes if `found_inf` (a float scalar) is 1.
+        """
         for members in self.stacks:
             self._muon(members, factor, found_inf)
         for (rate, decay), members in self.rest:

@@ -16,7 +16,7 @@ TOLERANCE = 0.1
 
 @dataclass(frozen=True)
 class Horizon:
-    """Where a run ends: its total steps, and the share of the schedule that was done when that number was last set."""
+    """Where a run ends: its total steps, and the schedule's progress when they were last set."""
 
     total: int
     since: int = 0
@@ -35,7 +35,7 @@ class Horizon:
 def replan(
     horizon: Horizon, step: int, *, elapsed: float, promised: float, step_seconds: float, may_extend: bool
 ) -> Horizon:
-    """Return the horizon that ends a run at the promised time, or the same one when the run is on time.
+    """Return the horizon that ends a run on time; the same one if the run is on time.
 
     elapsed, promised: seconds of training so far and in total. step_seconds: what a step takes now. may_extend: whether
     steps may be added to a run that is faster than planned (only before the learning rate's decay begins).
@@ -53,7 +53,10 @@ def replan(
 def keep_promise(
     horizon: Horizon, step: int, schedule: ScheduleConfig, *, elapsed: float, step_seconds: float
 ) -> Horizon:
-    """Apply `replan` to a schedule that promised `seconds`; steps are added only before its decay begins."""
+    """Apply `replan` to a schedule that promised `seconds`.
+
+    Steps are added only before its decay begins.
+    """
     holds = schedule.kind == "wsd" and horizon.progress(step) < 1 - schedule.decay
     return replan(
         horizon, step, elapsed=elapsed, promised=schedule.seconds, step_seconds=step_seconds, may_extend=holds

@@ -1,4 +1,4 @@
-"""Pretraining: rows cut from a corpus's stream, next-token cross entropy, bits per byte on held-out documents.
+"""Pretraining: rows from a corpus, next-token loss, bits per byte on held-out documents.
 
     loader(corpus, seed, data step) -> forward -> chunked loss
 
@@ -48,7 +48,9 @@ def train(
     machine: Machine | None = None,
     objective: "type[Pretraining] | None" = None,
 ) -> dict[str, Any]:
-    """Train a recipe to its end or until interrupted; return the last event ("end" or "interrupted").
+    """Train a recipe to its end or until interrupted.
+
+    Return the last event ("end" or "interrupted").
 
     run_dir: receives the resolved recipe, metrics, checkpoints and, at the end, the model directory `model/`.
     observers: called with every event that is also written to metrics.jsonl. hooks: see `Loop.run`. machine:
@@ -81,9 +83,10 @@ def prepare(
 
 
 def step_seconds(recipe: Recipe, folder: Path, *, machine: Machine, seconds: float = 10.0) -> float:
-    """Measure one step of `recipe` here: the median after the first, over about `seconds`; nothing is kept.
+    """Measure one step of `recipe` here: the median after the first, over about `seconds`.
 
-    The first step compiles; a run that follows in this process reuses the compiled code. folder: for temporary files.
+    Nothing is kept. The first step compiles; a run that follows in this process reuses the compiled code. folder: for
+    temporary files.
     """
     trial = recipe.model_copy(update={"train": recipe.train.model_copy(update={"init": "normal"})})
     with parallel.join_world() as world:
@@ -161,7 +164,10 @@ class Pretraining(Objective):
         ]
 
     def loss(self, network: nn.Module, batch: Part) -> tuple[Tensor, Metrics]:
-        """Cross entropy of the rows, with z-loss if configured, as a share of the global batch's mean."""
+        """Cross entropy of the rows as a share of the global batch's mean.
+
+        Includes z-loss if configured.
+        """
         config, (ids, targets, documents) = self.recipe.train, batch.rows
         if batch.step_targets is not None:
             valid = parallel.sum_over_ranks((batch.step_targets != IGNORE).sum().float(), self.run.world)

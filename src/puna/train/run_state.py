@@ -51,7 +51,7 @@ class RunState(Generic[R]):
         machine: Machine | None = None,
         observers: Sequence[Observer] = (),
     ) -> None:
-        """Resolve what the recipe leaves to the machine, check that the run fits, and create the network.
+        """Resolve the recipe on this machine, check that the run fits, and create the network.
 
         Raises PunaError for anything in recipe or machine that does not fit.
         """
@@ -153,12 +153,15 @@ class RunState(Generic[R]):
         return self.lr_scale * lr_factor(self.recipe.schedule, self.horizon.progress(self.step))
 
     def peak_memory(self) -> int:
-        """Peak memory of training so far, bytes; work done in `excluded_from_metrics` is not counted."""
+        """Peak memory of training so far, bytes.
+
+        Work done in `excluded_from_metrics` is not counted.
+        """
         return max(self._peak, peak_memory(self.device))
 
     @contextlib.contextmanager
     def excluded_from_metrics(self) -> Iterator[None]:
-        """Context for work that is not training: neither its time nor its memory counts as training's."""
+        """Context for work that does not count as training, in neither time nor memory."""
         self._peak = self.peak_memory()
         try:
             with self.clock.part("eval"):
@@ -178,7 +181,10 @@ class RunState(Generic[R]):
         }
 
     def save_model(self, directory: Path, lineage: dict[str, Any]) -> None:
-        """Write the current weights as a model directory (every process takes part; the first one writes)."""
+        """Write the current weights as a model directory.
+
+        Every process takes part; the first one writes.
+        """
         state = parallel.full_state(self.model)
         if self.world.first:
             dtype = torch.bfloat16 if self.recipe.train.precision == "bf16" else torch.float32

@@ -1,4 +1,4 @@
-"""The values of the steps since the last line of metrics.jsonl, kept on the device until the line is written.
+"""The values of the steps since the last log line, kept on the device until then.
 
 Losses, norms and measures are read once per log interval: the only place where the host waits for the device.
 """

@@ -1,1 +1,1 @@
-"""Stages after pretraining: supervised fine-tuning, reward models, preferences, reinforcement, averaging."""
+"""Stages after pretraining: fine-tuning, preferences, reinforcement, averaging."""

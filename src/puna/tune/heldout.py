@@ -15,9 +15,10 @@ _BATCH = 64
 
 
 def measure_stage(stage: Stage, config: MeasureConfig) -> dict[str, float]:
-    """Measure accuracy on a recipe's held-out problems; "score" is the mean greedy accuracy over tasks and levels.
+    """Measure accuracy on a recipe's held-out problems.
 
-    Empty when the recipe has no such problems. Every process must call it; the first one measures.
+    "score" is the mean greedy accuracy over tasks and levels. Empty when the recipe has no such problems. Every process
+    must call it; the first one measures.
     """
     if not config.asked:
         return {}

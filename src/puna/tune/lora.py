@@ -1,4 +1,6 @@
-"""Low-rank adapters (LoRA, arXiv 2106.09685): a frozen matrix plus a trained product of two thin ones.
+"""Low-rank adapters (LoRA): a frozen matrix plus a trained product of two thin ones.
+
+See arXiv 2106.09685.
 
     y = W x + (alpha / rank) B A x,    A: (rank, in), B: (out, rank), B = 0 at first
 
@@ -80,7 +82,7 @@ class LoRA(ModelFactory):
 
 
 def adapt(model: LlamaForCausalLM, config: LoRAConfig) -> None:
-    """Add adapters to the blocks' matrices that the config names, in place, and freeze everything else.
+    """Add adapters to the matrices that the config names, in place, and freeze the rest.
 
     Raises PunaError for a matrix that the blocks do not have.
     """
@@ -100,7 +102,9 @@ def adapt(model: LlamaForCausalLM, config: LoRAConfig) -> None:
 
 
 def merged_state(state: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
-    """Merge the adapters into the weights, under the names of a model without adapters; computed in float32.
+    """Merge the adapters into the weights, under the names of a model without adapters.
+
+    Computed in float32.
 
     state: complete tensors by name, adapters under ".lora_a" (rank, in) and ".lora_b" (out, rank).
     """

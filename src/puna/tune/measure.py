@@ -1,4 +1,4 @@
-"""Measure how well a model solves tasks: held-out problems, greedy and sampled, with intervals, in one engine.
+"""Measure how well a model solves held-out tasks, greedy and sampled, with intervals.
 
 Greedy accuracy is what a user gets; pass@1 is the average of sampling at temperature 1; pass@k is whether any of k
 samples is right. All three are needed: tuning that only makes a model more confident raises pass@1 and lowers pass@k.
@@ -113,7 +113,7 @@ def answer(
     seed: int = 0,
     check: Check | None = None,
 ) -> list[Answer]:
-    """Answer each problem: `samples` answers for the first problem, then for the second, and so on.
+    """Answer each problem: `samples` answers for the first, then for the second, and so on.
 
     Tasks with tools are run as episodes, turn by turn; `max_tokens` applies to each turn.
     """

@@ -1,8 +1,9 @@
-"""Predict the memory of a tuning stage before it starts. Pure arithmetic on `train.planning.memory`, no torch.
+"""Predict the memory of a tuning stage before it starts.
 
-A stage is a training step with three differences: if it has adapters, only they have gradients and optimizer states; a
-loss on log probabilities of tokens keeps more of the logits than cross entropy does; and a stage that learns from the
-model's own answers holds a generator in addition to the trainer, and possibly a reference model or a teacher.
+Pure arithmetic on `train.planning.memory`, no torch. A stage is a training step with three differences: if it has
+adapters, only they have gradients and optimizer states; a loss on log probabilities of tokens keeps more of the logits
+than cross entropy does; and a stage that learns from the model's own answers holds a generator in addition to the
+trainer, and possibly a reference model or a teacher.
 """
 
 from pathlib import Path
@@ -60,7 +61,10 @@ class _StagePrediction(Prediction):
         return parts
 
     def cache_bytes(self) -> float:
-        """Keys and values of the answers generated at once. CPUs allocate pages when they are written."""
+        """Keys and values of the answers generated at once.
+
+        CPUs allocate pages when they are written.
+        """
         assert isinstance(self.stage, OnPolicyRecipe)
         model, rollout, train = self.model, self.stage.rollout, self.stage.train
         texts = rollout.max_batch

@@ -81,7 +81,10 @@ class StageLogConfig(TrackConfig):
 
 
 class LoRAConfig(Config):
-    """Low-rank adapters (arXiv 2106.09685): frozen weights, each plus a trained product of two thin matrices."""
+    """Low-rank adapters: frozen weights, each plus a trained product of two thin matrices.
+
+    See arXiv 2106.09685.
+    """
 
     rank: int = Field(0, ge=0, description="rank of the adapters; 0: no adapters, train all weights")
     alpha: float = Field(0.0, ge=0, description="scale of the adapter's output, alpha / rank; 0 means 2 * rank")

@@ -1,4 +1,4 @@
-"""Generators: what writes a model's answers while it is trained, as token ids with log probabilities.
+"""Generators of a model's answers during training, as token ids with log probabilities.
 
 The default is an engine in this process with its own copy of the weights, laid out for generation, which is updated
 from the trainer before each set of answers. So there is no server to start and no network in between, and the engine's
@@ -57,7 +57,10 @@ def make_generator(
     max_batch: int,
     seq_len: int,
 ) -> Engine:
-    """An engine with room for `max_batch` sequences of `seq_len` tokens; its weights are to be sent."""
+    """An engine with room for `max_batch` sequences of `seq_len` tokens.
+
+    Its weights are to be sent.
+    """
     model = LlamaForCausalLM(config).to(device=device, dtype=dtype).requires_grad_(False)
     if device.type == "cpu":
         fuse(model)

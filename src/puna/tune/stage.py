@@ -87,7 +87,9 @@ def run_stage(
     factory: Callable[[Path], ModelFactory] = FromCheckpoint,
     machine: Machine | None = None,
 ) -> dict[str, Any]:
-    """Run a stage to its end or until interrupted; return the last event ("end" or "interrupted").
+    """Run a stage to its end or until interrupted.
+
+    Return the last event ("end" or "interrupted").
 
     make_objective: called once with the stage, whose network then has its initial weights. factory: creates the network
     from the model directory that the stage starts from. For the rest see `train.pretrain.train`.

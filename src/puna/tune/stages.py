@@ -56,6 +56,9 @@ def check_stage(tree: dict[str, Any], name: str) -> StageBase:
 
 
 def runner(stage: str) -> Callable[..., dict[str, Any]]:
-    """Return the function that runs a stage: (recipe, run_dir, resume=, observers=) -> last event."""
+    """Return the function that runs a stage.
+
+    Its signature is (recipe, run_dir, resume=, observers=) -> last event.
+    """
     function: Callable[..., dict[str, Any]] = importlib.import_module(STAGES[stage][2]).run
     return function

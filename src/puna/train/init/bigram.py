@@ -1,4 +1,4 @@
-"""Initial weights from token counts: embedding and head start as a bigram model of the corpus.
+"""Initial weights from token counts: a bigram model of the corpus.
 
 A Llama whose output projections start at zero computes, at its first step, head @ rmsnorm(embedding): a table of which
 token follows which, through a bottleneck of `hidden_size`. Gradient descent needs its first hundreds of steps to find
@@ -22,10 +22,11 @@ _STEPS = 30
 
 
 def bigram_weights(tokens: np.ndarray, vocab_size: int, hidden_size: int, *, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Fit (embedding, head), float32 (vocab_size, hidden_size), so that head @ rmsnorm(embedding) predicts bigrams.
+    """Fit (embedding, head) so that head @ rmsnorm(embedding) predicts bigrams.
 
-    tokens: (tokens,) integers, the training stream in order. Rows of the embedding have a root mean square of 1.
-    Raises PunaError when the vocabulary is too large for a dense table of counts.
+    Both are float32 (vocab_size, hidden_size). tokens: (tokens,) integers, the training stream in order. Rows of the
+    embedding have a root mean square of 1. Raises PunaError when the vocabulary is too large for a dense table of
+    counts.
     """
     if vocab_size > LARGEST_VOCABULARY:
         raise PunaError(
@@ -54,7 +55,10 @@ def _probabilities(tokens: np.ndarray, size: int) -> tuple[Tensor, Tensor, Tenso
 
 
 def _factor(following: Tensor, unigram: Tensor, weight: Tensor, width: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Randomised SVD (Halko 2011, two power iterations) of the weighted log ratios; ridge regression for the head."""
+    """Randomised SVD (Halko 2011, two power iterations) of the weighted log ratios.
+
+    Ridge regression for the head.
+    """
     rank, root = width - 1, weight.sqrt().unsqueeze(1)
     target = (following / unigram).log_().mul_(root)
     generator = torch.Generator().manual_seed(seed)
@@ -75,7 +79,10 @@ def _factor(following: Tensor, unigram: Tensor, weight: Tensor, width: int, seed
 
 
 def _polish(embedding: Tensor, head: Tensor, following: Tensor, weight: Tensor) -> None:
-    """Run a few full-batch Adam steps on the exact cross entropy with the counted distribution, in place."""
+    """Polish the tables with a few full-batch Adam steps, in place.
+
+    The loss is the exact cross entropy with the counted distribution.
+    """
     width = embedding.shape[1]
     tables = (embedding, head)
     mean = [torch.zeros_like(t) for t in tables]

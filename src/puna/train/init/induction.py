@@ -1,8 +1,9 @@
-"""Initial weights that can look back and copy: previous-token heads in block 0, matching heads in block 1.
+"""Initial weights that can look back and copy.
 
-"What followed this token last time?" is the first thing a transformer learns to do with context, and it learns it late:
-two heads in two blocks have to find each other (induction heads, arXiv 2209.11895). Building on the bigram weights,
-which give every token a known code and keep dimension 0 of the embedding constant, both heads can be written down:
+Block 0 has previous-token heads, and block 1 matching heads. "What followed this token last time?" is the first thing a
+transformer learns to do with context, and it learns it late: two heads in two blocks have to find each other (induction
+heads, arXiv 2209.11895). Building on the bigram weights, which give every token a known code and keep dimension 0 of
+the embedding constant, both heads can be written down:
 
 - Block 0, heads 0 and 1, look one and two tokens back. Their queries and keys read only the constant dimension, so
   the score depends only on the distance, and the rotary phase puts its maximum there.
@@ -31,10 +32,11 @@ _SPAN = 128  # tokens within which matching must not depend on distance; uses sl
 def induction_weights(
     config: ModelConfig, embedding: Tensor, head: Tensor, unigram: Tensor, *, seed: int
 ) -> dict[str, Tensor]:
-    """Return the projections of the first two blocks that differ from a fresh network's, by name, float32.
+    """Return the projections that differ from a fresh network's, by name, float32.
 
-    embedding, head: (vocab, hidden), from `bigram_weights`; unigram: (vocab,), the frequency of each token.
-    Raises PunaError when the network has fewer than two blocks, too few heads, or heads as wide as the model.
+    They are in the first two blocks. embedding, head: (vocab, hidden), from `bigram_weights`; unigram: (vocab,), the
+    frequency of each token. Raises PunaError when the network has fewer than two blocks, too few heads, or heads as
+    wide as the model.
     """
     size, width, sharing = config.head_dim, config.hidden_size, config.num_attention_heads // config.num_key_value_heads
     if config.num_hidden_layers < 2 or config.num_attention_heads < _HEADS or 2 * size > width - 1:
@@ -94,7 +96,10 @@ def _rows(weight: Tensor, number: int, size: int) -> Tensor:
 
 
 def _whitening(codes: Tensor, unigram: Tensor) -> Tensor:
-    """The symmetric matrix that makes the codes of tokens uncorrelated, weighted by token frequency."""
+    """The matrix that makes codes of tokens uncorrelated, weighted by token frequency.
+
+    It is symmetric.
+    """
     covariance = (codes * unigram.unsqueeze(1)).mT @ codes
     covariance += 0.05 * covariance.diagonal().mean() * torch.eye(len(covariance))
     values, vectors = torch.linalg.eigh(covariance)
@@ -102,6 +107,6 @@ def _whitening(codes: Tensor, unigram: Tensor) -> Tensor:
 
 
 def _least_read(head: Tensor, unigram: Tensor) -> Tensor:
-    """Directions of the residual stream as columns, ordered by how little they change the logits."""
+    """Directions of the residual stream as columns, those that change the logits least first."""
     centred = head - (unigram.unsqueeze(1) * head).sum(0)
     return torch.linalg.eigh((centred * unigram.unsqueeze(1)).mT @ centred)[1]

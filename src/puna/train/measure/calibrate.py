@@ -1,8 +1,9 @@
-"""Measure what this device reaches over a grid of sizes: products, attention, the loss, memory, collectives.
+"""Measure what this device reaches over a grid of sizes.
 
-`puna plan calibrate` stores the result where `plan.machine` finds it, and every later plan for this machine uses it. A
-training run measures a few of the sizes again before it starts (`train.measure.machine`): a laptop on battery is not
-the same device as the one on the desk. This lives here and not in `plan`, which must work without torch.
+This covers products, attention, the loss, memory and collectives. `puna plan calibrate` stores the result where
+`plan.machine` finds it, and every later plan for this machine uses it. A training run measures a few of the sizes again
+before it starts (`train.measure.machine`): a laptop on battery is not the same device as the one on the desk. This
+lives here and not in `plan`, which must work without torch.
 """
 
 import contextlib
@@ -75,11 +76,11 @@ _COPIED_NUMBERS = {"cpu": 2**24, "gpu": 2**28}
 
 
 def calibrate(device: str | None = None, *, quick: bool = False) -> Calibration:
-    """Measure `device` ("cpu", "cuda", "mps"; None: the best available) and store the result for later plans.
+    """Measure `device` and store the result for later plans.
 
-    Takes about a minute, or some seconds with `quick`. Shows progress; Ctrl-C leaves the stored calibration unchanged.
-    Raises PunaError when the result is not plausible or cannot be written, or when processes that measure collectives
-    fail.
+    device: "cpu", "cuda", "mps"; None: the best available. Takes about a minute, or some seconds with `quick`. Shows
+    progress; Ctrl-C leaves the stored calibration unchanged. Raises PunaError when the result is not plausible or
+    cannot be written, or when processes that measure collectives fail.
     """
     from puna.core.console import progress
 
@@ -116,9 +117,10 @@ def check_plausible(found: Calibration, estimate: Accelerator) -> None:
 
 
 def quick_rates(device: str) -> Calibration:
-    """Measure a few sizes of every operation on this device, in about three seconds; nothing is stored.
+    """Measure a few sizes of every operation on this device, in about three seconds.
 
-    In a run of several processes all must call it: they measure at the same time, and then measure collectives.
+    Nothing is stored. In a run of several processes all must call it: they measure at the same time, and then measure
+    collectives.
     """
     found = _measure(device, True, lambda _done, _total: None)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -150,7 +152,10 @@ def _measure(device: str, quick: bool, show: Callable[[int, int], None]) -> Cali
 
 
 def _operations(device: str, quick: bool) -> "dict[tuple[Any, ...], Callable[[], object]]":
-    """Every operation that is timed, by (what, precision, sizes...); those too large for the device are left out."""
+    """Every operation that is timed, by (what, precision, sizes...).
+
+    Those too large for the device are left out.
+    """
     import torch
 
     from puna.train.measure import microbenchmarks as rates

@@ -28,7 +28,7 @@ def reset_peak_memory(device: torch.device) -> None:
 
 @contextlib.contextmanager
 def gc_paused() -> Iterator[None]:
-    """Collect garbage only at log intervals, not during a step on one rank while the others wait."""
+    """Collect garbage only at log intervals, not during a step while other ranks wait."""
     was = gc.isenabled()
     gc.collect()
     gc.disable()
@@ -41,7 +41,10 @@ def gc_paused() -> Iterator[None]:
 
 @contextlib.contextmanager
 def profiler(wanted: bool, run_dir: Path) -> Iterator[Callable[[], None]]:
-    """Trace steps 10 to 12 into `run_dir`/profile for Perfetto; yields a function to call after each step."""
+    """Trace steps 10 to 12 into `run_dir`/profile for Perfetto.
+
+    Yields a function to call after each step.
+    """
     if not wanted:
         yield lambda: None
         return
@@ -53,7 +56,10 @@ def profiler(wanted: bool, run_dir: Path) -> Iterator[Callable[[], None]]:
 
 
 class Clock:
-    """Wall-clock time by part: initial weights, training (including waiting for data), evaluation, checkpoints."""
+    """Wall-clock time by part.
+
+    Parts are initial weights, training (including waiting for data), evaluation and checkpoints.
+    """
 
     def __init__(self) -> None:
         self.begin = time.perf_counter()

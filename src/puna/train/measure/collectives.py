@@ -1,8 +1,8 @@
-"""Measure how fast devices exchange tensors: all-reduce and all-gather over torch.distributed, NCCL or gloo.
+"""Measure how fast devices exchange tensors over torch.distributed, NCCL or gloo.
 
-Inside a run that a launcher started, its own processes are measured. Otherwise processes are started for the purpose:
-one per GPU, or two on a CPU, which share its cores as training processes would. Such a process is
-`python -m puna.train.measure.collectives DEVICE BYTES FILE`; the first one writes the result.
+The collectives are all-reduce and all-gather. Inside a run that a launcher started, its own processes are measured. Otherwise
+processes are started for the purpose: one per GPU, or two on a CPU, which share its cores as training processes would.
+Such a process is `python -m puna.train.measure.collectives DEVICE BYTES FILE`; the first one writes the result.
 """
 
 import os
@@ -23,11 +23,12 @@ _CALLS = 10
 
 
 def collective_rates(device: str, *, quick: bool = False) -> dict[str, float]:
-    """Fields of `plan.machine.Calibration`: bus bandwidths in GB/s, and the seconds to all-reduce one number.
+    """Measure bus bandwidths in GB/s, and the seconds to all-reduce one number.
 
-    Bus bandwidth is what each rank sends per second: 2·(n-1)/n of the message in an all-reduce, (n-1)/n of the complete
-    tensor in an all-gather (nccl-tests, doc/PERFORMANCE.md). Empty when there is only one process or GPU, or when
-    processes cannot be joined ("mps"). Raises PunaError when processes that were started for it fail.
+    Returns fields of `plan.machine.Calibration`. Bus bandwidth is what each rank sends per second: 2·(n-1)/n of the
+    message in an all-reduce, (n-1)/n of the complete tensor in an all-gather (nccl-tests, doc/PERFORMANCE.md). Empty
+    when there is only one process or GPU, or when processes cannot be joined ("mps"). Raises PunaError when processes
+    that were started for it fail.
     """
     size = (_QUICK if quick else _LARGE).get(device)
     if size is None:
@@ -75,7 +76,10 @@ def _measure(device: str, size: int) -> dict[str, float]:
     sent = 4.0 * len(whole) * (ranks - 1) / ranks
 
     def seconds(run: Callable[[], object]) -> float:
-        """Mean over the same number of calls on every rank: one that made fewer would leave the others waiting."""
+        """Mean over the same number of calls on every rank.
+
+        A rank that made fewer calls would leave the others waiting.
+        """
         run()
         dist.barrier()
         started = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Bits per byte of a model on whole documents: the measure that compares models with different tokenizers.
+"""Bits per byte of a model on whole documents, comparable between tokenizers.
 
 It is the negative log likelihood of every token, in bits, divided by the bytes of text that the tokens decode to.
 Documents are scored one by one, each from its own beginning, with a sliding window: a document longer than the window
@@ -44,7 +44,7 @@ def bits_per_byte(
     batch: int = 8,
     on_progress: Callable[[float], None] | None = None,
 ) -> dict[str, Any]:
-    """Bits per byte of `model` on the documents of `corpus`' `split`, with its standard error over documents.
+    """Bits per byte of `model` on a split's documents, with a standard error over documents.
 
     window: tokens of context and target at once. stride: tokens by which the window moves (default: half of it).
     max_bytes: measure on only about this much text (see documents_to_measure). batch: windows per forward pass; the
@@ -95,10 +95,10 @@ def bits_per_byte(
 
 
 def windows(num_tokens: int, window: int, stride: int) -> Iterator[tuple[int, int, int]]:
-    """Yield where to read a document of `num_tokens`: (start, stop, first) with inputs ids[start:stop].
+    """Yield where to read a document of `num_tokens`.
 
-    The target of input position i is ids[i + 1]; positions from `first` on are counted. Together the counted positions
-    are 0 … num_tokens - 2, each exactly once.
+    Yields (start, stop, first) with inputs ids[start:stop]. The target of input position i is ids[i + 1]; positions
+    from `first` on are counted. Together the counted positions are 0 … num_tokens - 2, each exactly once.
     """
     last = num_tokens - 1  # the last token is only a target
     start = done = 0
@@ -194,7 +194,10 @@ def _row_nats(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
 
 
 def _ratio(numerators: np.ndarray, denominators: np.ndarray) -> tuple[float, float | None]:
-    """Sum over sum, and its standard error over documents (the ratio estimator's, Cochran 1977, section 6.4)."""
+    """Sum over sum, and its standard error over documents.
+
+    It is the ratio estimator's (Cochran 1977, section 6.4).
+    """
     value = float(numerators.sum() / denominators.sum())
     n = len(numerators)
     if n < 2:

@@ -1,4 +1,4 @@
-"""Measure what this machine can do: how fast it computes, how much memory is free, whether it compiles.
+"""Measure how fast this machine computes, how much memory is free, whether it compiles.
 
 Plans and MFU are based on these numbers. Nothing here comes from a datasheet: a laptop on battery, a container with
 half a core and a card with a lowered power limit all get the rate that they really reach. `train.measure.calibrate`
@@ -75,7 +75,10 @@ def measure(device: str | None = None) -> Machine:
 
 
 def memory_bytes(device: str = "cpu") -> int:
-    """Bytes that a new process may use on `device` now; on CPU the container's limit applies if it is lower."""
+    """Bytes that a new process may use on `device` now.
+
+    On CPU the container's limit applies if it is lower.
+    """
     if device == "cuda":
         import torch
 
@@ -106,9 +109,10 @@ def peak_process_memory() -> int:
 
 
 def reset_peak_process_memory() -> None:
-    """Start counting the peak from now on, where the system allows it, to exclude memory that the run did not use.
+    """Start counting the peak from now on, where the system allows it.
 
-    Free heap memory is returned to the system first. glibc keeps it otherwise (half a gigabyte after a tuning stage).
+    This excludes memory that the run did not use. Free heap memory is returned to the system first. glibc keeps it
+    otherwise (half a gigabyte after a tuning stage).
     """
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):
@@ -135,10 +139,11 @@ def device_name(device: str) -> str:
 
 @lru_cache(maxsize=1)
 def has_compiler() -> bool:
-    """Whether torch.compile can build CPU kernels: compiles a test file that needs C++, OpenMP and Python's headers.
+    """Whether torch.compile can build CPU kernels.
 
-    Looking for a compiler is not enough: one without libgomp or Python.h is found on the path and fails later, in the
-    middle of the first step. Inductor uses $CXX, g++ or clang++ (torch/_inductor/config.py, cpp.cxx).
+    Compiles a test file that needs C++, OpenMP and Python's headers. Looking for a compiler is not enough: one without
+    libgomp or Python.h is found on the path and fails later, in the middle of the first step. Inductor uses $CXX, g++
+    or clang++ (torch/_inductor/config.py, cpp.cxx).
     """
     compiler = next(filter(None, map(shutil.which, filter(None, (os.environ.get("CXX"), "g++", "clang++")))), None)
     if compiler is None:

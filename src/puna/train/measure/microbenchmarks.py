@@ -1,4 +1,4 @@
-"""The operations of a training step, each ready to be timed on its own, and the timing itself.
+"""The operations of a training step, each ready to be timed, and the timing itself.
 
 The cost of a training step is composed from these (`plan.own`), so each operation is measured as training uses it:
 products with their two gradients, causal attention forward and backward, the trainer's own loss. They are timed in
@@ -67,7 +67,7 @@ def time_in_rounds(
 
 @lru_cache(maxsize=4)
 def has_fast_bf16(device: str) -> bool:
-    """Whether bf16 products are not much slower than fp32 products here, measured on a small one.
+    """Whether bf16 products are not much slower than fp32 ones here, measured on a small one.
 
     A CPU without bf16 instructions emulates them, up to a hundred times slower.
     """
@@ -103,7 +103,10 @@ def product(size: Size, dtype: torch.dtype, device: str) -> Operation:
 
 
 def training_product(size: Size, dtype: torch.dtype, device: str) -> Operation:
-    """A linear layer's product of (rows, inputs) with (outputs, inputs) and its two gradients: 3 times the FLOPs."""
+    """A linear layer's product and its two gradients: 3 times the FLOPs.
+
+    The product is of (rows, inputs) with (outputs, inputs).
+    """
     rows, inputs, outputs = size
     x = torch.randn(rows, inputs, device=device).to(dtype)
     weight = torch.randn(outputs, inputs, device=device).to(dtype)
@@ -112,7 +115,10 @@ def training_product(size: Size, dtype: torch.dtype, device: str) -> Operation:
 
 
 def fp8_product(size: Size, device: str) -> Operation | None:
-    """A product in e4m3 with one scale for each operand, as in `train.parallel.fp8`; None on devices without fp8."""
+    """A product in e4m3 with one scale for each operand, as in `train.parallel.fp8`.
+
+    None on devices without fp8.
+    """
     if not has_fp8(torch.device(device)):
         return None
     rows, inputs, outputs = size
@@ -143,13 +149,19 @@ def attention_forward(seq_len: int, head_dim: int, dtype: torch.dtype, device: s
 
 
 def attention_flops(seq_len: int, head_dim: int, device: str, *, backward: bool) -> float:
-    """FLOPs of `attention`: two products over half of the square of scores, and 2.5 times that backward."""
+    """FLOPs of `attention`.
+
+    Two products over half of the square of scores, and 2.5 times that backward.
+    """
     batch, _, heads, _ = _heads(seq_len, head_dim, device)
     return 2.0 * batch * heads * seq_len**2 * head_dim * (1 + BACKWARD_FLASH * backward)
 
 
 def muon(size: int, device: str) -> Operation:
-    """Muon's orthogonalisation of MUON_STACK square matrices, as in a run that is not in fp32: `muon_flops`."""
+    """Muon's orthogonalisation of MUON_STACK square matrices: `muon_flops`.
+
+    As in a run that is not in fp32.
+    """
     matrices = torch.randn(MUON_STACK, size, size, device=device)
     return lambda: orthogonalize(matrices, MUON_ITERATIONS, bf16=multiplies_bfloat16())
 
@@ -169,7 +181,10 @@ def loss(vocab: int, dtype: torch.dtype, device: str) -> Operation:
 
 
 def gate(device: str) -> Operation:
-    """SiLU times another tensor in fp32, counted as if fused: 12 bytes for each of GATE_NUMBERS numbers."""
+    """SiLU times another tensor in fp32.
+
+    Counted as if fused: 12 bytes for each of GATE_NUMBERS numbers.
+    """
     one, other = torch.randn(GATE_NUMBERS, device=device), torch.randn(GATE_NUMBERS, device=device)
     return lambda: silu(one) * other
 
@@ -197,6 +212,9 @@ def flops(size: Size) -> float:
 
 
 def _heads(seq_len: int, head_dim: int, device: str) -> tuple[int, int, int, int]:
-    """(batch, seq, heads, head_dim) as in the network: enough for all cores or compute units, and no more."""
+    """(batch, seq, heads, head_dim) as in the network.
+
+    It is enough for all cores or compute units, and no more.
+    """
     tokens, heads = (2048, 4) if device == "cpu" else (32768, 16)
     return max(1, tokens // seq_len), seq_len, heads, head_dim

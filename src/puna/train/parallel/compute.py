@@ -20,7 +20,7 @@ from puna.train.recipe import ComputeConfig
 
 
 def resolve_precision(config: ComputeConfig, device: torch.device) -> str:
-    """Resolve `precision = "auto"` on this device: "mixed" where bf16 products are fast, otherwise "fp32"."""
+    """Resolve `precision = "auto"`: "mixed" if bf16 products are fast here, otherwise "fp32"."""
     if config.precision != "auto":
         return config.precision
     if device.type == "cuda":
@@ -29,7 +29,10 @@ def resolve_precision(config: ComputeConfig, device: torch.device) -> str:
 
 
 def resolve_compile(config: ComputeConfig, device: torch.device) -> bool:
-    """Whether to compile blocks: "auto" needs a C++ compiler on CPU; on CUDA torch includes Triton."""
+    """Whether to compile blocks: "auto" needs a C++ compiler on CPU.
+
+    On CUDA torch includes Triton.
+    """
     if config.compile != "auto":
         return config.compile == "on"
     return device.type == "cuda" or any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++"))
@@ -62,7 +65,10 @@ def autocast(precision: str, device: torch.device, *, sharded: bool) -> contextl
 
 
 def uncompiled(compiled: bool) -> contextlib.AbstractContextManager[Any]:
-    """Disable compilation during generation: every token has new shapes, which would compile the blocks again."""
+    """Disable compilation during generation.
+
+    Every token has new shapes, which would compile the blocks again.
+    """
     return torch.compiler.set_stance("force_eager") if compiled else contextlib.nullcontext()
 
 

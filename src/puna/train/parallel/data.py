@@ -1,4 +1,4 @@
-"""Data parallelism: replicas (DDP), shards (FSDP2, HSDP), shares of a batch, and sums over processes."""
+"""Data parallelism: replicas (DDP), shards (FSDP2, HSDP), shares of a batch, and sums."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -19,7 +19,10 @@ T = TypeVar("T")
 
 
 class Share(NamedTuple):
-    """The rows of a batch that this process computes: `micro_batches` times `rows`, starting at row `first`."""
+    """The rows of a batch that this process computes.
+
+    These are `micro_batches` times `rows`, starting at row `first`.
+    """
 
     first: int
     rows: int
@@ -46,7 +49,10 @@ def replicate(model: LlamaForCausalLM, mesh: DeviceMesh | None) -> nn.Module:
 
 
 def shard(model: LlamaForCausalLM, layout: Layout, mesh: DeviceMesh | None, precision: str) -> None:
-    """Shard parameters, gradients and optimizer states in place (FSDP2; HSDP when dp_replicate > 1 too)."""
+    """Shard parameters, gradients and optimizer states in place (FSDP2, HSDP).
+
+    It is HSDP when dp_replicate > 1 too.
+    """
     assert mesh is not None, "a layout with shards has a process group"
     # Inputs keep their dtype: the tables of rotary positions must not become bf16.
     mixed = MixedPrecisionPolicy(cast_forward_inputs=False)
@@ -68,7 +74,7 @@ def shard(model: LlamaForCausalLM, layout: Layout, mesh: DeviceMesh | None, prec
 
 @contextlib.contextmanager
 def accumulating(network: nn.Module, last: bool) -> Iterator[None]:
-    """Context of one micro-batch: gradients are exchanged only in the last micro-batch of a step."""
+    """Context of one micro-batch: gradients are exchanged only in the last one of a step."""
     if isinstance(network, DistributedDataParallel):
         with contextlib.nullcontext() if last else network.no_sync():
             yield
@@ -79,7 +85,10 @@ def accumulating(network: nn.Module, last: bool) -> Iterator[None]:
 
 
 def gradient_factor(network: nn.Module, world: World) -> int:
-    """The factor for a loss before backward: DDP divides by the number of ranks what is already a share."""
+    """The factor for a loss before backward.
+
+    DDP divides by the number of ranks what is already a share.
+    """
     return world.data_size if isinstance(network, DistributedDataParallel) else 1
 
 

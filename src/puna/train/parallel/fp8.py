@@ -25,9 +25,9 @@ def has_fp8(device: torch.device) -> bool:
 
 
 def use_fp8(model: nn.Module, device: torch.device, *, least_width: int = LEAST_WIDTH) -> int:
-    """Switch every large linear layer of the blocks to fp8 on `device`, in place; returns how many were switched.
+    """Switch every large linear layer of the blocks to fp8 on `device`, in place.
 
-    Raises PunaError when the device has no fp8 units or no layer is large enough.
+    Returns how many were switched. Raises PunaError when the device has no fp8 units or no layer is large enough.
     """
     if not has_fp8(device):
         raise PunaError(
@@ -65,7 +65,7 @@ class _Forward:
 
 
 class _Product(torch.autograd.Function):
-    """x (tokens, in) times weight (out, in) transposed, and both gradients, each as one fp8 product."""
+    """x (tokens, in) times weight (out, in) transposed, and both gradients, in fp8 products."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
@@ -93,7 +93,10 @@ def multiply(a: Tensor, b: Tensor, a_type: torch.dtype, b_type: torch.dtype) -> 
 
 
 def quantize(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """(x / scale in `dtype`, scale): one float32 scale for the tensor, so that its largest magnitude just fits."""
+    """Return (x / scale in `dtype`, scale).
+
+    scale: one float32 for the tensor, so that its largest magnitude just fits.
+    """
     largest = torch.finfo(dtype).max
     scale = (x.abs().amax().float() / largest).clamp_min(1e-12)
     return (x.float() / scale).clamp(-largest, largest).to(dtype), scale

@@ -61,7 +61,10 @@ class World:
 
 @contextlib.contextmanager
 def join_world() -> Iterator[World]:
-    """Join the processes that torchrun started (NCCL on GPUs, gloo on CPUs), or form a world of one."""
+    """Join the processes that torchrun started, or form a world of one.
+
+    Uses NCCL on GPUs and gloo on CPUs.
+    """
     rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if torch.cuda.is_available():
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))

@@ -1,4 +1,4 @@
-"""Predict how fast a run will be, with the planner's cost model for this recipe on this machine.
+"""Predict how fast a run will be on this machine, with the planner's cost model.
 
 No torch. `plan.own` has the equations and `train.measure.machine` the rates; this module turns a recipe into the
 planner's question. The error is printed when the run ends; bench/plan_own.py lists measured errors.
@@ -25,7 +25,9 @@ _GPU_LINK_GB_PER_S, _GPU_NIC_GBIT_PER_S, _GPU_WATTS = 32.0, 100.0, 400.0  # PCIe
 
 
 def expected_step(recipe: Recipe, machine: "Machine", world_size: int = 1) -> Prediction | None:
-    """Predict a step of `recipe` on this many processes, each on a device like `machine`; None when rates are unknown.
+    """Predict a step of `recipe` on this many processes, each on a device like `machine`.
+
+    None when rates are unknown.
 
     machine: as measured by one of the processes while the others measured too, so that on a CPU its rates are those of
     a share of the cores. Raises PunaError when the layout or the batch does not fit the number of processes.
@@ -60,7 +62,10 @@ def recipe_question(recipe: Recipe, accelerator: Accelerator, machine: "Machine"
 
 
 def bigram_flops(model: ModelConfig) -> float:
-    """FLOPs of `init = "bigram"`: six products for the SVD, two for the ridge, three for each polishing step."""
+    """FLOPs of `init = "bigram"`.
+
+    Six products for the SVD, two for the ridge, three for each polishing step.
+    """
     return 2.0 * model.vocab_size**2 * model.hidden_size * (6 + 2 + 3 * 30)
 
 

@@ -1,4 +1,4 @@
-"""Resolve TARGET of `puna plan`: a preset, a training recipe or a model directory, with options.
+"""Resolve TARGET of `puna plan`: a preset, a training recipe or a model directory.
 
 Values that are not given default to those of published runs of that size (`plan.layouts.defaults`), and are noted as
 assumptions.
@@ -126,7 +126,10 @@ class Options:
 
 @dataclass(frozen=True)
 class _Source:
-    """What a target's name refers to: a network that Puna has (config), or a published shape and its length."""
+    """What a target's name refers to.
+
+    It is a network that Puna has (config), or a published shape and its length.
+    """
 
     name: str
     config: ModelConfig | None = None
@@ -199,7 +202,10 @@ def fleet_for(text: str | None, *, limited: bool) -> Group:
 
 
 def on_this_machine(target: Target, question: Question) -> tuple[Question, str]:
-    """The question with this machine's measured rates, and a note about them; for Puna's own runs."""
+    """The question with this machine's measured rates, and a note about them.
+
+    For Puna's own runs.
+    """
     accelerator = question.accelerator
     calibration = read_calibration(device_here("cpu" if accelerator.generation == "cpu" else "cuda"))
     costs = calibrated_cost_model(
@@ -215,7 +221,10 @@ def on_this_machine(target: Target, question: Question) -> tuple[Question, str]:
 
 
 def is_compiled(recipe: "Recipe | None", accelerator: Accelerator) -> bool:
-    """Whether the trainer would compile blocks here, as `train.parallel.resolve_compile` decides."""
+    """Whether the trainer would compile blocks here, as `resolve_compile` decides.
+
+    See `train.parallel.compute`.
+    """
     if recipe is not None and recipe.train.compile != "auto":
         return recipe.train.compile == "on"
     return accelerator.generation != "cpu" or has_compiler()
@@ -328,7 +337,10 @@ def _directory(name: str) -> _Source:
 
 
 def parse_batch(text: str) -> tuple[int | None, float]:
-    """(sequences, 0) for a whole number, (None, tokens) for one with a unit; "tokens" and "sequences" may follow it."""
+    """(sequences, 0) for a whole number, (None, tokens) for one with a unit.
+
+    "tokens" and "sequences" may follow it.
+    """
     number, _, word = text.strip().partition(" ")
     if word not in ("", "tokens", "sequences"):
         raise PunaError(f"--batch {text} is neither sequences nor tokens.", "Write it like 2048 or 16M.")
@@ -354,7 +366,7 @@ def _has_unit(text: str) -> bool:
 
 
 def _precision(recipe: "Recipe | None", given: str | None, accelerator: Accelerator, notes: list[str]) -> str:
-    """The number format of matrix products: the one given, or what the recipe means on this accelerator."""
+    """The number format of matrix products, as given or as the recipe implies here."""
     if given is not None:
         if given not in PRECISIONS:
             raise PunaError(f"--precision {given} is not known.", nearest(given, PRECISIONS))

@@ -1,4 +1,4 @@
-"""The terminal view of a run: what is expected, how it progresses, and how it ended (all on stderr).
+"""The terminal view of a run: expectations, progress and outcome, all on stderr.
 
 On a terminal one block is redrawn in place at each log interval. Lasting messages (skipped steps, roll-backs, the end)
 are printed above it and stay. Anywhere else, such as in a job's log, the same facts are printed as plain lines. The

@@ -1,8 +1,9 @@
-"""Render a run as one self-contained HTML page: no scripts, fonts or requests, readable in ten years.
+"""Render a run as one self-contained HTML page.
 
-Reads the run directory (metrics.jsonl, and recipe.toml and evaluation.json if they exist) and writes report.html. A run
-in any state has a page: finished, running, killed after one line. The order follows a reader's questions: what is it,
-how good is it, compared with what, how did it get there, what does it write, did it cost what was predicted.
+It has no scripts, fonts or requests, and is readable in ten years. Reads the run directory (metrics.jsonl, and
+recipe.toml and evaluation.json if they exist) and writes report.html. A run in any state has a page: finished, running,
+killed after one line. The order follows a reader's questions: what is it, how good is it, compared with what, how did
+it get there, what does it write, did it cost what was predicted.
 """
 
 from collections.abc import Callable, Sequence
@@ -193,7 +194,10 @@ def _learning(run: Run) -> str:
 
 
 def _compressors(run: Run) -> list[tuple[str, float]]:
-    """gzip, xz and the best row that is neither the model nor untrained, as reference lines of the chart."""
+    """Reference lines of the chart: gzip, xz and the best other row.
+
+    The model and untrained weights are excluded.
+    """
     rows = [row for row in run.evaluation.get("bits_per_byte", [])[1:] if row["value"] is not None]
     rows = [row for row in rows if "untrained" not in row["name"] and not row.get("ours")]
     best = min(rows, key=lambda row: row["value"], default=None)
@@ -371,7 +375,10 @@ def _marks(run: Run) -> list[Mark]:
 
 
 def _frame(line: Points, dots: Points, others: Sequence[float]) -> float | None:
-    """The upper edge of the frame; cuts off a steep start or single spikes that would flatten the rest."""
+    """The upper edge of the frame.
+
+    Cuts off a steep start or single spikes that would flatten the rest.
+    """
     if len(line) < 30:
         return None
     values = sorted(y for _, y in line)

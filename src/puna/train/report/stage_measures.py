@@ -1,4 +1,4 @@
-"""The measures of a tuning stage, as a section of a report with one small chart for each measure."""
+"""The measures of a tuning stage, as a section with one small chart for each."""
 
 from puna.core.page import section
 from puna.core.plots import Series, line_chart

@@ -1,1 +1,1 @@
-"""Everything about a run except training: its directory, processes, checkpoints, metrics and signals."""
+"""A run's directory, processes, checkpoints, metrics and signals."""

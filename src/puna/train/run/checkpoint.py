@@ -1,4 +1,4 @@
-"""Checkpoints of a run: written in the background, atomically, and verified before they are read.
+"""Checkpoints: written in the background, atomically, and verified before they are read.
 
 torch.distributed.checkpoint (DCP) writes the tensors, each process its shards, so that a different number of processes
 can read them. This module adds what DCP does not do. Tensors are copied to the CPU first and written by a background
@@ -115,7 +115,10 @@ class Checkpointer:
         return sorted(int(match[1]) for match in names if match)
 
     def _commit(self, write: Callable[[], object], temporary: Path, step: int, meta: dict[str, Any]) -> None:
-        """Write the files, then publish them as `step-N`, or fail on every process with the same message."""
+        """Write the files and publish them as `step-N`, or fail on every process alike.
+
+        All processes raise the same message.
+        """
         final = self.folder / f"step-{step}"
         problem, files = "", {}
         try:
@@ -144,7 +147,10 @@ class Checkpointer:
             raise PunaError(f"The checkpoint of step {step} was not saved. {problem}", f"Checkpoints in place: {kept}.")
 
     def _own_files(self, folder: Path) -> dict[str, dict[str, Any]]:
-        """Size and hash of each file that this process wrote: DCP prefixes a process's files with its rank."""
+        """Size and hash of each file that this process wrote.
+
+        DCP prefixes a process's files with its rank.
+        """
         own = sorted(folder.glob(f"__{self._rank}_*"))
         if self._rank == 0:
             own.append(folder / ".metadata")
@@ -171,7 +177,10 @@ class Checkpointer:
         shutil.rmtree(old, ignore_errors=True)
 
     def _prune(self, saved: int) -> None:
-        """Remove what `keep`, `keep_every` and `protected` do not keep, and what is later than the one just saved."""
+        """Remove checkpoints that no setting keeps, and those later than the one just saved.
+
+        The settings are `keep`, `keep_every` and `protected`.
+        """
         steps = self.steps()
         wanted = {step for step in steps if step <= saved}
         newest = set(sorted(wanted)[-self.config.keep :])
@@ -194,7 +203,7 @@ class Checkpointer:
     # -- loading -----------------------------------------------------------------------------------------------------
 
     def load(self, state: dict[str, Any], *, before: int | None = None) -> dict[str, Any] | None:
-        """Load the newest good checkpoint (of a step below `before`) into the tensors of `state`, in place.
+        """Load the newest good checkpoint (of a step below `before`) into `state`, in place.
 
         Returns its meta with at least "step", or None when there is no checkpoint. A damaged one is reported on stderr
         and the one before it is used. Raises PunaError when all are damaged, or when the checkpoint belongs to another

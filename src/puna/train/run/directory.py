@@ -100,7 +100,10 @@ def resolve_corpus(recipe: Recipe, folder: Path = Path("corpora")) -> Recipe:
 
 
 def check_free(run_dir: Path) -> None:
-    """Raise PunaError when a running process uses the run directory; the run itself takes the lock again."""
+    """Raise PunaError when a running process uses the run directory.
+
+    The run itself takes the lock again.
+    """
     if run_dir.exists():
         if not run_dir.is_dir():
             raise RecipeError(f"{run_dir} is a file, not a run directory.", "Choose another --run-dir.")

@@ -1,4 +1,4 @@
-"""The log of a run: one JSON object per line in `metrics.jsonl`, and the same events to every observer.
+"""The log of a run: one JSON object per line, and the same events to every observer.
 
 The file is the source of truth: the live view, the report, TensorBoard and the trackers all get the events that are in
 it. Each line reaches the kernel in one write, so a killed process leaves complete lines (at worst one partial line
@@ -152,7 +152,10 @@ def _finite(value: Any) -> Any:
 
 
 def _truncate(path: Path, resume_step: int) -> None:
-    """Move lines of steps after `resume_step`, and a partial last line, to metrics.dropped.jsonl; other bytes stay."""
+    """Move lines after `resume_step`, and a partial last line, to metrics.dropped.jsonl.
+
+    Other bytes stay.
+    """
     kept: list[bytes] = []
     dropped: list[bytes] = []
     for line in path.read_bytes().splitlines(keepends=True):
@@ -183,7 +186,10 @@ def _trackers(run_dir: Path, log: TrackConfig, resume_step: int | None) -> list[
 
 
 def scalars(event: Event) -> dict[str, float]:
-    """The finite numbers of a train, eval or end event as flat names: {"train/loss": 2.3, "train/mfu/full": 0.4, …}."""
+    """The finite numbers of a train, eval or end event as flat names.
+
+    An example is {"train/loss": 2.3, "train/mfu/full": 0.4, …}.
+    """
     if event["kind"] not in ("train", "eval", "end"):
         return {}
     flat: dict[str, float] = {}
@@ -280,7 +286,7 @@ class _Trackio:
 
 
 def _tracker_id(run_dir: Path, tracker: str) -> str:
-    """A random id stored in the run directory, so that a resumed run continues under the same name."""
+    """A random id stored in the run directory, under which a resumed run continues."""
     path = run_dir / "trackers.json"
     ids = read_json(path) if path.exists() else {}
     if tracker not in ids:

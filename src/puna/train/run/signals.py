@@ -1,4 +1,7 @@
-"""Stop on signals: the first SIGINT or SIGTERM lets the step finish, a second SIGINT exits at once."""
+"""Stop on signals: the first lets the step finish, a second SIGINT exits at once.
+
+The first may be SIGINT or SIGTERM.
+"""
 
 import contextlib
 import signal
@@ -25,7 +28,10 @@ class StopRequest:
         return signal.Signals(self.signal).name
 
     def agreed(self) -> bool:
-        """Whether any process of the run was asked to stop; all get the same answer before the next step."""
+        """Whether any process of the run was asked to stop.
+
+        All get the same answer before the next step.
+        """
         if not dist.is_initialized() or dist.get_world_size() == 1:
             return self.signal != 0
         asked = torch.tensor(self.signal)

@@ -153,7 +153,10 @@ def _distance(left: float | None, right: float | None) -> float:
 
 
 def _same_batches(straight: Path, other: Path, what: str) -> Check:
-    """Compare every row that any process of `other` trained on, including steps that were lost and repeated."""
+    """Compare every row that any process of `other` trained on.
+
+    This includes steps that were lost and repeated.
+    """
     want = {(step, row): digest for step, row, digest in _rows(straight)}
     seen = list(_rows(other))
     wrong = [(step, row) for step, row, digest in seen if want.get((step, row)) != digest]
@@ -196,7 +199,7 @@ def _weights_hash(run_dir: Path) -> str:
 
 
 def run_order(order: dict[str, Any], environment: dict[str, str]) -> None:
-    """Train as `puna train` does, recording the hash of every row and, if ordered, dying before a step.
+    """Train as `puna train` does, recording row hashes and, if ordered, dying before a step.
 
     order: recipe, run_dir, machine, resume, die_at (written by `_Runner`). environment: set before torch is imported.
     """

@@ -16,7 +16,10 @@ class PartConfig(Config):
 
 
 class AverageRecipe(StageBase):
-    """The mean of several models' weights (arXiv 2203.05482), which Llama 3 uses after every stage."""
+    """The mean of several models' weights, which Llama 3 uses after every stage.
+
+    See arXiv 2203.05482.
+    """
 
     stage: Literal["average"] = Field("average", description="averaging of checkpoints")
     models: tuple[PartConfig, ...] = Field((), description="models to average; at least two")

@@ -16,9 +16,9 @@ from puna.tune.average.recipe import AverageRecipe
 
 
 def average_models(paths: Sequence[Path], weights: Sequence[float]) -> dict[str, torch.Tensor]:
-    """The weighted mean of each tensor, by name, float32 on the CPU; weights are relative to their sum.
+    """The weighted mean of each tensor, by name, float32 on the CPU.
 
-    Raises PunaError when the models do not have the same shape and tokenizer.
+    Weights are relative to their sum. Raises PunaError when the models do not have the same shape and tokenizer.
     """
     first, total = paths[0], sum(weights)
     config, tokenizer = load_config(first), Tokenizer.load(first).hash

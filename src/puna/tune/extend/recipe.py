@@ -10,7 +10,10 @@ from puna.tune.recipe import StageRecipe
 
 
 class ExtendRecipe(StageRecipe):
-    """Continues pretraining with longer rows and slower rotary angles; train.seq_len is the new context."""
+    """Continues pretraining with longer rows and slower rotary angles.
+
+    train.seq_len is the new context.
+    """
 
     stage: Literal["extend"] = Field("extend", description="long-context extension")
     corpus: str = Field("", description="corpus directory made by `puna data build`, preferably with long documents")

@@ -1,4 +1,4 @@
-"""Long-context extension: continue pretraining with longer rows, after slowing down the rotary angles.
+"""Long-context extension: pretraining with longer rows and slower rotary angles.
 
 Bits per byte at the new length are measured before the first step and at the end, to show what the stage gained.
 """
@@ -40,9 +40,10 @@ class Extension(Pretraining):
 
 
 def run(recipe: ExtendRecipe, run_dir: Path, **options: Any) -> dict[str, Any]:
-    """Extend the context; options and result are those of `train.pretrain.train`, with "before" in the last event.
+    """Extend the context; the last event has "before".
 
-    Raises PunaError when the new context is not longer than the old one.
+    Options and result are those of `train.pretrain.train`. Raises PunaError when the new context is not longer than the
+    old one.
     """
     try:
         pretraining = recipe.as_pretraining(load_config(Path(recipe.model)))

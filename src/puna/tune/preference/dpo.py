@@ -1,4 +1,4 @@
-"""Direct preference optimisation, with Llama 3's two changes, and IPO, SimPO and KTO in the same objective.
+"""Direct preference optimisation, with Llama 3's two changes, and IPO, SimPO and KTO.
 
 The reference is the model that the stage starts from; its log probabilities are computed once, before the first step.
 Headers and end tokens do not count in either answer, because both have them and the loss would pull them in opposite
@@ -107,7 +107,10 @@ class DPO(StageObjective):
     # -- the loss ----------------------------------------------------------------------------------------------------
 
     def loss(self, network: nn.Module, batch: Part) -> tuple[Tensor, Metrics]:
-        """The loss of the preferences plus the chosen answers' cross entropy, as a share of the batch's loss."""
+        """The preference loss plus the chosen answers' cross entropy.
+
+        Both are a share of the batch's loss.
+        """
         each, chosen_nll, measures = self._losses(network, batch)
         share = 1.0 / batch.items_everywhere
         nll = chosen_nll / batch.chosen_tokens_everywhere
@@ -116,7 +119,10 @@ class DPO(StageObjective):
         return loss, {**measures, "nll": nll.detach(), "preference": each.sum().detach() * share}
 
     def _losses(self, network: nn.Module, batch: Part) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """(Loss of each preference, cross entropy summed over chosen tokens, measures summed over preferences)."""
+        """Compute losses of preferences, cross entropy of chosen answers, and measures.
+
+        Returns (loss of each preference, cross entropy summed over chosen tokens, measures summed over preferences).
+        """
         config = self.config
         tokens = self._logps(network, batch.rows)
         counted = self._counted(batch.rows)
@@ -191,7 +197,10 @@ class DPO(StageObjective):
 
     @torch.no_grad()
     def evaluate(self, step: int) -> dict[str, float]:
-        """Loss and accuracy on held-out preferences, and accuracy on held-out problems, which is the score."""
+        """Loss and accuracy on held-out preferences, and accuracy on held-out problems.
+
+        The latter is the score.
+        """
         measures: dict[str, float] = {}
         if self.heldout:
             numbers = list(range(len(self.items), len(self.items) + len(self.heldout)))

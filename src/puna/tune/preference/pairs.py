@@ -1,4 +1,4 @@
-"""Read files of preferences: ranked answers to one prompt, and answers that are only good or bad.
+"""Read files of preferences: ranked answers, and answers that are only good or bad.
 
 No torch. A pair has `chosen` and `rejected`, and a prompt either in a separate key (text, messages, `conversations` or
 an instruction) or, as in hh-rlhf and UltraFeedback, inside both. A third answer better than both may be given as
@@ -58,7 +58,10 @@ def read_preferences(path: Path) -> list[Preference]:
 
 
 def read_judged(path: Path) -> list[Judged]:
-    """Read all good and bad answers of a file: rows with a label, single thumbs, and the sides of pairs."""
+    """Read all good and bad answers of a file.
+
+    Sources are rows with a label, single thumbs, and the sides of pairs.
+    """
     found = [judged for row in read_rows(path) for judged in judged_of(row)]
     if not found:
         raise DataError(f"{path} has no judged answers.", "A row is {messages, label} or {prompt, chosen, rejected}.")
@@ -140,7 +143,10 @@ def _prompt(row: Row) -> list[Message] | None:
 
 
 def _transcript(value: Any, where: str) -> list[Message]:
-    """A complete dialogue as one side of a pair: messages, or hh-rlhf's "Human:" and "Assistant:"."""
+    """A complete dialogue as one side of a pair.
+
+    It is messages, or hh-rlhf's "Human:" and "Assistant:".
+    """
     if not isinstance(value, str):
         return prompt_messages(value, where)
     parts = _TRANSCRIPT.split(value)

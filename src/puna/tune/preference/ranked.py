@@ -24,7 +24,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Ranked:
-    """A prompt's ids and its answers, best first; `good` is for an answer that is labelled without a pair."""
+    """A prompt's ids and its answers, best first.
+
+    `good` is for an answer that is labelled without a pair.
+    """
 
     prompt: list[int]
     answers: list[Answer]
@@ -48,9 +51,10 @@ def ranked_of(
     drop: bool = False,
     good: bool = True,
 ) -> Ranked | None:
-    """Tokenize a prompt and its answers, each at most `seq_len` with the prompt: truncated, or dropped with `drop`.
+    """Tokenize a prompt and its answers, truncated to `seq_len`, or dropped with `drop`.
 
-    None when it is dropped, the prompt leaves no room, or two answers are equal after truncation.
+    The length includes the prompt. None when it is dropped, the prompt leaves no room, or two answers are equal after
+    truncation.
     """
     head = render(prompt, tokenizer, tools=tools or None, add_generation_prompt=True).ids
     room = seq_len - len(head)

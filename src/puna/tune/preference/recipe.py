@@ -1,4 +1,4 @@
-"""The recipes of stages that learn from preferences: reward models and direct preference optimisation. No torch."""
+"""The recipes of reward models and direct preference optimisation. No torch."""
 
 from typing import Literal
 

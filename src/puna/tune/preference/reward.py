@@ -1,7 +1,8 @@
-"""A reward model: the network with a scalar head, trained on rankings (Llama 2's loss without the margin).
+"""A reward model: the network with a scalar head, trained on rankings.
 
-As in Llama 3 a prompt and all its answers share a row; the score of an answer is read at its last token, and every pair
-of a ranking counts once. On disk it is transformers' LlamaForSequenceClassification with one label.
+The loss is Llama 2's without the margin. As in Llama 3 a prompt and all its answers share a row; the score of an answer
+is read at its last token, and every pair of a ranking counts once. On disk it is transformers'
+LlamaForSequenceClassification with one label.
 """
 
 import itertools
@@ -52,7 +53,10 @@ class RewardHead(FromCheckpoint):
         return RewardModel(self.config)
 
     def fill(self, model: LlamaForCausalLM, seed: int) -> None:
-        """Load a reward model's weights, or a language model's with a zero head (all answers score equally)."""
+        """Load a reward model's weights, or a language model's with a zero head.
+
+        With a zero head all answers score equally.
+        """
         parameters = dict(model.named_parameters())
         parameters["score.weight"].zero_()
         for path in weight_files(self.directory):
@@ -168,7 +172,10 @@ class Judge:
     def scores(
         self, prompt: Sequence[Message], answers: Sequence[Sequence[Message]], tools: Sequence[dict[str, Any]] = ()
     ) -> list[float]:
-        """Score each answer to a prompt; an answer too long for the model is truncated and scored at its end."""
+        """Score each answer to a prompt.
+
+        An answer too long for the model is truncated and scored at its end.
+        """
         scores = []
         for answer in answers:  # one at a time: duplicate answers are allowed here
             ranked = ranked_of(prompt, [answer], tools, self.tokenizer, self.longest)

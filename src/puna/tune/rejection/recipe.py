@@ -14,7 +14,10 @@ class PromptTaskConfig(TaskLevels):
 
 
 class RejectionRecipe(StageBase):
-    """Rejection sampling: sample K answers to a prompt and keep the best (Llama 3: K = 10 to 30)."""
+    """Rejection sampling: sample K answers to a prompt and keep the best.
+
+    Llama 3 used K = 10 to 30.
+    """
 
     stage: Literal["rejection"] = Field("rejection", description="rejection sampling")
     tasks: tuple[PromptTaskConfig, ...] = Field((), description="tasks whose problems are used as prompts")

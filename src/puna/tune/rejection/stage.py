@@ -1,4 +1,4 @@
-"""Rejection sampling: sample K answers to each prompt from the model itself and keep the best for further tuning.
+"""Rejection sampling: sample K answers to each prompt and keep the best for tuning.
 
 Answers are picked by the task's own check, which knows the right answer, or by a reward model. Every prompt's answers
 and scores are written to `samples.jsonl` as soon as they exist, so a run that stops resumes after the last complete
@@ -172,7 +172,10 @@ def _continued(engine: Engine, prompts: Sequence[Prompt], recipe: RejectionRecip
 
 
 def pick(samples: Sequence[Sample], *, least: float, keep: int) -> list[Sample]:
-    """The best non-empty answers that ended with an end token and score at least `least`; of equals the shortest."""
+    """The best non-empty answers that ended with an end token and score at least `least`.
+
+    Of equals the shortest.
+    """
     good = [entry for entry in samples if entry.ended and entry.score >= least and _says(entry)]
     chosen: dict[str, Sample] = {}
     for entry in sorted(good, key=lambda entry: (-entry.score, entry.tokens)):
@@ -222,7 +225,10 @@ def write_picked(recipe: RejectionRecipe, run_dir: Path, prompts: Sequence[Promp
 
 
 def _plain(messages: Sequence[Message]) -> list[Message]:
-    """Messages without this tokenizer's ids, and calls as structured calls, so that any model can be tuned on them."""
+    """Messages without this tokenizer's ids, and with structured calls.
+
+    Any model can be tuned on them.
+    """
     plain = []
     for message in messages:
         message = {"role": message["role"], "content": message["content"]}

@@ -34,10 +34,10 @@ class Alarm:
         self.positions: list[float] = []
 
     def answers(self, found: dict[str, float], positions: Sequence[float] = ()) -> str:
-        """Judge a set of answers by `reward`, `reward_error`, `ended` and `length`, before it is learned from.
+        """Judge a set of answers before it is learned from.
 
-        positions: of the curricula. Rewards are compared only while these do not change, because harder problems earn
-        less.
+        found: `reward`, `reward_error`, `ended` and `length`. positions: of the curricula. Rewards are compared only
+        while these do not change, because harder problems earn less.
         """
         if list(positions) != self.positions:
             self.positions, self.sums, self.reached = list(positions), [0.0, 0.0, 0.0], 0.0
@@ -54,7 +54,10 @@ class Alarm:
         return ""
 
     def update(self, *, entropy: float, kl: float) -> str:
-        """Judge the updates on a set: mean entropy per token, and divergence from the policy that wrote it, in nats."""
+        """Judge the updates on a set.
+
+        entropy: mean per token; kl: divergence from the policy that wrote the answers; both in nats.
+        """
         first = self.first.setdefault("entropy", entropy)
         moving = entropy if self.entropy is None else _MOVING * self.entropy + (1 - _MOVING) * entropy
         self.entropy = moving

@@ -1,4 +1,4 @@
-"""Collect sets of answers to learn from: draw problems by a curriculum, generate answers, compute rewards.
+"""Collect sets of answers to learn from: draw problems, generate answers, compute rewards.
 
 Every process answers its share of the problems, then all receive all answers. So each has the same record, the same
 curriculum and the same plan of updates, and the number of processes may change when a stage is resumed. Anything random
@@ -105,7 +105,10 @@ class Collector:
         self.version = send_weights(self.stage.model, self.generator, lora=self.recipe.lora)
 
     def collect(self, count: int, data_step: int, round_: int = 0) -> list[Scored]:
-        """Answer `count` problems (over all processes) with the generator's weights; returned in drawing order."""
+        """Answer `count` problems (over all processes) with the generator's weights.
+
+        Returned in drawing order.
+        """
         recipe, rollout, world = self.recipe, self.recipe.rollout, self.stage.world
         drawn = [self._draw(data_step, round_, number) for number in range(count)]
         mine = range(world.data_rank, count, world.data_size)
@@ -163,9 +166,9 @@ class Collector:
         return rows
 
     def measure(self) -> list[Measured]:
-        """Measure held-out problems of the recipe's `measure`, or else of all its tasks, with the current weights.
+        """Measure held-out problems of the recipe's `measure`, or else of all its tasks.
 
-        They are prompted like training problems; every process gets the same result.
+        Uses the current weights. They are prompted like training problems; every process gets the same result.
         """
         recipe = self.recipe
         self.refresh()
@@ -184,9 +187,9 @@ class Collector:
         return self.stage.from_first(measure)
 
     def evaluate(self) -> dict[str, float]:
-        """Held-out accuracy, greedy and sampled; the score is the mean of both over tasks and levels.
+        """Held-out accuracy, greedy and sampled.
 
-        Empty when the recipe sets no problems.
+        The score is the mean of both over tasks and levels. Empty when the recipe sets no problems.
         """
         if not self.recipe.measure.problems:
             return {}
@@ -255,5 +258,8 @@ def summary(scored: Sequence[Scored]) -> dict[str, float]:
 
 
 def _standard_error(values: Sequence[float]) -> float:
-    """Standard error of the mean; with a single value, the largest possible for rewards from 0 to 1."""
+    """Standard error of the mean.
+
+    With a single value, the largest possible for rewards from 0 to 1.
+    """
     return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.5

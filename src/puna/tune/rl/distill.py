@@ -1,4 +1,4 @@
-"""On-policy distillation: the model answers, and a larger one gives its distribution at every token.
+"""On-policy distillation: a larger model gives its distribution at every answer token.
 
     problems -> engine (student) -> answers -> teacher's forward on the same rows -> reverse KL -> optimizer
 
@@ -99,10 +99,11 @@ class Distill(StageObjective):
 def reverse_kl(
     hidden: Tensor, head: Tensor, teacher_hidden: Tensor, teacher_head: Tensor, *, chunk: int = 1024
 ) -> Tensor:
-    """KL(student | teacher) of the next token at each position, (tokens,) float32 nats, differentiable in the student.
+    """KL(student | teacher) of the next token at each position.
 
-    hidden: (tokens, student's width), head: (vocab, width); the teacher's have the teacher's width. chunk: tokens whose
-    logits exist at once (0: all); with more than one chunk, each is recomputed in backward.
+    Returns (tokens,) float32 nats, differentiable in the student. hidden: (tokens, student's width), head: (vocab,
+    width); the teacher's have the teacher's width. chunk: tokens whose logits exist at once (0: all); with more than
+    one chunk, each is recomputed in backward.
     """
     if not chunk or len(hidden) <= chunk:
         return _divergence(hidden, head, teacher_hidden, teacher_head)

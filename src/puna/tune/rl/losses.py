@@ -101,9 +101,10 @@ def informative(rewards: Tensor) -> Tensor:
 
 
 def overlong_penalty(lengths: Tensor, limit: int, cache: int) -> Tensor:
-    """The penalty added to rewards of long answers, 0 to -1, shaped like `lengths` (DAPO, equation 13).
+    """The penalty added to rewards of long answers, 0 to -1 (DAPO, equation 13).
 
-    lengths: in tokens. 0 up to limit - cache, then linearly down to -1 at `limit`. cache 0: -1 beyond the limit.
+    It has the shape of `lengths`. lengths: in tokens. 0 up to limit - cache, then linearly down to -1 at `limit`. cache
+    0: -1 beyond the limit.
     """
     over = lengths.float() - (limit - cache)
     return -(over / cache).clamp(0, 1) if cache else -(over > 0).float()
@@ -197,5 +198,8 @@ def policy_loss(
 
 
 def k3(log_ratio: Tensor) -> Tensor:
-    """Schulman's estimate of KL(policy | other) from tokens of the policy, log_ratio = log policy - log other."""
+    """Schulman's estimate of KL(policy | other) from tokens of the policy.
+
+    log_ratio: log policy - log other.
+    """
     return torch.expm1(-log_ratio) + log_ratio

@@ -1,4 +1,4 @@
-"""Reinforcement learning with verifiable rewards: make the better of several checked answers more likely.
+"""Reinforcement with verifiable rewards: make the better checked answers more likely.
 
     curriculum -> problems -> engine -> answers -> task's verdict -> advantages -> policy loss -> optimizer
 

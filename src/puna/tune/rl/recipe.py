@@ -25,7 +25,7 @@ class TaskShare(TaskLevels):
 
 
 class RolloutConfig(Config):
-    """How the model's answers are generated: from its own distribution, temperature 1, no filter."""
+    """How answers are generated: from the model's distribution, temperature 1, no filter."""
 
     samples: int = Field(8, gt=0, description="answers per problem")
     max_tokens: int = Field(64, gt=0, description="maximum tokens of an answer, or of a turn of a tool episode")
@@ -80,7 +80,10 @@ class CurriculumConfig(Config):
 
 
 class AlarmConfig(Config):
-    """Signs of a collapsing policy; each rolls the stage back to its best weights, with lower learning rates."""
+    """Signs of a collapsing policy.
+
+    Each rolls the stage back to its best weights, with lower learning rates.
+    """
 
     entropy_low: float = Field(0.05, ge=0, description="minimum moving entropy per token, relative to the first set")
     entropy_high: float = Field(4.0, gt=0, description="maximum moving entropy per token, relative to the first set")
@@ -121,7 +124,7 @@ class OnPolicyLogConfig(StageLogConfig):
 
 
 class OnPolicyRecipe(StageRecipe):
-    """Shared by reinforcement and distillation: tasks, and answers that the model generates itself."""
+    """Shared by reinforcement and distillation: tasks, and answers of the model itself."""
 
     knows_its_rows: ClassVar[bool] = False
 
@@ -192,7 +195,7 @@ class RLRecipe(OnPolicyRecipe):
 
 
 class DistillRecipe(OnPolicyRecipe):
-    """On-policy distillation: the model generates, and a larger one gives its distribution at every token."""
+    """On-policy distillation: a larger model gives its distribution at every answer token."""
 
     stage: Literal["distill"] = Field("distill", description="name of the stage")
     teacher: str = Field("", description="model directory of the teacher; it must have the same tokenizer")

@@ -30,7 +30,10 @@ Check = Callable[[Task, Problem, str], Verdict]
 
 @dataclass
 class Rewarded:
-    """rewards: one per sample, NaN if the check failed; verdicts: likewise, with None; broken: error messages."""
+    """The rewards of some samples.
+
+    rewards: one per sample, NaN if the check failed; verdicts: likewise, with None; broken: error messages.
+    """
 
     rewards: list[float]
     verdicts: list[Verdict | None]
@@ -50,7 +53,10 @@ def checker(sandbox: str) -> Check:
 
 
 class Grading(ThreadPoolExecutor):
-    """Checks answers in its own threads, the same answer to the same problem once; a context that ends them."""
+    """Checks answers in its own threads, the same answer to the same problem once.
+
+    A context that ends them.
+    """
 
     def __init__(self, check: Check) -> None:
         super().__init__(GRADERS)
@@ -112,9 +118,10 @@ def _weighed(verdict: Verdict, config: RewardConfig) -> float:
 
 
 def hack_measure(verdicts: Iterable[Verdict | None]) -> dict[str, float]:
-    """Share of programs that pass all visible examples, and all hidden inputs; empty without programs.
+    """Share of programs that pass all visible examples, and all hidden inputs.
 
-    visible well above hidden means that the model memorises examples instead of solving the task.
+    Empty without programs. visible well above hidden means that the model memorises examples instead of solving the
+    task.
     """
     parts = [verdict.breakdown for verdict in verdicts if verdict and "hidden" in verdict.breakdown]
     if not parts:

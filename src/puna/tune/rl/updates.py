@@ -1,4 +1,4 @@
-"""Turn a set of answers into a queue of updates, and an update into the rows of each process.
+"""Turn a set of answers into a queue of updates, and an update into rows per process.
 
 The queue is plain JSON in a checkpoint, so a stage that stops between two updates on one set resumes with the second,
 with the same numbers as without the stop. Time is also counted here: for generating answers, checking them, learning,
@@ -61,7 +61,10 @@ class Update:
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """The input of `Objective.loss`: rows of this process, counts of the whole update, and notes for the log."""
+    """The input of `Objective.loss`: rows of this process and counts of the update.
+
+    Also has notes for the log.
+    """
 
     rows: Rows
     answers: int
@@ -75,7 +78,10 @@ class MicroBatch:
 def plan_updates(
     groups: Sequence[Group], *, count: int, epochs: int, seed: str, notes: dict[str, float]
 ) -> list[Update]:
-    """Plan `count` updates of about equally many problems, `epochs` times, in an order drawn from `seed`."""
+    """Plan `count` updates of about equal size, `epochs` times, in an order from `seed`.
+
+    Size is the number of problems.
+    """
     updates: list[Update] = []
     for epoch in range(epochs if groups else 0):
         order = list(groups)

@@ -1,9 +1,10 @@
-"""Read files of dialogues: JSON lines, a JSON array or parquet, in the common formats of chat data. No torch.
+"""Read files of dialogues in the common formats of chat data. No torch.
 
-The keys of a row determine its format. `messages` is OpenAI's; `conversations` is ShareGPT's (from, value), with its
-names of roles; `instruction` with `output` or `response` is Alpaca's and Dolly's, with `instances` Self-Instruct's;
-`prompt` with `response`, `completion` or `answer` is the plain one. All of them become dialogues for the chat renderer.
-A row in any other format is reported with its line; nothing is guessed.
+Files are JSON lines, a JSON array or parquet. The keys of a row determine its format. `messages` is OpenAI's;
+`conversations` is ShareGPT's (from, value), with its names of roles; `instruction` with `output` or `response` is
+Alpaca's and Dolly's, with `instances` Self-Instruct's; `prompt` with `response`, `completion` or `answer` is the plain
+one. All of them become dialogues for the chat renderer. A row in any other format is reported with its line; nothing is
+guessed.
 """
 
 import json

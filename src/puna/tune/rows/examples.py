@@ -1,4 +1,4 @@
-"""Turn dialogues into rows: which example comes next, which tokens count, and how rows are filled.
+"""Turn dialogues into rows: the next example, its counted tokens, and the packing.
 
 Sources are files of dialogues and demonstrations of tasks. Example number i of a source is a function of the seed and
 i, and the mixture draws sources by their shares, so the complete state is a few integers. Rows are filled by best fit:
@@ -58,9 +58,10 @@ class PackedRows(NamedTuple):
 
 
 def example_of(dialogue: Dialogue, tokenizer: Tokenizer, longest: int, *, drop: bool = False) -> Example | None:
-    """Tokenize a dialogue as inputs and targets of at most `longest` tokens: truncated, or dropped with `drop`.
+    """Tokenize a dialogue, truncated to `longest` tokens, or dropped with `drop`.
 
-    None when it is dropped, or when nothing of it is to be learned. Raises PunaError naming the dialogue's row.
+    Returns inputs and targets. None when it is dropped, or when nothing of it is to be learned. Raises PunaError naming
+    the dialogue's row.
     """
     try:
         ids, mask = render(dialogue.messages, tokenizer, tools=dialogue.tools or None)
@@ -136,7 +137,10 @@ class Mixture:
         self._made: dict[tuple[int, int], Example] = {}
 
     def rows(self, count: int) -> tuple[list[list[Example]], int]:
-        """The examples of the next `count` rows of at most `seq_len` tokens, and how many were truncated."""
+        """The examples of the next `count` rows, and how many were truncated.
+
+        Rows have at most `seq_len` tokens.
+        """
         while sum(self._length(place) for place in self._waiting) < _WAITING * count * self.seq_len:
             self._waiting.append(self._next())
         packed = best_fit([self._length(place) for place in self._waiting], self.seq_len, count)
@@ -209,7 +213,10 @@ def best_fit(lengths: Sequence[int], capacity: int, rows: int) -> list[list[int]
 
 
 def to_tensors(rows: Sequence[Sequence[Example]], seq_len: int) -> PackedRows:
-    """Convert rows of examples to tensors, (rows, seq_len) each, on the CPU; padding has no target."""
+    """Convert rows of examples to tensors, (rows, seq_len) each, on the CPU.
+
+    Padding has no target.
+    """
     ids = torch.zeros(len(rows), seq_len, dtype=torch.int64)
     targets = torch.full_like(ids, IGNORE)
     documents = torch.zeros_like(ids)
@@ -225,7 +232,7 @@ def to_tensors(rows: Sequence[Sequence[Example]], seq_len: int) -> PackedRows:
 
 
 def _share_of(dialogue: Dialogue) -> float:
-    """A number in [0, 1) determined by a dialogue's text, so that copies of it are on the same side."""
+    """A number in [0, 1) from a dialogue's text, so that copies of it are on the same side."""
     text = json.dumps(dialogue.messages, sort_keys=True, ensure_ascii=True)
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
 

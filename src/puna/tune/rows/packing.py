@@ -1,4 +1,6 @@
-"""Lay out answers for the trainer: a row is a problem with as many answers as fit, each attending only to itself.
+"""Lay out answers for the trainer: a problem and several answers share a row.
+
+As many answers as fit share it, each attending only to the problem and itself.
 
     prompt | answer 1 | answer 2 | ... answer G | padding
 
@@ -37,7 +39,10 @@ class Answer:
 
 @dataclass(frozen=True)
 class Group:
-    """A problem's prompt, its answers, their advantages, and how often each occurred (`grouped` creates them)."""
+    """A problem's prompt, its answers, their advantages, and how often each occurred.
+
+    `grouped` creates groups.
+    """
 
     prompt: Ids
     answers: list[Answer]
@@ -46,7 +51,10 @@ class Group:
 
 
 def grouped(prompt: Ids, answers: Sequence[Answer], advantages: Sequence[float]) -> Group:
-    """A group in which equal answers with equal advantages are merged, with the log probabilities of the first."""
+    """Build a group, merging equal answers with equal advantages.
+
+    A merged answer has the log probabilities of the first.
+    """
     group = Group(prompt, [], [], [])
     places: dict[tuple[object, ...], int] = {}
     for answer, advantage in zip(answers, advantages, strict=True):
@@ -94,7 +102,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class Row:
-    """The contents of one row: a prompt and some of its answers, each with its advantage and count."""
+    """The contents of one row: a prompt and answers, each with its advantage and count."""
 
     prompt: Ids
     answers: list[tuple[Answer, float, int]]
@@ -199,11 +207,11 @@ def collate(rows: Sequence[Row], device: torch.device | str = "cpu") -> Rows:
 def token_logprobs(
     hidden: Tensor, weight: Tensor, source: Tensor, target: Tensor, chunk: int = 1024
 ) -> tuple[Tensor, Tensor]:
-    """Log probability of each target and entropy of its distribution, both (tokens,) float32, in nats.
+    """Log probability of each target and entropy of its distribution.
 
-    hidden: (..., hidden_size), flattened before `source` (tokens,) selects from it; weight: (vocab, hidden_size);
-    target: (tokens,). chunk: tokens whose logits exist at once (0: all); with more than one chunk, each is recomputed
-    in backward. The entropy has no gradient.
+    Both are (tokens,) float32, in nats. hidden: (..., hidden_size), flattened before `source` (tokens,) selects from
+    it; weight: (vocab, hidden_size); target: (tokens,). chunk: tokens whose logits exist at once (0: all); with more
+    than one chunk, each is recomputed in backward. The entropy has no gradient.
     """
     picked = hidden.flatten(0, -2)[source]
     if not chunk or len(target) <= chunk:

@@ -23,7 +23,10 @@ from puna.tune.stage import Stage, StageObjective, run_stage
 
 
 class Part(NamedTuple):
-    """A micro-batch: packed rows, 1 / (counted tokens of the global batch), and measures of its share."""
+    """A micro-batch: packed rows, a scale, and measures of its share.
+
+    scale: 1 / (counted tokens of the global batch).
+    """
 
     rows: PackedRows
     scale: float
@@ -104,7 +107,10 @@ class SFT(StageObjective):
 
 
 def packed_loss(stage: Stage, network: nn.Module, rows: PackedRows, scale: float) -> tuple[Tensor, Tensor]:
-    """Cross entropy summed over the targets of packed rows, times `scale`: (for backward, for logging)."""
+    """Cross entropy summed over the targets of packed rows, times `scale`.
+
+    Returns (for backward, for logging).
+    """
     train, device = stage.recipe.train, stage.device
     # Flash attention with variable lengths supports only bf16.
     mask = DocumentMask.build(rows.documents, device, dense=True if train.precision == "fp32" else None)

@@ -1,4 +1,4 @@
-"""What a stage gained: its measures compared with another model's, with the interval of the difference. No torch."""
+"""What a stage gained over another model, with the interval of the difference. No torch."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -8,7 +8,10 @@ from puna.core.statistics import Z95
 
 
 class Gain(NamedTuple):
-    """The mean of a measure over tasks and levels for two models, and their difference with its 95 % interval."""
+    """The mean of a measure for two models, and their difference with a 95 % interval.
+
+    Means are over tasks and levels.
+    """
 
     ours: float
     theirs: float

@@ -10,7 +10,7 @@ _LEFT_OUT = "; empty: left out"
 
 
 class AllRecipe(StageBase):
-    """Supervised fine-tuning, reward model, rejection sampling, fine-tuning again, DPO, reinforcement, averaging.
+    """All stages: SFT, reward model, rejection sampling, SFT, DPO, reinforcement, averaging.
 
     Each section contains the keys of that stage's recipe; models and files that one stage produces for another are
     filled in.

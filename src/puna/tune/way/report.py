@@ -47,7 +47,7 @@ def stage_table(rows: Sequence[Mapping[str, Any]]) -> tuple[tuple[str, ...], lis
 
 
 def ability_rows(run_dir: Path) -> list[dict[str, Any]]:
-    """The measurements of a run so far, as rows for `train.report.abilities`: one per task and level."""
+    """Rows for `train.report.abilities` of a run so far, one per task and level."""
     return _abilities(read_json(run_dir / "all.json"))
 
 

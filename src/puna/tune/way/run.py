@@ -1,4 +1,6 @@
-"""All stages after pretraining, in rounds as in Llama 3 (arXiv 2407.21783, 4.1), each compared with a control.
+"""All stages after pretraining, in rounds as in Llama 3, each compared with a control.
+
+See arXiv 2407.21783, section 4.1.
 
     sft -> annotate -> reward -> rejection -> sft again -> dpo -> rl -> average
 
@@ -168,7 +170,10 @@ class Pipeline:
     # -- one stage ---------------------------------------------------------------------------------------------------
 
     def _train_stage(self, name: str, stage: str, parent: str, values: dict[str, Any], *, control: bool = True) -> str:
-        """Run a stage that trains weights, measure it and its control; returns the model to continue with."""
+        """Run a stage that trains weights, measure it and its control.
+
+        Returns the model to continue with.
+        """
         model = self._run_stage(name, stage, parent, values)
         entry = self.done[name]
         if not model:
@@ -274,7 +279,10 @@ class Pipeline:
         return next(e["measured"] for e in self.done.values() if e["model"] == model and "measured" in e)
 
     def _gain(self, name: str, entry: dict[str, Any]) -> tuple[Gain, str]:
-        """The gain of a stage over the better of its control and its initial model, and which of them that is."""
+        """A stage's gain over the better of its control and its initial model.
+
+        Also returns which of them that is.
+        """
         against = {"over the initial model": self._rows_of(entry["parent"])}
         control = self.done.get(f"{name}-control", {}).get("measured")
         against |= {"over its control": control} if control else {}
