@@ -1,10 +1,10 @@
 """Muon for the matrices of the blocks, AdamW for embedding, head and norms.
 
-AdamW can also be used for everything. Muon (Keller Jordan, 2024; arXiv 2502.16982 at scale) replaces each matrix's momentum by the
-nearest semi-orthogonal matrix, so every direction of the update has the same size. Matrices of one shape are stacked
-and orthogonalised in one batch of products. With several processes each orthogonalises only its share of the stack: a
-stack that FSDP has sharded by rows is resharded by matrices (an all-to-all), orthogonalised where each matrix is
-complete, and resharded back.
+AdamW can also be used for everything. Muon (Keller Jordan, 2024; arXiv 2502.16982 at scale) replaces each matrix's
+momentum by the nearest semi-orthogonal matrix, so every direction of the update has the same size. Matrices of one
+shape are stacked and orthogonalised in one batch of products. With several processes each orthogonalises only its share
+of the stack: a stack that FSDP has sharded by rows is resharded by matrices (an all-to-all), orthogonalised where each
+matrix is complete, and resharded back.
 
 The state is created together with the optimizer, under the parameters' names, so a checkpoint loads in place. A step
 takes `found_inf`, a scalar on the device: where it is 1 neither weights nor state change, without a host sync.

@@ -1,8 +1,9 @@
 """Measure how fast devices exchange tensors over torch.distributed, NCCL or gloo.
 
-The collectives are all-reduce and all-gather. Inside a run that a launcher started, its own processes are measured. Otherwise
-processes are started for the purpose: one per GPU, or two on a CPU, which share its cores as training processes would.
-Such a process is `python -m puna.train.measure.collectives DEVICE BYTES FILE`; the first one writes the result.
+The collectives are all-reduce and all-gather. Inside a run that a launcher started, its own processes are measured.
+Otherwise processes are started for the purpose: one per GPU, or two on a CPU, which share its cores as training
+processes would. Such a process is `python -m puna.train.measure.collectives DEVICE BYTES FILE`; the first one writes
+the result.
 """
 
 import os
