@@ -76,12 +76,15 @@ class RunState(Generic[R]):
         self.share = parallel.share_of_batch(recipe.train.batch, world)
         self.sharded = layout.dp_shard > 1
         self.clock = Clock()
+        self._peak = 0
         self._make_network()
+        if device.type == "cpu":
+            self._peak = peak_memory(device)
+            reset_peak_memory(device)  # gives the memory of counted first weights back to the system
         self.guard = Guard(recipe.guard, device)
         self.metrics: MetricsLog | None = None
         """Written by the first process once the run has started."""
         self.stop = StopRequest(first=world.first)
-        self._peak = 0
 
         self.step, self.data_step, self.rollbacks = 0, 0, 0
         self.horizon = Horizon(0)

@@ -19,6 +19,7 @@ from puna.core.errors import PunaError
 LARGEST_VOCABULARY = 16_384
 _DISCOUNT = 0.75
 _STEPS = 30
+_ROWS = 1024
 
 
 def bigram_weights(tokens: np.ndarray, vocab_size: int, hidden_size: int, *, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -67,6 +68,7 @@ def _factor(following: Tensor, unigram: Tensor, weight: Tensor, width: int, seed
         basis = target @ torch.linalg.qr(target.mT @ basis)[0]
     basis = torch.linalg.qr(basis)[0]
     u, s, _ = torch.linalg.svd(basis.mT @ target, full_matrices=False)
+    del target  # as large as the counts, and the logarithms below are too
     rows = (basis @ u)[:, :rank] * s[:rank].sqrt() / root
     # One dimension is the same for every token; through it the head keeps the unigram distribution.
     embedding = torch.empty(len(weight), width)
@@ -74,7 +76,7 @@ def _factor(following: Tensor, unigram: Tensor, weight: Tensor, width: int, seed
     embedding[:, 1:] = rows * (0.9 * width**0.5 / rows.norm(dim=1, keepdim=True).clamp_min(1e-12))
     x = embedding * root
     ridge = x.mT @ x + 1e-4 * torch.eye(width)
-    head = torch.linalg.solve(ridge, x.mT @ (following.log() * root)).mT.contiguous()
+    head = torch.linalg.solve(ridge, x.mT @ following.log().mul_(root)).mT.contiguous()
     return embedding, head
 
 
@@ -89,9 +91,13 @@ def _polish(embedding: Tensor, head: Tensor, following: Tensor, weight: Tensor) 
     square = [torch.zeros_like(t) for t in tables]
     for step in range(_STEPS):
         x = F.rms_norm(embedding, (width,))
-        error = torch.softmax(x @ head.mT, dim=1).sub_(following)  # gradient of the logits
-        grad_x = error @ head
-        grads = (grad_x - x * (grad_x * x).mean(1, keepdim=True), error.mul_(weight.unsqueeze(1)).mT @ x)
+        grad_x, grad_head = torch.empty_like(x), torch.zeros_like(head)
+        for rows in torch.arange(len(x)).split(_ROWS):  # never a full table of logits
+            part = slice(int(rows[0]), int(rows[-1]) + 1)
+            error = torch.softmax(x[part] @ head.mT, dim=1).sub_(following[part])  # gradient of the logits
+            torch.mm(error, head, out=grad_x[part])
+            grad_head.addmm_(error.mul_(weight[part].unsqueeze(1)).mT, x[part])
+        grads = (grad_x - x * (grad_x * x).mean(1, keepdim=True), grad_head)
         rate = 0.03 * min(1.0, (step + 1) / 5) * (1 - step / _STEPS)
         for table, grad, m, v in zip(tables, grads, mean, square, strict=True):
             m.lerp_(grad, 0.2)

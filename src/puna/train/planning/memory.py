@@ -203,7 +203,7 @@ class Prediction:
     # -- the moments -------------------------------------------------------------------------------------------------
 
     def counting(self) -> dict[str, float]:
-        """Before the first step, when first weights are counted: four tables of pairs of tokens in fp32."""
+        """Before the first step, when first weights are counted: tables of pairs of tokens, four in fp32 at most."""
         if self.recipe.train.init == "normal" or not self.on_cpu:
             return {}
         return {"counting first weights": 4 * 4.0 * self.model.vocab_size**2}
