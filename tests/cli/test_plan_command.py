@@ -337,7 +337,7 @@ H100 = ("--fleet", "8xh100")
         (("goodput", "--gpus", "8"), "--gpus and --days were not given"),
         (("goodput", "--gpus", "8", "--days", "3", "--rate", "-1"), "--rate -1 is not a failure rate"),
         (("goodput", "--gpus", "8", "--days", "3", "--tp", "4"), "--tp is not an option of puna plan goodput"),
-        (("goodput", "more", "--gpus", "8", "--days", "3"), "'more' means nothing"),
+        (("goodput", "more", "--gpus", "8", "--days", "3"), "'more' is not an argument of puna plan goodput"),
         (("fleet",), "No fleet was given."),
         (("fleet", "nothere.toml"), "nothere.toml does not exist"),
         (("fleet", "350000xh100", "--days", "0.5"), "--days 0.5 cannot be simulated"),

@@ -94,7 +94,7 @@ def _refuse_unheeded(args: argparse.Namespace, action: str) -> None:
         what = "puna plan TARGET" if action == "plan" else f"puna plan {action}"
         raise PunaError(f"{option} is not an option of {what}.", "See puna plan --help.")
     if action in ("goodput", "calibrate", "predict", "validate") and len(args.words) > 1:
-        raise PunaError(f"'{args.words[1]}' is not an option of puna plan {action}.", "See puna plan --help.")
+        raise PunaError(f"'{args.words[1]}' is not an argument of puna plan {action}.", "See puna plan --help.")
 
 
 # -- one run ---------------------------------------------------------------------------------------------------------
