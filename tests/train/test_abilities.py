@@ -1,4 +1,4 @@
-"""The section on abilities: every stage and figure is there, and model text stays text."""
+"""The section on abilities: every stage and figure is shown, and model text is escaped."""
 
 from puna.train.report.abilities import abilities
 

@@ -1,7 +1,7 @@
-"""Talk to a model in the terminal.
+"""Chat with a model in the terminal.
 
-/reset forgets the conversation, /quit or Ctrl-D leaves. Ctrl-C stops an answer; at the prompt it leaves. A base model,
-which was never trained to chat, continues what is typed.
+/reset forgets the conversation, /quit or Ctrl-D exits. Ctrl-C stops an answer; at the prompt it exits. A base model,
+which was not trained to chat, continues the typed text.
 """
 
 import argparse
@@ -24,7 +24,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Load and talk; with --json the talk goes to stderr and the messages to stdout at the end."""
+    """Load the model and chat.
+
+    With --json the chat goes to stderr and the messages to stdout at the end.
+    """
     from puna.core.console import print_json, say
     from puna.engine.chat_session import ChatSession
     from puna.model.hub import model_directory
@@ -36,7 +39,7 @@ def run(args: argparse.Namespace) -> None:
     if not chat:
         say("This is a base model: it was not trained to chat and continues what you type.")
     if sys.stdin.isatty():
-        say("/reset forgets, /quit leaves, Ctrl-C stops an answer.")
+        say("/reset forgets the conversation, /quit exits, Ctrl-C stops an answer.")
     talk(conversation, params, sys.stderr if args.json else sys.stdout)
     if args.json:
         keys = ("role", "content")
@@ -44,7 +47,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def talk(conversation: "ChatSession", params: "SamplingParams", out: TextIO) -> None:
-    """Answer line after line until the person leaves."""
+    """Answer line by line until the user exits."""
     from rich.markup import escape
 
     from puna.core.console import say
@@ -75,7 +78,7 @@ def talk(conversation: "ChatSession", params: "SamplingParams", out: TextIO) -> 
 
 
 def _lines() -> Iterator[str]:
-    """What is typed, line by line, until the end of input or Ctrl-C."""
+    """Yield typed lines until the end of input or Ctrl-C."""
     terminal = sys.stdin.isatty()
     if terminal:
         import readline  # noqa: F401  (gives input() its history and editing)

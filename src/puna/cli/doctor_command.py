@@ -1,15 +1,15 @@
-"""Look at this machine: what Puna can use here, what is missing, and how to get it."""
+"""Check this machine: what Puna can use, what is missing, and how to get it."""
 
 import argparse
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("--json", action="store_true", help="plain values, for machines")
+    parser.add_argument("--json", action="store_true", help="print one JSON value")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Print what was found."""
+    """Print the findings."""
     from rich.markup import escape
 
     from puna.core.console import console, print_json

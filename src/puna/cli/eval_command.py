@@ -1,8 +1,8 @@
-"""measure a model
+"""evaluate a model
 
 puna eval MODEL --suite code,planning [--limit N]   benchmarks with intervals and baselines, a report and a model card
 puna eval MODEL --lm-eval arc_easy,hellaswag        tasks of lm-evaluation-harness on Puna's engine
-puna eval bpb MODEL CORPUS                          bits per byte of the corpus' held-out documents
+puna eval bpb MODEL CORPUS                          bits per byte of the corpus's held-out documents
 puna eval list                                      every suite and benchmark, and whether its files are here
 """
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from puna.evals.contract import Benchmark
 
 MAX_WINDOW = 4096
-"""Default window of models that do not say on how long rows they were trained."""
+"""Default window for models whose training length is unknown."""
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,30 +26,38 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "what", nargs="+", metavar="MODEL", help="model or run directory; or: bpb MODEL CORPUS; or: list"
     )
-    parser.add_argument("--device", help="cpu, cuda or mps (default: the best there is)")
+    parser.add_argument("--device", help="cpu, cuda or mps (default: the best available)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     suite = parser.add_argument_group("benchmarks")
     suite.add_argument(
         "--suite", metavar="NAMES", help="suites or benchmarks, separated by commas (see puna eval list)"
     )
-    suite.add_argument("--limit", type=int, metavar="N", help="at most N items of each, always the same ones")
+    suite.add_argument("--limit", type=int, metavar="N", help="at most N items per benchmark, always the same ones")
     suite.add_argument("--data", type=Path, metavar="DIR", help="benchmark files (default: PUNA_EVAL_DATA)")
-    suite.add_argument("--hub", action="store_true", help="fetch from the Hugging Face Hub what DIR does not have")
-    suite.add_argument("--bare", action="store_true", help="problems of tasks without their instruction")
+    suite.add_argument("--hub", action="store_true", help="download what DIR does not have from the Hugging Face Hub")
+    suite.add_argument("--bare", action="store_true", help="leave out the instruction of tasks")
     suite.add_argument(
-        "-o", "--out", type=Path, metavar="DIR", help="results (default: evals/NAME); a stopped run continues"
+        "-o",
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="result folder (default: evals/NAME); a stopped run continues",
     )
-    suite.add_argument("--against", metavar="OTHER", help="a second model: differences item by item")
+    suite.add_argument("--against", metavar="OTHER", help="a second model to compare with, item by item")
     suite.add_argument("--corpus", type=Path, metavar="DIR", help="a corpus to search for the items")
-    suite.add_argument("--samples", type=int, default=4, metavar="K", help="sampled answers besides the greedy one (4)")
-    suite.add_argument("--temperature", type=float, default=0.8, help="of sampled answers (0.8)")
-    suite.add_argument("--seed", type=int, default=0, help="of sampled answers (0)")
-    suite.add_argument("--form", choices=("auto", "chat", "text"), default="auto", help="ask in chat turns or as text")
     suite.add_argument(
-        "--max-batch", type=int, default=32, metavar="N", help="sequences at once; changes no score (32)"
+        "--samples", type=int, default=4, metavar="K", help="sampled answers per item, besides greedy (4)"
+    )
+    suite.add_argument("--temperature", type=float, default=0.8, help="temperature of sampled answers (0.8)")
+    suite.add_argument("--seed", type=int, default=0, help="seed of sampled answers (0)")
+    suite.add_argument(
+        "--form", choices=("auto", "chat", "text"), default="auto", help="prompts as chat turns or as text"
     )
     suite.add_argument(
-        "--fast", action="store_true", help="5 to 15 times faster on a CPU; near-ties may come out differently"
+        "--max-batch", type=int, default=32, metavar="N", help="sequences at once; does not change scores (32)"
+    )
+    suite.add_argument(
+        "--fast", action="store_true", help="5 to 15 times faster on a CPU; near-ties may be decided differently"
     )
     suite.add_argument("--lm-eval", metavar="TASKS", help="tasks of lm-evaluation-harness instead, on this engine")
     suite.add_argument(
@@ -58,10 +66,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         type=Path,
         metavar="FILE.py",
-        help="load benchmarks and tasks from this file (repeatable); with --lm-eval a folder of its task files",
+        help="load benchmarks and tasks from this file (repeatable); with --lm-eval, a folder of its task files",
     )
     bpb = parser.add_argument_group("bpb")
-    bpb.add_argument("--window", type=int, help="tokens of context (default: the rows the model was trained on)")
+    bpb.add_argument("--window", type=int, help="tokens of context (default: the model's training length)")
     bpb.add_argument("--stride", type=int, help="tokens by which the window moves (default: half of it)")
     bpb.add_argument("--max-bytes", metavar="N", help="measure on about this much text, such as 200k (default: all)")
     bpb.add_argument("--split", default="heldout", help="part of the corpus (default: heldout)")
@@ -69,7 +77,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Run the action that was named."""
+    """Run the given action."""
     words = args.what
     if not args.lm_eval:
         from puna.core.plugins import include_all
@@ -77,13 +85,13 @@ def run(args: argparse.Namespace) -> None:
         include_all(args.include)
     if words[0] == "bpb" and len(words) > 1:
         if len(words) != 3:
-            raise PunaError("bpb takes a model and a corpus.", "Write: puna eval bpb MODEL CORPUS")
+            raise PunaError("bpb needs a model and a corpus.", "Use: puna eval bpb MODEL CORPUS")
         args.model, args.corpus = map(Path, words[1:])
         bits_per_byte(args)
     elif words == ["list"]:
         _list(args)
     elif len(words) > 1:
-        raise PunaError(f"'{' '.join(words)}' is more than one model.", "Write: puna eval MODEL --suite NAMES")
+        raise PunaError(f"'{' '.join(words)}' is more than one model.", "Use: puna eval MODEL --suite NAMES")
     else:
         args.model = words[0]
         harness(args) if args.lm_eval else benchmarks(args)
@@ -98,7 +106,7 @@ def harness(args: argparse.Namespace) -> None:
     opened = open_model(args.model, device=args.device, max_batch=args.max_batch, fast=args.fast, form=args.form)
     names = [name.strip() for name in args.lm_eval.split(",")]
     if len(args.include) > 1:
-        raise PunaError("--lm-eval takes one --include, a folder.", "Put all task files into it.")
+        raise PunaError("--lm-eval accepts one --include, a folder.", "Put all task files into it.")
     include = args.include[0] if args.include else None
     found = run_harness(opened.engine, names, limit=args.limit, include=include, chat=opened.chat)
     if args.json:
@@ -125,11 +133,11 @@ def benchmarks(args: argparse.Namespace) -> None:
     from puna.model.hub import model_directory
 
     if args.suite is None:
-        raise PunaError("Nothing to measure was named.", f"Give --suite with one of: {', '.join(suites())}.")
+        raise PunaError("No benchmark was given.", f"Use --suite with one of: {', '.join(suites())}.")
     for name, least in (("limit", 1), ("samples", 0), ("max_batch", 1)):
         value = getattr(args, name)
         if value is not None and value < least:
-            raise PunaError(f"--{name.replace('_', '-')} {value} is below {least}.", "Give a larger number.")
+            raise PunaError(f"--{name.replace('_', '-')} {value} is below {least}.", "Use a larger number.")
     with progress(transient=True) as bar:
         tasks: dict[str, Any] = {}
 
@@ -159,7 +167,7 @@ def benchmarks(args: argparse.Namespace) -> None:
                 on_progress=on_progress,
             )
         except KeyboardInterrupt:
-            say("What is scored is kept; the same command goes on from there.")
+            say("Scores so far are kept; the same command continues from there.")
             raise
     folder = args.out or default_folder(model_directory(args.model))
     if args.json:
@@ -173,7 +181,7 @@ def benchmarks(args: argparse.Namespace) -> None:
     core = centred(results["benchmarks"])
     if core:
         print(f"\nCORE {core['value']:.3f}, mean centred accuracy of {core['tasks']} of 22 tasks")
-    say(f"Everything is in {folder}; the page is {folder / 'report.html'}.")
+    say(f"Results are in {folder}; the page is {folder / 'report.html'}.")
 
 
 def table(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
@@ -202,7 +210,7 @@ def table(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 
 def differences(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Columns and rows of the comparison with another model; no rows without one."""
+    """Columns and rows of the comparison with another model; no rows without it."""
     rows = []
     for one in results.get("against", {}).get("benchmarks", ()):
         low, high = (100 * value for value in one["interval"])
@@ -221,7 +229,7 @@ def differences(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 
 def seen(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Columns and rows of what a corpus holds; no rows when none was searched."""
+    """Columns and rows about items in a corpus; no rows if no corpus was searched."""
     rows = []
     for one in results["benchmarks"]:
         if found := one.get("contamination"):
@@ -252,7 +260,7 @@ def _list(args: argparse.Namespace) -> None:
 
 
 def bits_per_byte(args: argparse.Namespace) -> None:
-    """Bits per byte of a model on the held-out documents of a corpus, with its 95 % interval over documents."""
+    """Print bits per byte on a corpus's held-out documents, with a 95 % interval."""
     from puna.core.console import print_json, progress
     from puna.core.units import parse_count
     from puna.data.corpus import Corpus
@@ -265,7 +273,7 @@ def bits_per_byte(args: argparse.Namespace) -> None:
     tokenizer = Tokenizer.load(args.model)
     if tokenizer.hash != corpus.tokenizer_hash:
         raise PunaError(
-            f"{args.model} has another tokenizer ({tokenizer.hash[:12]}) than {args.corpus} was built with "
+            f"{args.model} has a different tokenizer ({tokenizer.hash[:12]}) than {args.corpus} was built with "
             f"({corpus.tokenizer_hash[:12]}).",
             "Build the corpus with the model's tokenizer.",
         )
@@ -274,10 +282,10 @@ def bits_per_byte(args: argparse.Namespace) -> None:
     if window > config.max_position_embeddings:
         raise PunaError(
             f"--window {window} is longer than the model's context of {config.max_position_embeddings} tokens.",
-            "Choose a shorter one.",
+            "Choose a shorter window.",
         )
     if args.batch < 1:
-        raise PunaError(f"--batch {args.batch} is not a number of windows.", "Give 1 or more.")
+        raise PunaError(f"--batch {args.batch} is not a number of windows.", "Use 1 or more.")
     model = load_model(args.model, device=args.device or best_device())
     with progress(transient=True) as bar:
         task = bar.add_task("windows", total=1000)

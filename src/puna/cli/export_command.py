@@ -1,6 +1,6 @@
 """Write a model as GGUF, for Ollama or as ONNX.
 
-The folder that training wrote is Hugging Face's layout already: transformers, vLLM and SGLang open it as it is.
+A model directory already has Hugging Face's layout: transformers, vLLM and SGLang open it without conversion.
 """
 
 import argparse
@@ -17,15 +17,15 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument("model", metavar="DIR", help="model or run directory")
     parser.add_argument("--to", required=True, metavar="|".join(_TARGETS), help="the format to write")
-    parser.add_argument("-o", "--out", type=Path, help="file (gguf) or folder to make (default: beside the model)")
-    parser.add_argument("--dtype", metavar="f32|f16|bf16", help="precision (default: the one the model is stored in)")
-    parser.add_argument("--quantize", metavar="q8_0|q4_0|q4_k_m", help="gguf, ollama: fewer bits for the matrices")
+    parser.add_argument("-o", "--out", type=Path, help="file (gguf) or folder to create (default: next to the model)")
+    parser.add_argument("--dtype", metavar="f32|f16|bf16", help="precision (default: that of the stored model)")
+    parser.add_argument("--quantize", metavar="q8_0|q4_0|q4_k_m", help="gguf, ollama: quantize the matrices")
     parser.add_argument("--no-verify", action="store_true", help="do not read the file back and compare it")
     parser.add_argument("--json", action="store_true", help="print what was written as JSON")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Export and say what was written."""
+    """Export and print what was written."""
     from puna.convert.gguf import FLOATS, SCHEMES, default_scheme
     from puna.core.errors import PunaError, nearest
     from puna.model.hub import model_directory
@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> None:
     if args.to not in _TARGETS:
         raise PunaError(f"--to {args.to} is not a format.", nearest(args.to, _TARGETS))
     directory = model_directory(args.model)
-    # A run keeps its model in a folder called "model": the run has the name.
+    # A run keeps its model in a folder called "model": use the run's name.
     home = directory.resolve()
     home = home.parent if home.name == "model" and (home.parent / "recipe.toml").is_file() else home
     if args.to == "onnx":
@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> None:
         if given and given not in known:
             raise PunaError(f"{option} {given} is not known.", nearest(given, known))
     if args.dtype and args.quantize:
-        raise PunaError("--dtype and --quantize were both given.", "Give the one that the matrices shall have.")
+        raise PunaError("--dtype and --quantize were both given.", "Use only one of them.")
     scheme = args.quantize or args.dtype or default_scheme(directory)
     if args.to == "gguf":
         _gguf(args, directory, home, scheme)
@@ -84,7 +84,7 @@ def _onnx(args: argparse.Namespace, directory: Path, home: Path) -> None:
     from puna.core.errors import PunaError
 
     if args.quantize or args.dtype not in (None, "f32"):
-        raise PunaError("ONNX is written in f32 only.", "Leave out --dtype and --quantize.")
+        raise PunaError("ONNX supports only f32.", "Omit --dtype and --quantize.")
     out = args.out or home.with_name(f"{home.name}-onnx")
     export_onnx(directory, out)
     if args.json:
@@ -106,11 +106,11 @@ def _say(args: argparse.Namespace, written: "ExportedFile") -> None:
     say(f"{format_bytes(written.bytes)}: tensors {types}.")
     if written.fallbacks:
         say(
-            f"{len(written.fallbacks)} tensors are in a wider type, because their rows are not whole blocks "
+            f"{len(written.fallbacks)} tensors are in a wider type, because their rows are not multiples of a block "
             f"({written.fallbacks[0]}{', …' if len(written.fallbacks) > 1 else ''})."
         )
     if written.verified:
         rms = "".join(f"; {name} off by {100 * error:.2g} % (rms)" for name, error in sorted(written.errors.items()))
-        say(f"Read back and compared with the model, every tensor: right{rms}.")
+        say(f"Read back and compared every tensor with the model: equal{rms}.")
     else:
-        say("Not read back (--no-verify).")
+        say("Not verified (--no-verify).")

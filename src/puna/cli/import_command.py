@@ -1,6 +1,6 @@
-"""Bring in a model in Hugging Face layout.
+"""Import a model in Hugging Face layout.
 
-The source is a folder, or a repository on Hugging Face (extra 'hub'). The copy is checked: it loads, its weights and
+The source is a folder, or a repository on Hugging Face (extra 'hub'). The copy is verified: it loads, its weights and
 logits are finite, and the written directory gives the same logits.
 """
 
@@ -11,23 +11,23 @@ from pathlib import Path
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument("source", metavar="DIR|HF-ID", help="folder, or org/name on Hugging Face (also hf:org/name)")
-    parser.add_argument("-o", "--out", type=Path, required=True, help="model directory to make, such as models/x")
+    parser.add_argument("-o", "--out", type=Path, required=True, help="model directory to create, such as models/x")
     parser.add_argument("--json", action="store_true", help="print what was written as JSON")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Import and say what it is."""
+    """Import a model and print a summary."""
     from puna.convert.importer import import_model
     from puna.core.console import print_json, say
     from puna.core.units import format_count
     from puna.model.hub import find_model
 
     source = find_model(args.source, weights=True)
-    # Where a folder lies on this machine is nobody's business: the lineage travels with the model.
+    # The location of a folder on this machine is private, but the lineage travels with the model.
     origin = Path(args.source).resolve().name if Path(args.source).exists() else args.source.removeprefix("hf:")
     lineage = import_model(source, args.out, origin=origin)
     if args.json:
         print_json({"directory": str(args.out), **lineage})
         return
-    say(f"{format_count(lineage['parameters'])} parameters ({lineage['stage']}), loaded and checked.")
+    say(f"{format_count(lineage['parameters'])} parameters ({lineage['stage']}), loaded and verified.")
     print(args.out)

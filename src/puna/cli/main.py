@@ -1,7 +1,7 @@
-"""The `puna` command: finds the module of a command and runs it.
+"""The `puna` command, which finds the module of a command and runs it.
 
-Each module `puna.cli.<name>` offers `arguments(parser)` and `run(args) -> None`. Only the module that was asked for is
-imported, so `puna --help` needs neither torch nor rich. `PunaError` prints as one line and exits with 2.
+Each module `puna.cli.<name>` has `arguments(parser)` and `run(args) -> None`. Only the module of the given command is
+imported, so `puna --help` needs neither torch nor rich. `PunaError` is printed as one line and exits with 2.
 """
 
 import argparse
@@ -15,23 +15,23 @@ from puna.core.errors import PunaError, nearest
 from puna.version import __version__
 
 COMMANDS = {
-    "plan": "know what a training run takes before it starts",
-    "demo": "raise a small model on this machine, from its own files to a page to talk in",
-    "doctor": "look at this machine: what can be used, what is missing, how to get it",
+    "plan": "predict what a training run takes before it starts",
+    "demo": "train and tune a small model on this machine, from its own files to a chat page",
+    "doctor": "check this machine: what can be used, what is missing, how to get it",
     "data": "build and inspect corpora",
     "tokenizer": "train and compare tokenizers",
     "train": "train a model from a recipe, or resume a run",
     "tune": "tune a model after pretraining, one stage at a time",
-    "verify-resume": "prove on this machine that stopping and resuming changes nothing",
+    "verify-resume": "verify on this machine that stopping and resuming changes nothing",
     "report": "draw a run as one self-contained HTML page",
     "tasks": "generate problems that can be checked, and check answers",
-    "eval": "measure a model",
+    "eval": "evaluate a model",
     "sample": "continue a prompt",
-    "chat": "talk to a model in the terminal",
-    "sandbox": "run untrusted code apart, and attack the walls",
-    "serve": "answer over HTTP: the OpenAI API and a page to talk in",
-    "model": "look into a model directory",
-    "import": "bring in a model in Hugging Face layout",
+    "chat": "chat with a model in the terminal",
+    "sandbox": "test the isolation of untrusted code, with attacks",
+    "serve": "serve models over HTTP: the OpenAI API and a chat page",
+    "model": "inspect a model directory",
+    "import": "import a model in Hugging Face layout",
     "export": "write a model as GGUF, for Ollama or as ONNX",
     "recipe": "show every field of a recipe, its value and its origin",
 }
@@ -42,11 +42,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     top = argparse.ArgumentParser(
         prog="puna",
-        description="Raise a Llama-class language model, from raw files to a prompt.",
+        description="Build Llama-class language models, from raw files to a prompt.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="commands:\n"
         + "\n".join(f"  {name:<14} {text}" for name, text in COMMANDS.items())
-        + "\n\npuna COMMAND --help tells more.",
+        + "\n\nRun puna COMMAND --help for details.",
     )
     top.add_argument("--version", action="version", version=f"puna {__version__}")
     top.add_argument("command", metavar="COMMAND", nargs="?")
@@ -77,7 +77,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:
-    """Parse, with overrides allowed after options too, which argparse alone refuses (`data build R -o DIR seed=1`)."""
+    """Parse, allowing overrides after options too, which argparse rejects.
+
+    An example is `data build R -o DIR seed=1`.
+    """
     args, rest = parser.parse_known_args(argv)
     where = next((name for name in ("overrides", "words") if hasattr(args, name)), None)
     if where and all("=" in word and not word.startswith("-") for word in rest):

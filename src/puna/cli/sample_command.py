@@ -1,6 +1,6 @@
 """Continue a prompt.
 
-The text streams to stdout as it is made, the prompt in front of it.
+The text, after its prompt, streams to stdout as it is generated.
 """
 
 import argparse
@@ -12,12 +12,12 @@ from puna.cli import generation_options
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument("model", metavar="MODEL", help="model or run directory")
-    parser.add_argument("-p", "--prompt", required=True, metavar="TEXT", help="what to continue; - reads stdin")
+    parser.add_argument("-p", "--prompt", required=True, metavar="TEXT", help="text to continue; - reads stdin")
     generation_options.add_options(parser, max_tokens=128)
 
 
 def run(args: argparse.Namespace) -> None:
-    """Stream, or print JSON."""
+    """Stream the text, or print JSON."""
     from puna.core.console import print_json
 
     params = generation_options.sampling_params(args)

@@ -13,12 +13,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     commands = parser.add_subparsers(dest="action", required=True, metavar="train | eval")
     train = commands.add_parser("train", help="train byte-level BPE with Llama 3's pattern and special tokens")
     train.add_argument("sources", nargs="+", metavar="SOURCE", help="file, folder, glob or corpus directory")
-    train.add_argument("--vocab-size", type=int, required=True, help="tokens in all, the special ones included")
+    train.add_argument("--vocab-size", type=int, required=True, help="total number of tokens, including special tokens")
     train.add_argument("-o", "--out", type=Path, required=True, help="folder for the tokenizer's files")
-    train.add_argument("--reserved", type=int, default=16, help="empty slots for later special tokens (default 16)")
-    train.add_argument("--replace", action="store_true", help="replace the tokenizer that lies there")
+    train.add_argument("--reserved", type=int, default=16, help="reserved slots for later special tokens (default 16)")
+    train.add_argument("--replace", action="store_true", help="replace an existing tokenizer")
     train.add_argument("--json", action="store_true", help="print the result as JSON")
-    measure = commands.add_parser("eval", help="bytes per token, source by source, one column a tokenizer")
+    measure = commands.add_parser("eval", help="bytes per token, by source, one column per tokenizer")
     measure.add_argument("tokenizers", nargs="+", metavar="TOKENIZER", help="folder, tokenizer.json, tokenizer.model")
     measure.add_argument("--on", nargs="+", required=True, metavar="SOURCE", help="file, folder, glob or corpus")
     measure.add_argument("--beside", nargs="+", default=[], metavar="TOKENIZER", help="others to compare with")
@@ -35,11 +35,11 @@ def _train(args: argparse.Namespace) -> None:
     from puna.text.tokenizer import train_tokenizer
 
     if (args.out / "tokenizer.json").exists() and not args.replace:
-        raise PunaError(f"{args.out} holds a tokenizer already.", "Choose another folder, or give --replace.")
+        raise PunaError(f"{args.out} already has a tokenizer.", "Choose another folder, or use --replace.")
     tokenizer = train_tokenizer((text for _, text in read_texts(args.sources)), args.vocab_size, reserved=args.reserved)
     tokenizer.save(args.out)
     if tokenizer.vocab_size < args.vocab_size:
-        say(f"The text has pairs for {tokenizer.vocab_size:,} of {args.vocab_size:,} tokens; more text gives more.")
+        say(f"The text has pairs for only {tokenizer.vocab_size:,} of {args.vocab_size:,} tokens; use more text.")
     if args.json:
         print_json({"path": str(args.out), "vocab_size": tokenizer.vocab_size, "hash": tokenizer.hash})
         return

@@ -1,6 +1,6 @@
 """What a model can do before and after each stage of tuning, as a section of a report.
 
-The rows are those of `tune.measure`, plain JSON, so that a report is drawn where torch is not at hand.
+The rows are those of `tune.measure`, as plain JSON, so that a report can be drawn without torch.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,14 +11,14 @@ from puna.core.page import Html, named, section, table
 from puna.core.plots import interval_bar
 
 NOTE = (
-    "Problems that no stage was trained on, the same for all. Greedy: the likeliest answer. pass@1: the share of right "
-    "answers drawn at temperature 1; pass@k: the share of problems that k of them solve. The bar is greedy accuracy, "
-    "intervals are 95 %."
+    "Problems that no stage was trained on, the same for all stages. Greedy: the most likely answer. pass@1: the share "
+    "of correct answers sampled at temperature 1; pass@k: the share of problems that at least one of k samples solves. "
+    "The bar is greedy accuracy, intervals are 95 %."
 )
 
 
 def abilities(rows: Sequence[Mapping[str, Any]], note: str = NOTE) -> str:
-    """The section, empty without rows.
+    """Render the section; empty without rows.
 
     rows: one for each ability and task, {"ability", "task", "level", "about", "constant", "stages": [...],
     "examples": [...]}. A stage is {"stage": its name, ...} with the fields of `tune.measure.Measured`; an example is
