@@ -174,6 +174,22 @@ def test_a_recipe_that_is_launched_keeps_what_the_plan_does_not_settle(
     assert load(Recipe, tmp_path / "shorter" / "recipe.toml").value.train.tokens == 10**12
 
 
+def test_a_plan_for_other_software_shows_its_own_next_to_it(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["plan", "llama3-8b", "--fleet", "8xh100"]
+    assert main([*words, "--json"]) == 0
+    planned = json.loads(capsys.readouterr().out)
+    assert main([*words, "--stack", "puna", "--json"]) == 0
+    own = json.loads(capsys.readouterr().out)
+    assert (planned["stack"], own["stack"]) == ("megatron-core", "puna")
+    assert planned["own_stack"]["layout"] == own["best"]["layout"]
+    assert planned["own_stack"]["days"] == pytest.approx(own["days"]["value"])
+    assert "own_stack" not in own
+    assert main(words) == 0
+    assert "puna train itself (--stack puna)" in capsys.readouterr().out.splitlines()[1]
+    assert main(["plan", "llama3-70b", "--fleet", "8xh100"]) == 0
+    assert "has no layout that fits 8 x h100-sxm" in capsys.readouterr().out
+
+
 def test_a_budget_and_a_date(capsys: pytest.CaptureFixture[str]) -> None:
     words = ("llama3-70b", "--budget-usd", "2e6", "--days", "30", "--price", "2.95")
     text = plan(capsys, *words)
