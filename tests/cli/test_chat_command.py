@@ -16,9 +16,9 @@ Talk = Callable[..., tuple[dict, str]]
 
 @pytest.fixture
 def talk(chat_model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Talk:
-    """A function `(*lines, options=()) -> (the conversation, what was said about it)`."""
+    """A function `(*lines, options=()) -> (conversation, stderr)`."""
 
-    def said(*lines: str, options: tuple[str, ...] = ()) -> tuple[dict, str]:
+    def run(*lines: str, options: tuple[str, ...] = ()) -> tuple[dict, str]:
         coming = iter(lines)
 
         def read(_: str = "") -> str:
@@ -33,7 +33,7 @@ def talk(chat_model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
         shown = capsys.readouterr()
         return json.loads(shown.out), shown.err
 
-    return said
+    return run
 
 
 def roles(conversation: dict) -> list[str]:

@@ -144,9 +144,9 @@ def test_launch_files_hold_a_recipe_that_the_trainer_reads(
 ) -> None:
     words = ("llama3-8b", "--fleet", "16xh100", "--stack", "puna", "--emit", target, "-o", str(tmp_path / "job"))
     assert main(["plan", *words]) == 0
-    told = capsys.readouterr()
-    assert "Wrote" in told.err
-    assert "no corpus" in told.err
+    shown = capsys.readouterr()
+    assert "Wrote" in shown.err
+    assert "no corpus" in shown.err
     found = tree(capsys, *words[:5])
     recipe = load(Recipe, tmp_path / "job" / "recipe.toml").value
     layout = found["best"]["layout"]
@@ -302,9 +302,9 @@ def test_a_runs_file_with_a_missing_field_names_row_and_field(
     row = {key: value for key, value in RUNS["throughput"][0].items() if key != field}
     runs = tmp_path / "runs.yaml"
     runs.write_text(json.dumps({**RUNS, "throughput": [row]}), encoding="utf-8")
-    said = refused(capsys, "predict", "--runs", str(runs))
-    assert "row one" in said
-    assert field in said
+    sentence = refused(capsys, "predict", "--runs", str(runs))
+    assert "row one" in sentence
+    assert field in sentence
 
 
 H100 = ("--fleet", "8xh100")
@@ -367,15 +367,15 @@ H100 = ("--fleet", "8xh100")
     ],
 )
 def test_bad_input_is_one_sentence(capsys: pytest.CaptureFixture[str], words: tuple[str, ...], message: str) -> None:
-    said = refused(capsys, *words)
-    assert message in said
-    assert said.count("\n") == 1
+    sentence = refused(capsys, *words)
+    assert message in sentence
+    assert sentence.count("\n") == 1
 
 
 def test_an_unknown_accelerator_comes_with_its_nearest_and_six_lines(capsys: pytest.CaptureFixture[str]) -> None:
-    said = refused(capsys, "llama3-8b", "--fleet", "8xh1000")
-    assert "'h1000' is not in the catalogue of accelerators. Nearest: h100" in said
-    lines = said.strip().splitlines()[1:]
+    sentence = refused(capsys, "llama3-8b", "--fleet", "8xh1000")
+    assert "'h1000' is not in the catalogue of accelerators. Nearest: h100" in sentence
+    lines = sentence.strip().splitlines()[1:]
     assert len(lines) == 6
     assert all("=" in line for line in lines)
 
@@ -418,8 +418,8 @@ def _modules_of(words: list[str]) -> str:
 
 def test_published_mixtures_are_planned_by_name(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "qwen3-30b-a3b", "--fleet", "8xb200", "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["best"]["layout"]["ep"] > 1
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["best"]["layout"]["ep"] > 1
     assert main(["plan", "qwen3-30b-a3b", "--fleet", "8xb200", "--stack", "puna"]) == 2
     assert "no network for qwen3-30b-a3b" in capsys.readouterr().err
 

@@ -150,8 +150,8 @@ def _show(args: argparse.Namespace, target: "Target", found: "RunEstimate", term
     else:
         from puna.plan.output.terminal import estimate_text, own_stack_text
 
-        beside = own_stack_text(own, found) if own_target else ""
-        console(stderr=False).print(estimate_text(found, explain=args.explain, own=beside))
+        own_text = own_stack_text(own, found) if own_target else ""
+        console(stderr=False).print(estimate_text(found, explain=args.explain, own=own_text))
     if args.html:
         from puna.plan.output.html import write_html
 

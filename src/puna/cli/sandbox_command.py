@@ -55,7 +55,9 @@ def run(args: argparse.Namespace) -> None:
     else:
         facts = check.machine()
         print(f"level: {sandbox.level}   ({facts['user']}, Python {facts['python']}, {facts['system']})\n")
-        show_table(["wall", "stands"], [[name, f"no: {why}" if why else "yes"] for name, why in sandbox.walls.items()])
+        show_table(
+            ["wall", "in place"], [[name, f"no: {why}" if why else "yes"] for name, why in sandbox.walls.items()]
+        )
         if outcomes:
             print()
             show_table(

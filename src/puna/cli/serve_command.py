@@ -125,7 +125,7 @@ def run(args: argparse.Namespace) -> None:
                 context = f"{backend.card.max_model_len:,} tokens of context"
                 say(escape(f"  {backend.card.id}: {context}, {backend.card.stage}"))
         if settings.reachable and not app.state.web.auth.required:
-            say("Anyone who reaches this address can use it. --accounts makes people sign in.")
+            say("Anyone who can reach this address can use it. --accounts makes people sign in.")
         if link := app.state.web.owner_link(address):
             say("Open this link to become the owner and invite others. It works once, within a day:")
             # Not wrapped, so that the link can be copied.

@@ -1,9 +1,10 @@
 """train a tokenizer, or compare tokenizers by bytes per token"""
 
 import argparse
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from puna.core.console import print_json, say, show_table
+from puna.core.console import Progress, print_json, progress, say, show_table
 from puna.core.errors import PunaError
 from puna.core.units import format_bytes
 
@@ -47,7 +48,9 @@ def _train(args: argparse.Namespace) -> None:
 
     if (args.out / "tokenizer.json").exists() and not args.replace:
         raise PunaError(f"{args.out} contains a tokenizer already.", "Choose another folder, or give --replace.")
-    tokenizer = train_tokenizer((text for _, text in read_texts(args.sources)), args.vocab_size, reserved=args.reserved)
+    with progress(transient=True) as bar:
+        texts = _counted((text for _, text in read_texts(args.sources)), bar)
+        tokenizer = train_tokenizer(texts, args.vocab_size, reserved=args.reserved)
     tokenizer.save(args.out)
     if tokenizer.vocab_size < args.vocab_size:
         say(f"The text has pairs for {tokenizer.vocab_size:,} of {args.vocab_size:,} tokens. Give more text for more.")
@@ -55,6 +58,15 @@ def _train(args: argparse.Namespace) -> None:
         print_json({"path": str(args.out), "vocab_size": tokenizer.vocab_size, "hash": tokenizer.hash})
         return
     say(f"{args.out}: {tokenizer.vocab_size:,} tokens, {tokenizer.hash[:12]}.")
+
+
+def _counted(texts: Iterable[str], bar: Progress) -> Iterator[str]:
+    """The texts, their characters counted in a progress bar."""
+    task = bar.add_task("reading, characters")
+    for text in texts:
+        yield text
+        bar.advance(task, len(text))
+    bar.update(task, description="learning merges from characters")
 
 
 def _eval(args: argparse.Namespace) -> None:

@@ -17,7 +17,6 @@ from puna.core.recipe import load, read_toml
 from puna.model.hub import model_directory
 from puna.train.recipe import Recipe, RunRecipe
 from puna.train.run.metrics import last_event
-from puna.train.run.setup import open_corpus
 
 RECIPE = "recipe.toml"
 
@@ -110,6 +109,8 @@ def settled(recipe: Recipe) -> Recipe:
 
     Raises PunaError when one of them is missing or they do not fit, before torch is loaded.
     """
+    from puna.train.run.setup import open_corpus
+
     if recipe.start_from:
         recipe = recipe.model_copy(update={"start_from": str(model_directory(recipe.start_from))})
     recipe = settle_corpus(recipe)
