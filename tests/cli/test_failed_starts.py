@@ -26,6 +26,8 @@ COMMANDS = [
     "eval bpb nosuch nosuch",
     "eval bpb model nosuch",
     "export nosuch --to gguf -o out/x.gguf",
+    "export model --to ollama -o model",
+    "eval model --suite code --data nosuch",
     "import nosuch -o models/x",
     "import model -o model",
     "model inspect nosuch",

@@ -207,10 +207,12 @@ def benchmarks(args: argparse.Namespace) -> None:
 
 
 def _checked_paths(args: argparse.Namespace) -> Path:
-    """The model directory. Raises PunaError for a model or corpus that is missing, before torch is loaded."""
+    """Return the model directory. Raises PunaError for a missing model, corpus or data folder; needs no torch."""
     from puna.data.corpus import Corpus
+    from puna.evals.datasets import EvalData
     from puna.model.hub import model_directory
 
+    EvalData.find(args.data)
     if args.against:
         model_directory(args.against)
     if args.corpus:

@@ -34,6 +34,8 @@ def run(args: argparse.Namespace) -> None:
     if args.to not in _TARGETS:
         raise PunaError(f"--to {args.to} is not a format.", nearest(args.to, _TARGETS))
     directory = model_directory(args.model)
+    if args.out and args.out.exists() and not (args.to == "gguf" and args.out.is_dir()):
+        raise PunaError(f"{args.out} exists already.", "Choose another name or remove it first.")
     from puna.convert.gguf import FLOATS, SCHEMES, default_scheme
 
     home = directory.resolve()

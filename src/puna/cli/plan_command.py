@@ -136,6 +136,7 @@ def _plan(args: argparse.Namespace) -> None:
 def _show(args: argparse.Namespace, target: "Target", found: "RunEstimate", terms: "Terms") -> None:
     """Print the estimate, and write the files that were asked for."""
     from puna.core.console import console, print_json, say
+    from puna.plan.output.format import own_stack_words
     from puna.plan.run.budget import sizes
 
     own_target = None if args.stack else target.on_own_stack()
@@ -143,20 +144,20 @@ def _show(args: argparse.Namespace, target: "Target", found: "RunEstimate", term
     if own_target:
         sized = partial(own_target.question, question.accelerator)
         own = next(iter(sizes(sized, [question.accelerators], found.tokens, terms)), None)
+    own_words = own_stack_words(own, found) if own_target else ""
     if args.json:
         from puna.plan.output.json_output import estimate_tree, own_stack_tree
 
         print_json(estimate_tree(found) | ({"own_stack": own_stack_tree(own)} if own_target else {}))
     else:
-        from puna.plan.output.terminal import estimate_text, own_stack_text
+        from puna.plan.output.terminal import estimate_text
 
-        own_text = own_stack_text(own, found) if own_target else ""
-        console(stderr=False).print(estimate_text(found, explain=args.explain, own=own_text))
+        console(stderr=False).print(estimate_text(found, explain=args.explain, own=own_words))
     if args.html:
         from puna.plan.output.html import write_html
 
         path = write_html(
-            found, args.html, sized=lambda count: target.question(found.question.accelerator, count), terms=terms
+            found, args.html, sized=partial(target.question, question.accelerator), terms=terms, own=own_words
         )
         say(f"Wrote {path}.")
     if args.emit:

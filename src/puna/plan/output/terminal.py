@@ -26,7 +26,7 @@ from puna.plan.output.format import (
     usd,
     verdict,
 )
-from puna.plan.run.budget import BudgetEstimate, FleetSize, Goal
+from puna.plan.run.budget import BudgetEstimate, Goal
 from puna.plan.run.estimate import RunEstimate
 from puna.plan.run.fleet import FleetBrief, spoken_usd
 from puna.plan.run.goodput import Alternative, Goodput
@@ -41,14 +41,14 @@ _MOST_WHAT_IFS = 6
 def estimate_text(estimate: RunEstimate, *, explain: bool = False, own: str = "") -> str:
     """The whole estimate. explain: add every part of the step and the memory, with equation and source.
 
-    own: what Puna's own trainer makes of it (`own_stack_text`), where another software is planned.
+    own: what Puna's own trainer makes of it (`format.own_stack_words`), where another software is planned.
     """
     question, best = estimate.question, estimate.best
     lines = [
         f"[bold]{escape(question.model)}[/bold] on {question.accelerators:,} x {escape(question.accelerator.name)}"
         f" · {format_count(estimate.tokens)} tokens · batch {question.batch:,} x {question.seq_len:,}"
         f" · {question.precision} · {question.stack}",
-        *([own] if own else []),
+        *([f"[cyan]{escape(own)}[/cyan]"] if own else []),
         "",
         *_memory(estimate),
     ]
@@ -211,20 +211,6 @@ def budget_text(found: BudgetEstimate, *, explain: bool = False) -> str:
     if any(one.tokens_with_larger_batch for one in found.presets):
         lines.append("[dim]limited: steps of that many tokens do not keep so many accelerators busy[/dim]")
     return "\n".join([*lines, "", estimate_text(found.run, explain=explain)])
-
-
-def own_stack_text(own: FleetSize | None, planned: RunEstimate) -> str:
-    """What Puna's own trainer makes of a run planned for another software; own: None where it cannot run it."""
-    question = planned.question
-    fleet = f"{question.accelerators:,} x {escape(question.accelerator.name)}"
-    if own is None:
-        return f"[yellow]puna train itself (--stack puna) has no layout that fits {fleet}.[/yellow]"
-    best = own.best
-    batch = "" if best.question.batch == question.batch else f" with a batch of {best.question.batch:,}"
-    return (
-        f"[bold]puna train[/bold] itself (--stack puna){batch}: {span(best.step_seconds)} a step, {own.days:.3g} days, "
-        f"{best.memory_bytes / GIB:.1f} GiB: {describe_layout(best.layout, best.question.stack)}"
-    )
 
 
 def _goal(goal: Goal, budget_usd: float | None, kind: str) -> list[str]:
