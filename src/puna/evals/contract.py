@@ -80,8 +80,8 @@ class Transcript(NamedTuple):
 class Likelihood(NamedTuple):
     """How likely one continuation is.
 
-    logprob: the sum of its tokens' log probabilities, in nats. tokens: their number, at least 1. greedy: whether each of
-    them was the likeliest token.
+    logprob: the sum of its tokens' log probabilities, in nats. tokens: their number, at least 1. greedy: whether each
+    of them was the likeliest token.
     """
 
     logprob: float

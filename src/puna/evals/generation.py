@@ -3,8 +3,8 @@
 All questions go through here, those of Puna's benchmarks and of lm-evaluation-harness alike, so that both get the same
 numbers. As in the harness, a context and its continuation are encoded as one text and split where the context alone
 ends; a space at the end of the context belongs to the continuation. A continuation that merged into the context's last
-token has nothing left of its own and is encoded alone: without a token its log probability would be 0, the highest there
-is. A prompt that is too long for the model loses its beginning, and the result says so.
+token has nothing left of its own and is encoded alone: without a token its log probability would be 0, the highest
+there is. A prompt that is too long for the model loses its beginning, and the result says so.
 """
 
 import hashlib
@@ -59,8 +59,8 @@ class Sampling(NamedTuple):
 def encode_pair(tokenizer: Tokenizer, context: str, continuation: str) -> tuple[list[int], list[int]]:
     """Encode a context, with begin-of-text if the tokenizer has one, and its continuation.
 
-    An empty context is begin-of-text alone, or the end token of a tokenizer that has none. Raises PunaError for an empty
-    continuation.
+    An empty context is begin-of-text alone, or the end token of a tokenizer that has none. Raises PunaError for an
+    empty continuation.
     """
     if not continuation:
         raise PunaError(
@@ -101,7 +101,7 @@ def score_ids(engine: Engine, pairs: Sequence[tuple[Sequence[int], Sequence[int]
         count = min(len(continuation), len(ids) - 1)
         if count < 1:
             raise PunaError(
-                f"A continuation of {len(continuation)} tokens after a context of {len(context)} has no token to score.",
+                f"A continuation of {len(continuation)} tokens after {len(context)} of context has no token to score.",
                 "Give it one token or more, and a context (or a tokenizer with a begin or end token).",
             )
         prompts.append(ids)

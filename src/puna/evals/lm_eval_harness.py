@@ -41,9 +41,7 @@ def engine_model(engine: Engine, *, chat: bool = False) -> Any:
         def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
             first = begin_ids(tokenizer)
             if not first:
-                raise PunaError(
-                    "This model's tokenizer has no token to begin a document with.", "Add one to its files."
-                )
+                raise PunaError("The tokenizer has no token to begin a document with.", "Add one to its files.")
             totals = []
             for number, request in enumerate(requests, 1):
                 ids = tokenizer.encode(request.args[0])
