@@ -1,4 +1,4 @@
-"""How likely continuations are: each has a token of its own, whatever a tokenizer merges, against the model's logits."""
+"""How likely continuations are: each has a token of its own, whatever was merged; checked on the model's logits."""
 
 import pytest
 import torch
