@@ -111,6 +111,7 @@ def _patterns(words: _Words) -> tuple[re.Pattern[str], re.Pattern[str]]:
 
 _PATTERNS = {language: _patterns(words) for language, words in _WORDS.items()}
 _MARK = re.compile(r"^[ \t]{0,3}#{4}(?![ \t]{0,4}[0-9]{1,3}[.):][ \t]+[^\W\d])(?=[^\w\n]{0,12}[0-9])", re.MULTILINE)
+_NOTHING = re.compile(r"\\(?:text|mbox|mathrm|q?quad|[ ,;:!]|$)|[\s{}~$?.…]|_{2,}|\\(?:ldots|dots|cdots|square)")
 _TAG = re.compile(rf"<answer>(.{{1,{MAX_STATED}}}?)</answer>", re.IGNORECASE | re.DOTALL)
 
 
@@ -139,7 +140,7 @@ def _boxes(text: str) -> list[Stated]:
             content = re.split(r"[$\n]", text[place : place + MAX_STATED], maxsplit=1)[0].strip()
         else:
             content = text[place + 1 : closing.get(place, place)].strip()
-        if content and len(content) <= MAX_STATED:
+        if _NOTHING.sub("", content) and len(content) <= MAX_STATED:
             found.append(Stated(match.start(), content, "box"))
     return found
 

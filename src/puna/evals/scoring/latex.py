@@ -123,10 +123,10 @@ _PIECE = re.compile(
     re.DOTALL,
 )
 # Letters that are no unit: functions, constants, and the times of day.
-_NAMES = frozenset((*FUNCTIONS, "pi", "sqrt", "infty", "infinity", "in", "mod", "binom", "frac", "theta", "am", "pm"))
+_NAMES = frozenset((*FUNCTIONS, "pi", "sqrt", "infty", "infinity", "mod", "binom", "frac", "theta", "am", "pm"))
 _UNITS = (
-    "mm cm dm km ft yd mi mg kg lb lbs oz ml cl dl gal qt pt mph kph kmh sec min hr hrs msec ms deg rad hz khz usd eur "
-    "gbp sq cu units unit psi btu kwh kw hp rpm cc ha nm gm gms pts"
+    "mm cm dm km in ft yd mi mg kg lb lbs oz ml cl dl gal qt pt mph kph kmh sec min hr hrs msec ms deg rad hz khz usd "
+    "eur gbp sq cu units unit psi btu kwh kw hp rpm cc ha nm gm gms pts"
 )
 _SHORT_UNITS = frozenset(_UNITS.split())
 
@@ -159,7 +159,7 @@ def _opened(text: str) -> str:
     text = _REPEATING.sub(_as_fraction, text)
     for _ in range(2):
         text = re.sub(_TEXT + r"\s{0,3}\{([^{}]{0,500})\}", rf"{_MARKED}\1{_MARKED}", text)
-    text = re.sub(r"\\(?:d|t|c)frac(?![A-Za-z])", r"\\frac", text)
+    text = re.sub(r"\\[dtc](frac|binom)(?![A-Za-z])", r"\\\1", text)
     return _DEGREES.sub("", text).replace("\\&", "&").strip()
 
 

@@ -39,7 +39,12 @@ def equivalent(one: str, other: str) -> bool:
     """Whether two answers are equivalent. Never raises; its time is bounded by their length."""
     if len(one) > MAX_LENGTH or len(other) > MAX_LENGTH:
         return False
+    rounded = re.compile(r"\\approx(?![A-Za-z])|≈")
+    if rounded.search(one) or rounded.search(other):
+        return any(equivalent(a, b) for a in rounded.split(one)[:2] for b in rounded.split(other)[:2])
     first, second = _with_letter(undressed(one), other), _with_letter(undressed(other), one)
+    if (letter := _option(first, second) or _option(second, first)) is not None:
+        return letter in (first.strip("()"), second.strip("()"))
     return _alike(first, second) or (
         _alike(undressed(one, whole=True), undressed(other, whole=True))
         if "=" in one and "=" in other
@@ -51,6 +56,12 @@ def _with_letter(text: str, other: str) -> str:
     r"""Strip from 5 m what is a unit by the other answer, 5\text{ m}; without that it is five times m."""
     letter = unit_letter(other)
     return re.sub(rf"(?<=[0-9)}}])\s?{letter}(?:\^\{{?[23]\}}?)?$", "", text) if letter else text
+
+
+def _option(text: str, other: str) -> str | None:
+    """The letter of (C) 12, if the other is a letter alone: then the choice is asked for, not its value."""
+    match = re.match(r"\(([A-Z])\)[\s:.]{1,3}\S", text)
+    return match[1] if match and re.fullmatch(r"[A-Z]|\([A-Z]\)", other) else None
 
 
 def _result(text: str) -> str:

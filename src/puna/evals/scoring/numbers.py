@@ -267,6 +267,9 @@ _LEADING = (
     "примерно takriban"
 )
 _ABOUT = frozenset(_LEADING.split())
+_OPERATORS = frozenset(("times", "plus", "over", "mal", "plus", "fois", "por", "más", "на", "плюс", "jumlisha", "mara"))
+_EQUALS = frozenset(("equals", "equal", "gleich", "égale", "равно"))
+_COPULAS = frozenset(("is", "gives", "makes", "ist", "ergibt", "es", "son", "est", "fait", "font", "ni"))
 MAX_WORDS = 4
 """The most words between a number and the equals sign behind it."""
 
@@ -296,15 +299,17 @@ def _prose(clause: str) -> str:
 def _first(clause: str, languages: set[str]) -> str | None:
     """The first number of a clause, or what it is equal to: 15 for "5 x 3 = 15 apples"; None if a clause has none."""
     found: str | None = None
-    words, awaiting, place, computed = 0, "", 0, False
+    words, awaiting, place, operated, computed = 0, "", 0, False, False
     while place < len(clause):
         match = None if found and _operator_next(clause, place) else _NUMBER.match(clause, place)
         if match:
             number = _number(clause, match, languages)
             if found is None or awaiting == "equals":
                 found, computed = number.text, awaiting == "equals"
-            elif not awaiting:
+            elif not awaiting and not match["sign"]:
                 break  # another number, which no operator joins
+            else:
+                operated = True
             awaiting, words, place = "", 0, number.end
             continue
         step = _STEP.match(clause, place)
@@ -314,6 +319,7 @@ def _first(clause: str, languages: set[str]) -> str | None:
             awaiting = kind if found else ""
         elif kind == "word":
             words += 1
+            awaiting = _meant(step.group().lower(), operated) or awaiting if found else ""
             if found and words > MAX_WORDS:
                 break
         elif kind == "line":
@@ -324,9 +330,18 @@ def _first(clause: str, languages: set[str]) -> str | None:
             # The next computation: 16 - 7 = 9; 9 * 2 = 18.
             following = clause[place:].lstrip(" ").split("\n", 1)[0]
             return (_first(following, languages) if "=" in following else None) or found
+        elif kind == "pause" and operated and not computed:
+            continue  # 6 * 7, which equals 42
         elif (kind == "pause" and found) or (kind == "end" and (found or (words and not _abbreviated(clause, step)))):
             break
     return found
+
+
+def _meant(word: str, operated: bool) -> str:
+    """The sign that a word between numbers stands for: 6 times 7 equals 42."""
+    if word in _OPERATORS:
+        return "operator"
+    return "equals" if word in _EQUALS or (operated and word in _COPULAS) else ""
 
 
 def _operator_next(clause: str, place: int) -> bool:
