@@ -70,6 +70,7 @@ class Model:
         """How likely each continuation is after the context: (logprob, tokens, greedy). Nothing is generated.
 
         logprob: the sum over the continuation's tokens, in nats. greedy: whether each of them was the likeliest.
+        Raises PunaError for an empty continuation.
         """
         from puna.evals.generation import likelihoods
 
