@@ -77,6 +77,7 @@ BODIES = [
     "```python\n    return 2 * x\n```",
     "```python\nreturn 2 * x\n```",
     "    return 2 * x\n\nThis doubles it.",
+    "    def double(y, factor):\n        return y * factor\n\n    return double(x, 2)\n",
     "    # first\n    def inner(y):\n        return y\n\n    return 2 * inner(x)\n",
 ]
 

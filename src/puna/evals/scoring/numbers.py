@@ -267,7 +267,7 @@ _LEADING = (
     "примерно takriban"
 )
 _ABOUT = frozenset(_LEADING.split())
-_OPERATORS = frozenset(("times", "plus", "over", "mal", "plus", "fois", "por", "más", "на", "плюс", "jumlisha", "mara"))
+_OPERATORS = frozenset(("times", "plus", "over", "mal", "fois", "por", "más", "на", "плюс", "jumlisha", "mara"))
 _EQUALS = frozenset(("equals", "equal", "gleich", "égale", "равно"))
 _COPULAS = frozenset(("is", "gives", "makes", "ist", "ergibt", "es", "son", "est", "fait", "font", "ni"))
 MAX_WORDS = 4
@@ -275,11 +275,10 @@ MAX_WORDS = 4
 
 
 def _stated_number(stated: Stated, languages: set[str]) -> str | None:
+    """The number that a statement gives; None if it has none."""
     if stated.kind in ("box", "tag"):
-        clause = plain(stated.text)
-        return _first(clause, languages) or None
-    rest = stated.text[:MAX_CLAUSE]
-    clause = plain(rest)
+        return _first(plain(stated.text), languages)
+    clause = plain(stated.text[:MAX_CLAUSE])
     if stated.kind == "sign" and (prose := _prose(clause)):
         # A sentence, or the whole solution when it begins on a line of its own.
         whole = prose if clause[: len(clause) - len(clause.lstrip())].count("\n") == 0 else plain(stated.text)

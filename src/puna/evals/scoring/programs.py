@@ -31,7 +31,7 @@ def find_program(response: str, prompt: str, name: str) -> str | None:
     blocks = _blocks(text) or [(text, False)]
     for code, closed in blocks:
         if program := _whole(code, name, closed):
-            return _joined(prompt, program)
+            return f"{prompt}{code}" if _goes_on(prompt, code, name) else _joined(prompt, program)
     if not _mentions(prompt, name):
         return next((textwrap.dedent(code) for code, _ in blocks if _mentions(code, name)), None)
     for code, closed in blocks:
@@ -59,6 +59,14 @@ def _whole(code: str, name: str, closed: bool) -> str | None:
         if part and name in _defined(part):
             return part
     return None
+
+
+def _goes_on(prompt: str, code: str, name: str) -> bool:
+    """Whether what the code defines is a helper of that name within the prompt's function, whose body goes on."""
+    tree = _parsed(f"{prompt}{code}") if code.strip("\n")[:1].isspace() and _mentions(prompt, name) else None
+    last = tree.body[-1] if tree and tree.body else None
+    inner = last.body[-1] if isinstance(last, ast.FunctionDef) and last.name == name else None
+    return inner is not None and not isinstance(inner, ast.FunctionDef | ast.ClassDef | ast.Import | ast.ImportFrom)
 
 
 def _body(code: str, prompt: str, name: str, closed: bool) -> str | None:
