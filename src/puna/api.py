@@ -76,7 +76,7 @@ class Model:
         """Score how likely each continuation is after the context: (logprob, tokens, greedy).
 
         Generates nothing. logprob: the sum over the continuation's tokens, in nats. greedy: whether each of them was
-        the most likely token.
+        the most likely token. Raises PunaError for an empty continuation.
         """
         from puna.evals.generation import likelihoods
 
