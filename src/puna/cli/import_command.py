@@ -33,5 +33,5 @@ def run(args: argparse.Namespace) -> None:
     if args.json:
         print_json({"directory": str(args.out), **lineage})
         return
-    say(f"{format_count(lineage['parameters'])} parameters ({lineage['stage']}), loaded and checked.")
+    say(f"{format_count(lineage['parameters'])} parameters ({lineage['stage']}), loaded and verified.")
     print(args.out)
