@@ -1,4 +1,4 @@
-"""Budgets and dates: the rent is spent and not more, what is reached follows, and goals cost what they cost."""
+"""Budgets and dates: the rent stays within the budget, results follow from it, and goals have their cost."""
 
 from collections.abc import Callable, Sequence
 
@@ -65,7 +65,7 @@ def test_the_preset_nearest_to_twenty_tokens_a_parameter_is_named(ask: Ask) -> N
     assert spend(ask).optimal == "llama3-70b"
     small = spend(ask, budget=2e4, model="llama3-8b")
     assert small.optimal == "llama3-8b"
-    assert [one.model for one in small.presets][:2] == ["llama3.2-1b", "llama3-8b"], "one of each shape, by size"
+    assert [one.model for one in small.presets][:2] == ["llama3.2-1b", "llama3-8b"], "one per shape, by size"
 
 
 def test_more_money_goes_further(ask: Ask) -> None:
@@ -110,7 +110,7 @@ def test_a_fleet_and_a_budget_say_how_long(ask: Ask) -> None:
     assert found.run.question.accelerators == 256
     short = spend(ask, count=2048, days=30.0)
     assert short.run.rent_usd is not None
-    assert short.run.rent_usd.value == pytest.approx(2e6, rel=2e-3), "the money ends before the month does"
+    assert short.run.rent_usd.value == pytest.approx(2e6, rel=2e-3), "the money runs out before the month"
     assert short.days < 30
 
 

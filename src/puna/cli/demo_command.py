@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> None:
     )
     for ability in result["abilities"]:
         about = f"{ability['ability']}: {ability['task']}, level {ability['level']}"
-        show_table((about, "greedy", "95 % interval", "pass@1", "pass@k"), [_stage(row) for row in ability["stages"]])
+        show_table((about, "right", "95 % interval"), [_stage(row) for row in ability["stages"]])
     out = console(stderr=False)
     out.print(f"\nreport  {result['report']}\nmodel   {result['model']}", markup=False)
     out.print(f"chat    puna serve {result['model']}   (or, in the terminal: puna chat)\n", markup=False)
@@ -82,13 +82,7 @@ def run(args: argparse.Namespace) -> None:
 
 def _stage(row: dict[str, Any]) -> tuple[str, ...]:
     low, high = row["greedy_interval"]
-    return (
-        row["stage"],
-        f"{row['greedy']:.0%}",
-        f"{low:.0%} to {high:.0%}",
-        f"{row['pass_1']:.0%}",
-        f"{row['pass_k']:.0%} (k = {row['k']})",
-    )
+    return (row["stage"], f"{row['greedy']:.0%}", f"{low:.0%} to {high:.0%}")
 
 
 def _free_port(wanted: int) -> int:

@@ -3,7 +3,7 @@
 puna eval MODEL --suite code,planning [--limit N]   benchmarks with intervals and baselines, a report and a model card
 puna eval MODEL --lm-eval arc_easy,hellaswag        tasks of lm-evaluation-harness on Puna's engine
 puna eval bpb MODEL CORPUS                          bits per byte of the corpus' held-out documents
-puna eval list                                      every suite and benchmark, and whether its files are here
+puna eval list                                      every benchmark: whether its files are here, or where from
 """
 
 import argparse
@@ -276,23 +276,52 @@ def seen(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 
 def _list(args: argparse.Namespace) -> None:
+    from textwrap import fill
+
     from puna.core.console import print_json, show_table
     from puna.evals.catalogue import BENCHMARKS
-    from puna.evals.datasets import EvalData, is_held
+    from puna.evals.datasets import EvalData, first_file
+    from puna.evals.origins import ORIGINS, origin
 
     data = EvalData.find(args.data)
     rows: list[dict[str, Any]] = []
     for one in BENCHMARKS.values():
-        held = "puna" in one.suites or is_held(one.load, data)
+        file = None if "puna" in one.suites else first_file(one.load, data)
+        found = origin(file.name) if file else None
+        where = {
+            "held": file is None or file.here,
+            "hub": file is not None and file.hub,
+            "file": file.name if file else None,
+            "from": f"{found.source} ({found.form})" if found else None,
+        }
         words = {key: getattr(one, key) for key in ("title", "suites", "prompt", "metric", "source")}
-        rows.append({"benchmark": one.name, "held": held, **words})
+        rows.append({"benchmark": one.name, **where, **words})
     if args.json:
         print_json(rows)
         return
+    here = ["yes" if row["held"] else "--hub" if row["hub"] else "no" for row in rows]
     show_table(
         ("benchmark", "title", "suites", "here"),
-        [(r["benchmark"], r["title"], ", ".join(r["suites"]), "yes" if r["held"] else "no") for r in rows],
+        [
+            (row["benchmark"], row["title"], ", ".join(row["suites"]), word)
+            for row, word in zip(rows, here, strict=True)
+        ],
     )
+    missing = [one for one in ORIGINS if not data.has(one.files)]
+    if missing:
+        print(f"\n--hub: what that option fetches. These files are not here; {data.described}.")
+        print("They belong in the folder that --data or PUNA_EVAL_DATA names, compressed or not:\n")
+        for one in missing:
+            print(one.files)
+            print(
+                fill(
+                    f"{one.source} ({one.form})",
+                    78,
+                    initial_indent="    ",
+                    subsequent_indent="    ",
+                    break_on_hyphens=False,
+                )
+            )
 
 
 def bits_per_byte(args: argparse.Namespace) -> None:

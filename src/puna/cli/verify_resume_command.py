@@ -27,11 +27,11 @@ def run(args: argparse.Namespace) -> None:
     from puna.core.console import print_json, show_table
     from puna.core.recipe import load
     from puna.train.recipe import Recipe
-    from puna.train.run.directory import settle_corpus
+    from puna.train.run.directory import resolve_corpus
     from puna.train.run.verify_resume import verify_resume
 
     processes = _numbers(args.nproc)
-    recipe = settle_corpus(load(Recipe, args.recipe, args.overrides).value)
+    recipe = resolve_corpus(load(Recipe, args.recipe, args.overrides).value)
     if args.keep and args.keep.exists() and any(args.keep.iterdir()):
         raise PunaError(f"{args.keep} is not empty.", "Give --keep a new folder.")
     with tempfile.TemporaryDirectory(prefix="puna-verify-") as folder:

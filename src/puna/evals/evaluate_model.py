@@ -112,7 +112,8 @@ def _loaded(benchmarks: str | Sequence[str | Benchmark], data: EvalData, limit: 
         chosen |= {one.name: one} if isinstance(one, Benchmark) else {found.name: found for found in select(one)}
     names = [name.strip() for one in wanted if isinstance(one, str) for name in one.split(",")]
     known = suites()
-    return load_items(list(chosen.values()), data, limit, named=all(name not in known for name in names))
+    named = [name for name in names if name in known]
+    return load_items(list(chosen.values()), data, limit, named=not named, suites=named)
 
 
 def _path(given: str | Path | None) -> Path | None:

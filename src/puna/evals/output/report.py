@@ -62,7 +62,7 @@ def _header(results: Result, measured: Sequence[Result]) -> str:
     lead = (
         f"A model of <b>{format_count(model['parameters'])} parameters</b>, asked as "
         f"<b>{escape(results['settings']['form'])}</b>: {items:,} items of {len(measured)} benchmarks. "
-        "Every score has its 95 % interval, and beside it what guessing and the best constant answer score."
+        "Every score has its 95 % interval, and the scores of guessing and of the best constant answer."
     )
     pairs = [
         (str(len(measured)), "benchmarks"),

@@ -161,7 +161,7 @@ def _fleets(estimate: RunEstimate, fleets: Sequence[FleetSize]) -> str:
     charts = [
         pictures.chart(
             "Tokens per second",
-            f"from {first.accelerators:,} to {fleets[-1].accelerators:,} accelerators, each laid out anew; "
+            f"from {first.accelerators:,} to {fleets[-1].accelerators:,} accelerators, each with its own layout; "
             "dashed: all as fast as the most efficient of them",
             counts,
             pictures.Axis("", format_count, log=True),
@@ -190,7 +190,9 @@ def _fleets(estimate: RunEstimate, fleets: Sequence[FleetSize]) -> str:
                 joined=True,
             )
         )
-    text = "The same run on other fleets, each laid out anew. Filled: this plan. Dashed: all as fast as the fastest."
+    text = (
+        "The same run on other fleets, each with its own layout. Filled: this plan. Dashed: all as fast as the fastest."
+    )
     return section("More or fewer accelerators", text, _grid(charts))
 
 

@@ -298,7 +298,7 @@ def goodput_text(good: Goodput) -> str:
             f"{format_count(good.parameters)} parameters; stops training for {span(good.checkpoint.stall_seconds)}, "
             f"written in {span(good.checkpoint.write_seconds or good.checkpoint.stall_seconds)}",
         ),
-        ("spare nodes", f"{good.spares:,}", "", f"beside {good.nodes:,}; without one left 1 % of the time"),
+        ("spare nodes", f"{good.spares:,}", "", f"in addition to {good.nodes:,}; all in use 1 % of the time"),
     ]
     lines = [
         f"[bold]One job on {good.accelerators:,} accelerators[/bold] in {good.nodes:,} nodes for {good.days:g} days",
