@@ -14,6 +14,7 @@ from puna.core.recipe import load
 from puna.model.config import ModelConfig
 from puna.plan.evidence.local_device import Calibration, device_here, write_calibration
 from puna.plan.launch.emit import TARGETS
+from puna.plan.output.format import span
 from puna.train.recipe import Recipe
 
 ROOT = Path(__file__).parents[2]
@@ -181,11 +182,12 @@ def test_a_plan_for_other_software_shows_its_own_next_to_it(capsys: pytest.Captu
     assert main([*words, "--stack", "puna", "--json"]) == 0
     own = json.loads(capsys.readouterr().out)
     assert (planned["stack"], own["stack"]) == ("megatron-core", "puna")
-    assert planned["own_stack"]["layout"] == own["best"]["layout"]
-    assert planned["own_stack"]["days"] == pytest.approx(own["days"]["value"])
-    assert "own_stack" not in own
+    words_of_own = f"puna train itself (--stack puna): {span(own['step_seconds']['value'])} a step"
+    assert planned["assumptions"][-1].startswith(words_of_own)
+    assert f"{own['days']['value']:.3g} days" in planned["assumptions"][-1]
+    assert not any("puna train itself" in one for one in own["assumptions"])
     assert main(words) == 0
-    assert "puna train itself (--stack puna)" in capsys.readouterr().out.splitlines()[1]
+    assert capsys.readouterr().out.splitlines()[1] == planned["assumptions"][-1]
     assert main(["plan", "llama3-70b", "--fleet", "8xh100"]) == 0
     assert "has no layout that fits 8 x h100-sxm" in capsys.readouterr().out
 
@@ -406,7 +408,10 @@ def test_a_plan_needs_no_torch(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     modules = _modules_of(["llama3-8b", "--fleet", "8xh100"]).split()
-    assert [name for name in modules if name.startswith("puna.train.")] == ["puna.train.planning.target"]
+    assert [name for name in modules if name.startswith("puna.train.")] == [
+        "puna.train.planning",
+        "puna.train.planning.target",
+    ]
 
 
 def _modules_of(words: list[str]) -> str:

@@ -9,6 +9,7 @@ puna plan validate [--runs FILE]      errors by family, intervals, ranking
 """
 
 import argparse
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -146,9 +147,10 @@ def _show(args: argparse.Namespace, target: "Target", found: "RunEstimate", term
         own = next(iter(sizes(sized, [question.accelerators], found.tokens, terms)), None)
     own_words = own_stack_words(own, found) if own_target else ""
     if args.json:
-        from puna.plan.output.json_output import estimate_tree, own_stack_tree
+        from puna.plan.output.json_output import estimate_tree
 
-        print_json(estimate_tree(found) | ({"own_stack": own_stack_tree(own)} if own_target else {}))
+        noted = (*found.assumptions, own_words) if own_words else found.assumptions
+        print_json(estimate_tree(replace(found, assumptions=noted)))
     else:
         from puna.plan.output.terminal import estimate_text
 

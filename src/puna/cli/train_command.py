@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> None:
         raise PunaError(f"--nproc {args.nproc} is not a number of processes.", "Use 1 or more.")
     if args.resume:
         if args.run_dir:
-            raise PunaError("--resume and --run-dir were both given.", "Leave --run-dir out.")
+            raise PunaError("--resume and --run-dir were both given.", "--resume alone names the run directory.")
         run_dir, recipe = args.resume, resumed_run(args.resume, args.words, first=rank == 0)
         if finished := finished_event(run_dir, recipe):
             if rank == 0:

@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> None:
     rank = int(os.environ.get("RANK", 0))
     if args.resume:
         if args.run_dir:
-            raise PunaError("--resume and --run-dir were both given.", "Leave --run-dir out.")
+            raise PunaError("--resume and --run-dir were both given.", "--resume alone names the run directory.")
         run_dir = args.resume
         recipe = resumed_stage(run_dir, args.words, stage=args.stage, first=rank == 0)
         if finished := finished_stage(run_dir, recipe):
