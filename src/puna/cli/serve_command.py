@@ -182,6 +182,7 @@ def _load(given: str, args: argparse.Namespace, settings: "Settings") -> "Backen
     import torch
 
     from puna.cli.generation_options import device_of
+    from puna.core.console import say
     from puna.engine.core.memory_errors import out_of_memory
     from puna.engine.generate import load_engine
     from puna.model.hub import model_directory
@@ -205,6 +206,8 @@ def _load(given: str, args: argparse.Namespace, settings: "Settings") -> "Backen
             kv_tokens=args.kv_tokens,
             deterministic=args.deterministic,
         )
+        if engine.tokenizer is None:
+            say(f"{given} has no tokenizer: it answers only /v1/completions, with token ids for a prompt.")
         return NativeBackend(
             engine,
             name,
