@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from puna.core.errors import ModelError
+from puna.core.errors import ModelError, reason_of
 from puna.core.files import new_directory, read_json, require_space, write_json, write_text
 from puna.core.units import format_bytes, format_count
 from puna.model.card import model_card
@@ -328,7 +328,7 @@ def _open(path: Path) -> Iterator[Any]:
         with safe_open(path, framework="pt", device="cpu") as file:
             yield file
     except SafetensorError as error:
-        detail = str(error).removeprefix("Error while deserializing header: ")
+        detail = reason_of(error).removeprefix("Error while deserializing header: ")
         raise ModelError(f"{path} is damaged or cut short ({detail}).", "Fetch or write the model again.") from None
 
 

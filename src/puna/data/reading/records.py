@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from puna.core.errors import DataError, nearest
+from puna.core.errors import DataError, nearest, reason_of
 from puna.data.reading.chunks import read_lines, read_utf8
 from puna.data.reading.file_types import suffix
 
@@ -167,9 +167,9 @@ class _Parquet:
             or getattr(error, "errno", None) is not None
         ):
             return
-        text = str(error).splitlines()[0] if str(error) else "it ends too early"
         raise DataError(
-            f"{self.path} is {self.damaged} parquet file (after row {self.rows}: {text}).", "Download it again."
+            f"{self.path} is {self.damaged} parquet file (after row {self.rows}: {reason_of(error)}).",
+            "Download it again.",
         ) from error
 
 
