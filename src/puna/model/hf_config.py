@@ -5,7 +5,6 @@ choose between two contradicting values or merely warn, the file is refused by t
 logits.
 """
 
-import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -34,6 +33,7 @@ _KEYS: dict[str, _Key] = {
     "mlp_bias": _Key(bool, False),
 }
 _ROPE_THETA = 10_000.0
+_LARGEST = 1e300
 _ROPE: dict[str, tuple[str, ...]] = {
     "default": (),
     "linear": ("factor",),
@@ -75,10 +75,10 @@ def _read(values: Mapping[str, Any], key: str, entry: _Key, name: str) -> Any:
 
 
 def _typed(value: Any, key: str, kind: type, name: str) -> Any:
-    accepted = (int, float) if kind is float else kind
-    if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool) or value != value:
+    accepted = (int, float) if kind is float else (kind,)
+    if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
         raise ModelError(f"{name}: {key} is {_shown(value)}, not {_WORDS[kind]}.", "Fetch the model's config again.")
-    if kind is float and not math.isfinite(value):
+    if kind is float and isinstance(value, int | float) and not abs(value) < _LARGEST:
         raise ModelError(f"{name}: {key} is {_shown(value)}, not a finite number.", "Fetch the model's config again.")
     return value
 

@@ -70,9 +70,9 @@ def _template_begin(spec: Mapping[str, Any]) -> str | None:
     """The token that the tokenizer.json itself puts in front of a text."""
     processor = spec.get("post_processor") or {}
     for part in processor.get("processors") or [processor]:
-        first = next(iter(part.get("single") or []), {}) if part.get("type") == "TemplateProcessing" else {}
-        if "SpecialToken" in first:
-            return str(first["SpecialToken"]["id"])
+        pieces = part.get("single") or [] if part.get("type") == "TemplateProcessing" else []
+        if pieces and "SpecialToken" in pieces[0]:
+            return str(pieces[0]["SpecialToken"]["id"])
     return None
 
 

@@ -127,13 +127,9 @@ def _other_encoding(head: bytes) -> str:
     for mark, name in _MARKS.items():
         if head.startswith(mark):
             return name
-    zeros = [byte == 0 for byte in head[:4]]  # where the first characters are ASCII
-    encoding = {
-        (False, True, False, True): "utf-16-le",
-        (True, False, True, False): "utf-16-be",
-        (False, True, True, True): "utf-32-le",
-        (True, True, True, False): "utf-32-be",
-    }.get(tuple(zeros))
+    zeros = "".join("0" if byte == 0 else "x" for byte in head[:4])  # where the first characters are ASCII
+    encodings = {"x0x0": "utf-16-le", "0x0x": "utf-16-be", "x000": "utf-32-le", "000x": "utf-32-be"}
+    encoding = encodings.get(zeros)
     if encoding is None:
         return ""
     text = head[: len(head) // 4 * 4].decode(encoding, "replace")
