@@ -213,6 +213,7 @@ def _load(given: _Given, args: argparse.Namespace, settings: "Settings") -> "Bac
     import torch
 
     from puna.cli.generation_options import device_of
+    from puna.core.console import say
     from puna.engine.core.memory_errors import out_of_memory
     from puna.engine.generate import load_engine
     from puna.model.store import load_stage
@@ -232,6 +233,8 @@ def _load(given: _Given, args: argparse.Namespace, settings: "Settings") -> "Bac
             kv_tokens=args.kv_tokens,
             deterministic=args.deterministic,
         )
+        if engine.tokenizer is None:
+            say(f"{given} has no tokenizer: it answers only /v1/completions, with token ids for a prompt.")
         return NativeBackend(
             engine,
             given.name,
