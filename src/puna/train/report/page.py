@@ -140,7 +140,7 @@ def _comparison(run: Run) -> str:
         "Beside compressors",
         "A language model is a compressor: what it finds likely costs few bits. All were measured on the "
         "same held-out documents.",
-        f'<div class="scroll">{rendered}</div>',
+        rendered,
     )
 
 
@@ -317,7 +317,7 @@ def _completions(run: Run) -> str:
         "Given the head of a function from a held-out file, the model writes the body. Counted are bodies that "
         "Python's own parser accepts and that do something. Parsing is a first measure of code: it does not say that "
         "the body is right. Intervals are Wilson's.",
-        f'<div class="scroll">{rendered}</div>',
+        rendered,
     )
 
 
