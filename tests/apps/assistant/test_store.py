@@ -90,10 +90,13 @@ def test_search_folds_case_and_form_on_both_sides(store: Store, text: str, query
     talk(store, text="other")
     (found,) = store.conversations("ana", query=query)
     assert found["id"] == id
-    assert text in found["snippet"]  # and the passage is that place, wherever folding changes lengths
+    assert " ".join(text.split()) in found["snippet"]  # and the passage is that place, wherever folding changes lengths
 
 
-@given(st.text(max_size=40), st.text(max_size=10), st.text(max_size=40))
+LETTERS = st.text("aäßİıſΣςﬁＡxＸ 日", max_size=60)
+
+
+@given(LETTERS, LETTERS, LETTERS)
 @settings(max_examples=300)
 def test_a_passage_contains_what_was_found(before: str, query: str, after: str) -> None:
     text = before + query + after

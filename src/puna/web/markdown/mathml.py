@@ -19,7 +19,7 @@ LENGTHS = {"width", "height", "depth", "lspace", "rspace", "minsize", "maxsize",
 MAX_EM = 20.0  # so that no formula pushes the text around it away
 _CHILDREN = {"mfrac": 2, "mroot": 2, "msub": 2, "msup": 2, "munder": 2, "mover": 2, "msubsup": 3, "munderover": 3}
 _LENGTH = re.compile(r"\+?(-?\d*\.?\d+)(em|ex)?")
-FIXED = {"form": {"prefix", "infix", "postfix"}, "mathvariant": {"normal"}, "scriptlevel": {"0", "1", "2"}}
+FIXED = {"mathvariant": {"normal"}, "scriptlevel": {"0", "1", "2"}}
 _OPERATORS = {*"¬∥‖", *"⟨⟩⟵⟶⟷⟸⟹⟺"}  # besides Unicode's mathematical symbols
 _LETTERS = {*"∞∂∇∅∀∃"}  # symbols that are set like letters
 _LIMITS = {*"∑∏∐⋃⋂⨁⨂⋁⋀⨆"} | {"lim", "max", "min", "sup", "inf", "argmax", "argmin"}
@@ -99,7 +99,7 @@ def _token(element: Element) -> str:
         name = "mi"
     space = ' lspace="0" rspace="0.167em"' if name == "mi" and len(text) > 1 and text.isalpha() else ""
     if space:  # a function's name: TeX leaves a thin space behind it
-        return f'<mo form="prefix" stretchy="false"{space}>{escape(text)}</mo>'
+        return f'<mo stretchy="false"{space}>{escape(text)}</mo>'
     return f"<{name}{attributes}>{escape(text)}</{name}>"
 
 
