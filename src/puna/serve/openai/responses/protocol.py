@@ -182,7 +182,7 @@ def chat_request(asked: ResponsesRequest, messages: list[dict[str, Any]]) -> Cha
     if form.type == "json_schema":
         if form.schema_ is None:
             raise ApiError(400, "text.format of type json_schema needs a schema.", param="text.format.schema")
-        schema = {"name": form.name or "answer", "schema": form.schema_}
+        schema = {"name": form.name or "answer", "schema": form.schema_, "strict": form.strict}
         given["response_format"] = {"type": "json_schema", "json_schema": schema}
     elif form.type == "json_object":
         given["response_format"] = {"type": "json_object"}
