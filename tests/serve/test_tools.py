@@ -99,7 +99,7 @@ def test_what_strict_cannot_promise_is_refused_by_name(live, schema: dict[str, A
         (chat(live, tools=[tool("f", whole(schema), strict=True)], tool_choice="required"), "tools"),
         (
             live.post("/v1/responses", {"input": "x", "text": {"format": {"type": "json_schema", **named}}}),
-            "response_format",
+            "text.format",
         ),
     ):
         assert answer.status_code == 400, answer.text
@@ -119,3 +119,116 @@ def test_arguments_are_an_object(live) -> None:
     ):
         name, arguments = call_of(chat(live, tools=[tool("f", {**schema, "maxProperties": 0})], tool_choice="required"))
         assert (name, arguments) == ("f", {})
+
+
+# -- history ---------------------------------------------------------------------------------------------------------
+
+ARGUMENTS: list[tuple[Any, dict[str, Any]]] = [
+    ("", {}),
+    (None, {}),
+    ("  ", {}),
+    ("null", {}),
+    ('{"city": "Oslo"}', {"city": "Oslo"}),
+    ('{"city": "Os', {"city": "Os"}),
+    ('{"city": "Oslo", "n": [1, 2', {"city": "Oslo", "n": [1, 2]}),
+    ('{"city": "Oslo", "a', {"city": "Oslo"}),
+    ('{"city": "Oslo"}}', {"city": "Oslo"}),
+    ('{"city": "Oslo"}{"city": "Rome"}', {"city": "Oslo"}),
+    ({"city": "Oslo"}, {"city": "Oslo"}),
+    ("Oslo", {"arguments": "Oslo"}),
+    ("[1]", {"arguments": [1]}),
+]
+
+
+@pytest.mark.parametrize(("given", "read"), ARGUMENTS, ids=[str(given) for given, _ in ARGUMENTS])
+def test_a_call_with_any_arguments_stays_in_the_history(live, given: Any, read: dict[str, Any]) -> None:
+    call = {"id": "c1", "type": "function", "function": {"name": "get_time", "arguments": given}}
+    result = {"role": "tool", "tool_call_id": "c1", "content": "cut off"}
+    messages = [*MESSAGES, {"role": "assistant", "content": None, "tool_calls": [call]}, result]
+    assert chat(live, messages=messages, max_tokens=3).status_code == 200
+    assert json.dumps(read, ensure_ascii=False) in prompt_of(live, messages)
+    items = [
+        {"role": "user", "content": "x"},
+        {"type": "function_call", "call_id": "c1", "name": "get_time", "arguments": given},
+        {"type": "function_call_output", "call_id": "c1", "output": "cut off"},
+    ]
+    assert live.post("/v1/responses", {"input": items, "max_output_tokens": 3}).status_code == 200
+
+
+def prompt_of(live, messages: list[dict[str, Any]]) -> str:
+    """What the model reads."""
+    tokens = live.post("/tokenize", {"messages": messages}).json()["tokens"]
+    return live.post("/detokenize", {"tokens": tokens}).json()["prompt"]
+
+
+@pytest.mark.parametrize(
+    ("message", "read"),
+    [
+        ({"role": "assistant", "content": None}, ""),
+        ({"role": "assistant"}, ""),
+        ({"role": "assistant", "content": None, "refusal": "I will not."}, "I will not."),
+        ({"role": "assistant", "content": [{"type": "refusal", "refusal": "I will not."}]}, "I will not."),
+        (
+            {
+                "role": "assistant",
+                "content": [{"type": "thinking", "thinking": "Hm"}, {"type": "text", "text": "Yes."}],
+            },
+            "Yes.",
+        ),
+        ({"role": "assistant", "content": "Yes.", "reasoning": "Hm"}, "Hm"),
+        ({"role": "assistant", "content": "Yes.", "audio": None, "function_call": None, "annotations": []}, "Yes."),
+        ({"role": "assistant", "content": None, "function_call": {"name": "old", "arguments": "{}"}}, "old"),
+        ({"role": "function", "name": "old", "content": "noon"}, "noon"),
+        ({"role": "tool", "tool_call_id": "c", "content": None}, ""),
+        ({"role": "tool", "tool_call_id": "c", "content": [{"type": "text", "text": "noon"}]}, "noon"),
+        (
+            {"role": "tool", "tool_call_id": "c", "content": [{"type": "image_url", "image_url": {"url": "x"}}]},
+            "image_url",
+        ),
+        (
+            {
+                "role": "assistant",
+                "content": None,
+                "tool_calls": [{"id": None, "type": "custom", "custom": {"name": "patch", "input": "*** Begin"}}],
+            },
+            '{"input": "*** Begin"}',
+        ),
+    ],
+)
+def test_whatever_stands_in_the_history_is_read(live, message: dict[str, Any], read: str) -> None:
+    messages = [*MESSAGES, message, *MESSAGES]
+    answer = chat(live, messages=messages, max_tokens=3)
+    assert answer.status_code == 200, answer.text
+    assert read in prompt_of(live, messages)
+
+
+# -- answers that are cut off ----------------------------------------------------------------------------------------
+
+CALL = '<tool_call>\n{"name": "get_time", "arguments": {"city": "Oslo"}}\n</tool_call>'
+
+
+def test_a_turn_cut_off_after_a_call_says_length_and_shows_no_markup(live) -> None:
+    text = f"Yes.\n{CALL}\n{CALL}"
+    tools = [tool("get_time", {"type": "object"})]
+    options = {"messages": MESSAGES, "tools": tools, "structured_outputs": {"choice": [text]}, "temperature": 0}
+    whole = chat(live, **{**options, "max_tokens": None}).json()
+    assert whole["choices"][0]["finish_reason"] == "tool_calls"
+    length = whole["usage"]["completion_tokens"]
+    seen = set()
+    for limit in range(4, length):
+        answer = chat(live, **{**options, "max_tokens": limit}).json()["choices"][0]
+        calls = answer["message"].get("tool_calls") or []
+        content = answer["message"]["content"] or ""
+        assert answer["finish_reason"] == "length", limit
+        assert "Yes.".startswith(content), (limit, content)
+        assert all(json.loads(one["function"]["arguments"]) == {"city": "Oslo"} for one in calls)
+        seen.add(len(calls))
+    assert seen == {0, 1} or seen == {0, 1, 2}
+
+
+def test_a_forced_call_that_is_cut_off_is_no_text(live) -> None:
+    answer = chat(live, tools=[tool("get_time", {"type": "object"})], tool_choice="required", max_tokens=4)
+    choice = answer.json()["choices"][0]
+    assert choice["finish_reason"] == "length"
+    assert not choice["message"]["content"]
+    assert not choice["message"].get("tool_calls")

@@ -25,6 +25,8 @@ from puna.text.chat import render
 from puna.text.tokenizer import Tokenizer
 from puna.web.errors import ApiError
 
+SMALLEST_TOP_P = 1e-9
+"""Stands for 0, which OpenAI allows: only the likeliest token."""
 FREE = 1 << 30
 """max_tokens of a request without a limit: the context ends first."""
 
@@ -140,7 +142,7 @@ def sampling(
         max_tokens=FREE if max_tokens is None else max_tokens,
         temperature=1.0 if request.temperature is None else request.temperature,
         top_k=max(request.top_k or 0, 0),
-        top_p=1.0 if request.top_p is None else request.top_p,
+        top_p=1.0 if request.top_p is None else max(request.top_p, SMALLEST_TOP_P),
         min_p=request.min_p or 0.0,
         seed=request.seed,
         stop=stop,
