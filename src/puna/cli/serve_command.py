@@ -8,6 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
+from urllib.parse import quote, urlsplit
 
 if TYPE_CHECKING:
     from puna.serve.backends.base import Backend
@@ -24,6 +25,15 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     where.add_argument("--port", type=int, default=8000, metavar="N", help="port (default: 8000)")
     where.add_argument(
         "--allowed-host", action="append", default=[], metavar="NAME", help="accepted host name; * for any"
+    )
+    where.add_argument(
+        "--public-origin",
+        default="",
+        metavar="URL",
+        help="what browsers see when a reverse proxy is in front, such as https://chat.example",
+    )
+    where.add_argument(
+        "--root-path", default="", metavar="PATH", help="path under which the proxy publishes the server, such as /puna"
     )
     where.add_argument(
         "--cors-origin", action="append", default=[], metavar="URL", help="allow pages of this origin to call the API"
@@ -121,6 +131,8 @@ def run(args: argparse.Namespace) -> None:
         shown = "localhost" if settings.host in ("127.0.0.1", "0.0.0.0", "::", "::1") else settings.host
         address = f"http://{shown}:{listening.getsockname()[1]}"
         say(f"Serving on {address}; the API is at /v1.")
+        if settings.public_origin:
+            say(f"Browsers reach it at {settings.public_origin}{settings.root_path}/")
         for backend in backends:
             for choice in backend.choices:
                 say(escape(f"  {choice}"))
@@ -199,6 +211,8 @@ def settings_of(args: argparse.Namespace) -> "Settings":
         keys=read_keys(args.api_key_file) if args.api_key_file else {},
         allowed_hosts=tuple(args.allowed_host),
         cors_origins=tuple(args.cors_origin),
+        public_origin=_origin(args.public_origin),
+        root_path=_root_path(args.root_path),
         accounts=args.accounts,
         data=args.data,
         max_queue=args.max_queue,
@@ -206,6 +220,30 @@ def settings_of(args: argparse.Namespace) -> "Settings":
         request_seconds=args.timeout,
         drain_seconds=args.drain,
     )
+
+
+def _origin(given: str) -> str:
+    """An origin: scheme and host. Raises PunaError for anything else."""
+    from puna.core.errors import PunaError
+
+    parts = urlsplit(given.rstrip("/"))
+    if given and (parts.scheme not in ("http", "https") or not parts.netloc or "@" in parts.netloc):
+        raise PunaError(f"--public-origin {given} is not an origin.", "Give one such as https://chat.example.")
+    if parts.path or parts.query or parts.fragment:
+        raise PunaError(f"--public-origin {given} has a path.", "Give the path with --root-path.")
+    return given.rstrip("/").lower()
+
+
+def _root_path(given: str) -> str:
+    """A path without a slash at its end. Raises PunaError for anything else."""
+    from puna.core.errors import PunaError
+
+    path = given.rstrip("/")
+    if path and (
+        not path.startswith("/") or not all(part.strip(".") and quote(part) == part for part in path[1:].split("/"))
+    ):
+        raise PunaError(f"--root-path {given} is not a path.", "Give one such as /puna.")
+    return path
 
 
 def _load(given: _Given, args: argparse.Namespace, settings: "Settings") -> "Backend":

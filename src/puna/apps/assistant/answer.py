@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import Field, ValidationError
 
 from puna.serve.backends.base import Backend
+from puna.serve.openai.objects import token_data
 from puna.serve.openai.protocol import (
     ChatChunkChoice,
     ChatRequest,
@@ -253,9 +254,9 @@ def _completion_tokens(choice: CompletionChunkChoice, tokenizer: Tokenizer | Non
     for id, text, logprob, tops in rows:
         if tokenizer is not None and id in tokenizer.eos_ids:
             continue
-        data = tokenizer.token_bytes(id) if tokenizer and id is not None else text.encode()
+        data = tokenizer.token_bytes(id) if tokenizer and id is not None else token_data(text)
         best = sorted((tops or {}).items(), key=lambda pair: -pair[1])[:ALTERNATIVES]
-        others = [[data.hex() if t == text else t.encode().hex(), round(p, 4)] for t, p in best]
+        others = [[data.hex() if t == text else token_data(t).hex(), round(p, 4)] for t, p in best]
         made.append([id, data.hex(), round(logprob or 0.0, 4), others])
     return made
 

@@ -1,4 +1,5 @@
 // Settings that are the same for all conversations: theme, language, exports, keyboard shortcuts, the account.
+import { address } from "/static/web/js/address.js";
 import { appearanceFields } from "/static/web/js/appearance.js";
 import { download, el } from "/static/web/js/dom.js";
 import { forgetDrafts } from "/static/web/js/drafts.js";
@@ -28,7 +29,7 @@ export function openGeneral() {
       "div",
       { class: "row start foot" },
       el("button", { type: "button", class: "quiet", onclick: () => (window_.close(), openKeys()), text: t("keys.title") }),
-      el("a", { class: "quiet", href: "/account", text: t("account.title") }),
+      el("a", { class: "quiet", href: address("/account"), text: t("account.title") }),
       state.signedIn && el("button", { type: "button", class: "quiet", onclick: leave, text: t("signout", { user: state.user }) }),
     ),
   );

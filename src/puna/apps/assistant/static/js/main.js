@@ -1,4 +1,5 @@
 // The start of the page: language, signing in, models, the two views, and addresses.
+import { address } from "/static/web/js/address.js";
 import * as chat from "./chat.js";
 import { compareView } from "./compare.js";
 import { composerView } from "./composer.js";
@@ -91,8 +92,8 @@ async function start() {
 // The worker has not seen what was loaded before it was installed: request it again, so that it is cached.
 function cacheFiles() {
   const loaded = performance.getEntriesByType("resource").map((entry) => new URL(entry.name).pathname);
-  const ours = loaded.filter((path) => path.startsWith("/static/"));
-  for (const path of new Set(["/", ...ours])) fetch(path).catch(() => {});
+  const ours = loaded.filter((path) => path.startsWith(address("/static/")));
+  for (const path of new Set([address("/"), ...ours])) fetch(path).catch(() => {});
 }
 
 start();

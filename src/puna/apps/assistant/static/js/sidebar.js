@@ -1,4 +1,5 @@
 // The list of conversations: searching, renaming, exporting, deleting.
+import { address } from "/static/web/js/address.js";
 import { announce, composing, download, el, icon, iconButton } from "/static/web/js/dom.js";
 import { get, patch, remove } from "/static/web/js/api.js";
 import * as chat from "./chat.js";
@@ -23,7 +24,7 @@ export function sidebarView() {
     el(
       "div",
       { class: "side-head" },
-      el("span", { class: "brand" }, el("img", { src: "/static/web/icons/icon.svg", alt: "", width: "26", height: "26" }), "Puna"),
+      el("span", { class: "brand" }, el("img", { src: address("/static/web/icons/icon.svg"), alt: "", width: "26", height: "26" }), "Puna"),
       iconButton("close", t("list.close"), closeDrawer, { class: "icon-button drawer-close" }),
     ),
     el("button", { type: "button", class: "new", title: `${t("new")} (Ctrl K)`, onclick: () => (closeDrawer(), showChat(), chat.begin()) }, icon("new"), t("new")),
