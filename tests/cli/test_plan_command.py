@@ -307,7 +307,7 @@ H100 = ("--fleet", "8xh100")
         (("llama3-8b", *H100, "--tokens", "15.6"), "--tokens 15.6 has no unit. Did you mean 15.6T?"),
         (("llama3-8b", *H100, "--tokens", "500"), "--tokens 500 has no unit. Did you mean 500T?"),
         (("llama3-8b", *H100, "--tokens", "15.6Q"), "'15.6Q' is not a count. Write it like 500, 2.5M or 15.6T."),
-        (("llama3-8b", *H100, "--tokens", "0B"), "--tokens 0B trains nothing"),
+        (("llama3-8b", *H100, "--tokens", "0B"), "--tokens 0B is nothing to train on"),
         (("llama3-8b", *H100, "--batch", "513", "--stack", "puna"), "share a batch of 513 sequences"),
         (
             ("llama3-8b", *H100, "--batch", "100", "--dp", "8"),
@@ -331,7 +331,7 @@ H100 = ("--fleet", "8xh100")
         (("llama3-8b", *H100, "train.batch=5"), "'train.batch=5' overrides a recipe, but llama3-8b is a preset"),
         (("llama3-8b", *H100, "prices.pue=0.5"), "prices.pue = 0.5"),
         (("llama3-8b", "--budget-usd", "1e6"), "A budget alone does not say"),
-        (("llama3-8b", "--budget-usd", "1e6", "--days", "3", "--tp", "2"), "a pinned layout does not go with"),
+        (("llama3-8b", "--budget-usd", "1e6", "--days", "3", "--tp", "2"), "a pinned layout does not work with"),
         (("llama3-8b", "--budget-usd", "10", "--days", "30"), "rent no h100-sxm"),
         (("goodput", "--gpus", "0", "--days", "3"), "0 GPUs cannot train"),
         (("goodput", "--gpus", "8"), "--gpus and --days were not given"),
@@ -368,7 +368,7 @@ def test_runs_to_judge_are_asked_for_where_there_are_none(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("PUNA_TEST_DATA", raising=False)
-    assert "Give a file of published runs with --runs" in refused(capsys, "validate")
+    assert "Pass a file of published runs with --runs" in refused(capsys, "validate")
 
 
 def test_a_plan_needs_no_torch(tmp_path: Path) -> None:
