@@ -109,15 +109,21 @@ def _llama(corpus: Any, args: argparse.Namespace, changes: list[str]) -> Made:
     import torch
 
     from puna.core.recipe import check
-    from puna.demo.run import plan
+    from puna.demo.run import demo_recipe
+    from puna.demo.shapes import SHAPES
     from puna.train import parallel
     from puna.train.measure.machine import measure as measure_machine
+    from puna.train.planning.step_time import expected_step
     from puna.train.pretrain import Pretraining, prepare
     from puna.train.recipe import Recipe
     from puna.train.schedule import lr_factor
 
     machine = measure_machine()
-    recipe = plan(machine, args.seconds / 60, corpus=str(corpus.path), name="learning").model_dump(mode="json")
+    draft = demo_recipe(SHAPES[1], 8, corpus=str(corpus.path), name="learning")
+    step = expected_step(draft, machine)
+    assert step is not None
+    steps = max(1, int(args.seconds / step.step_seconds))
+    recipe = demo_recipe(SHAPES[1], 8, corpus=str(corpus.path), name="learning", steps=steps).model_dump(mode="json")
     for change in changes:
         key, value = change.split("=")
         section, field = key.split(".")

@@ -76,7 +76,7 @@ class Model:
         """Score how likely each continuation is after the context: (logprob, tokens, greedy).
 
         Generates nothing. logprob: the sum over the continuation's tokens, in nats. greedy: whether each of them was
-        the most likely token.
+        the most likely token. Raises PunaError for an empty continuation.
         """
         from puna.evals.generation import likelihoods
 
@@ -198,16 +198,18 @@ def train_model(
     {"train.steps": 500}. run_dir: runs/<name> by default. on_event: called with every event of metrics.jsonl.
     Raises RecipeError for an invalid recipe, and PunaError for a corpus or machine that does not fit it.
     """
-    from puna.train.run.directory import new_run, resolve_corpus, resumed_run
+    from puna.train.run.directory import finished_event, new_run, resumed_run, settled
 
     words = _words(overrides)
     if resume:
         directory = Path(_place(recipe))
-        settled = resumed_run(directory, words)
+        asked = resumed_run(directory, words)
+        if finished := finished_event(directory, asked):
+            return RunResult(directory, finished)
     else:
         with _as_file(recipe) as path:
-            settled, directory = new_run(path, words, _path(run_dir))
-    event = _pretrain(resolve_corpus(settled), directory, resume, [on_event] if on_event else [])
+            asked, directory = new_run(path, words, _path(run_dir))
+    event = _pretrain(settled(asked), directory, resume, [on_event] if on_event else [])
     return RunResult(directory, event)
 
 
@@ -231,17 +233,19 @@ def tune_model(
     model: the model to start from, if not the recipe's `model`. The other arguments are those of `train_model`.
     """
     from puna.core.recipe import read_toml
-    from puna.tune.stages import new_stage, resumed_stage
+    from puna.tune.stages import finished_stage, new_stage, resumed_stage, settled
 
     words = _words({**({"model": str(model)} if model is not None else {}), **(overrides or {})})
     if resume:
         directory = Path(_place(recipe))
-        settled: StageBase = resumed_stage(directory, words, stage="")
+        asked: StageBase = resumed_stage(directory, words, stage="")
+        if finished := finished_stage(directory, asked):
+            return RunResult(directory, finished)
     else:
         with _as_file(recipe) as path:
             stage = str(read_toml(path).get("stage", ""))
-            settled, directory = new_stage(path, words, _path(run_dir), stage=stage)
-    event = _tune(settled, directory, resume, [on_event] if on_event else [])
+            asked, directory = new_stage(path, words, _path(run_dir), stage=stage)
+    event = _tune(settled(asked), directory, resume, [on_event] if on_event else [])
     return RunResult(directory, event)
 
 

@@ -1,4 +1,4 @@
-"""`puna model inspect`, `import`, `sample` and `chat` as a person types them."""
+"""`puna model inspect`, `import`, `sample` and `chat` from the command line."""
 
 import json
 from collections.abc import Callable
@@ -29,7 +29,7 @@ def make(tmp_path: Path, random_model: Callable[..., LlamaForCausalLM]) -> Calla
     return written
 
 
-def test_inspect_says_what_a_model_is(make: Callable[[str], Path], capsys: pytest.CaptureFixture[str]) -> None:
+def test_inspect_describes_a_model(make: Callable[[str], Path], capsys: pytest.CaptureFixture[str]) -> None:
     path = make("base")
     assert main(["model", "inspect", str(path), "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
@@ -50,7 +50,7 @@ def test_import_then_sample(make: Callable[[str], Path], tmp_path: Path, capsys:
     assert main(["import", str(make("base")), "-o", str(out), "--json"]) == 0
     written = json.loads(capsys.readouterr().out)
     assert written["directory"] == str(out)
-    assert written["parent"] == "base", "the folder's name, not where it lies on this machine"
+    assert written["parent"] == "base", "the folder's name, not its path on this machine"
 
     options = ["sample", str(out), "-p", "def add", "--max-tokens", "12", "--seed", "3"]
     assert main([*options, "--json"]) == 0
@@ -72,7 +72,7 @@ def test_sample_greedy_and_stop(make: Callable[[str], Path], capsys: pytest.Capt
 
 
 def say(monkeypatch: pytest.MonkeyPatch, *lines: str | type[BaseException]) -> None:
-    """Let these lines, or interrupts, come from the keyboard; then the input ends."""
+    """Feed these lines, or interrupts, to input(); then the input ends."""
     coming = iter(lines)
 
     def read(_: str = "") -> str:
@@ -110,7 +110,7 @@ def test_chat_with_a_base_model_says_so_and_continues(
     assert shown.out == capsys.readouterr().out
 
 
-def test_the_first_interrupt_stops_the_answer_and_the_second_leaves(
+def test_an_interrupt_stops_the_answer_and_one_at_the_prompt_exits(
     make: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     stream = Engine.stream

@@ -144,9 +144,9 @@ def test_launch_files_hold_a_recipe_that_the_trainer_reads(
 ) -> None:
     words = ("llama3-8b", "--fleet", "16xh100", "--stack", "puna", "--emit", target, "-o", str(tmp_path / "job"))
     assert main(["plan", *words]) == 0
-    told = capsys.readouterr()
-    assert "Wrote" in told.err
-    assert "no corpus" in told.err
+    shown = capsys.readouterr()
+    assert "Wrote" in shown.err
+    assert "no corpus" in shown.err
     found = tree(capsys, *words[:5])
     recipe = load(Recipe, tmp_path / "job" / "recipe.toml").value
     layout = found["best"]["layout"]
@@ -172,6 +172,22 @@ def test_a_recipe_that_is_launched_keeps_what_the_plan_does_not_settle(
     )
     assert main(["plan", *words[:3], "--tokens", "1T", *words[3:5], "-o", str(tmp_path / "shorter")]) == 0
     assert load(Recipe, tmp_path / "shorter" / "recipe.toml").value.train.tokens == 10**12
+
+
+def test_a_plan_for_other_software_shows_its_own_next_to_it(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["plan", "llama3-8b", "--fleet", "8xh100"]
+    assert main([*words, "--json"]) == 0
+    planned = json.loads(capsys.readouterr().out)
+    assert main([*words, "--stack", "puna", "--json"]) == 0
+    own = json.loads(capsys.readouterr().out)
+    assert (planned["stack"], own["stack"]) == ("megatron-core", "puna")
+    assert planned["own_stack"]["layout"] == own["best"]["layout"]
+    assert planned["own_stack"]["days"] == pytest.approx(own["days"]["value"])
+    assert "own_stack" not in own
+    assert main(words) == 0
+    assert "puna train itself (--stack puna)" in capsys.readouterr().out.splitlines()[1]
+    assert main(["plan", "llama3-70b", "--fleet", "8xh100"]) == 0
+    assert "has no layout that fits 8 x h100-sxm" in capsys.readouterr().out
 
 
 def test_a_budget_and_a_date(capsys: pytest.CaptureFixture[str]) -> None:
@@ -286,9 +302,9 @@ def test_a_runs_file_with_a_missing_field_names_row_and_field(
     row = {key: value for key, value in RUNS["throughput"][0].items() if key != field}
     runs = tmp_path / "runs.yaml"
     runs.write_text(json.dumps({**RUNS, "throughput": [row]}), encoding="utf-8")
-    said = refused(capsys, "predict", "--runs", str(runs))
-    assert "row one" in said
-    assert field in said
+    sentence = refused(capsys, "predict", "--runs", str(runs))
+    assert "row one" in sentence
+    assert field in sentence
 
 
 H100 = ("--fleet", "8xh100")
@@ -351,15 +367,15 @@ H100 = ("--fleet", "8xh100")
     ],
 )
 def test_bad_input_is_one_sentence(capsys: pytest.CaptureFixture[str], words: tuple[str, ...], message: str) -> None:
-    said = refused(capsys, *words)
-    assert message in said
-    assert said.count("\n") == 1
+    sentence = refused(capsys, *words)
+    assert message in sentence
+    assert sentence.count("\n") == 1
 
 
 def test_an_unknown_accelerator_comes_with_its_nearest_and_six_lines(capsys: pytest.CaptureFixture[str]) -> None:
-    said = refused(capsys, "llama3-8b", "--fleet", "8xh1000")
-    assert "'h1000' is not in the catalogue of accelerators. Nearest: h100" in said
-    lines = said.strip().splitlines()[1:]
+    sentence = refused(capsys, "llama3-8b", "--fleet", "8xh1000")
+    assert "'h1000' is not in the catalogue of accelerators. Nearest: h100" in sentence
+    lines = sentence.strip().splitlines()[1:]
     assert len(lines) == 6
     assert all("=" in line for line in lines)
 
@@ -402,8 +418,8 @@ def _modules_of(words: list[str]) -> str:
 
 def test_published_mixtures_are_planned_by_name(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "qwen3-30b-a3b", "--fleet", "8xb200", "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["best"]["layout"]["ep"] > 1
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["best"]["layout"]["ep"] > 1
     assert main(["plan", "qwen3-30b-a3b", "--fleet", "8xb200", "--stack", "puna"]) == 2
     assert "no network for qwen3-30b-a3b" in capsys.readouterr().err
 

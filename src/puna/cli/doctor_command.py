@@ -1,4 +1,4 @@
-"""Check this machine: what Puna can use, what is missing, and how to get it."""
+"""show what Puna can use on this machine, what is missing, and how to get it"""
 
 import argparse
 
@@ -9,7 +9,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Print the findings."""
+    """Print what was found."""
     from rich.markup import escape
 
     from puna.core.console import console, print_json
@@ -21,7 +21,7 @@ def run(args: argparse.Namespace) -> None:
         return
     out = console(stderr=False)
     for one in findings:
-        mark, colour = {"ok": ("ok", "green"), "note": ("look", "yellow"), "missing": ("missing", "red")}[one.state]
+        mark, colour = {"ok": ("ok", "green"), "note": ("note", "yellow"), "missing": ("missing", "red")}[one.state]
         out.print(f"[{colour}]{mark:<8}[/]{one.name:<14}{escape(one.found)}")
         if one.advice:
             out.print(f"{'':22}{escape(one.advice)}", style="dim")

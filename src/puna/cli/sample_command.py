@@ -1,6 +1,6 @@
-"""Continue a prompt.
+"""continue a prompt
 
-The text, after its prompt, streams to stdout as it is generated.
+The prompt and its continuation stream to stdout.
 """
 
 import argparse
@@ -19,7 +19,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Stream the text, or print JSON."""
     from puna.core.console import print_json
+    from puna.model.hub import model_directory
 
+    model_directory(args.model)  # a wrong path is reported before torch is loaded
     params = generation_options.sampling_params(args)
     engine = generation_options.load(args)
     assert engine.tokenizer is not None

@@ -46,11 +46,11 @@ class Option:
 
 
 # Measured with steps of 8 x 512 tokens, one seed each. 256 wide: 1.474 after 0.32M tokens, 1.352 after 0.59M, 1.126
-# after 2.0M. 320: 1.453 after 0.32M, 1.190 after 1.1M. 128 and 192 have one point each, 1.493 and 1.398 after 0.64M;
-# their powers extrapolate the other two.
+# after 2.0M. 320: 1.453 after 0.32M, 1.190 after 1.1M. 192: 1.398 after 0.64M, 1.322 after 0.89M, 1.304 after 0.98M.
+# 128: 1.493 after 0.64M, 1.344 after 1.63M.
 SHAPES = (
-    Shape(128, 3, 4, 344, 1.415, 0.12),
-    Shape(192, 4, 4, 512, 1.315, 0.135),
+    Shape(128, 3, 4, 344, 1.42, 0.112),
+    Shape(192, 4, 4, 512, 1.30, 0.164),
     Shape(256, 4, 4, 688, 1.247, 0.147),
     Shape(320, 6, 5, 864, 1.209, 0.1615),
 )

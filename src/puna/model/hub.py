@@ -1,9 +1,10 @@
-"""Find a model: a folder, a run directory, or a repository on the Hugging Face Hub.
+"""Where a model is and what it is called: a folder, a run directory, or a repository on the Hugging Face Hub.
 
 Only `puna import` and `puna model inspect` access the Hub, and only for names given as Hub ids; everything else works
 on folders. The client is installed with the extra `hub`.
 """
 
+import os
 import re
 from pathlib import Path
 
@@ -33,6 +34,16 @@ def model_directory(name: str | Path) -> Path:
         )
     hint = f"To fetch it from Hugging Face: puna import {name} -o models/{path.name}" if _is_hub_id(str(name)) else ""
     raise ModelError(f"{path} does not exist.", hint or "Pass the folder of a model or of a run.")
+
+
+def model_name(place: str | Path) -> str:
+    """The name of a model or run directory wherever a model is named: its folder's, but for a folder `model` its run's.
+
+    Links are not followed: a link has the name that somebody chose for it.
+    """
+    path = Path(os.path.abspath(place))
+    is_run = (path / "model" / "config.json").is_file() and not (path / "config.json").is_file()
+    return path.parent.name if path.name == "model" and path.parent.name and not is_run else path.name
 
 
 def find_model(name: str, *, weights: bool) -> Path:

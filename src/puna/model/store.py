@@ -21,10 +21,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from puna.core.errors import ModelError
-from puna.core.files import new_directory, read_json, require_space, write_json, write_text
+from puna.core.files import give_usual_mode, new_directory, read_json, require_space, write_json, write_text
 from puna.core.units import format_bytes, format_count
 from puna.model.card import model_card
 from puna.model.config import ModelConfig
+from puna.model.hub import model_name
 from puna.model.llama import LlamaForCausalLM, copy_whole
 from puna.version import __version__
 
@@ -96,7 +97,7 @@ def save_model(
         if tokenizer is not None:
             tokenizer.save(place)
         write_json(place / "puna.json", {"puna": __version__, "parameters": config.num_parameters(), **lineage})
-        write_text(place / "README.md", model_card(directory.name, config, lineage, name))
+        write_text(place / "README.md", model_card(model_name(directory), config, lineage, name))
         for file in files:
             shutil.copyfile(file, place / file.name)
 
@@ -340,6 +341,7 @@ def _save_shards(
         part = {name: tensors[name].detach().to(device="cpu", dtype=dtype).contiguous() for name in names}
         with _system_errors(place / file):
             save_file(part, place / file, metadata={"format": "pt"})
+        give_usual_mode(place / file)
         with open(place / file, "rb") as written:
             os.fsync(written.fileno())
         weight_map |= dict.fromkeys(names, file)

@@ -68,9 +68,9 @@ class Loop:
         state, objective, hooks = self.state, self.objective, hooks or {}
         resumed_from = self._restore() if resume else None
         if state.world.first:
-            files.write_text(state.run_dir / "recipe.toml", dump(state.kept_recipe))
             at = state.step if resume else None
             state.metrics = MetricsLog(state.run_dir, state.recipe.log, resume_step=at, observers=state.observers)
+            files.write_text(state.run_dir / "recipe.toml", dump(state.kept_recipe))
         state.emit(self._start_event(resumed_from))
         for sentence in objective.notes:
             state.note("data", sentence)

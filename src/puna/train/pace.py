@@ -2,7 +2,7 @@
 
 A plan is based on a few timed steps. Other programs may start later, or may have been running while those steps were
 timed. So a run that promised a time projects its end at every log line, and changes the number of remaining steps when
-it would miss the promise by more than a tenth. The learning rate is a function of the share of the schedule that is
+it would miss the promise by more than 5 %. The learning rate is a function of the share of the schedule that is
 done, not of the step, so it stays continuous and always completes its decay.
 """
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from puna.train.recipe import ScheduleConfig
 
-TOLERANCE = 0.1
+TOLERANCE = 0.05
 """Share of the promised time: a projection that is off by more changes the number of steps."""
 
 

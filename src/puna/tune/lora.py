@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from puna.core.errors import PunaError, nearest
-from puna.core.files import new_directory, read_json, write_json
+from puna.core.files import give_usual_mode, new_directory, read_json, write_json
 from puna.model.llama import LlamaForCausalLM, copy_whole
 from puna.model.store import load_config, load_lineage, load_model, read_tensor, save_model, tensor_headers
 from puna.text.tokenizer import Tokenizer
@@ -128,6 +128,7 @@ def write_adapter(directory: Path, state: Mapping[str, Tensor], config: LoRAConf
                 tensors[f"base_model.model.{name.removesuffix(ending)}{theirs}"] = tensor.float().cpu().contiguous()
     with new_directory(directory, replace=True) as place:
         save_file(tensors, place / "adapter_model.safetensors", metadata={"format": "pt"})
+        give_usual_mode(place / "adapter_model.safetensors")
         write_json(
             place / "adapter_config.json",
             {

@@ -15,6 +15,7 @@ from pydantic import Field, field_validator, model_validator
 from puna.core.errors import PunaError, nearest
 from puna.core.recipe import Config, Loaded, load, read_toml
 from puna.model.config import ModelConfig
+from puna.model.hub import model_name
 from puna.model.layout import LayoutConfig
 from puna.train.recipe import (
     CheckpointConfig,
@@ -140,8 +141,8 @@ class StageBase(Config):
 
     @property
     def run_name(self) -> str:
-        """The name of the run directory."""
-        return self.name or f"{Path(self.model).name or 'model'}-{self.stage}"
+        """What the run directory is called."""
+        return self.name or f"{model_name(self.model) if self.model else 'model'}-{self.stage}"
 
 
 class StageRecipe(StageBase, RunRecipe):

@@ -4,14 +4,18 @@ Imports torch only once they are known.
 """
 
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from puna.core.errors import PunaError
+from puna.core.errors import PunaError, RecipeError
 from puna.core.recipe import check, read_toml
-from puna.train.run.directory import RECIPE, check_free
+from puna.data.corpus import Corpus
+from puna.model.hub import model_directory
+from puna.train.recipe import RunRecipe
+from puna.train.run.directory import RECIPE, check_free, finished_event
 from puna.tune.recipe import STAGES, StageBase, load_stage, stage_schema
+from puna.tune.rows.dialogues import require_file
 
 
 def new_stage(
@@ -48,6 +52,41 @@ def resumed_stage(run_dir: Path, overrides: Sequence[str], *, stage: str, first:
     if "stage" not in read_toml(path):
         raise PunaError(f"{run_dir} is a pretraining run.", f"Use puna train --resume {run_dir}.")
     return load_stage(path, overrides, stage=stage).value
+
+
+def settled(recipe: StageBase) -> StageBase:
+    """The recipe with model directories where it names runs.
+
+    Raises PunaError when a model, a file or a corpus is missing, before torch is loaded.
+    """
+    if not recipe.model and recipe.stage != "average":
+        raise RecipeError("No model was given.", f"Use: puna tune {recipe.stage} RECIPE MODEL.")
+    change: dict[str, Any] = {
+        key: str(model_directory(place))
+        for key in ("model", "teacher", "reward_model")
+        if (place := getattr(recipe, key, ""))
+    }
+    if parts := getattr(recipe, "models", ()):
+        change["models"] = tuple(part.model_copy(update={"path": str(model_directory(part.path))}) for part in parts)
+    for file in _files(recipe.model_dump()):
+        require_file(Path(file))
+    if corpus := getattr(recipe, "corpus", ""):
+        Corpus.open(Path(corpus))
+    return recipe.model_copy(update=change)
+
+
+def _files(values: Mapping[str, Any]) -> Iterator[str]:
+    """The paths under every key `files` of a recipe, those of its sections too."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _files(value)
+        elif key == "files":
+            yield from (str(file["path"] if isinstance(file, Mapping) else file) for file in value)
+
+
+def finished_stage(run_dir: Path, recipe: StageBase) -> dict[str, Any] | None:
+    """The last event of a finished run of a stage, where `recipe` asks for no more steps; else None."""
+    return finished_event(run_dir, recipe) if isinstance(recipe, RunRecipe) else None
 
 
 def check_stage(tree: dict[str, Any], name: str) -> StageBase:

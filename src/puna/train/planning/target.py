@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from puna.core.errors import PunaError, RecipeError, nearest
 from puna.core.units import format_count, parse_count
 from puna.model.config import PRESETS, ModelConfig
+from puna.model.hub import model_name
 from puna.model.layout import Layout
 from puna.plan.equations.columns import PRECISIONS
 from puna.plan.equations.constants import find_stack
@@ -70,6 +71,10 @@ class Target:
             precision=self.precision,
             costs=CostModel(self.stack),
         )
+
+    def on_own_stack(self) -> "Target | None":
+        """The same target for `puna train` itself; None where it is that already, or has no network for the shape."""
+        return None if self.stack == "puna" or self.config is None else replace(self, stack="puna")
 
     def recipe_layout(self, accelerator: Accelerator, count: int) -> Layout | None:
         """The recipe's own layout, if it has one that can run on this fleet."""
@@ -333,7 +338,7 @@ def _directory(name: str) -> _Source:
     from puna.core.files import read_json
 
     config = ModelConfig.from_hf(read_json(where / "config.json"), str(where / "config.json"))
-    return _Source(path.resolve().name, config=config)
+    return _Source(model_name(path), config=config)
 
 
 def parse_batch(text: str) -> tuple[int | None, float]:

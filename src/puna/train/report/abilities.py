@@ -33,8 +33,9 @@ def abilities(rows: Sequence[Mapping[str, Any]], note: str = NOTE) -> str:
 def _ability(row: Mapping[str, Any]) -> str:
     stages = row["stages"]
     k = next((stage["k"] for stage in stages if stage.get("pass_k") is not None), 0)
-    columns = ["", "greedy, 0 to 100 %", "", "95 % interval", "pass@1", "95 % interval", f"pass@{k}", "problems"]
-    cells = [_stage(stage) for stage in stages]
+    sampled = ["pass@1", "95 % interval", f"pass@{k}"] if k else []
+    columns = ["", "greedy, 0 to 100 %", "", "95 % interval", *sampled, "problems"]
+    cells = [_stage(stage, sampled=k > 0) for stage in stages]
     constant = row.get("constant")
     about = f"{row['task']}, level {row['level']}: {row.get('about', '')}".rstrip(": ")
     if constant is not None:
@@ -44,20 +45,19 @@ def _ability(row: Mapping[str, Any]) -> str:
     return f'<div class="ability">{head}<div class="scroll">{rendered}</div>{_examples(row)}</div>'
 
 
-def _stage(stage: Mapping[str, Any]) -> list[str]:
+def _stage(stage: Mapping[str, Any], *, sampled: bool) -> list[str]:
     greedy, interval = stage.get("greedy"), stage.get("greedy_interval")
     drawing = ""
     if greedy is not None and interval:
         tip = f"{greedy:.1%}, 95 % interval {interval[0]:.1%} to {interval[1]:.1%}"
         drawing = interval_bar(interval[0], greedy, interval[1], tip)
+    drawn = [_share(stage.get("pass_1")), _range(stage.get("pass_1_interval")), _share(stage.get("pass_k"))]
     return [
         named(str(stage["stage"]), str(stage.get("note") or "")),
         Html(drawing),
         _share(greedy),
         _range(interval),
-        _share(stage.get("pass_1")),
-        _range(stage.get("pass_1_interval")),
-        _share(stage.get("pass_k")),
+        *(drawn if sampled else []),
         f"{stage['problems']:,}",
     ]
 

@@ -10,11 +10,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from puna.core.console import say
+from puna.core.console import say, say_plain
 from puna.core.errors import RecipeError
 from puna.core.files import lock_directory
-from puna.core.recipe import load
-from puna.train.recipe import Recipe
+from puna.core.recipe import load, read_toml
+from puna.model.hub import model_directory
+from puna.train.recipe import Recipe, RunRecipe
+from puna.train.run.metrics import last_event
 
 RECIPE = "recipe.toml"
 
@@ -78,6 +80,42 @@ def resumed_run(run_dir: Path, overrides: Sequence[str], *, first: bool = True) 
             f"Give train.steps of at least {reached}, or start a new run.",
         )
     return after
+
+
+def finished_event(run_dir: Path, recipe: RunRecipe) -> dict[str, Any] | None:
+    """The last event of a run that has reached its end, where `recipe` asks for no more steps; else None.
+
+    A run whose model was removed is not finished: resuming it writes the model again.
+    """
+    event = last_event(run_dir)
+    if event is None or event.get("kind") != "end" or not list((run_dir / "model").glob("*.safetensors")):
+        return None
+    kept = read_toml(run_dir / RECIPE).get("train", {})
+    same = all(kept.get(key, 0) == getattr(recipe.train, key, 0) for key in ("steps", "tokens"))
+    steps = recipe.total_steps if isinstance(recipe, Recipe) else recipe.train.steps
+    return event if same or steps == event["step"] else None
+
+
+def say_finished(run_dir: Path, event: Mapping[str, Any], command: str) -> None:
+    """Say that there is nothing to resume, and how to train longer."""
+    say_plain(
+        f"{run_dir} is finished, at step {event['step']:,}; its model is {run_dir / 'model'}. "
+        f"To train longer: {command} --resume {run_dir} train.steps=N"
+    )
+
+
+def settled(recipe: Recipe) -> Recipe:
+    """The recipe with its corpus built and the model directory that `start_from` means.
+
+    Raises PunaError when one of them is missing or they do not fit, before torch is loaded.
+    """
+    from puna.train.run.setup import open_corpus
+
+    if recipe.start_from:
+        recipe = recipe.model_copy(update={"start_from": str(model_directory(recipe.start_from))})
+    recipe = resolve_corpus(recipe)
+    open_corpus(recipe)
+    return recipe
 
 
 def resolve_corpus(recipe: Recipe, folder: Path = Path("corpora")) -> Recipe:

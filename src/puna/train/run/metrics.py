@@ -24,6 +24,7 @@ Event = dict[str, Any]
 
 FILE = "metrics.jsonl"
 DROPPED = "metrics.dropped.jsonl"
+_TAIL = 1 << 20  # bytes that hold the last line, however many measures it has
 
 
 class MetricsLog:
@@ -112,6 +113,17 @@ def read_metrics(run_dir: Path) -> list[Event]:
             raise PunaError(f"{path}, line {number} is not a JSON object.", "The file is damaged; fix that line.")
         events.append(event)
     return events
+
+
+def last_event(run_dir: Path) -> Event | None:
+    """The newest event of a run, read from the end of its file; None where there is none or the last line is torn."""
+    path = run_dir / FILE
+    if not path.is_file():
+        return None
+    with open(path, "rb") as file:
+        file.seek(max(0, path.stat().st_size - _TAIL))
+        lines = file.read().splitlines()
+    return _parse(lines[-1]) if lines else None
 
 
 def without_abandoned(events: Sequence[Event]) -> list[Event]:

@@ -64,18 +64,24 @@ def read_dialogues(path: Path) -> list[Dialogue]:
     return found
 
 
-def read_rows(path: Path) -> Iterator[Row]:
-    """Yield the rows of a file as JSON objects.
-
-    Raises PunaError for a missing, damaged or unknown file.
-    """
-    suffixes = [suffix for suffix in path.suffixes if suffix not in _PACKED]
+def require_file(path: Path) -> None:
+    """Raise PunaError when a file of rows is missing, or of a kind that is not read."""
+    suffixes = _suffixes(path)
     if not path.is_file():
         near = [p.name for p in path.parent.iterdir() if p.is_file()] if path.parent.is_dir() else []
         raise DataError(f"{path} does not exist.", nearest(path.name, near) if near else "Check the path.")
     if not suffixes or suffixes[-1] not in _KINDS:
-        raise DataError(f"{path} is not a file of dialogues.", f"Use a file that ends in {', '.join(_KINDS)}.")
-    if suffixes[-1] == ".parquet":
+        raise DataError(f"{path} is not a file of dialogues.", f"Give one that ends in {', '.join(_KINDS)}.")
+
+
+def _suffixes(path: Path) -> list[str]:
+    return [suffix for suffix in path.suffixes if suffix not in _PACKED]
+
+
+def read_rows(path: Path) -> Iterator[Row]:
+    """The rows of a file as JSON objects. Raises PunaError for a missing, damaged or unknown file, naming the line."""
+    require_file(path)
+    if _suffixes(path)[-1] == ".parquet":
         yield from _parquet(path)
     elif _is_array(path):
         yield from _array(path)
