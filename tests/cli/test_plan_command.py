@@ -406,7 +406,8 @@ def test_a_plan_needs_no_torch(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     modules = _modules_of(["llama3-8b", "--fleet", "8xh100"]).split()
-    assert [name for name in modules if name.startswith("puna.train.")] == ["puna.train.planning", "puna.train.planning.target"]
+    planning = [name for name in modules if name.startswith("puna.train.")]
+    assert planning == ["puna.train.planning", "puna.train.planning.target"]
 
 
 def _modules_of(words: list[str]) -> str:
