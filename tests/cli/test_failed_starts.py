@@ -17,7 +17,6 @@ COMMANDS = [
     "serve nosuch",
     "serve a=model b=nosuch",
     "serve model x=model model",
-    "serve nosuch --backend vllm",
     "eval nosuch --suite code",
     "eval model --suite nosuch",
     "eval model --suite code --against nosuch",

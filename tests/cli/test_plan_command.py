@@ -14,6 +14,7 @@ from puna.core.recipe import load
 from puna.model.config import ModelConfig
 from puna.plan.evidence.local_device import Calibration, device_here, write_calibration
 from puna.plan.launch.emit import TARGETS
+from puna.plan.output.format import span
 from puna.train.recipe import Recipe
 
 ROOT = Path(__file__).parents[2]
@@ -181,11 +182,12 @@ def test_a_plan_for_other_software_shows_its_own_next_to_it(capsys: pytest.Captu
     assert main([*words, "--stack", "puna", "--json"]) == 0
     own = json.loads(capsys.readouterr().out)
     assert (planned["stack"], own["stack"]) == ("megatron-core", "puna")
-    assert planned["own_stack"]["layout"] == own["best"]["layout"]
-    assert planned["own_stack"]["days"] == pytest.approx(own["days"]["value"])
-    assert "own_stack" not in own
+    words_of_own = f"puna train itself (--stack puna): {span(own['step_seconds']['value'])} a step"
+    assert planned["assumptions"][-1].startswith(words_of_own)
+    assert f"{own['days']['value']:.3g} days" in planned["assumptions"][-1]
+    assert not any("puna train itself" in one for one in own["assumptions"])
     assert main(words) == 0
-    assert "puna train itself (--stack puna)" in capsys.readouterr().out.splitlines()[1]
+    assert capsys.readouterr().out.splitlines()[1] == planned["assumptions"][-1]
     assert main(["plan", "llama3-70b", "--fleet", "8xh100"]) == 0
     assert "has no layout that fits 8 x h100-sxm" in capsys.readouterr().out
 
@@ -323,7 +325,7 @@ H100 = ("--fleet", "8xh100")
         (("llama3-8b", *H100, "--tokens", "15.6"), "--tokens 15.6 has no unit. Did you mean 15.6T?"),
         (("llama3-8b", *H100, "--tokens", "500"), "--tokens 500 has no unit. Did you mean 500T?"),
         (("llama3-8b", *H100, "--tokens", "15.6Q"), "'15.6Q' is not a count. Write it like 500, 2.5M or 15.6T."),
-        (("llama3-8b", *H100, "--tokens", "0B"), "--tokens 0B is nothing to train on"),
+        (("llama3-8b", *H100, "--tokens", "0B"), "--tokens 0B trains nothing"),
         (("llama3-8b", *H100, "--batch", "513", "--stack", "puna"), "share a batch of 513 sequences"),
         (
             ("llama3-8b", *H100, "--batch", "100", "--dp", "8"),
@@ -347,7 +349,7 @@ H100 = ("--fleet", "8xh100")
         (("llama3-8b", *H100, "train.batch=5"), "'train.batch=5' overrides a recipe, but llama3-8b is a preset"),
         (("llama3-8b", *H100, "prices.pue=0.5"), "prices.pue = 0.5"),
         (("llama3-8b", "--budget-usd", "1e6"), "A budget alone does not say"),
-        (("llama3-8b", "--budget-usd", "1e6", "--days", "3", "--tp", "2"), "a pinned layout does not work with"),
+        (("llama3-8b", "--budget-usd", "1e6", "--days", "3", "--tp", "2"), "a pinned layout does not go with"),
         (("llama3-8b", "--budget-usd", "10", "--days", "30"), "rent no h100-sxm"),
         (("goodput", "--gpus", "0", "--days", "3"), "0 GPUs cannot train"),
         (("goodput", "--gpus", "8"), "--gpus and --days were not given"),
@@ -384,7 +386,7 @@ def test_runs_to_judge_are_asked_for_where_there_are_none(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("PUNA_TEST_DATA", raising=False)
-    assert "Pass a file of published runs with --runs" in refused(capsys, "validate")
+    assert "Give a file of published runs with --runs" in refused(capsys, "validate")
 
 
 def test_a_plan_needs_no_torch(tmp_path: Path) -> None:
@@ -406,8 +408,10 @@ def test_a_plan_needs_no_torch(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     modules = _modules_of(["llama3-8b", "--fleet", "8xh100"]).split()
-    planning = [name for name in modules if name.startswith("puna.train.")]
-    assert planning == ["puna.train.planning", "puna.train.planning.target"]
+    assert [name for name in modules if name.startswith("puna.train.")] == [
+        "puna.train.planning",
+        "puna.train.planning.target",
+    ]
 
 
 def _modules_of(words: list[str]) -> str:

@@ -200,7 +200,7 @@ def _table_lines(cells: Sequence[str], widths: Sequence[int], right: Sequence[bo
 
 
 def _cell(value: Any) -> str:
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value).expandtabs(4)
 
 
 def _longest_word(texts: Iterable[str]) -> int:
