@@ -161,7 +161,7 @@ def test_resuming_a_finished_run_says_so_without_torch(
         assert "train.steps=N" in err
     # More steps are a longer run.
     assert main([*words, "train.steps=2"]) == 0
-    assert "Going on from step 1" in capsys.readouterr().err
+    assert "Resuming from step 1" in capsys.readouterr().err
 
 
 @pytest.fixture
