@@ -307,21 +307,14 @@ def _list(args: argparse.Namespace) -> None:
             for row, word in zip(rows, here, strict=True)
         ],
     )
-    missing = [one for one in ORIGINS if not data.has(one.files)]
+    missing = [where_from for where_from in ORIGINS if not data.has(where_from.files)]
     if missing:
         print(f"\n--hub: what that option fetches. These files are not here; {data.described}.")
         print("They belong in the folder that --data or PUNA_EVAL_DATA names, compressed or not:\n")
-        for one in missing:
-            print(one.files)
-            print(
-                fill(
-                    f"{one.source} ({one.form})",
-                    78,
-                    initial_indent="    ",
-                    subsequent_indent="    ",
-                    break_on_hyphens=False,
-                )
-            )
+    for where_from in missing:
+        words = f"{where_from.source} ({where_from.form})"
+        print(where_from.files)
+        print(fill(words, 78, initial_indent="    ", subsequent_indent="    ", break_on_hyphens=False))
 
 
 def bits_per_byte(args: argparse.Namespace) -> None:
