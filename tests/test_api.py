@@ -132,7 +132,7 @@ def test_too_little_memory_is_an_error_of_its_own(base_model: Path, monkeypatch:
         raise MemoryError
 
     monkeypatch.setattr("puna.engine.generate.load_engine", too_large)
-    with pytest.raises(puna.OutOfMemoryError, match=r"There is not enough memory for .*base. Give a smaller max_batch"):
+    with pytest.raises(puna.OutOfMemoryError, match=r"There is not enough memory for .*base. Use a smaller max_batch"):
         puna.load_model(base_model)
 
 

@@ -1,4 +1,4 @@
-"""Model directories: what transformers reads and writes, shards, and every way in which a directory can be wrong."""
+"""Model directories: compatibility with transformers, shards, and every way in which a directory can be wrong."""
 
 import json
 import shutil
@@ -21,7 +21,7 @@ IDS = torch.randint(0, 512, (2, 40), generator=torch.Generator().manual_seed(0))
 
 
 class Tokenizer:
-    """Stands in for puna.text's, which this room does not know."""
+    """Replaces puna.text's tokenizer, which this package does not import."""
 
     def __init__(self, vocab_size: int = 300) -> None:
         self.vocab_size, self.bos_id, self.eos_ids = vocab_size, 0, [1, 4]
@@ -218,8 +218,8 @@ DAMAGE = {
     "config cut short": (lambda d: cut(d / "config.json"), "not valid JSON"),
     "config is a list": (lambda d: (d / "config.json").write_text("[]"), "not a JSON object"),
     "no weights": (lambda d: (d / "model.safetensors").unlink(), "no model.safetensors"),
-    "pickle only": (lambda d: (d / "model.safetensors").rename(d / "pytorch_model.bin"), "pickled weights only"),
-    "weights cut short": (lambda d: cut(d / "model.safetensors"), r"model.safetensors is damaged or cut short"),
+    "pickle only": (lambda d: (d / "model.safetensors").rename(d / "pytorch_model.bin"), "only pickled weights"),
+    "weights cut short": (lambda d: cut(d / "model.safetensors"), r"model.safetensors is damaged or truncated"),
     "weights empty": (lambda d: (d / "model.safetensors").write_bytes(b""), r"model.safetensors is damaged"),
     "tensor missing": (lambda d: edit_weights(d / "model.safetensors", lambda t: t.pop(NORM)), f"1 missing .{NORM}"),
     "tensor extra": (
@@ -230,7 +230,7 @@ DAMAGE = {
         lambda d: edit_weights(d / "model.safetensors", lambda t: t.update({NORM: torch.ones(63)})),
         r"model.norm.weight is \[63\], not \[64\]",
     ),
-    "other shape": (lambda d: edit_json(d / "config.json", hidden_size=32), "of another shape"),
+    "other shape": (lambda d: edit_json(d / "config.json", hidden_size=32), "of a different shape"),
     "untied without head": (
         lambda d: edit_json(d / "config.json", tie_word_embeddings=False),
         "1 missing .lm_head.weight",

@@ -1,4 +1,4 @@
-"""Predicted memory: activations as autograd counts them, sharding as arithmetic says, refusal in one sentence."""
+"""Predicted memory: activations as counted by autograd, sharding by arithmetic, refusal with one message."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ def recipe(**sections: Any) -> Recipe:
 
 
 def saved_bytes(layers: int, precision: str, recompute: str, rows: int, seq: int) -> int:
-    """Bytes of all distinct tensors that autograd keeps after a forward pass, weights themselves aside."""
+    """Bytes of all distinct tensors that autograd keeps after a forward pass, except the weights."""
     import torch
 
     from puna.model.config import ModelConfig
@@ -91,7 +91,7 @@ def test_what_should_save_memory_does(smaller: dict[str, Any], larger: dict[str,
     shape = {"preset": "mini", "vocab_size": 32768}
     less = recipe(model=shape, train={"batch": 16, "compile": "on", **smaller})
     more = recipe(model=shape, train={"batch": 16, "compile": "on", **larger})
-    # Loss chunks matter where logits are the peak; the mask on CPUs alone.
+    # Loss chunks matter where logits are the peak; the mask only on CPUs.
     assert predict_memory(less, device_type="cpu").total < predict_memory(more, device_type="cpu").total
 
 

@@ -105,7 +105,7 @@ def test_layouts_are_those_of_the_trainer() -> None:
     assert (again.recompute, again.micro_batch) == ("full", 3)
     with pytest.raises(PunaError, match="cannot be shared evenly by 3"):
         recipe().resolve_layout(3)
-    with pytest.raises(PunaError, match="needs 2 processes, but 4 run"):
+    with pytest.raises(PunaError, match="needs 2 processes, but 4 are running"):
         recipe("layout.dp_replicate=2", "layout.dp_shard=1").resolve_layout(4)
 
 

@@ -1,4 +1,4 @@
-"""Files of dialogues: every shape that real chat data has comes out the same; what is none is named with its line."""
+"""Files of dialogues: every common format gives the same result; anything else is reported with its line."""
 
 import json
 import lzma
@@ -57,8 +57,8 @@ def test_an_instruction_with_instances_is_several_dialogues() -> None:
 
 BAD = [
     ("{", "line 2: this is not JSON"),
-    ("[1]", "line 2: this is no JSON object"),
-    ('{"text": "Hi"}', "line 2: the row has text, which is no shape"),
+    ("[1]", "line 2: this is not a JSON object"),
+    ('{"text": "Hi"}', "line 2: the row has text, which is not a known format"),
     ('{"messages": []}', "line 2: its messages are not a list"),
     ('{"messages": [{"role": "gpt", "content": "Hi"}]}', "line 2: message 1 has the role 'gpt'"),
     ('{"messages": [{"role": "user", "content": "Hi"}]}', "line 2: the dialogue has no message of an assistant"),
@@ -102,10 +102,10 @@ def test_arrays_parquet_and_packed_files_are_read_alike(tmp_path: Path) -> None:
     (tmp_path / "e.parquet").write_bytes((tmp_path / "d.parquet").read_bytes()[:100])
     (tmp_path / "f.jsonl").write_text("\n", encoding="utf-8")
     for name, sentence in (
-        ("e.parquet", "not a whole parquet file"),
+        ("e.parquet", "not a complete parquet file"),
         ("f.jsonl", "has no dialogues"),
         ("g.jsonl", "does not exist"),
-        ("a.txt", "no file of dialogues"),
+        ("a.txt", "not a file of dialogues"),
     ):
         (tmp_path / "a.txt").touch()
         with pytest.raises(PunaError, match=sentence):

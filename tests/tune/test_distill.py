@@ -1,4 +1,4 @@
-"""On-policy distillation: the student comes to write as its teacher does, on what it writes itself."""
+"""On-policy distillation: the student learns to write like its teacher, on its own answers."""
 
 from functools import partial
 
@@ -76,7 +76,7 @@ def test_a_teacher_with_another_tokenizer_is_refused(recipe, tmp_path, machine, 
 
 
 def test_its_state_is_the_queue_and_the_curricula(recipe, tmp_path, machine):
-    """Two updates on one set; what is left after the first goes through a checkpoint."""
+    """Two updates on one set; the rest after the first is stored in the checkpoint."""
     seen = []
 
     class Looked(Distill):

@@ -1,4 +1,4 @@
-"""Two processes fine-tune as one does: rows are shared, the loss and the steps are the same."""
+"""Two processes fine-tune like one: rows are shared, the loss and the steps are the same."""
 
 import json
 import subprocess

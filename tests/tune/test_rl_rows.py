@@ -1,4 +1,4 @@
-"""Rows with a shared prompt: every number is that of the answer on its own."""
+"""Rows with a shared prompt: all results equal those of each answer on its own."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from puna.core.errors import PunaError
-from puna.tune.rows.packing import EMPTY, Answer, Group, Row, grouped, lay_out, split, token_logprobs
+from puna.tune.rows.packing import EMPTY, Answer, Group, Row, collate, grouped, split, token_logprobs
 
 IDS = st.lists(st.integers(0, 500), min_size=1, max_size=6)
 
@@ -42,7 +42,7 @@ def test_every_chosen_token_is_there_once_with_its_own(some, seq_len):
     if not rows:
         assert not wanted
         return
-    laid = lay_out(rows)
+    laid = collate(rows)
     flat = zip(
         laid.advantage[laid.answer].tolist(),
         laid.place.tolist(),
@@ -67,7 +67,7 @@ def test_numbers_are_those_of_each_answer_alone(config, random_model):
 
     three = [answer(5), answer(3), answer(7)]
     some = [Group(ids(9), three, [1.0, 2.0, 3.0], [1, 1, 1]), Group(ids(4), [answer(6)], [4.0], [1])]
-    laid = lay_out(split(some, 40))
+    laid = collate(split(some, 40))
     assert laid.ids.shape == (2, 24)
     with torch.no_grad():
         hidden = model.model(laid.ids, laid.positions, laid.document_mask())
@@ -105,7 +105,7 @@ def test_an_answer_that_does_not_fit_is_refused_with_its_size():
 
 
 def test_a_process_without_rows_computes_a_loss_of_nothing():
-    laid = lay_out([EMPTY])
+    laid = collate([EMPTY])
     hidden = torch.randn(1, 1, 4, requires_grad=True)
     logprobs, _ = token_logprobs(hidden, torch.randn(9, 4), laid.source, laid.target)
     laid.matrix(logprobs).sum().backward()
@@ -114,7 +114,7 @@ def test_a_process_without_rows_computes_a_loss_of_nothing():
 
 def test_one_answer_in_a_row_needs_no_mask():
     rows = [Row([1, 2], [(Answer([3], [1], [0.0], True), 1.0, 1)])]
-    assert lay_out(rows).document_mask() is None
+    assert collate(rows).document_mask() is None
 
 
 @given(st.lists(st.tuples(answers(), st.sampled_from([0.0, 1.0])), min_size=1, max_size=6))

@@ -8,7 +8,7 @@ from puna.core.errors import PunaError
 
 
 def fleet(args: argparse.Namespace) -> None:
-    """A fleet on one page, from its file or as 8xh100+64xa100; with --days, that many simulated days of jobs."""
+    """Print a fleet, from its file or as 8xh100+64xa100; with --days, simulate that many days of jobs."""
     from puna.core.console import console, print_json
     from puna.plan.equations.hardware import parse_fleet
     from puna.plan.output.json_output import plain
@@ -44,7 +44,7 @@ def fleet(args: argparse.Namespace) -> None:
 
 
 def goodput(args: argparse.Namespace) -> None:
-    """One job's failures and what to do about them."""
+    """Print one job's failures and what to do about them."""
     from puna.core.console import console, print_json
     from puna.core.units import parse_count
     from puna.plan.output.json_output import plain
@@ -77,20 +77,20 @@ def calibrate(args: argparse.Namespace) -> None:
     if args.json:
         print_json(found.model_dump(exclude_none=True))
         return
-    told = [(name, getattr(found, name)) for name in Calibration.model_fields]
+    measured = [(name, getattr(found, name)) for name in Calibration.model_fields]
     show_table(
         ["measured", "", "what it is"],
         [
             [name, _shown(value), Calibration.model_fields[name].description or ""]
-            for name, value in told
+            for name, value in measured
             if value not in (None, ())
         ],
     )
-    say(f"Stored in {calibration_path()}; plans for this machine use it from now on.")
+    say(f"Stored in {calibration_path()}; plans for this machine use it.")
 
 
 def predict(args: argparse.Namespace) -> None:
-    """A prediction for every row of a file of published runs."""
+    """Print a prediction for every row of a file of published runs."""
     from puna.core.console import print_json, show_table
     from puna.plan.evidence.validate import predict_rows
     from puna.plan.output.json_output import plain
@@ -139,7 +139,7 @@ def validate(args: argparse.Namespace) -> None:
 
 
 def _known_runs() -> Path:
-    """The development rows of the shared data, where this machine has them."""
+    """Return the file of published runs in the shared test data. Raises PunaError where there is none."""
     shared = os.environ.get("PUNA_TEST_DATA")
     path = Path(shared) / ".." / "planner-data" / "published_runs_dev.yaml" if shared else None
     if path is None or not path.is_file():
@@ -148,7 +148,7 @@ def _known_runs() -> Path:
 
 
 def _shown(value: object) -> str:
-    """A measurement in a table's cell: significant digits, records by their fields, several on lines."""
+    """Format a measurement for a table: numbers in significant digits, records field by field."""
     from pydantic import BaseModel
 
     if isinstance(value, tuple):

@@ -1,4 +1,4 @@
-"""Know what a training run takes before it starts: fit, speed, layout, days, failures, energy, cost.
+"""plan what a training run takes: memory, speed, layout, days, failures, energy, cost
 
 puna plan TARGET [--fleet 8xh100]     a preset, a recipe or a model directory; without --fleet: this machine
 puna plan fleet FILE|8xh100+64xa100   H100 equivalents, price, power and failures of a fleet
@@ -9,6 +9,7 @@ puna plan validate [--runs FILE]      errors by family, intervals, ranking
 """
 
 import argparse
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,37 +37,37 @@ _NOT_A_PLAN = {"gpus", "parameters", "rate", "runs", "quick"}
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.usage = "puna plan TARGET [options] | fleet FILE | goodput | calibrate | predict | validate"
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.description = (__doc__ or "").strip()
+    parser.usage = "puna plan TARGET | fleet FILE | goodput | calibrate | predict | validate"
     parser.add_argument("words", nargs="*", metavar="TARGET", help="preset, recipe, model directory, or an action")
     run = parser.add_argument_group("the run")
     run.add_argument("--fleet", metavar="16384xh100", help="accelerators (default: this machine's)")
-    run.add_argument("--tokens", metavar="15.6T", help="tokens of the run (default: the recipe's, or 20 a parameter)")
+    run.add_argument("--tokens", metavar="15.6T", help="training tokens (default: the recipe's, or 20 per parameter)")
     run.add_argument("--batch", metavar="N|16M", help="sequences per step, or approximate tokens")
     run.add_argument("--seq-len", metavar="N", help="tokens of a sequence")
     run.add_argument("--precision", metavar="FORMAT", help="bf16, fp8, mxfp8, nvfp4 or fp32")
     run.add_argument("--stack", metavar="NAME", help="software, such as megatron-core, torchtitan, puna")
-    pins = parser.add_argument_group("parts of the layout to keep as given")
+    pins = parser.add_argument_group("fixed parts of the layout (the rest is searched)")
     for name in _SIZES:
         pins.add_argument(f"--{name.replace('_', '-')}", type=int, metavar="N")
     pins.add_argument("--sharding", metavar="KIND", help="ddp, zero1, zero2, zero3 or hsdp")
     pins.add_argument("--recompute", metavar="KIND", help="none, selective, ops, blocks or full")
     money = parser.add_argument_group("money and time")
-    money.add_argument("--price", type=float, metavar="USD", help="rent per accelerator and hour")
-    money.add_argument("--budget-usd", type=float, metavar="USD", help="plan what this budget achieves")
+    money.add_argument("--price", type=float, metavar="USD", help="rent per accelerator-hour")
+    money.add_argument("--budget-usd", type=float, metavar="USD", help="plan what this budget buys")
     money.add_argument("--days", type=float, metavar="D", help="days of the run; goodput, fleet: days to consider")
     shown = parser.add_argument_group("the answer")
-    shown.add_argument("--explain", action="store_true", help="every millisecond and every GiB, with its equation")
-    shown.add_argument("--json", action="store_true", help="plain values as JSON")
-    shown.add_argument("--html", type=Path, metavar="FILE", help="an HTML page with charts")
-    shown.add_argument("--emit", metavar="KIND", help=f"launch files: {', '.join(LAUNCHERS)}; into -o")
+    shown.add_argument("--explain", action="store_true", help="print every millisecond and every GiB with its equation")
+    shown.add_argument("--json", action="store_true", help="print JSON")
+    shown.add_argument("--html", type=Path, metavar="FILE", help="write an HTML page with charts")
+    shown.add_argument("--emit", metavar="KIND", help=f"write launch files into -o: {', '.join(LAUNCHERS)}")
     shown.add_argument("-o", "--output", type=Path, metavar="DIR", help="folder of the launch files")
     others = parser.add_argument_group("goodput, calibrate, predict, validate")
     others.add_argument("--gpus", metavar="N", help="goodput: accelerators of the job")
-    others.add_argument("--parameters", metavar="405B", help="goodput: of the model (default: 25M an accelerator)")
-    others.add_argument("--rate", type=float, metavar="R", help="goodput: failures of a node a day (default: 3.8e-3)")
-    others.add_argument("--quick", action="store_true", help="calibrate: fewer sizes, in some seconds")
+    others.add_argument(
+        "--parameters", metavar="405B", help="goodput: size of the model (default: 25M per accelerator)"
+    )
+    others.add_argument("--rate", type=float, metavar="R", help="goodput: failures per node and day (default: 3.8e-3)")
+    others.add_argument("--quick", action="store_true", help="calibrate: fewer sizes, takes seconds")
     others.add_argument("--runs", type=Path, metavar="FILE", help="predict, validate: published runs, YAML")
 
 
@@ -135,20 +136,28 @@ def _plan(args: argparse.Namespace) -> None:
 def _show(args: argparse.Namespace, target: "Target", found: "RunEstimate", terms: "Terms") -> None:
     """Print the estimate, and write the files that were asked for."""
     from puna.core.console import console, print_json, say
+    from puna.plan.output.format import own_stack_words
+    from puna.plan.run.budget import sizes
 
+    own_target = None if args.stack else target.on_own_stack()
+    own, question = None, found.question
+    if own_target:
+        sized = partial(own_target.question, question.accelerator)
+        own = next(iter(sizes(sized, [question.accelerators], found.tokens, terms)), None)
+    own_words = own_stack_words(own, found) if own_target else ""
     if args.json:
-        from puna.plan.output.json_output import estimate_tree
+        from puna.plan.output.json_output import estimate_tree, own_stack_tree
 
-        print_json(estimate_tree(found))
+        print_json(estimate_tree(found) | ({"own_stack": own_stack_tree(own)} if own_target else {}))
     else:
         from puna.plan.output.terminal import estimate_text
 
-        console(stderr=False).print(estimate_text(found, explain=args.explain))
+        console(stderr=False).print(estimate_text(found, explain=args.explain, own=own_words))
     if args.html:
         from puna.plan.output.html import write_html
 
         path = write_html(
-            found, args.html, sized=lambda count: target.question(found.question.accelerator, count), terms=terms
+            found, args.html, sized=partial(target.question, question.accelerator), terms=terms, own=own_words
         )
         say(f"Wrote {path}.")
     if args.emit:

@@ -17,17 +17,15 @@ LISTED = 50
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.description = (__doc__ or "").strip()
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
-    listed = actions.add_parser("list", help="every task, its levels and what is scored")
+    listed = actions.add_parser("list", help="list every task, its levels and what is scored")
     listed.add_argument("--json", action="store_true", help="print one JSON list, with a baseline for every level")
     sample = actions.add_parser("sample", help="generate problems")
-    sample.add_argument("task", metavar="TASK", help="name of a task, see puna tasks list")
-    sample.add_argument("--level", type=int, default=1, help="difficulty, from 1 (default: 1)")
-    sample.add_argument("--seed", type=int, default=0, help="of the first problem (default: 0)")
-    sample.add_argument("-n", "--count", type=int, default=1, metavar="K", help="how many (default: 1)")
-    sample.add_argument("--solve", action="store_true", help="show the reference answer too")
+    sample.add_argument("task", metavar="TASK", help="name of a task (see puna tasks list)")
+    sample.add_argument("--level", type=int, default=1, metavar="N", help="difficulty, from 1 (default: 1)")
+    sample.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the first problem (default: 0)")
+    sample.add_argument("-n", "--count", type=int, default=1, metavar="K", help="number of problems (default: 1)")
+    sample.add_argument("--solve", action="store_true", help="also print the reference answer")
     sample.add_argument("--json", action="store_true", help="print one JSON object per line, as `score` reads them")
     score = actions.add_parser("score", help="score a file of answers")
     score.add_argument("file", type=Path, metavar="FILE", help="JSON lines of task, level, seed, answer")

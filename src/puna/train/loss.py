@@ -1,10 +1,10 @@
-"""Cross entropy of the language model, without ever holding all logits.
+"""Cross entropy of the language model without ever holding all logits.
 
-The logits of a batch are its largest tensor: 16k tokens of a 128k vocabulary are 8 GB in fp32, and three times that
+The logits are the largest tensor of a batch: 16k tokens of a 128k vocabulary take 8 GB in fp32, and three times that
 with their gradient. Here head and loss are computed together, chunk by chunk, forward and backward in one pass: the
-gradient of the logits of a chunk is known as soon as its softmax is, so it is turned into gradients of hidden states
-and head at once and forgotten. The products are those of the plain computation; nothing is recomputed. The idea is
-that of chunked and fused linear cross entropy (arXiv 2410.10989, 2411.09009), written with plain torch operations.
+gradient of a chunk's logits is known as soon as its softmax is, so it is turned into gradients of the hidden states
+and the head at once and then discarded. The matrix products are those of the plain computation; nothing is recomputed.
+This is chunked, fused linear cross entropy (arXiv 2410.10989, 2411.09009), written with plain torch operations.
 """
 
 from typing import Any
@@ -38,7 +38,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 penalty += (log_z.square() * valid).sum()
             if not (need_hidden or need_weight):
                 continue
-            grad = logits.sub_(log_z.unsqueeze(1)).exp_()  # softmax, in the logits' memory
+            grad = logits.sub_(log_z.unsqueeze(1)).exp_()  # softmax, in place
             row = valid * scale
             grad *= (row * (1 + 2 * z_loss * log_z) if z_loss else row).unsqueeze(1)
             grad.scatter_add_(1, index, -row.unsqueeze(1))
@@ -50,7 +50,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                     grad_weight.addmm_(grad.T, h)
                 else:
                     grad_weight += grad.T @ h
-            del logits, grad  # else this chunk's memory would be held while the next chunk's logits are made
+            del logits, grad  # otherwise this chunk's memory stays allocated while the next logits are computed
         ctx.save_for_backward(grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype))
         loss = total * scale
         ctx.mark_non_differentiable(loss)
@@ -72,17 +72,17 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 def cross_entropy_chunked(
     hidden: Tensor, weight: Tensor, targets: Tensor, *, scale: Tensor, chunk: int = 1024, z_loss: float = 0.0
 ) -> tuple[Tensor, Tensor]:
-    """Cross entropy of next-token predictions, summed over valid targets and multiplied by `scale`.
+    """Cross entropy of next-token predictions, summed over valid targets and times `scale`.
 
     hidden: (..., hidden_size) in fp32 or bf16, weight: (vocab, hidden_size), targets: (...) with -100 for "do not
     count", scale: scalar tensor, 1 / (valid targets of the whole global batch), so that the sum over micro-batches and
-    ranks is the exact mean however ragged the masks are. chunk: tokens whose logits exist at once (0: all).
+    ranks is the exact mean even with ragged masks. chunk: tokens whose logits exist at once (0: all).
     z_loss: weight of log(Z)^2 (PaLM, arXiv 2204.02311).
-    Returns (what to call backward on, the cross entropy alone in nats), both float32 scalars.
+    Returns (the scalar to call backward on, the cross entropy alone in nats), both float32.
     """
     size, device = hidden.shape[-1], hidden.device.type
     if torch.is_autocast_enabled(device):
         hidden = hidden.to(torch.get_autocast_dtype(device))
-    # Autocast would cast the accumulating products back and forth; dtypes are chosen by hand here.
+    # Autocast would cast the accumulating products back and forth, so dtypes are chosen explicitly here.
     with torch.autocast(device, enabled=False):
         return _ChunkedCrossEntropy.apply(hidden.reshape(-1, size), weight, targets.reshape(-1), scale, chunk, z_loss)

@@ -1,12 +1,13 @@
-"""Muon for the matrices of the blocks, AdamW for embedding, head and norms; or AdamW for everything.
+"""Muon for the matrices of the blocks, AdamW for embedding, head and norms.
 
-Muon (Keller Jordan, 2024; arXiv 2502.16982 at scale) replaces each matrix' momentum by the nearest semi-orthogonal
-matrix, so every direction of the update has the same size. Matrices of one shape are stacked and orthogonalised in one
-batch of products. With several processes each one orthogonalises its share of the stack only: a stack that FSDP has
-sharded by rows is turned into one sharded by matrices (an all-to-all), worked on where it is whole, and turned back.
+AdamW can also be used for everything. Muon (Keller Jordan, 2024; arXiv 2502.16982 at scale) replaces each matrix's
+momentum by the nearest semi-orthogonal matrix, so every direction of the update has the same size. Matrices of one
+shape are stacked and orthogonalised in one batch of products. With several processes each orthogonalises only its share
+of the stack: a stack that FSDP has sharded by rows is resharded by matrices (an all-to-all), orthogonalised where each
+matrix is complete, and resharded back.
 
-The state is made when the optimizer is, under the parameters' names, so a checkpoint loads in place. A step takes
-`found_inf`, a scalar on the device: where it is 1 nothing changes, neither weights nor state, and the host never asks.
+The state is created together with the optimizer, under the parameters' names, so a checkpoint loads in place. A step
+takes `found_inf`, a scalar on the device: where it is 1 neither weights nor state change, without a host sync.
 """
 
 import re
@@ -34,12 +35,12 @@ _POLAR_EXPRESS = (
 
 
 def orthogonalize(matrices: Tensor, steps: int, *, bf16: bool = False) -> Tensor:
-    """The nearest semi-orthogonal matrix of each: U Vᵀ of the singular value decomposition, approximately.
+    """The nearest semi-orthogonal matrix of each, approximately.
 
-    matrices: (stack, rows, columns). Returns the same shape in float32. All singular values of a result lie within
-    about 0.3 of 1 after 5 steps. bf16 products on CUDA (as in the source) and with `bf16`, else fp32; in fp32 long
-    matrices are iterated on through their small Gram matrix, a third fewer operations at 1:2.7, which bf16 is too
-    coarse for.
+    It is U Vᵀ of the singular value decomposition. matrices: (stack, rows, columns). Returns the same shape in float32.
+    All singular values of a result are within about 0.3 of 1 after 5 steps. Products are in bf16 on CUDA (as in the
+    source) and with `bf16`, otherwise in fp32. In fp32 the iteration on long matrices runs on their small Gram matrix,
+    which saves a third of the operations at 1:2.7; bf16 is too coarse for that.
     """
     x = matrices.bfloat16() if matrices.is_cuda or bf16 else matrices.float()
     tall = x.shape[1] > x.shape[2]
@@ -57,7 +58,10 @@ def orthogonalize(matrices: Tensor, steps: int, *, bf16: bool = False) -> Tensor
 
 
 def _through_gram(x: Tensor, coefficients: list[tuple[float, float, float]]) -> Tensor:
-    """The same iterations: every factor is a polynomial in x xᵀ, so they are multiplied up there and applied once."""
+    """Run the same iterations on the Gram matrix.
+
+    Every factor is a polynomial in x xᵀ, so they are applied once.
+    """
     gram = x @ x.mT
     product = None
     for index, (a, b, c) in enumerate(coefficients):
@@ -72,11 +76,11 @@ def _through_gram(x: Tensor, coefficients: list[tuple[float, float, float]]) -> 
 
 
 class Optimizer:
-    """The update rule of a run: `step` moves the weights, `state_dict` is what a checkpoint keeps.
+    """The update rule of a run: `step` updates weights, `state_dict` goes into checkpoints.
 
     parameters: (name, parameter) as the network names them; DTensors under FSDP2. mesh: the data-parallel mesh whose
     ranks share Muon's work (its last dimension is the sharded one), or None for one process. bf16: whether the run
-    multiplies in bf16; then Muon does too, on CPUs with instructions for it.
+    uses bf16 products; then Muon does too, on CPUs with instructions for it.
     """
 
     def __init__(
@@ -114,17 +118,20 @@ class Optimizer:
         return self.config.lr
 
     def parameters(self) -> list[nn.Parameter]:
-        """Every parameter the optimizer moves."""
+        """All parameters that the optimizer updates."""
         groups = [*self.stacks, *(members for _, members in self.rest)]
         return [parameter for members in groups for _, parameter in members]
 
     def zero_grad(self) -> None:
-        """Forget the gradients."""
+        """Discard the gradients."""
         for parameter in self.parameters():
             parameter.grad = None
 
     def clip(self, limit: float) -> Tensor:
-        """The global gradient norm, a scalar on the device; gradients are scaled down to `limit` (0: left alone)."""
+        """Return the global gradient norm, and clip gradients to `limit` (0: no clipping).
+
+        The norm is a scalar on the device.
+        """
         norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters() if p.grad is not None], foreach=True)
         if isinstance(norm, DTensor):
             norm = norm.full_tensor()
@@ -134,7 +141,10 @@ class Optimizer:
 
     @torch.no_grad()
     def step(self, factor: float, found_inf: Tensor | None = None) -> None:
-        """One update with every rate times `factor`; nothing changes where `found_inf` (a float scalar) is 1."""
+        """Apply one update with every rate times `factor`.
+
+        Nothing changes if `found_inf` (a float scalar) is 1.
+        """
         for members in self.stacks:
             self._muon(members, factor, found_inf)
         for (rate, decay), members in self.rest:
@@ -148,13 +158,13 @@ class Optimizer:
         grads = [_local(parameter.grad) for _, parameter in members]  # type: ignore[arg-type]
         keep = 1.0 if found_inf is None else 1.0 - found_inf
         if found_inf is not None:
-            # With the momentum in the gradient's place the state stays exactly as it is, even if the gradient is NaN.
+            # With the momentum in place of the gradient the state stays exactly as it is, even if the gradient is NaN.
             grads = [torch.where(found_inf > 0, m, g) for m, g in zip(momenta, grads, strict=True)]
         torch._foreach_lerp_(momenta, grads, 1 - config.momentum)
         # Nesterov: look ahead by one more average.
         update = torch.stack(torch._foreach_lerp(grads, momenta, config.momentum))
         update = self._orthogonalize_shared(update, members[0][1])
-        # Keeps the root mean square of the change the same for every shape (modded-nanogpt's rule).
+        # Keep the root mean square of the update equal for every shape (modded-nanogpt's rule).
         rate = config.matrix_lr * factor * max(1.0, shape[0] / shape[1]) ** 0.5
         if config.weight_decay:
             torch._foreach_mul_(weights, 1 - rate * config.weight_decay * keep)

@@ -181,7 +181,7 @@ def _own_image() -> str:
 
 
 def _corpus_directory(corpus: str) -> str:
-    """Where `puna train` looks for the corpus that a data recipe makes (train.run.directory, `settle_corpus`)."""
+    """Where `puna train` looks for the corpus that a data recipe makes (train.run.directory, `resolve_corpus`)."""
     return f"corpora/{PurePosixPath(corpus).stem}" if corpus.endswith(".toml") else corpus
 
 

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 
 from puna.plan.layouts.convert import to_json
 from puna.plan.layouts.predict import Prediction
-from puna.plan.run.budget import BudgetEstimate, Goal
+from puna.plan.run.budget import BudgetEstimate, FleetSize, Goal
 from puna.plan.run.estimate import Estimate, RunEstimate
 from puna.plan.run.pricing import Range
 
@@ -66,6 +66,11 @@ def estimate_tree(estimate: RunEstimate) -> dict[str, Any]:
         "assumptions": [*estimate.assumptions, *estimate.bill.notes],
     }
     return {key: plain(value) for key, value in tree.items()}
+
+
+def own_stack_tree(own: FleetSize | None) -> dict[str, Any] | None:
+    """The run in Puna's own trainer; None where no layout of it fits."""
+    return None if own is None else {"stack": "puna", "days": own.days, "rent_usd": own.rent_usd, **_layout(own.best)}
 
 
 def budget_tree(budget: BudgetEstimate) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""Parallelism, put on the network from outside: processes, precision, recomputation, compilation, sharding.
+"""Parallelism, applied to the network from outside.
 
-`llama.py` knows nothing of any of this. `mesh` places processes, `data` shares batches and states among them, `compute`
-says how each one computes.
+This includes processes, precision, recomputation, compilation and sharding. `llama.py` knows nothing about it. `mesh`
+places processes, `data` shares batches and states among them, and `compute` decides how each process computes.
 """
 
 from puna.train.parallel.compute import apply_to_blocks, autocast, resolve_compile, resolve_precision, uncompiled

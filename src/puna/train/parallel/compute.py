@@ -1,6 +1,6 @@
 """How a process computes: precision, recomputation and compilation of the blocks.
 
-Order matters: recomputation wraps a block's forward, compilation wraps that, and sharding hooks stay outside of both,
+The order matters: recomputation wraps a block's forward, compilation wraps that, and sharding hooks stay outside both,
 so that FSDP's hooks run eagerly around a compiled block.
 """
 
@@ -20,7 +20,7 @@ from puna.train.recipe import ComputeConfig
 
 
 def resolve_precision(config: ComputeConfig, device: torch.device) -> str:
-    """What `precision = "auto"` means on this device: "mixed" where bf16 products are fast, else "fp32"."""
+    """Resolve `precision = "auto"`: "mixed" if bf16 products are fast here, otherwise "fp32"."""
     if config.precision != "auto":
         return config.precision
     if device.type == "cuda":
@@ -29,17 +29,20 @@ def resolve_precision(config: ComputeConfig, device: torch.device) -> str:
 
 
 def resolve_compile(config: ComputeConfig, device: torch.device) -> bool:
-    """Whether blocks are compiled: "auto" needs a C++ compiler on CPU; on CUDA torch brings Triton along."""
+    """Whether to compile blocks: "auto" needs a C++ compiler on CPU.
+
+    On CUDA torch includes Triton.
+    """
     if config.compile != "auto":
         return config.compile == "on"
     return device.type == "cuda" or any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++"))
 
 
 def apply_to_blocks(model: LlamaForCausalLM, *, recompute: str, compiled: bool) -> None:
-    """Recompute activations of each block in the backward pass, and compile each block, in place.
+    """Compile each block and recompute its activations in the backward pass, in place.
 
     recompute: "none"; "selective" keeps the results of matrix products and attention and recomputes the cheap rest;
-    "full" keeps a block's input alone. Parameter names do not change, as only `forward` is wrapped.
+    "full" keeps only a block's input. Parameter names do not change, because only `forward` is wrapped.
     """
     for block in model.model.layers:
         forward: Callable[..., Any] = block.forward
@@ -49,20 +52,23 @@ def apply_to_blocks(model: LlamaForCausalLM, *, recompute: str, compiled: bool) 
             contexts = partial(create_selective_checkpoint_contexts, _keep_products)
             forward = partial(checkpoint, forward, use_reentrant=False, context_fn=contexts)
         if compiled:
-            # One graph serves all blocks: their parameters are inputs of it, not constants in it.
+            # One graph serves all blocks: their parameters are inputs of it, not constants.
             forward = torch.compile(forward, fullgraph=recompute == "none")
         block.forward = forward
 
 
 def autocast(precision: str, device: torch.device, *, sharded: bool) -> contextlib.AbstractContextManager[Any]:
-    """bf16 products over fp32 weights; under FSDP the mixed-precision policy does it instead."""
+    """bf16 products with fp32 weights; under FSDP the mixed-precision policy does this instead."""
     if precision == "mixed" and not sharded:
         return torch.autocast(device.type, dtype=torch.bfloat16)
     return contextlib.nullcontext()
 
 
 def uncompiled(compiled: bool) -> contextlib.AbstractContextManager[Any]:
-    """Around generation: its shapes change with every token, and each would compile the blocks again."""
+    """Disable compilation during generation.
+
+    Every token has new shapes, which would compile the blocks again.
+    """
     return torch.compiler.set_stance("force_eager") if compiled else contextlib.nullcontext()
 
 

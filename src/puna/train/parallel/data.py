@@ -1,4 +1,4 @@
-"""Data parallelism: copies of the network (DDP), shards of it (FSDP2, HSDP), shares of a batch, and sums over them."""
+"""Data parallelism: replicas (DDP), shards (FSDP2, HSDP), shares of a batch, and sums."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -19,7 +19,10 @@ T = TypeVar("T")
 
 
 class Share(NamedTuple):
-    """The rows of a batch that this process computes: `micro_batches` times `rows`, from row `first` on."""
+    """The rows of a batch that this process computes.
+
+    These are `micro_batches` times `rows`, starting at row `first`.
+    """
 
     first: int
     rows: int
@@ -27,16 +30,17 @@ class Share(NamedTuple):
 
 
 def share_of_batch(batch: int, world: World) -> Share:
-    """This process' rows of a batch, by the layout that the world is arranged in."""
+    """Return this process's rows of a batch, by the layout in which the world is arranged."""
     assert world.layout is not None, "arrange the world first"
     rows, count = world.layout.micro_batch, world.layout.micro_batches(batch)
     return Share(world.data_rank * rows * count, rows, count)
 
 
 def replicate(model: LlamaForCausalLM, mesh: DeviceMesh | None) -> nn.Module:
-    """Whole copies on every rank (DDP), which take rank 0's weights. Returns what the training step calls.
+    """Replicate the network on every rank (DDP), with rank 0's weights.
 
-    Parameters keep their names in `model` itself. A world of one is left as it is.
+    Returns the module that the training step calls. Parameters keep their names in `model` itself. With a single
+    process the model is returned unchanged.
     """
     if mesh is None or mesh.size() == 1:
         return model
@@ -45,29 +49,32 @@ def replicate(model: LlamaForCausalLM, mesh: DeviceMesh | None) -> nn.Module:
 
 
 def shard(model: LlamaForCausalLM, layout: Layout, mesh: DeviceMesh | None, precision: str) -> None:
-    """Shard parameters, gradients and optimizer states in place (FSDP2; HSDP when dp_replicate > 1 too)."""
+    """Shard parameters, gradients and optimizer states in place (FSDP2, HSDP).
+
+    It is HSDP when dp_replicate > 1 too.
+    """
     assert mesh is not None, "a layout with shards has a process group"
-    # Inputs stay as they are: the tables of rotary positions must not become bf16.
+    # Inputs keep their dtype: the tables of rotary positions must not become bf16.
     mixed = MixedPrecisionPolicy(cast_forward_inputs=False)
     if precision == "mixed":
         mixed = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
     where = mesh if layout.dp_replicate > 1 else mesh["dp_shard"]
     layers = list(model.model.layers)
     for block in layers:
-        # The last block's weights are needed again at once by the backward pass: keep them.
+        # The backward pass needs the last block's weights again immediately, so keep them.
         fully_shard(block, mesh=where, mp_policy=mixed, reshard_after_forward=block is not layers[-1])
     fully_shard(model, mesh=where, mp_policy=mixed)
     for module in model.modules():
         if isinstance(module, FSDPModule):
-            # The loss is divided by the global number of valid tokens already: gradients are summed, not averaged.
+            # The loss is already divided by the global number of valid tokens: gradients are summed, not averaged.
             module.set_gradient_divide_factor(1.0)
-            # gloo knows no pre-multiplied sum.
+            # gloo has no pre-multiplied sum.
             module.set_force_sum_reduction_for_comms(True)
 
 
 @contextlib.contextmanager
 def accumulating(network: nn.Module, last: bool) -> Iterator[None]:
-    """Around one micro-batch: gradients are exchanged in the last micro-batch of a step only."""
+    """Context of one micro-batch: gradients are exchanged only in the last one of a step."""
     if isinstance(network, DistributedDataParallel):
         with contextlib.nullcontext() if last else network.no_sync():
             yield
@@ -78,26 +85,29 @@ def accumulating(network: nn.Module, last: bool) -> Iterator[None]:
 
 
 def gradient_factor(network: nn.Module, world: World) -> int:
-    """What a loss is multiplied by before backward: DDP divides by the number of ranks what is a share already."""
+    """The factor for a loss before backward.
+
+    DDP divides by the number of ranks what is already a share.
+    """
     return world.data_size if isinstance(network, DistributedDataParallel) else 1
 
 
 def sum_over_ranks(value: Tensor, world: World) -> Tensor:
-    """The sum of a device tensor over the data-parallel ranks, in place, without asking the host."""
+    """Sum a device tensor over the data-parallel ranks, in place, without a host sync."""
     if world.data_size > 1:
         dist.all_reduce(value, group=world.data_group)
     return value
 
 
 def max_over_ranks(value: Tensor, world: World) -> Tensor:
-    """The largest of the data-parallel ranks' values, in place."""
+    """The maximum of a tensor over the data-parallel ranks, in place."""
     if world.data_size > 1:
         dist.all_reduce(value, op=dist.ReduceOp.MAX, group=world.data_group)
     return value
 
 
 def gather_over_ranks(value: T, world: World) -> list[T]:
-    """Every data-parallel rank's object, in order of rank, on each of them."""
+    """Gather an object from every data-parallel rank, in order of rank, on all of them."""
     if world.data_size == 1:
         return [value]
     values: list[Any] = [None] * world.data_size
@@ -106,7 +116,7 @@ def gather_over_ranks(value: T, world: World) -> list[T]:
 
 
 def from_first(make: Callable[[], T], world: World) -> T:
-    """What `make` gives on the first process, on every process."""
+    """Call `make` on the first process and return its result on every process."""
     if world.size == 1:
         return make()
     box: list[Any] = [make() if world.first else None]
@@ -116,7 +126,7 @@ def from_first(make: Callable[[], T], world: World) -> T:
 
 
 def full_state(model: nn.Module) -> dict[str, Tensor]:
-    """Every parameter, gathered whole on the CPU of every rank."""
+    """Gather every parameter completely on the CPU of every rank."""
     from torch.distributed.tensor import DTensor
 
     whole = {}

@@ -1,8 +1,8 @@
-"""The processes of a run: joining them, and giving each its place in a layout.
+"""Join the processes of a run and give each its place in a layout.
 
-Outside this package a rank only says which process writes. Which rows of a batch a process reads, and with which
-others it sums losses and gradients, follows from its place among the data-parallel ranks: `World.data_rank` of
-`World.data_size`.
+Outside this package a rank only decides which process writes. The rows of a batch that a process reads, and the
+processes with which it sums losses and gradients, follow from its place among the data-parallel ranks:
+`World.data_rank` of `World.data_size`.
 """
 
 import contextlib
@@ -18,8 +18,8 @@ from torch.distributed.distributed_c10d import _set_pg_timeout
 
 from puna.model.layout import Layout
 
-# Processes that a launcher has just started again sometimes miss each other (gloo, seen after a SIGKILL on a busy
-# machine): they shall fail soon, so that it starts them once more. A step or a checkpoint may take longer.
+# Processes that a launcher has just restarted sometimes fail to find each other (gloo, seen after a SIGKILL on a busy
+# machine). They should fail soon, so that the launcher restarts them again. A step or a checkpoint may take longer.
 _JOIN, _SPEAK = timedelta(minutes=2), timedelta(minutes=30)
 
 
@@ -35,16 +35,19 @@ class World:
     mesh: DeviceMesh | None = None
     """The mesh (dp_replicate, dp_shard); None without a process group."""
     data_group: dist.ProcessGroup | None = None
-    """The processes whose shares make a whole batch: losses and counts are summed over them. None: all processes."""
+    """The processes whose shares form a global batch: losses and counts are summed over them.
+
+    None: all processes.
+    """
 
     @property
     def first(self) -> bool:
-        """Whether this process speaks and writes for all."""
+        """Whether this process prints and writes for all of them."""
         return self.rank == 0
 
     @property
     def data_rank(self) -> int:
-        """Which share of a batch's rows this process has."""
+        """The index of this process's share of a batch."""
         if self.mesh is None or self.layout is None:
             return self.rank
         shard = self.layout.dp_shard
@@ -52,13 +55,16 @@ class World:
 
     @property
     def data_size(self) -> int:
-        """How many shares a batch has."""
+        """The number of shares of a batch."""
         return self.size if self.layout is None else self.layout.data_parallel
 
 
 @contextlib.contextmanager
 def join_world() -> Iterator[World]:
-    """Join the processes that torchrun started (NCCL on GPUs, gloo on CPUs), or be a world of one."""
+    """Join the processes that torchrun started, or form a world of one.
+
+    Uses NCCL on GPUs and gloo on CPUs.
+    """
     rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if torch.cuda.is_available():
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
@@ -68,18 +74,18 @@ def join_world() -> Iterator[World]:
     if "RANK" not in os.environ:
         yield World(0, 1, device)
         return
-    # gloo beside NCCL: asynchronous checkpoints speak over CPUs while GPUs compute.
+    # gloo in addition to NCCL: asynchronous checkpoints communicate over CPUs while GPUs compute.
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=_JOIN)
     _set_pg_timeout(_SPEAK)
     try:
         yield World(rank, size, device)
-        dist.barrier()  # nobody takes the group down while others still speak
+        dist.barrier()  # keep the group until all processes have finished communicating
     finally:
         dist.destroy_process_group()
 
 
 def arrange(world: World, layout: Layout) -> World:
-    """The world with each process in its place of a resolved layout."""
+    """Return the world with each process in its place of a resolved layout."""
     return replace(world, layout=layout, mesh=data_mesh(layout, world))
 
 

@@ -24,9 +24,12 @@ if TYPE_CHECKING:
     from puna.train.measure.machine import Machine
 
 # Resident memory of Python with torch, numpy and the trainer imported, and what torch.compile adds in the process
-# itself, read from /proc/self/status of a run of the preset nano (torch 2.13 CPU build, Linux x86-64, 2026-11-23).
+# itself, read from /proc/self/status (torch 2.13 CPU build, Linux x86-64, 2026-11-23 and 2026-11-30).
 _BASE = 330 * 2**20
-_COMPILER = 100 * 2**20
+_COMPILER = 150 * 2**20
+# What a run's other work leaves in the process: libraries and heap of counting first weights, evaluations and samples.
+# Over the same steps alone, demos took 90 to 130 MiB more (2026-11-30).
+_BETWEEN_STEPS = 95 * 2**20
 # What glibc's heap keeps in gaps between tensors that stay, on CPUs: so many times the residual stream for each block.
 # With every tensor mapped by itself (MALLOC_MMAP_THRESHOLD_) it is gone, and the rest of the prediction is within 2 %;
 # fitted to the runs of bench/memory.py, 2026-11-23.
@@ -159,6 +162,8 @@ class Prediction:
         if self.on_cpu:
             # A process that holds more than the interpreter has compiled already.
             parts["Python and torch"] = max(self.held, _BASE + (_COMPILER if self.compiled else 0))
+            if self.recipe.train.init != "normal":
+                parts["between steps"] = _BETWEEN_STEPS
         if self.grads_stay():
             parts["gradients"] = self.grad_bytes()
         if self.shards > 1:
@@ -203,7 +208,7 @@ class Prediction:
     # -- the moments -------------------------------------------------------------------------------------------------
 
     def counting(self) -> dict[str, float]:
-        """Before the first step, when first weights are counted: four tables of pairs of tokens in fp32."""
+        """Before the first step, when first weights are counted: tables of pairs of tokens, four in fp32 at most."""
         if self.recipe.train.init == "normal" or not self.on_cpu:
             return {}
         return {"counting first weights": 4 * 4.0 * self.model.vocab_size**2}

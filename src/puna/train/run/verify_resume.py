@@ -1,12 +1,12 @@
-"""Proof that stopping and resuming changes nothing, made with a recipe on the machine at hand.
+"""Verify, with a recipe on this machine, that stopping and resuming changes nothing.
 
-The recipe is trained for a few steps straight through; trained again and killed with SIGKILL at a random step; resumed
-from what the killed run left. Every step's loss must be the same to the last bit, and so must the final weights. Then
-the killed run is resumed by more processes, killed once more, and resumed by still more: every row of every batch must
-be the one the straight run saw (compared by hash), and losses may differ only as sums in another order do.
+The recipe is trained for a few steps without interruption; trained again and killed with SIGKILL at a random step; and
+resumed from what the killed run left. Every step's loss and the final weights must be the same to the last bit. Then
+the killed run is resumed with more processes, killed once more, and resumed with still more: every row of every batch
+must be the one that the straight run saw (compared by hash), and losses may differ only by the order of their sums.
 
-Each run is processes of its own, started from here with this module as their program; the kill comes from within,
-right before the chosen step, so nothing has a chance to tidy up.
+Each run has its own processes, started from here with this module as their program. The kill comes from inside, right
+before the chosen step, so no clean-up can run.
 """
 
 import dataclasses
@@ -31,15 +31,18 @@ from puna.train.recipe import Recipe
 from puna.train.run.launch import launch
 from puna.train.run.metrics import read_metrics
 
-# Losses of the same rows shared by another number of processes: sums in another order, nothing else.
+# Losses of the same rows, shared by a different number of processes: only the order of sums differs.
 TOLERANCE = 1e-5
-# bf16 has 8 bits of mantissa: what is rounded differently there shows in the third digit.
+# bf16 has 8 bits of mantissa: different rounding shows in the third digit.
 TOLERANCE_BF16 = 2e-2
 
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """One comparison with the straight run. compared: how many values; passed: whether all agree."""
+    """One comparison with the straight run.
+
+    compared: number of values; passed: whether all agree.
+    """
 
     what: str
     compared: int
@@ -50,14 +53,15 @@ class Check:
 def verify_resume(
     recipe: Recipe, folder: Path, *, steps: int = 20, processes: Sequence[int] = (1, 2, 4)
 ) -> list[Check]:
-    """Run the proof in `folder` (runs straight, killed and elastic are left there). Returns what was compared.
+    """Run the verification in `folder` and return what was compared.
 
-    recipe: must name a corpus directory. steps: length of each run, at least 8. processes: the first number makes the
-    straight, the killed and the resumed run; each further one takes the run over from the one before.
+    The runs straight, killed and elastic stay in the folder. recipe: must name a corpus directory. steps: length of
+    each run, at least 8. processes: the first number makes the straight, the killed and the resumed run; each further
+    one continues the run from the one before.
     Raises PunaError when a run fails for another reason than being killed.
     """
     if steps < 8:
-        raise PunaError(f"{steps} steps are too few for two kills.", "Give --steps of at least 8.")
+        raise PunaError(f"{steps} steps are too few for two kills.", "Use --steps of at least 8.")
     if any(recipe.train.batch % count for count in processes) or not processes or min(processes) < 1:
         raise PunaError(
             f"train.batch = {recipe.train.batch} rows cannot be shared evenly by {', '.join(map(str, processes))} "
@@ -84,7 +88,7 @@ def verify_resume(
     path = str(processes[0])
     for number, count in enumerate(processes[1:], 2):
         last = number == len(processes)
-        # Each takes over where at least one more checkpoint was written, and is killed in its turn.
+        # Each continues after at least one more checkpoint was written, and is then killed as well.
         die_at = steps if last else min(steps - 1, die_at + random.randint(every, 2 * every))
         path += f" -> {count}"
         runner.run(f"Resuming with {count} processes", elastic, count, resume=True, die_at=None if last else die_at)
@@ -109,12 +113,12 @@ def _prepared(recipe: Recipe, steps: int, every: int) -> Recipe:
 
 
 class _Runner:
-    """Starts the runs of one proof."""
+    """Starts the runs of one verification."""
 
     def __init__(self, folder: Path, recipe: Recipe) -> None:
         self.recipe_file = folder / "recipe.toml"
         write_text(self.recipe_file, dump(recipe))
-        self.machine = dataclasses.asdict(dataclasses.replace(measure(), rates=None))  # no prediction is asked for
+        self.machine = dataclasses.asdict(dataclasses.replace(measure(), rates=None))  # no prediction is needed
 
     def run(self, note: str, run_dir: Path, processes: int, *, resume: bool = False, die_at: int | None = None) -> None:
         say(f"{note} ({processes} {'process' if processes == 1 else 'processes'}) …")
@@ -122,7 +126,7 @@ class _Runner:
         order |= {"resume": resume, "die_at": die_at}
         code = launch([sys.executable, "-m", "puna.train.run.verify_resume", json.dumps(order)], processes)
         if code != (0 if die_at is None else 128 + signal.SIGKILL):
-            raise PunaError(f"The run in {run_dir} ended with exit code {code}.", "Its last words stand above.")
+            raise PunaError(f"The run in {run_dir} ended with exit code {code}.", "Its last output is above.")
 
 
 # -- comparing ---------------------------------------------------------------------------------------------------------
@@ -149,7 +153,10 @@ def _distance(left: float | None, right: float | None) -> float:
 
 
 def _same_batches(straight: Path, other: Path, what: str) -> Check:
-    """Every row that any process of `other` ever trained on, also in stretches that were lost and done again."""
+    """Compare every row that any process of `other` trained on.
+
+    This includes steps that were lost and repeated.
+    """
     want = {(step, row): digest for step, row, digest in _rows(straight)}
     seen = list(_rows(other))
     wrong = [(step, row) for step, row, digest in seen if want.get((step, row)) != digest]
@@ -192,9 +199,9 @@ def _weights_hash(run_dir: Path) -> str:
 
 
 def run_order(order: dict[str, Any], environment: dict[str, str]) -> None:
-    """Train as `puna train` does, noting the hash of every row and, when told so, dying before a step.
+    """Train as `puna train` does, recording row hashes and, if ordered, dying before a step.
 
-    order: recipe, run_dir, machine, resume, die_at (what `_Runner` wrote). environment: set before torch is told.
+    order: recipe, run_dir, machine, resume, die_at (written by `_Runner`). environment: set before torch is imported.
     """
     os.environ.update(environment)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs to be deterministic

@@ -1,9 +1,10 @@
-"""Files of dialogues: JSON lines, a JSON array or parquet, in the shapes that chat data has. No torch.
+"""Read files of dialogues in the common formats of chat data. No torch.
 
-Rows are told apart by their keys. `messages` is OpenAI's shape; `conversations` ShareGPT's (from, value), with its
-names of roles; `instruction` with `output` or `response` Alpaca's and Dolly's, with `instances` Self-Instruct's;
-`prompt` with `response`, `completion` or `answer` the plain one. Whatever comes in, dialogues come out as the chat
-renderer wants them. A row that is none of this is named with its line, and nothing is guessed.
+Files are JSON lines, a JSON array or parquet. The keys of a row determine its format. `messages` is OpenAI's;
+`conversations` is ShareGPT's (from, value), with its names of roles; `instruction` with `output` or `response` is
+Alpaca's and Dolly's, with `instances` Self-Instruct's; `prompt` with `response`, `completion` or `answer` is the plain
+one. All of them become dialogues for the chat renderer. A row in any other format is reported with its line; nothing is
+guessed.
 """
 
 import json
@@ -20,14 +21,14 @@ Message = dict[str, Any]
 
 
 class Row(NamedTuple):
-    """A row of a file and where it stands, for errors: "chat.jsonl, line 3"."""
+    """A row of a file and its location, for errors: "chat.jsonl, line 3"."""
 
     where: str
     value: dict[str, Any]
 
 
 class Dialogue(NamedTuple):
-    """Messages as the chat renderer takes them, and descriptions of the tools that they may call."""
+    """Messages for the chat renderer, and descriptions of the tools that they may call."""
 
     messages: list[Message]
     tools: list[dict[str, Any]]
@@ -53,33 +54,40 @@ _ANSWERS = ("response", "completion", "answer", "output")
 
 
 def read_dialogues(path: Path) -> list[Dialogue]:
-    """All dialogues of a file. Raises PunaError naming file and line for the first row that is none, or when empty."""
+    """Read all dialogues of a file.
+
+    Raises PunaError naming file and line of the first invalid row, or when empty.
+    """
     found = [dialogue for row in read_rows(path) for dialogue in dialogues_of(row)]
     if not found:
         raise DataError(f"{path} has no dialogues.", "Give a file with at least one.")
     return found
 
 
-def read_rows(path: Path) -> Iterator[Row]:
-    """The rows of a file as JSON objects. Raises PunaError for a missing, damaged or unknown file, naming the line."""
-    kind, _ = suffix(path.name)
+def require_file(path: Path) -> None:
+    """Raise PunaError when a file of rows is missing, or of a kind that is not read."""
     if not path.is_file():
         near = [p.name for p in path.parent.iterdir() if p.is_file()] if path.parent.is_dir() else []
         raise DataError(f"{path} does not exist.", nearest(path.name, near) if near else "Check the path.")
-    if kind not in _KINDS:
-        raise DataError(f"{path} is no file of dialogues.", f"Give one that ends in {', '.join(_KINDS)}.")
-    if kind == ".parquet":
+    if suffix(path.name)[0] not in _KINDS:
+        raise DataError(f"{path} is not a file of dialogues.", f"Give one that ends in {', '.join(_KINDS)}.")
+
+
+def read_rows(path: Path) -> Iterator[Row]:
+    """The rows of a file as JSON objects. Raises PunaError for a missing, damaged or unknown file, naming the line."""
+    require_file(path)
+    if suffix(path.name)[0] == ".parquet":
         for _, where, value in read_table(path):
             yield Row(where, value)
         return
     for _, where, value in read_json(path, strict=True):
         if not isinstance(value, dict):
-            raise DataError(f"{where}: this is no JSON object.", "Each row must be one.")
+            raise DataError(f"{where}: this is not a JSON object.", "Each row must be one.")
         yield Row(where, value)
 
 
 def dialogues_of(row: Row) -> list[Dialogue]:
-    """The dialogues of one row: one, or as many as it has instances. Raises PunaError naming the row."""
+    """Return the dialogues of a row: one, or one per instance. Raises PunaError naming the row."""
     where, value = row.where, {key: item for key, item in row.value.items() if item is not None}
     tools = tools_of(value.get("tools"), where)
     system = value.get("system") or value.get("system_prompt")
@@ -101,7 +109,7 @@ def dialogues_of(row: Row) -> list[Dialogue]:
         dialogues = [given + answer_messages(_answer(value, where), where)]
     else:
         raise DataError(
-            f"{where}: the row has {_keys(value)}, which is no shape of a dialogue.",
+            f"{where}: the row has {_keys(value)}, which is not a known format of dialogues.",
             "Known are messages, conversations, instruction with output, and prompt with response.",
         )
     if isinstance(system, str) and system.strip():
@@ -112,7 +120,7 @@ def dialogues_of(row: Row) -> list[Dialogue]:
 
 
 def prompt_messages(value: Any, where: str) -> list[Message]:
-    """A prompt, as text or as messages of either shape, as messages."""
+    """Convert a prompt, as text or as messages of either format, to messages."""
     if isinstance(value, str):
         return [{"role": "user", "content": _text(value, "prompt", where)}]
     if isinstance(value, list) and value and isinstance(value[0], dict) and "from" in value[0]:
@@ -125,22 +133,22 @@ def _unlearned(message: Message) -> Message:
 
 
 def answer_messages(value: Any, where: str) -> list[Message]:
-    """An answer, as text, as a message of either shape or as several, as messages."""
+    """Convert an answer, as text or as one or more messages of either format, to messages."""
     if isinstance(value, str):
         return [{"role": "assistant", "content": _text(value, "answer", where)}]
     return prompt_messages([value] if isinstance(value, dict) else value, where)
 
 
 def check_messages(messages: Sequence[Message], where: str) -> None:
-    """Raise PunaError, naming the row, when these are no dialogue that an assistant could learn from."""
+    """Raise PunaError, naming the row, when an assistant could not learn from these messages."""
     roles = [ROLES.get(message["role"]) for message in messages]
     if "assistant" not in roles:
         raise DataError(f"{where}: the dialogue has no message of an assistant.", "There is nothing to learn from it.")
     for number, (before, role) in enumerate(zip([None, *roles], roles, strict=False), 1):
         if role == "ipython" and before not in ("assistant", "ipython"):
             raise DataError(
-                f"{where}: message {number} has the role 'tool' but follows no call of a tool.",
-                "A tool's result comes after the assistant's message that asked for it.",
+                f"{where}: message {number} has the role 'tool' but does not follow a tool call.",
+                "A tool's result comes after the assistant's message that called it.",
             )
 
 
@@ -149,7 +157,7 @@ def check_messages(messages: Sequence[Message], where: str) -> None:
 
 def _messages(value: Any, where: str) -> list[Message]:
     if not isinstance(value, list) or not value:
-        raise DataError(f"{where}: its messages are not a list of messages.", "Mend that row.")
+        raise DataError(f"{where}: its messages are not a list of messages.", "Fix that row.")
     return [_message(entry, number, where) for number, entry in enumerate(value, 1)]
 
 
@@ -162,7 +170,7 @@ def _message(entry: Any, number: int, where: str) -> Message:
     if not _is_learned(entry, f"{where}: message {number}"):
         message["weight"] = 0
     parts = message.get("content")
-    if isinstance(parts, list):  # parts by type; some data calls a part's text its value
+    if isinstance(parts, list):  # parts by type; in some data the key of the text is `value`
         texts = {"text": "content", "reasoning": "reasoning_content"}
         for part in parts:
             kind = part.get("type") if isinstance(part, dict) else None
@@ -172,7 +180,7 @@ def _message(entry: Any, number: int, where: str) -> Message:
                 calls = call if isinstance(call, list) else [call]
                 message["tool_calls"] = [*message.get("tool_calls", []), *calls]
             elif kind not in texts or not isinstance(said, str):
-                raise DataError(f"{where}: message {number} has a part of type {kind!r} that is no text.")
+                raise DataError(f"{where}: message {number} has a part of type {kind!r}, which is not text.")
         for kind, key in texts.items():
             said = "".join(part.get("text", part.get("value")) for part in parts if part.get("type") == kind)
             message[key] = said
@@ -181,9 +189,9 @@ def _message(entry: Any, number: int, where: str) -> Message:
     if role == "assistant":
         has = any(message.get(key) for key in ("tool_calls", "token_ids", "reasoning_content"))
         if not has and not str(message.get("content") or "").strip():
-            raise DataError(f"{where}: message {number}, the assistant's, is empty.", "Mend that row or take it out.")
+            raise DataError(f"{where}: message {number}, the assistant's, is empty.", "Fix or remove that row.")
     elif not isinstance(message.get("content"), str):
-        raise DataError(f"{where}: message {number} has no text.", "Mend that row or take it out.")
+        raise DataError(f"{where}: message {number} has no text.", "Fix or remove that row.")
     return message
 
 
@@ -199,7 +207,7 @@ def _is_learned(entry: Mapping[str, Any], what: str) -> bool:
 
 def _sharegpt(value: Any, where: str) -> list[Message]:
     if not isinstance(value, list) or not value:
-        raise DataError(f"{where}: its conversations are not a list of turns.", "Mend that row.")
+        raise DataError(f"{where}: its conversations are not a list of turns.", "Fix that row.")
     messages = []
     for number, turn in enumerate(value, 1):
         if isinstance(turn, dict) and "role" in turn:
@@ -229,7 +237,7 @@ def _history(value: Any, where: str) -> list[Message]:
     if value in (None, []):
         return []
     if not isinstance(value, list) or any(not isinstance(turn, list) or len(turn) != 2 for turn in value):
-        raise DataError(f"{where}: its history is not a list of pairs.", "Mend that row.")
+        raise DataError(f"{where}: its history is not a list of pairs.", "Fix that row.")
     return [message for asked, answer in value for message in _pair(asked, answer, where)]
 
 
@@ -247,7 +255,7 @@ def _answer(value: Mapping[str, Any], where: str) -> Any:
 
 def _text(value: Any, name: str, where: str) -> str:
     if not isinstance(value, str) or not value.strip():
-        raise DataError(f"{where}: its {name} is {'empty' if isinstance(value, str) else 'no text'}.", "Mend that row.")
+        raise DataError(f"{where}: its {name} is {'empty' if isinstance(value, str) else 'not text'}.", "Fix that row.")
     return value
 
 
@@ -256,7 +264,7 @@ def tools_of(value: Any, where: str) -> list[dict[str, Any]]:
         return []
     tools = _json(value, where) if isinstance(value, str) else value
     if not isinstance(tools, list) or any(not isinstance(tool, dict) for tool in tools):
-        raise DataError(f"{where}: its tools are not a list of JSON objects.", "Mend that row.")
+        raise DataError(f"{where}: its tools are not a list of JSON objects.", "Fix that row.")
     return tools
 
 
@@ -264,7 +272,7 @@ def _json(text: Any, where: str) -> Any:
     try:
         return json.loads(text)
     except (TypeError, ValueError, RecursionError):
-        raise DataError(f"{where}: a call or its tools are not JSON.", "Mend that row.") from None
+        raise DataError(f"{where}: a call or its tools are not JSON.", "Fix that row.") from None
 
 
 def _keys(value: Mapping[str, Any]) -> str:
