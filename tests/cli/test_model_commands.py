@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from puna.cli.main import main
-from puna.cli.serve_command import _load
+from puna.cli.serve_command import _load, _named
 from puna.engine.generate import Engine
 from puna.model.config import ModelConfig
 from puna.model.llama import LlamaForCausalLM
@@ -162,7 +162,7 @@ def test_a_model_without_a_tokenizer_is_said_to_be_one(
     model = random_model(ModelConfig(preset="nano"))
     save_model(tmp_path / "bare", model.config, model.state_dict(), None, dtype=torch.float32, lineage={})
     options = {"dtype": "", "device": "cpu", "deterministic": False, "quantize": None, "max_batch": 2, "kv_tokens": 64}
-    _load(str(tmp_path / "bare"), argparse.Namespace(**options), Settings())
+    _load(_named(str(tmp_path / "bare"), "native"), argparse.Namespace(**options), Settings())
     said = " ".join(capsys.readouterr().err.split())
     assert "bare has no tokenizer: it answers only /v1/completions, with token ids for a prompt." in said
     assert main(["import", str(tmp_path / "bare"), "-o", str(tmp_path / "copy")]) == 0

@@ -272,7 +272,7 @@ def _load(given: _Given, args: argparse.Namespace, settings: "Settings") -> "Bac
             deterministic=args.deterministic,
         )
         if engine.tokenizer is None:
-            say(f"{given} has no tokenizer: it answers only /v1/completions, with token ids for a prompt.")
+            say(f"{given.name} has no tokenizer: it answers only /v1/completions, with token ids for a prompt.")
         return NativeBackend(
             engine,
             given.name,

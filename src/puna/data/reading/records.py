@@ -80,7 +80,7 @@ def read_table(path: Path) -> Iterator[Record]:
 
     Raises PunaError for a damaged file, two columns of one name and text that is not UTF-8, naming the row.
     """
-    with _Parquet(path, "not a whole") as parquet:
+    with _Parquet(path, "not a complete") as parquet:
         schema = parquet.file.schema_arrow
         parquet.check_names(schema.names)
         for batch in parquet.batches(None):
