@@ -166,7 +166,7 @@ def main() -> None:
     rows, left_out = {}, {}
     with tempfile.TemporaryDirectory() as folder:
         model = conformance.make_model(Path(folder) / MODEL, context=CONTEXT)
-        command = [sys.executable, "-m", "puna", "serve", str(model), "--backend", "puppet", "--no-page"]
+        command = [sys.executable, "-m", "puna", "serve", f"{MODEL}={model}", "--backend", "puppet", "--no-page"]
         with conformance.running([*command, "--include", str(HERE / "clients_puppet.py"), "--port"]) as (url, _):
             for client in CLIENTS:
                 if args.only and client.name not in args.only:

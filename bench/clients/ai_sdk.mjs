@@ -1,7 +1,7 @@
 // The Vercel AI SDK: a tool of a recursive zod type, steps, streams and objects, by chat completions and by responses.
 import { createOpenAI } from "@ai-sdk/openai";
 import { createOpenAICompatible } from "@ai-sdk/openai-compatible";
-import { generateText, isStepCount, stepCountIs, streamText, tool } from "ai";
+import * as ai from "ai";
 import assert from "node:assert";
 import { z } from "zod";
 
@@ -14,14 +14,14 @@ const Node = z.object({
 });
 const compatible = createOpenAICompatible({ name: "puna", baseURL: BASE_URL, apiKey: "none" });
 const openai = createOpenAI({ baseURL: BASE_URL, apiKey: "none" });
-const stop = (isStepCount ?? stepCountIs)(3);
+const stop = (ai.isStepCount ?? ai.stepCountIs)(3); // its names since version 7, and before
 for (const model of [compatible(MODEL), openai.chat(MODEL), openai.responses(MODEL)]) {
   const asked = [];
-  const tools = { plant: tool({ description: "Plant.", inputSchema: Node, execute: async (given) => (asked.push(given), "ok") }) };
-  const whole = await generateText({ model, tools, stopWhen: stop, prompt: "A tree, please.", maxRetries: 0 });
+  const tools = { plant: ai.tool({ description: "Plant.", inputSchema: Node, execute: async (given) => (asked.push(given), "ok") }) };
+  const whole = await ai.generateText({ model, tools, stopWhen: stop, prompt: "A tree, please.", maxRetries: 0 });
   assert.equal(whole.text, "Done.");
   assert.deepEqual(asked, [{ name: "echo hello" }]);
-  const streamed = streamText({ model, tools, stopWhen: stop, prompt: "A tree, please.", maxRetries: 0 });
+  const streamed = ai.streamText({ model, tools, stopWhen: stop, prompt: "A tree, please.", maxRetries: 0 });
   let text = "";
   for await (const piece of streamed.textStream) text += piece;
   assert.equal(text, "Done.");

@@ -11,11 +11,10 @@ import pytest
 SHELL = {
     "type": "function",
     "name": "shell",
-    "description": "Runs a shell command and returns its output.",
     "strict": False,
     "parameters": {
         "type": "object",
-        "properties": {"command": {"type": "array", "items": {"type": "string"}}, "workdir": {"type": "string"}},
+        "properties": {"command": {"type": "array", "items": {"type": "string"}}},
         "required": ["command"],
         "additionalProperties": False,
     },
@@ -97,13 +96,13 @@ def test_allowed_tools(live, mode: str) -> None:
 def test_codex(live) -> None:
     body = {
         "model": "tiny",
-        "instructions": "You are a coding agent.",
+        "instructions": "Code.",
         "input": [
-            {"type": "message", "role": "developer", "content": [{"type": "input_text", "text": "<permissions>"}]},
-            {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "List the files."}]},
+            {"type": "message", "role": "developer", "content": [{"type": "input_text", "text": "<p>"}]},
+            {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "ls"}]},
             {"type": "reasoning", "id": "rs_1", "summary": [], "content": None, "encrypted_content": "gAAAA"},
             {"type": "function_call", "name": "shell", "arguments": '{"command": ["ls', "call_id": "call_1"},
-            {"type": "function_call_output", "call_id": "call_1", "output": "failed to parse arguments"},
+            {"type": "function_call_output", "call_id": "call_1", "output": "failed"},
             {
                 "type": "custom_tool_call",
                 "status": "completed",

@@ -125,8 +125,10 @@ def test_a_request_that_is_admitted_is_answered_at_once(live, monkeypatch, path:
         free.wait(60)
         return real(*args, **options)
 
-    body = {"messages": MESSAGES, "prompt": "x", "input": "x", "stream": True}
-    body |= {"max_output_tokens": 4} if path == "/v1/responses" else {"max_tokens": 4}
+    field, value = {"chat/completions": ("messages", MESSAGES)}.get(path[4:], ("prompt", "x"))
+    body: dict[str, Any] = {field: value, "max_tokens": 4, "stream": True}
+    if path == "/v1/responses":
+        body = {"input": "x", "max_output_tokens": 4, "stream": True}
     with monkeypatch.context() as patch:
         patch.setattr(runner, "forward", forward)
         try:

@@ -220,7 +220,7 @@ def test_a_turn_cut_off_after_a_call_says_length_and_shows_no_markup(live) -> No
         calls = answer["message"].get("tool_calls") or []
         content = answer["message"]["content"] or ""
         assert answer["finish_reason"] == "length", limit
-        assert "Yes.".startswith(content), (limit, content)
+        assert "Yes.\n".startswith(content), (limit, content)
         assert all(json.loads(one["function"]["arguments"]) == {"city": "Oslo"} for one in calls)
         seen.add(len(calls))
     assert seen == {0, 1} or seen == {0, 1, 2}

@@ -104,7 +104,7 @@ class _UntilClosed(RequestResponseCycle):
 
     _unknown = False
 
-    async def send(self, message: Any) -> None:  # type: ignore[override]
+    async def send(self, message: Any) -> None:
         if message["type"] == "http.response.start":
             self._unknown = all(name.lower() != b"content-length" for name, _ in message.get("headers", ()))
             if self._unknown:

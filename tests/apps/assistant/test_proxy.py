@@ -113,7 +113,7 @@ def test_everything_is_under_the_path(tmp_path: Path, root: str, strip: bool) ->
             assert all(path.startswith(f"{root}/") for path in files)
             assert f"{root}/static/web/js/api.js" in files
         assert f"{root}/static/js/main.js" in files_of(api, f"{root}/")
-        if root:
+        if root and not strip:  # a proxy that removes the path adds the slash itself
             moved = api.get(root)
             assert (moved.status_code, moved.headers["location"]) == (308, f"{root}/")
         made = api.post(f"{root}/app/conversations", json={"model": "fast"})

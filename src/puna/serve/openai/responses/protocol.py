@@ -203,7 +203,9 @@ def messages_of(
     return messages
 
 
-def _resolved(items: Sequence[Item], stored: Callable[[str], dict[str, Any] | None]) -> Iterator[Item]:
+def _resolved(
+    items: Sequence[Item], stored: Callable[[str], dict[str, Any] | None]
+) -> Iterator[MessageItem | CallItem | CallOutputItem | ReasoningItem]:
     for item in items:
         if not isinstance(item, ReferenceItem):
             yield item
