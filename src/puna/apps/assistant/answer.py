@@ -62,7 +62,7 @@ def default_sampling(card: ModelCard) -> dict[str, float | int]:
 
 def known_settings(given: dict[str, Any]) -> dict[str, Any]:
     """Those of the settings of a file that `Sampling` accepts."""
-    kept = {}
+    kept: dict[str, Any] = {}
     for name, value in given.items():
         try:
             kept |= Sampling.model_validate({name: value}).model_dump(exclude_none=True)

@@ -266,7 +266,7 @@ def _alternating(ordered: list[ImportedMessage]) -> list[ImportedMessage]:
 
 
 def _shown(leaf: str | None, ordered: list[ImportedMessage]) -> str:
-    return leaf if any(message.id == leaf for message in ordered) else ordered[-1].id
+    return next((message.id for message in ordered if message.id == leaf), ordered[-1].id)
 
 
 def _text_or_none(value: Any) -> str | None:

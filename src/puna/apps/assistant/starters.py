@@ -64,7 +64,7 @@ def problems_of(lineage: dict[str, Any]) -> list[str]:
 
     recipe = lineage.get("recipe") or {}
     places = [recipe, *(recipe.get(name) or {} for name in ("data", "prompts", "measure"))]
-    asked = next((tasks for place in places if (tasks := place.get("tasks"))), [])
+    asked: list[dict[str, Any]] = next((tasks for place in places if (tasks := place.get("tasks"))), [])
     found: list[str] = []
     draw = random.Random(0)
     for turn in range(MAX_STARTERS):

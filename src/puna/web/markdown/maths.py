@@ -37,8 +37,7 @@ _AFTER = re.compile(r"\s*[.,;:!?。，；：]?\s*\Z")
 
 def use_maths(parser: MarkdownIt) -> None:
     """Teach a parser to read formulas."""
-    alternatives = {"alt": ["paragraph", "reference", "blockquote", "list"]}
-    parser.block.ruler.before("fence", "maths", _block, alternatives)
+    parser.block.ruler.before("fence", "maths", _block, {"alt": ["paragraph", "reference", "blockquote", "list"]})
     parser.inline.ruler.before("escape", "maths", _inline)
     parser.add_render_rule("maths", _render)
     parser.add_render_rule("maths_display", _render)
