@@ -79,7 +79,7 @@ def main() -> None:
     common.save("conformance", settings, results, packages=("torch", "fastapi", "uvicorn", "openai", "httpx"))
 
 
-def make_model(directory: Path) -> Path:
+def make_model(directory: Path, *, context: int = CONTEXT) -> Path:
     """A random model that can write any text, with a tokenizer trained on the standard library."""
     library = Path(sysconfig.get_paths()["stdlib"])
     texts = [path.read_text(encoding="utf-8", errors="replace") for path in sorted(library.glob("*.py"))[:60]]
@@ -91,7 +91,7 @@ def make_model(directory: Path) -> Path:
         num_hidden_layers=4,
         num_attention_heads=8,
         num_key_value_heads=2,
-        max_position_embeddings=CONTEXT,
+        max_position_embeddings=context,
         tie_word_embeddings=False,
     )
     model = LlamaForCausalLM(config)

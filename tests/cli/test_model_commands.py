@@ -1,5 +1,6 @@
 """`puna model inspect`, `import`, `sample` and `chat` from the command line."""
 
+import argparse
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -8,10 +9,12 @@ import pytest
 import torch
 
 from puna.cli.main import main
+from puna.cli.serve_command import _load
 from puna.engine.generate import Engine
 from puna.model.config import ModelConfig
 from puna.model.llama import LlamaForCausalLM
 from puna.model.store import save_model
+from puna.serve.settings import Settings
 from puna.text.tokenizer import train_tokenizer
 
 
@@ -151,3 +154,18 @@ def test_bad_input_is_one_sentence_and_exit_code_2(
     shown = capsys.readouterr()
     assert sentence in shown.err.splitlines()[-1]
     assert shown.out == ""
+
+
+def test_a_model_without_a_tokenizer_is_said_to_be_one(
+    tmp_path: Path, random_model: Callable[..., LlamaForCausalLM], capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = random_model(ModelConfig(preset="nano"))
+    save_model(tmp_path / "bare", model.config, model.state_dict(), None, dtype=torch.float32, lineage={})
+    options = {"dtype": "", "device": "cpu", "deterministic": False, "quantize": None, "max_batch": 2, "kv_tokens": 64}
+    _load(str(tmp_path / "bare"), argparse.Namespace(**options), Settings())
+    said = " ".join(capsys.readouterr().err.split())
+    assert "bare has no tokenizer: it answers only /v1/completions, with token ids for a prompt." in said
+    assert main(["import", str(tmp_path / "bare"), "-o", str(tmp_path / "copy")]) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert "The model has no tokenizer: it continues token ids" in said
+    assert "Checked: its logits are those of transformers" in said

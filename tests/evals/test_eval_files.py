@@ -48,7 +48,8 @@ def test_what_the_hub_has_is_said():
 
 
 def test_puna_s_own_tasks_need_no_files():
-    assert {benchmark.name for benchmark, *_ in loaded("puna", EvalData(None))} == set(suites()["puna"])
+    quick = [BENCHMARKS[name] for name in ("arithmetic.addition", "arithmetic.chain")]
+    assert [benchmark for benchmark, *_ in loaded("puna", EvalData(None), [], quick)] == quick
 
 
 def test_of_a_suite_that_is_partly_there_the_rest_is_left_out_with_a_note(data_folder):
@@ -99,9 +100,10 @@ def test_the_list_says_where_files_come_from_and_how_they_are_laid_out(capsys, d
 
 def test_every_file_has_an_origin_and_every_origin_a_file(test_data):
     for name, benchmark in BENCHMARKS.items():
-        file = first_file(benchmark.load, EvalData(None))
-        assert ("puna" in benchmark.suites) == (file is None), name
-        assert file is None or origin(file.name) is not None, file
+        if "puna" not in benchmark.suites:
+            file = first_file(benchmark.load, EvalData(None))
+            assert file is not None, name
+            assert origin(file.name) is not None, file
     held = EvalData(test_data / "eval")
     assert [one.files for one in ORIGINS if not held.has(one.files)] == []
 

@@ -78,6 +78,45 @@ def test_we_open_what_transformers_saved(tmp_path: Path, tied: bool) -> None:
     assert (load_model(tmp_path / "m")(IDS) - theirs(IDS).logits).abs().max() <= 1e-5
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("sharded", [False, True])
+@torch.no_grad()
+def test_a_stored_head_is_tied_only_where_it_is_the_embedding(
+    tmp_path: Path, dtype: torch.dtype, sharded: bool
+) -> None:
+    config = transformers.LlamaConfig(**ModelConfig(preset="nano", tie_word_embeddings=False).to_hf())
+    theirs = transformers.LlamaForCausalLM(config).to(dtype)
+    for own in (True, False):
+        folder = tmp_path / str(own)
+        if not own:
+            theirs.lm_head.weight.copy_(theirs.model.embed_tokens.weight)
+        theirs.save_pretrained(folder, max_shard_size="60KB" if sharded else "5GB")
+        values = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(values | {"tie_word_embeddings": True}))
+        loaded = transformers.LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        ours = load_model(folder, dtype=torch.float32)
+        assert ours.config.tie_word_embeddings is not own
+        assert (ours(IDS) - loaded(IDS).logits).abs().max() <= 1e-5
+        save(ours, tmp_path / f"{own} again")
+        assert load_config(tmp_path / f"{own} again").tie_word_embeddings is not own
+
+
+@torch.no_grad()
+def test_one_row_makes_a_head_of_its_own_and_a_wrong_shape_is_named(tmp_path: Path, random_model: Maker) -> None:
+    model = random_model(ModelConfig(preset="nano", tie_word_embeddings=True))
+    save(model, tmp_path / "m")
+    tensors = load_file(tmp_path / "m/model.safetensors")
+    head = tensors["model.embed_tokens.weight"].clone()
+    head[-1, -1] += 1
+    save_file(tensors | {"lm_head.weight": head}, tmp_path / "m/model.safetensors")
+    assert not load_config(tmp_path / "m").tie_word_embeddings
+    save_file(tensors | {"lm_head.weight": head[:-1]}, tmp_path / "m/model.safetensors")
+    with pytest.raises(PunaError, match=r"lm_head\.weight is \[511, 64\], not \[512, 64\]"):
+        load_model(tmp_path / "m")
+    (tmp_path / "m/model.safetensors").unlink()
+    assert load_config(tmp_path / "m").tie_word_embeddings, "without weights the file is all there is"
+
+
 def test_shards_hold_everything_once_and_no_more_than_asked(tmp_path: Path, random_model: Maker) -> None:
     model = random_model(ModelConfig(preset="nano"))
     save(model, tmp_path / "m", max_shard_bytes=150_000)

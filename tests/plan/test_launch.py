@@ -202,7 +202,7 @@ def test_a_corpus_to_be_built_is_built_before_and_named_by_its_folder() -> None:
         ("slurm", {"storage_dir": "data"}, "'data' is not an absolute path"),
         ("slurm", {"recipe": "train = ["}, "The recipe is not valid TOML"),
         ("slurm", {"recipe": "train = 3"}, "'train' is a value, not a section"),
-        ("slurm", {"recipe": "train.batch = 100"}, "100 rows cannot be shared evenly by 64"),
+        ("slurm", {"recipe": "train.batch = 100"}, "100 rows cannot be divided evenly among 64"),
         (
             "slurm",
             {"recipe": "train.batch = 640", "layout": Layout(dp_shard=64, micro_batch=3)},

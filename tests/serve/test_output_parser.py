@@ -11,8 +11,9 @@ from puna.serve.backends.native.output_parser import OutputParser
 
 def parsed(pieces: list[str], **options: bool) -> list[tuple[str, str, str]]:
     """(kind, name, text) with neighbours of one kind joined."""
+    cut = options.pop("cut", False)
     parser = OutputParser(**{"tools": True, **options})
-    found = [piece for text in pieces for piece in parser.push(text)] + parser.close()
+    found = [piece for text in pieces for piece in parser.push(text)] + parser.close(cut=cut)
     joined: list[tuple[str, str, str]] = []
     for piece in found:
         if joined and piece.kind != "call" and joined[-1][0] == piece.kind:
@@ -58,6 +59,24 @@ def test_without_tools_a_call_is_text() -> None:
 def test_a_call_begun_by_the_prompt() -> None:
     assert parsed(['{"name": "f", "arguments": {"x": 1}}'], in_call=True) == [("call", "f", '{"x": 1}')]
     assert parsed(['{"name": "f", "argu'], in_call=True) == [("content", "", '{"name": "f", "argu')]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (f'Yes.\n{CALL}\n<tool_call>\n{{"name": "g', [("content", "", "Yes."), ("call", "f", '{"x": 1}')]),
+        (f"{CALL}\n<tool", [("call", "f", '{"x": 1}')]),
+        (f"{CALL}\n<", [("call", "f", '{"x": 1}')]),
+        ("Yes. <tool_c", [("content", "", "Yes.")]),
+        ("Yes, 1 <", [("content", "", "Yes, 1 <")]),
+        ("<think>\nHm.\n</thi", [("reasoning", "", "Hm.")]),
+        ("<thin", []),
+        ('<tool_call>{"name": "f", "arguments": {}}', [("call", "f", "{}")]),
+    ],
+)
+def test_a_text_that_a_limit_cut_off_shows_no_markup(text: str, expected: list[tuple[str, str, str]]) -> None:
+    for pieces in ([text], list(text)):
+        assert parsed(pieces, cut=True) == expected
 
 
 TAGS = ["<think>", "</think>", "<tool_call>", "</tool_call>", "<tool", "call>", "<"]

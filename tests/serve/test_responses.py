@@ -149,7 +149,7 @@ def test_the_oldest_messages_give_way(client) -> None:
         {"input": []},
         {"input": [{"type": "item_reference", "id": "x"}]},
         {"background": True},
-        {"tools": [{"type": "web_search"}]},
+        {"tools": [{"type": "function"}]},
         {"temperature": -1},
         {"tool_choice": "required"},
         {"text": {"format": {"type": "json_schema", "name": "x", "schema": {"type": 3}}}},

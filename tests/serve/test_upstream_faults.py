@@ -177,7 +177,7 @@ def test_a_stream_is_put_in_order(liar) -> None:
             assert found[0]["choices"][0]["delta"]["role"] == "assistant"
             assert "".join(f["choices"][0]["delta"].get("content", "") for f in found[:-1]) == "東\u2028京!"
             assert [f["choices"][0]["finish_reason"] for f in found[:-1]] == [None, None, "stop"]
-            assert all("usage" not in f for f in found[:-1])
+            assert [f["usage"] for f in found[:-1]] == [None, None, None]
             assert found[-1]["usage"]["total_tokens"] == 5
             assert {f["model"] for f in found} == {"m"}
         assert liar.bodies[-1]["stream_options"] == {"include_usage": True}
@@ -193,6 +193,17 @@ def test_one_who_hangs_has_a_limit(liar, eventually) -> None:
         assert '"code":"deadline_exceeded"' in answer.text
         assert liar.left.wait(10)
         assert eventually(lambda: front.server.in_flight() == 0)
+
+
+def test_one_who_takes_no_connection_is_unreachable(liar, monkeypatch) -> None:
+    async def silent(self: httpx.AsyncClient, request: httpx.Request, **options: object) -> httpx.Response:
+        raise httpx.ConnectTimeout("", request=request)
+
+    with before(liar.url) as front:
+        monkeypatch.setattr(httpx.AsyncClient, "send", silent)
+        for body in (CHAT, {**CHAT, "stream": True}):
+            assert failed(front.post("/v1/chat/completions", body), 503)["code"] == "upstream_unreachable"
+        assert "cannot be reached" in front.api.get("/ready").json()["error"]["message"]
 
 
 def test_one_who_is_not_there(eventually, live) -> None:

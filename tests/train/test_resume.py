@@ -202,7 +202,7 @@ def test_verify_resume_proves_it_over_1_2_and_4_processes(recipe: Recipe, tmp_pa
 def test_verify_resume_refuses_what_cannot_be_proved(recipe: Recipe, tmp_path: Path) -> None:
     with pytest.raises(PunaError, match="too few"):
         verify_resume(recipe, tmp_path, steps=3)
-    with pytest.raises(PunaError, match="cannot be shared evenly by 1, 3 processes"):
+    with pytest.raises(PunaError, match="cannot be divided evenly among 1, 3 processes"):
         verify_resume(recipe, tmp_path, processes=(1, 3))
 
 

@@ -159,7 +159,8 @@ def test_every_method_learns_from_a_set(values, tmp_path, machine, method):
 
 
 def test_a_start_without_signal_is_refused(values, tmp_path, machine):
-    with pytest.raises(PunaError, match=r"planning\.grid 0\.0%: below 2% there is nothing to reinforce.*puna tune sft"):
+    sentence = r"planning\.grid 0\.0%\): below 2% there is nothing to reinforce.*puna tune sft"
+    with pytest.raises(PunaError, match=sentence):
         run(recipe_of(values), tmp_path / "run", machine, scorer=lambda *_: Verdict(0.0, {}, ""))
 
 

@@ -24,7 +24,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Load and talk; with --json the talk goes to stderr and the messages to stdout at the end."""
+    """Load the model and chat.
+
+    With --json the chat goes to stderr and the messages to stdout at the end.
+    """
     from puna.core.console import print_json, say
     from puna.model.hub import model_directory
 

@@ -71,7 +71,7 @@ def _build(args: argparse.Namespace) -> None:
     _show_drops(manifest["drops"])
     say(
         f"{args.out}: {train['documents']:,} documents, {format_count(train['tokens'])} tokens, "
-        f"{format_bytes(train['bytes'])} to train on; {heldout['documents']:,} documents, "
+        f"{format_bytes(train['bytes'])} for training; {heldout['documents']:,} documents, "
         f"{format_bytes(heldout['bytes'])} held out."
     )
 

@@ -9,7 +9,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Print what was found."""
+    """Print the findings."""
     from rich.markup import escape
 
     from puna.core.console import console, print_json

@@ -24,7 +24,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "what", nargs="+", metavar="MODEL", help="model or run directory; or: bpb MODEL CORPUS; or: list"
     )
-    parser.add_argument("--device", help="cpu, cuda or mps (default: the best there is)")
+    parser.add_argument("--device", help="cpu, cuda or mps (default: the best available)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     suite = parser.add_argument_group("benchmarks")
     suite.add_argument(
@@ -94,7 +94,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Run the action that was named."""
+    """Run the given action."""
     words = args.what
     if not args.lm_eval:
         from puna.core.plugins import include_all
@@ -102,13 +102,13 @@ def run(args: argparse.Namespace) -> None:
         include_all(args.include)
     if words[0] == "bpb" and len(words) > 1:
         if len(words) != 3:
-            raise PunaError("bpb takes a model and a corpus.", "Write: puna eval bpb MODEL CORPUS")
+            raise PunaError("bpb needs a model and a corpus.", "Use: puna eval bpb MODEL CORPUS")
         args.model, args.corpus = map(Path, words[1:])
         bits_per_byte(args)
     elif words == ["list"]:
         _list(args)
     elif len(words) > 1:
-        raise PunaError(f"'{' '.join(words)}' is more than one model.", "Write: puna eval MODEL --suite NAMES")
+        raise PunaError(f"'{' '.join(words)}' is more than one model.", "Use: puna eval MODEL --suite NAMES")
     else:
         args.model = words[0]
         harness(args) if args.lm_eval else benchmarks(args)
@@ -126,7 +126,7 @@ def harness(args: argparse.Namespace) -> None:
     opened = open_model(args.model, device=args.device, max_batch=args.max_batch, fast=args.fast, form=args.form)
     names = [name.strip() for name in args.lm_eval.split(",")]
     if len(args.include) > 1:
-        raise PunaError("--lm-eval takes one --include, a folder.", "Put all task files into it.")
+        raise PunaError("--lm-eval accepts one --include, a folder.", "Put all task files into it.")
     include = args.include[0] if args.include else None
     found = run_harness(opened.engine, names, limit=args.limit, include=include, chat=opened.chat)
     if args.json:
@@ -150,7 +150,7 @@ def benchmarks(args: argparse.Namespace) -> None:
     from puna.evals.catalogue import select, suites
 
     if args.suite is None:
-        raise PunaError("Nothing to measure was named.", f"Give --suite with one of: {', '.join(suites())}.")
+        raise PunaError("No benchmark was given.", f"Use --suite with one of: {', '.join(suites())}.")
     select(args.suite)
     directory = _checked_paths(args)
     from puna.evals.benchmarks.dclm_core import centred
@@ -159,7 +159,7 @@ def benchmarks(args: argparse.Namespace) -> None:
     for name, least in (("limit", 1), ("samples", 0), ("max_batch", 1)):
         value = getattr(args, name)
         if value is not None and value < least:
-            raise PunaError(f"--{name.replace('_', '-')} {value} is below {least}.", "Give a larger number.")
+            raise PunaError(f"--{name.replace('_', '-')} {value} is below {least}.", "Use a larger number.")
     with progress(transient=True) as bar:
         tasks: dict[str, Any] = {}
 
@@ -307,21 +307,14 @@ def _list(args: argparse.Namespace) -> None:
             for row, word in zip(rows, here, strict=True)
         ],
     )
-    missing = [one for one in ORIGINS if not data.has(one.files)]
+    missing = [where_from for where_from in ORIGINS if not data.has(where_from.files)]
     if missing:
         print(f"\n--hub: what that option fetches. These files are not here; {data.described}.")
         print("They belong in the folder that --data or PUNA_EVAL_DATA names, compressed or not:\n")
-        for one in missing:
-            print(one.files)
-            print(
-                fill(
-                    f"{one.source} ({one.form})",
-                    78,
-                    initial_indent="    ",
-                    subsequent_indent="    ",
-                    break_on_hyphens=False,
-                )
-            )
+    for where_from in missing:
+        words = f"{where_from.source} ({where_from.form})"
+        print(where_from.files)
+        print(fill(words, 78, initial_indent="    ", subsequent_indent="    ", break_on_hyphens=False))
 
 
 def bits_per_byte(args: argparse.Namespace) -> None:
@@ -339,7 +332,7 @@ def bits_per_byte(args: argparse.Namespace) -> None:
     tokenizer = Tokenizer.load(directory)
     if tokenizer.hash != corpus.tokenizer_hash:
         raise PunaError(
-            f"{args.model} has another tokenizer ({tokenizer.hash[:12]}) than {args.corpus} was built with "
+            f"{args.model} has a different tokenizer ({tokenizer.hash[:12]}) than {args.corpus} was built with "
             f"({corpus.tokenizer_hash[:12]}).",
             "Build the corpus with the model's tokenizer.",
         )
@@ -348,7 +341,7 @@ def bits_per_byte(args: argparse.Namespace) -> None:
     if window > config.max_position_embeddings:
         raise PunaError(
             f"--window {window} is longer than the model's context of {config.max_position_embeddings} tokens.",
-            "Choose a shorter one.",
+            "Choose a shorter window.",
         )
     if args.batch < 1:
         raise PunaError(f"--batch {args.batch} is not a number of windows.", "Give 1 or more.")

@@ -89,7 +89,7 @@ def _onnx(args: argparse.Namespace, directory: Path, target: Path) -> None:
     from puna.core.errors import PunaError
 
     if args.quantize or args.dtype not in (None, "f32"):
-        raise PunaError("ONNX is written in f32 only.", "Leave out --dtype and --quantize.")
+        raise PunaError("ONNX supports only f32.", "Omit --dtype and --quantize.")
     out = args.out or target.with_name(f"{target.name}-onnx")
     export_onnx(directory, out)
     if args.json:
@@ -111,11 +111,11 @@ def _say(args: argparse.Namespace, written: "ExportedFile") -> None:
     say(f"{format_bytes(written.bytes)}: tensors {types}.")
     if written.fallbacks:
         say(
-            f"{len(written.fallbacks)} tensors are in a wider type, because their rows are not whole blocks "
+            f"{len(written.fallbacks)} tensors are in a wider type, because their rows are not multiples of a block "
             f"({written.fallbacks[0]}{', …' if len(written.fallbacks) > 1 else ''})."
         )
     if written.verified:
         rms = "".join(f"; {name} off by {100 * error:.2g} % (rms)" for name, error in sorted(written.errors.items()))
-        say(f"Read back and compared with the model, every tensor: right{rms}.")
+        say(f"Read back and compared every tensor with the model: equal{rms}.")
     else:
-        say("Not read back (--no-verify).")
+        say("Not verified (--no-verify).")

@@ -1,4 +1,4 @@
-"""The options of the commands that generate text, and what they make of them."""
+"""The options of the commands that generate text, and the values made from them."""
 
 import argparse
 from typing import TYPE_CHECKING
@@ -93,11 +93,9 @@ def device_of(name: str) -> str:
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
         if torch.device(name).type == "meta":
-            raise RuntimeError("it holds no numbers")
+            raise RuntimeError("it does not store data")
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).strip().splitlines()[0].rstrip(".")
-        raise PunaError(
-            f"--device {name} cannot be used ({reason}).", "Use cpu or a device this machine has."
-        ) from None
+        raise PunaError(f"--device {name} cannot be used ({reason}).", "Use cpu or a device of this machine.") from None
     return name

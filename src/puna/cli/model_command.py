@@ -29,7 +29,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Gather and print."""
+    """Collect the data and print it."""
     from puna.core.console import print_json
     from puna.core.errors import PunaError
     from puna.model.hub import find_model
@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> None:
 
     config = load_config(directory)
     if args.seq_len < 0:
-        raise PunaError(f"--seq-len {args.seq_len} is negative.", "Give a number of tokens.")
+        raise PunaError(f"--seq-len {args.seq_len} is negative.", "Use a positive number of tokens.")
     facts = describe(directory, config, args.seq_len or config.max_position_embeddings)
     if args.json:
         print_json(facts)
@@ -58,7 +58,7 @@ def describe(directory: Path, config: "ModelConfig", seq_len: int) -> dict[str, 
 
     try:
         dtype = str(stored_dtype(directory)).removeprefix("torch.")
-    except PunaError:  # only the small files are here
+    except PunaError:  # only the small files were downloaded
         values = read_json(directory / "config.json")
         dtype = values.get("dtype") or values.get("torch_dtype") or "bfloat16"
     item = getattr(torch, dtype).itemsize

@@ -44,7 +44,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     run.add_argument("--fleet", metavar="16384xh100", help="accelerators (default: this machine's)")
     run.add_argument("--tokens", metavar="15.6T", help="training tokens (default: the recipe's, or 20 per parameter)")
     run.add_argument("--batch", metavar="N|16M", help="sequences per step, or approximate tokens")
-    run.add_argument("--seq-len", metavar="N", help="tokens of a sequence")
+    run.add_argument("--seq-len", metavar="N", help="tokens per sequence")
     run.add_argument("--precision", metavar="FORMAT", help="bf16, fp8, mxfp8, nvfp4 or fp32")
     run.add_argument("--stack", metavar="NAME", help="software, such as megatron-core, torchtitan, puna")
     pins = parser.add_argument_group("fixed parts of the layout (the rest is searched)")
@@ -73,9 +73,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Run the action that the first word names, or plan a run."""
+    """Run the action given by the first word, or plan a run."""
     if not args.words:
-        raise PunaError("There is nothing to plan.", "Try: puna plan llama3-8b --fleet 8xh100, or puna plan --help.")
+        raise PunaError("No target was given.", "Try: puna plan llama3-8b --fleet 8xh100, or puna plan --help.")
     action = args.words[0] if args.words[0] in ACTIONS else "plan"
     _refuse_unheeded(args, action)
     if action == "plan":
@@ -92,9 +92,9 @@ def _refuse_unheeded(args: argparse.Namespace, action: str) -> None:
     if useless:
         option = f"--{sorted(useless)[0].replace('_', '-')}"
         what = "puna plan TARGET" if action == "plan" else f"puna plan {action}"
-        raise PunaError(f"{option} means nothing to {what}.", "See puna plan --help.")
+        raise PunaError(f"{option} is not an option of {what}.", "See puna plan --help.")
     if action in ("goodput", "calibrate", "predict", "validate") and len(args.words) > 1:
-        raise PunaError(f"'{args.words[1]}' means nothing to puna plan {action}.", "See puna plan --help.")
+        raise PunaError(f"'{args.words[1]}' is not an argument of puna plan {action}.", "See puna plan --help.")
 
 
 # -- one run ---------------------------------------------------------------------------------------------------------
@@ -135,7 +135,7 @@ def _plan(args: argparse.Namespace) -> None:
 
 
 def _show(args: argparse.Namespace, target: "Target", found: "RunEstimate", terms: "Terms") -> None:
-    """Print the estimate, and write the files that were asked for."""
+    """Print the estimate, and write the requested files."""
     from puna.core.console import console, print_json, say
     from puna.plan.output.format import own_stack_words
     from puna.plan.run.budget import sizes
@@ -181,7 +181,7 @@ def _budget(
     for option, value in (("--emit", args.emit), ("--html", args.html), ("a pinned layout", constraints)):
         if value:
             raise PunaError(
-                f"{option} does not go with --budget-usd and --days.", "Plan the fleet they lead to with --fleet."
+                f"{option} does not work with --budget-usd and --days.", "Plan the resulting fleet with --fleet."
             )
     found = plan_budget(
         lambda count: target.question(group.accelerator, count),
@@ -213,4 +213,4 @@ def _check_launcher(args: argparse.Namespace) -> None:
     if args.emit and not args.output:
         raise PunaError("--emit needs a folder to write into.", f"Add -o, such as: --emit {args.emit} -o job/")
     if args.output and not args.emit:
-        raise PunaError("-o is the folder of launch files, and none were asked for.", "Add --emit slurm or another.")
+        raise PunaError("-o is the folder of launch files, but --emit was not given.", "Add --emit slurm or another.")

@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> None:
     if args.floor and ORDER.index(sandbox.level) < ORDER.index(args.floor):
         raise PunaError(
             f"This machine's sandbox reaches level '{sandbox.level}', below the floor '{args.floor}'.",
-            "The walls above say what is missing.",
+            "The table above shows which protections are missing.",
         )
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
+from urllib.parse import quote, urlsplit
 
 if TYPE_CHECKING:
     from puna.serve.backends.base import Backend
@@ -16,26 +17,38 @@ if TYPE_CHECKING:
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    parser.add_argument("models", metavar="MODEL", nargs="*", help="model or run directories; NAME=DIR names one")
+    parser.add_argument("models", metavar="MODEL", nargs="*", help="model or run directories; NAME=DIR sets a name")
     where = parser.add_argument_group("where")
     where.add_argument(
         "--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine only)"
     )
     where.add_argument("--port", type=int, default=8000, metavar="N", help="port (default: 8000)")
     where.add_argument(
-        "--allowed-host", action="append", default=[], metavar="NAME", help="host name to answer to; * for any"
+        "--allowed-host", action="append", default=[], metavar="NAME", help="accepted host name; * for any"
+    )
+    where.add_argument(
+        "--public-origin",
+        default="",
+        metavar="URL",
+        help="what browsers see when a reverse proxy is in front, such as https://chat.example",
+    )
+    where.add_argument(
+        "--root-path", default="", metavar="PATH", help="path under which the proxy publishes the server, such as /puna"
     )
     where.add_argument(
         "--cors-origin", action="append", default=[], metavar="URL", help="allow pages of this origin to call the API"
     )
     where.add_argument(
-        "--api-key-file", type=Path, metavar="FILE", help="require a key from this file: one a line, KEY or NAME = KEY"
+        "--api-key-file",
+        type=Path,
+        metavar="FILE",
+        help="require a key of this file: one per line, KEY or NAME = KEY",
     )
     where.add_argument("--no-page", action="store_true", help="serve the API only, without pages and accounts")
     where.add_argument(
         "--accounts",
         action=argparse.BooleanOptionalAction,
-        help="make everyone sign in (default: when other machines can reach the server)",
+        help="require everyone to sign in (default: if other machines can reach the server)",
     )
     where.add_argument("--data", default="", metavar="DIR", help="where data is stored: a directory or postgres://…")
     limits = parser.add_argument_group("limits")
@@ -56,19 +69,19 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     engine.add_argument("--kv-tokens", type=int, metavar="N", help="tokens in the KV cache (default: what fits)")
     engine.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 … (default: cuda if available)")
     engine.add_argument(
-        "--dtype", choices=("float32", "bfloat16"), help="precision (default: what is fast on this device)"
+        "--dtype", choices=("float32", "bfloat16"), help="precision (default: the faster one on this device)"
     )
     engine.add_argument(
         "--quantize", choices=("int8", "int4"), help="store weights in this format (CPU): less memory, faster answers"
     )
-    engine.add_argument("--deterministic", action="store_true", help="the same text whatever else is running; slower")
+    engine.add_argument("--deterministic", action="store_true", help="same text regardless of other requests; slower")
     other = parser.add_argument_group("another engine behind this server")
     other.add_argument(
         "--backend",
         metavar="NAME",
         default="native",
         help="engine to use: native (default: Puna's own), vllm, llama.cpp, openai, or a backend of a plugin. With any "
-        "but native, MODEL is a model of that server, by default its first",
+        "except native, MODEL is a model of that server, by default its first",
     )
     other.add_argument(
         "--include",
@@ -86,7 +99,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Load the models, and serve until a signal ends it."""
+    """Load the models, and serve until a signal ends the server."""
     from rich.markup import escape
 
     from puna.apps.assistant import AssistantProduct
@@ -104,8 +117,8 @@ def run(args: argparse.Namespace) -> None:
     refuse_equal_names([one.name for one in given if one.name])
     listening = listen(settings)
     try:
-        # A thread that used torch keeps torch's helper threads, which take cores from the engine's thread (a quarter
-        # of the speed of 32 streams on two cores). So models are loaded on threads that end.
+        # A thread that used torch keeps torch's helper threads, which take cores from the engine's thread (a quarter of
+        # the speed of 32 streams on two cores). So models are loaded on threads that end.
         with ThreadPoolExecutor(1) as apart:
             backends = list(apart.map(lambda one: load(one, args, settings), given))
         products = [] if args.no_page else [AssistantProduct()]
@@ -117,7 +130,9 @@ def run(args: argparse.Namespace) -> None:
     def started() -> None:
         shown = "localhost" if settings.host in ("127.0.0.1", "0.0.0.0", "::", "::1") else settings.host
         address = f"http://{shown}:{listening.getsockname()[1]}"
-        say(f"{address} answers; the API is at /v1.")
+        say(f"Serving on {address}; the API is at /v1.")
+        if settings.public_origin:
+            say(f"Browsers reach it at {settings.public_origin}{settings.root_path}/")
         for backend in backends:
             for choice in backend.choices:
                 say(escape(f"  {choice}"))
@@ -170,7 +185,7 @@ def _loader(backend: str) -> "Callable[[_Given, argparse.Namespace, Settings], B
         return _connect
     if backend not in BACKENDS:
         hint = nearest(backend, (*BUILT_IN, *BACKENDS))
-        raise PunaError(f"There is no backend '{backend}'.", f"{hint} One in a file of your own needs --include.")
+        raise PunaError(f"There is no backend '{backend}'.", f"{hint} A backend in your own file needs --include.")
     return _open
 
 
@@ -182,20 +197,22 @@ def _open(given: _Given, args: argparse.Namespace, settings: "Settings") -> "Bac
 
 
 def settings_of(args: argparse.Namespace) -> "Settings":
-    """The settings for the options. Raises PunaError for invalid values."""
+    """Build the settings from the options. Raises PunaError for invalid values."""
     from puna.core.errors import PunaError
     from puna.serve.settings import Settings
     from puna.web.accounts.key_file import read_keys
 
     for name, least in (("max_queue", 0), ("max_batch", 1), ("max_body", 0.001), ("timeout", 0.001), ("drain", 0)):
         if not getattr(args, name) >= least:
-            raise PunaError(f"--{name.replace('_', '-')} {getattr(args, name)} is too small.", "Give a larger number.")
+            raise PunaError(f"--{name.replace('_', '-')} {getattr(args, name)} is too small.", "Use a larger number.")
     return Settings(
         host=args.host,
         port=args.port,
         keys=read_keys(args.api_key_file) if args.api_key_file else {},
         allowed_hosts=tuple(args.allowed_host),
         cors_origins=tuple(args.cors_origin),
+        public_origin=_origin(args.public_origin),
+        root_path=_root_path(args.root_path),
         accounts=args.accounts,
         data=args.data,
         max_queue=args.max_queue,
@@ -205,11 +222,36 @@ def settings_of(args: argparse.Namespace) -> "Settings":
     )
 
 
+def _origin(given: str) -> str:
+    """An origin: scheme and host. Raises PunaError for anything else."""
+    from puna.core.errors import PunaError
+
+    parts = urlsplit(given.rstrip("/"))
+    if given and (parts.scheme not in ("http", "https") or not parts.netloc or "@" in parts.netloc):
+        raise PunaError(f"--public-origin {given} is not an origin.", "Give one such as https://chat.example.")
+    if parts.path or parts.query or parts.fragment:
+        raise PunaError(f"--public-origin {given} has a path.", "Give the path with --root-path.")
+    return given.rstrip("/").lower()
+
+
+def _root_path(given: str) -> str:
+    """A path without a slash at its end. Raises PunaError for anything else."""
+    from puna.core.errors import PunaError
+
+    path = given.rstrip("/")
+    if path and (
+        not path.startswith("/") or not all(part.strip(".") and quote(part) == part for part in path[1:].split("/"))
+    ):
+        raise PunaError(f"--root-path {given} is not a path.", "Give one such as /puna.")
+    return path
+
+
 def _load(given: _Given, args: argparse.Namespace, settings: "Settings") -> "Backend":
     """Load one model. Raises PunaError when it cannot be loaded or memory is too small."""
     import torch
 
     from puna.cli.generation_options import device_of
+    from puna.core.console import say
     from puna.engine.core.memory_errors import out_of_memory
     from puna.engine.generate import load_engine
     from puna.model.store import load_stage
@@ -218,7 +260,7 @@ def _load(given: _Given, args: argparse.Namespace, settings: "Settings") -> "Bac
 
     directory = Path(given.place)
     dtype = getattr(torch, args.dtype) if args.dtype else None
-    with out_of_memory(str(directory), "Give fewer --kv-tokens or --max-batch, or a smaller model."):
+    with out_of_memory(str(directory), "Use fewer --kv-tokens or --max-batch, or a smaller model."):
         engine = load_engine(
             directory,
             device=device_of(args.device),
@@ -229,6 +271,8 @@ def _load(given: _Given, args: argparse.Namespace, settings: "Settings") -> "Bac
             kv_tokens=args.kv_tokens,
             deterministic=args.deterministic,
         )
+        if engine.tokenizer is None:
+            say(f"{given} has no tokenizer: it answers only /v1/completions, with token ids for a prompt.")
         return NativeBackend(
             engine,
             given.name,
@@ -246,17 +290,17 @@ def _check_backend(args: argparse.Namespace) -> None:
     if args.backend == "native":
         if args.upstream:
             raise PunaError(
-                "--upstream is the address of another engine.", "Say which: --backend vllm|llama.cpp|openai."
+                "--upstream is the address of another engine.", "Select it with --backend vllm|llama.cpp|openai."
             )
         if not args.models:
-            raise PunaError("No model was given.", "Give a model directory: puna serve models/demo")
+            raise PunaError("No model was given.", "Pass a model directory: puna serve models/demo")
         return
     if args.backend == "openai" and not args.upstream:
-        raise PunaError("--backend openai needs an address.", "Give it: --upstream URL")
+        raise PunaError("--backend openai needs an address.", "Add --upstream URL.")
     if args.backend not in ("vllm", "llama.cpp", "openai") and args.upstream:
-        raise PunaError(f"--backend {args.backend} takes no --upstream.", "Leave it out.")
+        raise PunaError(f"--backend {args.backend} does not support --upstream.", "Omit it.")
     if args.backend in ("vllm", "llama.cpp") and not args.upstream and not args.models:
-        raise PunaError(f"There is no model to start {args.backend} with.", "Give one, or the --upstream URL.")
+        raise PunaError(f"There is no model to start {args.backend} with.", "Pass one, or the --upstream URL.")
     started_vllm = args.backend == "vllm" and not args.upstream
     for name, given in (
         ("--device", args.device != "auto"),
@@ -266,7 +310,7 @@ def _check_backend(args: argparse.Namespace) -> None:
         ("--deterministic", args.deterministic),
     ):
         if given:
-            raise PunaError(f"{name} is for Puna's own engine.", f"Leave it out with --backend {args.backend}.")
+            raise PunaError(f"{name} is for Puna's own engine.", f"Omit it with --backend {args.backend}.")
 
 
 def _connect(given: _Given, args: argparse.Namespace, settings: "Settings") -> "Backend":

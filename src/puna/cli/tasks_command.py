@@ -1,6 +1,6 @@
 """generate problems that can be checked, and check answers
 
-puna tasks list                                    every task, what is scored, and what a constant answer scores
+puna tasks list                                    every task, what is scored, and the score of a constant answer
 puna tasks sample planning.grid --level 3 [-n K]   problems; --json writes them as lines for a file
 puna tasks score FILE                              scores of a file of answers, with 95 % intervals
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 from puna.core.errors import PunaError
 
 LISTED = 50
-"""Problems on which `list` measures constant answers, enough to tell 10 % from 30 %."""
+"""Problems per task on which `list` measures constant answers, enough to distinguish 10 % from 30 %."""
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,7 +42,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Run the action that was named."""
+    """Run the given action."""
     from puna.core.plugins import include_all
 
     include_all(args.include)
@@ -85,7 +85,7 @@ def _sample(args: argparse.Namespace) -> None:
     from puna.tasks.catalogue import find
 
     if args.count < 1:
-        raise PunaError(f"-n {args.count} is not a number of problems.", "Give 1 or more.")
+        raise PunaError(f"-n {args.count} is not a number of problems.", "Use 1 or more.")
     task = find(args.task)
     for seed in range(args.seed, args.seed + args.count):
         problem = task.sample(seed, args.level)

@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> None:
     rank = int(os.environ.get("RANK", 0))
     starting = args.nproc > 1 and "RANK" not in os.environ  # this process only starts the training processes
     if args.nproc < 1:
-        raise PunaError(f"--nproc {args.nproc} is not a number of processes.", "Give 1 or more.")
+        raise PunaError(f"--nproc {args.nproc} is not a number of processes.", "Use 1 or more.")
     if args.resume:
         if args.run_dir:
             raise PunaError("--resume and --run-dir were both given.", "--resume alone names the run directory.")

@@ -39,7 +39,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         type=Path,
         metavar="FILE.py",
-        help="load tasks from this file (repeatable); give it again with --resume",
+        help="load tasks from this file (repeatable); pass it again with --resume",
     )
 
 
@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> None:
     if args.stage not in STAGES:
         raise PunaError(f"'{args.stage}' is not a stage of tuning.", nearest(args.stage, STAGES))
     if args.nproc < 1:
-        raise PunaError(f"--nproc {args.nproc} is not a number of processes.", "Give 1 or more.")
+        raise PunaError(f"--nproc {args.nproc} is not a number of processes.", "Use 1 or more.")
     rank = int(os.environ.get("RANK", 0))
     if args.resume:
         if args.run_dir:
@@ -78,7 +78,7 @@ def run(args: argparse.Namespace) -> None:
         recipe, run_dir = new_stage(path, words, args.run_dir, stage=args.stage, first=rank == 0)
     recipe = settled(recipe)
     if args.nproc > 1 and args.stage in ("all", "average", "rejection"):
-        raise PunaError(f"puna tune {args.stage} runs in one process.", "Leave --nproc out.")
+        raise PunaError(f"puna tune {args.stage} runs in one process.", "Omit --nproc.")
     if args.nproc > 1 and "RANK" not in os.environ:
         from puna.train.run.launch import launch
 

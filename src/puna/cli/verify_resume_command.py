@@ -23,7 +23,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Run the proof and print what was compared."""
+    """Run the verification and print what was compared."""
     from puna.core.console import print_json, show_table
     from puna.core.recipe import load
     from puna.train.recipe import Recipe
@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> None:
     processes = _numbers(args.nproc)
     recipe = resolve_corpus(load(Recipe, args.recipe, args.overrides).value)
     if args.keep and args.keep.exists() and any(args.keep.iterdir()):
-        raise PunaError(f"{args.keep} is not empty.", "Give --keep a new folder.")
+        raise PunaError(f"{args.keep} is not empty.", "Use a new folder with --keep.")
     with tempfile.TemporaryDirectory(prefix="puna-verify-") as folder:
         checks = verify_resume(recipe, args.keep or Path(folder), steps=args.steps, processes=processes)
     passed = all(check.passed for check in checks)
@@ -51,4 +51,4 @@ def _numbers(text: str) -> list[int]:
     try:
         return [int(part) for part in text.split(",")]
     except ValueError:
-        raise PunaError(f"--nproc {text} is not a list of numbers.", "Write it like 1,2,4.") from None
+        raise PunaError(f"--nproc {text} is not a list of numbers.", "Use the form 1,2,4.") from None

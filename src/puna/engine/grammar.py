@@ -9,23 +9,29 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from puna.core.errors import PunaError
+from puna.engine.json_schema import WHITESPACE, first_line, grammar_of
 from puna.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from llguidance import LLExecutor, LLMatcher
 
-# White space in JSON. Unbounded, which is llguidance's default, a small model may generate spaces forever.
-_WHITESPACE = r"[\x20\x0A\x0D\x09]{1,32}"
-
 
 class GrammarError(Exception):
     """A grammar failed in the middle of a sequence."""
+
+
+class Function(NamedTuple):
+    """A function that can be called. schema: of its arguments."""
+
+    name: str
+    schema: Mapping[str, Any]
+    strict: bool = False
 
 
 @dataclass(frozen=True)
@@ -36,21 +42,34 @@ class Grammar:
     """In llguidance's own format."""
 
     @staticmethod
-    def json_schema(schema: Mapping[str, Any] | bool | None = None) -> "Grammar":
-        """JSON that matches a schema (draft 2020-12, as far as llguidance supports it); without one, any JSON value."""
-        from llguidance import LLMatcher
+    def json_schema(schema: Mapping[str, Any] | bool | None = None, *, strict: bool = True) -> "Grammar":
+        """JSON that matches a schema (draft 2020-12); without one, any JSON value.
 
+        strict: raise PunaError for what llguidance cannot enforce, rather than ignore it.
+        """
         if schema is None or schema is True:
             schema = {}
         if not isinstance(schema, Mapping):
             raise PunaError(f"A JSON schema is an object, not {json.dumps(schema)}.", "Give a JSON schema.")
-        try:
-            text = json.dumps(dict(schema), ensure_ascii=False)
-            return Grammar(
-                LLMatcher.grammar_from_json_schema(_unicode(text), defaults={"whitespace_pattern": _WHITESPACE})
-            )
-        except (TypeError, ValueError, RecursionError) as error:
-            raise PunaError(f"The JSON schema is not valid JSON ({_first_line(error)}).", "Fix it.") from None
+        return Grammar(grammar_of(schema, strict=strict))
+
+    @staticmethod
+    def call(functions: Sequence["Function"]) -> "Grammar":
+        """A call of one of these functions: {"name": …, "arguments": …}.
+
+        Each schema is a document of its own: its references start at its own root.
+        """
+        if not functions:
+            raise PunaError("There is no function to call.", "Give at least one.")
+        any_call = " | ".join(f"call{number}" for number in range(len(functions)))
+        lines, documents = [f"start: {any_call}", f"ws: /{WHITESPACE}/?"], []
+        for number, (name, schema, strict) in enumerate(functions):
+            parts = ['"{"', _quoted('"name"'), '":"', _quoted(json.dumps(_unicode(name), ensure_ascii=False)), '","',
+                     _quoted('"arguments"'), '":"', f"@arguments{number}", '"}"']  # fmt: skip
+            lines.append(f"call{number}: {' ws '.join(parts)}")
+            source = json.loads(Grammar.json_schema(schema, strict=strict).source)
+            documents.append({**source["grammars"][0], "name": f"arguments{number}"})
+        return Grammar(json.dumps({"grammars": [{"lark_grammar": "\n".join(lines)}, *documents]}))
 
     @staticmethod
     def regex(pattern: str) -> "Grammar":
@@ -64,7 +83,7 @@ class Grammar:
         """One of these strings. Raises PunaError if there are none."""
         if not options or isinstance(options, str):
             raise PunaError("There is nothing to choose from.", "Give a list of strings.")
-        return Grammar.lark("start: " + " | ".join(json.dumps(option, ensure_ascii=False) for option in options))
+        return Grammar.lark("start: " + " | ".join(map(_quoted, options)))
 
     @staticmethod
     def lark(grammar: str) -> "Grammar":
@@ -99,9 +118,9 @@ class Grammars:
         try:
             inner = LLMatcher(self._tokenizer, grammar.source, log_level=0, limits=limits)
         except (ValueError, UnicodeError) as error:
-            raise PunaError(f"The grammar is not valid ({_first_line(error)}).", "Fix it.") from None
+            raise PunaError(f"The grammar is not valid ({first_line(error)}).", "Fix it.") from None
         if inner.is_error():
-            raise PunaError(f"The grammar is not valid ({_first_line(inner.get_error())}).", "Fix it.")
+            raise PunaError(f"The grammar is not valid ({first_line(inner.get_error())}).", "Fix it.")
         return Matcher(inner, self)
 
     def allowed(self, matchers: Sequence["Matcher"]) -> Tensor:
@@ -147,7 +166,7 @@ class Matcher:
     @property
     def error(self) -> str:
         """Why it cannot advance."""
-        return _first_line(self.inner.get_error()) or "no token of this vocabulary can come next"
+        return first_line(self.inner.get_error()) or "no token of this vocabulary can come next"
 
 
 class _Vocabulary:
@@ -176,8 +195,6 @@ def _unicode(text: str) -> str:
     return text
 
 
-def _first_line(error: object) -> str:
-    """The reason, without llguidance's excerpt of the source."""
-    first, *others = str(error).strip().splitlines() or [""]
-    reason = next((line.strip() for line in others if line.startswith("error:")), "")
-    return " ".join(filter(None, (first.strip().rstrip(".:"), reason)))
+def _quoted(text: str) -> str:
+    """A string of Lark's notation."""
+    return json.dumps(text, ensure_ascii=False)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from puna.core.errors import DataError, MissingFiles
-from puna.data.reading.readers import read_chunks
+from puna.data.reading.chunks import read_chunks
 from puna.evals.origins import origin
 
 PACKINGS = ("", ".gz", ".xz", ".zst", ".bz2")

@@ -53,28 +53,44 @@ def load_items(
     note says what is left out. suites: those that were named; one of which only Puna's own tasks could run is refused.
     Raises PunaError, before anything is asked, also if programs must be run and there is no sandbox for them.
     """
+    missing = set() if named else {one.name for one in benchmarks if not _reachable(one, data)}
+    _refuse(suites, benchmarks, missing, data)  # before the items of Puna's tasks are made
     found: Loaded = []
-    left_out: list[str] = []
     for benchmark in benchmarks:
+        if benchmark.name in missing:
+            continue
         try:
             items = benchmark.load(data)
         except MissingFiles:
             if named or len(benchmarks) == 1:
                 raise
-            left_out.append(benchmark.name)
+            missing.add(benchmark.name)
             continue
         if benchmark.code or benchmark.sandbox:
             require()
         found.append((benchmark, chosen(benchmark, items, limit), len(items)))
+    _refuse(suites, benchmarks, missing, data)
+    left_out = [one for one in benchmarks if one.name in missing]
+    names = ", ".join(one.name for one in left_out)
+    if left_out and not found:
+        raise _nothing_of(names, left_out, data)
+    if left_out:
+        say(f"Left out, as their files are not here ({data.described}): {names}. See puna eval list.")
+    return found
+
+
+def _reachable(benchmark: Benchmark, data: EvalData) -> bool:
+    """Whether the first file of a benchmark is here, can be fetched as was asked, or is not needed."""
+    file = None if _own(benchmark) else first_file(benchmark.load, data)
+    return file is None or file.here or (file.hub and data.hub)
+
+
+def _refuse(suites: Sequence[str], benchmarks: Sequence[Benchmark], missing: set[str], data: EvalData) -> None:
+    """Raise MissingFiles for a suite of which only Puna's own tasks would be left."""
     for suite in suites:
         public = [one for one in benchmarks if suite in (*one.suites, "all") and not _own(one)]
-        if public and all(one.name in left_out for one in public):
+        if public and all(one.name in missing for one in public):
             raise _nothing_of(suite, public, data)
-    if left_out and not found:
-        raise _nothing_of(", ".join(left_out), [one for one in benchmarks if one.name in left_out], data)
-    if left_out:
-        say(f"Left out, as their files are not here ({data.described}): {', '.join(left_out)}. See puna eval list.")
-    return found
 
 
 def _own(benchmark: Benchmark) -> bool:

@@ -8,8 +8,9 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from puna.core.errors import PunaError, nearest
+from puna.core.errors import nearest
 from puna.core.recipe import Config
+from puna.model.hf_config import read_hf
 
 
 class RopeScaling(Config):
@@ -173,42 +174,20 @@ class ModelConfig(Config):
         }
         return values
 
-    @classmethod
-    def from_hf(cls, values: dict[str, Any], name: str = "config.json") -> "ModelConfig":
-        """Read `config.json` as transformers 4 or 5 wrote it.
+    def to_file(self) -> dict[str, Any]:
+        """`to_hf` with the old form of RoPE alone, which transformers 5 reads as well: one place to edit it."""
+        return {key: value for key, value in self.to_hf().items() if key != "rope_parameters"}
 
-        Raises PunaError for anything that is not a dense Llama: another model type, biases, another activation, or a
-        RoPE rule that Puna does not know.
+    @classmethod
+    def from_hf(cls, values: Any, name: str = "config.json") -> "ModelConfig":
+        """Read `config.json` as transformers 4 or 5 wrote it, with transformers' defaults (see `hf_config`).
+
+        Raises PunaError, naming the key, for a shape that is missing, values of a wrong type or that contradict each
+        other, and anything that is not a dense Llama: another model type, biases, another activation or RoPE rule.
         """
-        kind = values.get("model_type")
-        if kind != "llama":
-            raise PunaError(f"{name}: model_type is {kind!r}.", "Puna runs dense Llama models (model_type 'llama').")
-        if values.get("attention_bias") or values.get("mlp_bias"):
-            raise PunaError(
-                f"{name}: the model has biases.", "Llama 2, 3, 3.1 and 3.2 have none; this model cannot be run."
-            )
-        if values.get("hidden_act", "silu") != "silu":
-            raise PunaError(
-                f"{name}: hidden_act is {values['hidden_act']!r}.", "Llama uses silu; this model cannot be run."
-            )
-        rope = dict(values.get("rope_parameters") or values.get("rope_scaling") or {})
-        theta = rope.pop("rope_theta", None) or values.get("rope_theta") or 10000.0
-        rope_type = rope.pop("rope_type", None) or rope.pop("type", None) or "default"
-        scaling = None
-        if rope_type in ("llama3", "linear"):
-            known = {k: v for k, v in rope.items() if k in RopeScaling.model_fields and v is not None}
-            scaling = {"rope_type": rope_type, **known}
-        elif rope_type != "default":
-            raise PunaError(f"{name}: RoPE type {rope_type!r} is not known.", "Known: default, linear, llama3.")
-        heads = values.get("num_attention_heads")
-        fields = {
-            key: values[key]
-            for key in cls.model_fields
-            if key in values and values[key] is not None and key not in ("preset", "rope_theta", "rope_scaling")
-        }
         from puna.core.recipe import check
 
-        return check(cls, {"num_key_value_heads": heads, **fields, "rope_theta": theta, "rope_scaling": scaling}, name)
+        return check(cls, read_hf(values, name), name)
 
 
 def _llama(

@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 
 from puna.core.console import say
-from puna.core.errors import ModelError
+from puna.core.errors import ModelError, reason_of
 
 _SMALL_FILES = ["*.json", "*.jinja", "tokenizer.model", "LICENSE*", "README.md"]
 
@@ -99,7 +99,7 @@ def _fetch(repository: str, patterns: list[str]) -> Path:
             "Check the name; for a private repository, log in with hf auth login.",
         ) from None
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(
-            f"{repository} could not be downloaded from Hugging Face ({reason}).", "Check the connection and try again."
+            f"{repository} could not be downloaded from Hugging Face ({reason_of(error)}).",
+            "Check the connection and try again.",
         ) from None

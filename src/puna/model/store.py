@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from puna.core.errors import ModelError
+from puna.core.errors import ModelError, reason_of
 from puna.core.files import give_usual_mode, new_directory, read_json, require_space, write_json, write_text
 from puna.core.units import format_bytes, format_count
 from puna.model.card import model_card
@@ -30,6 +30,8 @@ from puna.model.llama import LlamaForCausalLM, copy_whole
 from puna.version import __version__
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+_ROWS = 8192  # of two matrices that are compared
 _HEADER_DTYPES = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 
@@ -91,7 +93,7 @@ def save_model(
     with new_directory(directory, replace=replace) as place:
         _save_shards(place, shapes, tensors, dtype, max_shard_bytes)
         write_json(
-            place / "config.json", {**config.to_hf(), **ids, "dtype": name, "torch_dtype": name, "use_cache": True}
+            place / "config.json", {**config.to_file(), **ids, "dtype": name, "torch_dtype": name, "use_cache": True}
         )
         write_json(place / "generation_config.json", generation)
         if tokenizer is not None:
@@ -112,13 +114,15 @@ def save_tensors(
 
 
 def load_config(directory: Path) -> ModelConfig:
-    """Read the shape from `config.json`.
+    """Read the shape from `config.json`. Raises PunaError when it is missing or not a dense Llama.
 
-    Raises PunaError when it is missing or not a dense Llama.
+    A head that is stored and differs from the embedding is not tied to it, whatever the file says, as in transformers.
     """
     directory = Path(directory)
-    values = _config_values(directory)
-    return ModelConfig.from_hf(values, str(directory / "config.json"))
+    config = ModelConfig.from_hf(_config_values(directory), str(directory / "config.json"))
+    if config.tie_word_embeddings and _has_own_head(directory):
+        return config.model_copy(update={"tie_word_embeddings": False})
+    return config
 
 
 def load_lineage(directory: Path) -> dict[str, Any]:
@@ -280,9 +284,29 @@ def _config_values(directory: Path) -> dict[str, Any]:
     return values
 
 
+def _has_own_head(directory: Path) -> bool:
+    """Whether there is a head that is not the embedding; False where the weights are not here."""
+    try:
+        files = {name: path for path in weight_files(directory) for name in tensor_headers(path)}
+    except ModelError:
+        return False
+    if not {_HEAD, _EMBEDDING} <= set(files):
+        return False
+    with _open(files[_HEAD]) as one, _open(files[_EMBEDDING]) as other:
+        head, embedding = one.get_slice(_HEAD), other.get_slice(_EMBEDDING)
+        if head.get_shape() != embedding.get_shape():
+            return True
+        for start in range(0, head.get_shape()[0], _ROWS):
+            rows, others = head[start : start + _ROWS], embedding[start : start + _ROWS]
+            kind = min(rows.dtype, others.dtype, key=lambda dtype: dtype.itemsize)
+            if not torch.equal(rows.to(kind), others.to(kind)):
+                return True
+    return False
+
+
 def _ignored(name: str, config: ModelConfig) -> bool:
-    # Early Llama checkpoints contain the rotary table; transformers' tied models may contain the head twice.
-    return name.endswith("rotary_emb.inv_freq") or (config.tie_word_embeddings and name == "lm_head.weight")
+    # Early Llama checkpoints contain the rotary table; tied models may contain the embedding twice, also as the head.
+    return name.endswith("rotary_emb.inv_freq") or (config.tie_word_embeddings and name == _HEAD)
 
 
 def _check_names(wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], where: str) -> None:
@@ -315,7 +339,7 @@ def _open(path: Path) -> Iterator[Any]:
         with safe_open(path, framework="pt", device="cpu") as file:
             yield file
     except SafetensorError as error:
-        detail = str(error).removeprefix("Error while deserializing header: ")
+        detail = reason_of(error).removeprefix("Error while deserializing header: ")
         raise ModelError(f"{path} is damaged or truncated ({detail}).", "Download or write the model again.") from None
 
 

@@ -91,7 +91,7 @@ class RequestMetrics:
 
     def chunk(self, chunk: ChatChunk | CompletionChunk) -> None:
         """Count a chunk."""
-        if self._first is None:
+        if self._first is None and chunk.choices:
             self._first = monotonic()
             self._metrics.first_token.labels(self._model).observe(self._first - self._start)
         if chunk.usage is not None:

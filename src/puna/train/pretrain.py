@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from puna.core import files
+from puna.data.content import code_share
 from puna.data.corpus import Corpus
 from puna.data.loader import documents_of
 from puna.model.config import ModelConfig
@@ -253,7 +254,11 @@ class Pretraining(Objective):
         return {
             "stage": "base",
             "recipe": self.recipe.model_dump(mode="json"),
-            "corpus": {"path": self.recipe.corpus, "content_hash": self.corpus.content_hash},
+            "corpus": {
+                "path": self.recipe.corpus,
+                "content_hash": self.corpus.content_hash,
+                "code_share": code_share(self.corpus),
+            },
             "parent": self.recipe.start_from or None,
             "step": self.run.step,
             "tokens": self._tokens,

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from puna.core.errors import PunaError
-from puna.core.files import read_json
 from puna.engine.cpu.fused_model import fuse
 from puna.engine.generate import Completion, Engine, SamplingParams
 from puna.model.config import ModelConfig
 from puna.model.llama import LlamaForCausalLM
+from puna.text.control import declared_ends
 from puna.text.tokenizer import Tokenizer
 from puna.tune.lora import merged_state
 from puna.tune.recipe import LoRAConfig
@@ -67,18 +67,11 @@ def make_generator(
     return Engine(
         model,
         tokenizer,
-        end_ids=end_ids(parent),
+        end_ids=declared_ends(parent),
         max_batch=max_batch,
         kv_tokens=max_batch * min(seq_len, config.max_position_embeddings),
         step_tokens=max(512, 4 * max_batch),
     )
-
-
-def end_ids(directory: Path) -> list[int]:
-    """The end tokens that a model directory lists in addition to its tokenizer's."""
-    path = directory / "generation_config.json"
-    ends = (read_json(path) if path.is_file() else read_json(directory / "config.json")).get("eos_token_id")
-    return [] if ends is None else ends if isinstance(ends, list) else [ends]
 
 
 def send_weights(model: nn.Module, generator: Generator, *, lora: LoRAConfig | None = None) -> int:
@@ -113,7 +106,7 @@ def vllm_generator(config: ModelConfig, tokenizer: Tokenizer, parent: Path, *, m
         gpu_memory_utilization=0.3,  # the trainer needs the rest
         logprobs_mode="raw_logprobs",
     )
-    return VLLMGenerator(vllm, model, tokenizer, config, end_ids(parent))
+    return VLLMGenerator(vllm, model, tokenizer, config, declared_ends(parent))
 
 
 class VLLMGenerator:

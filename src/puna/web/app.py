@@ -41,11 +41,12 @@ class Web:
 
         None when there is an owner, or nobody must sign in.
 
-        base: the server's address, such as http://localhost:8000.
+        base: the server's address, such as http://localhost:8000, unless a public one is set.
         """
         wanted = self.settings.reachable if self.settings.accounts is None else self.settings.accounts
         if self.accounts is None or self.accounts.has_owner or not wanted:
             return None
+        base = (self.settings.public_origin or base) + self.settings.root_path
         return f"{base}/account/invitation#{self.accounts.owner_link()}"
 
     async def close(self) -> None:
@@ -77,7 +78,10 @@ def install(
     app.add_exception_handler(Exception, _unexpected)
     if settings.cors_origins:
         app.add_middleware(
-            CORSMiddleware, allow_origins=settings.cors_origins, allow_methods=["GET", "POST"], allow_headers=["*"]
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["GET", "HEAD", "POST", "DELETE"],
+            allow_headers=["*"],
         )
     app.add_middleware(SecurityMiddleware, settings=settings, count=count)
     return web

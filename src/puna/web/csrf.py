@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 from starlette.requests import HTTPConnection, Request
 
 from puna.web.errors import ApiError
+from puna.web.settings import WebSettings
 
 
 def same_origin(request: Request) -> None:
@@ -20,8 +21,13 @@ def same_origin(request: Request) -> None:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
         raise ApiError(415, "The content type must be application/json.")
-    if urlsplit(request.headers.get("origin", "")).netloc != request.headers.get("host"):
-        raise ApiError(403, "Only this server's own pages may send this request: Origin must be this server.")
+    if not _own(request, request.headers.get("origin", "")):
+        raise ApiError(
+            403,
+            "Only this server's own pages may send this request: Origin must be this server. Behind a reverse proxy, "
+            "give what browsers see: --public-origin https://NAME.",
+            code="other_origin",
+        )
 
 
 def from_own_page(request: HTTPConnection) -> bool:
@@ -31,5 +37,13 @@ def from_own_page(request: HTTPConnection) -> bool:
     """
     origin = request.headers.get("origin")
     if origin is not None:
-        return urlsplit(origin).netloc == request.headers.get("host")
+        return _own(request, origin)
     return request.headers.get("sec-fetch-site", "same-origin") in ("same-origin", "none")
+
+
+def _own(request: HTTPConnection, origin: str) -> bool:
+    """Whether an origin is this server's: the one it is published at, or the Host of the request."""
+    settings: WebSettings = request.app.state.web.settings
+    if settings.public_origin and origin.lower() == settings.public_origin.lower():
+        return True
+    return bool(origin) and urlsplit(origin).netloc == request.headers.get("host")

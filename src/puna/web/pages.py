@@ -7,7 +7,7 @@ no permission for camera, microphone or location. A page that needs more says so
 from dataclasses import dataclass
 from pathlib import Path
 
-from starlette.responses import FileResponse, Response
+from starlette.responses import FileResponse, HTMLResponse, Response
 from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
@@ -68,16 +68,29 @@ class PagePolicy:
 DEFAULT = PagePolicy()
 
 
-def page(file: Path, policy: PagePolicy = DEFAULT) -> FileResponse:
-    """An HTML file as a page."""
-    return FileResponse(file, headers=policy.headers())
+def page(file: Path, policy: PagePolicy = DEFAULT, *, depth: int = 0) -> HTMLResponse:
+    """An HTML file as a page.
+
+    Its files have relative addresses, so that a reverse proxy can publish it under a path. depth: how many slashes its
+    own address has after the first.
+    """
+    text = file.read_text(encoding="utf-8").replace('="static/', f'="{"../" * depth}static/')
+    return HTMLResponse(text, headers=policy.headers())
 
 
 class Files(StaticFiles):
-    """Static files. Browsers revalidate them every time, so an upgrade takes effect at once."""
+    """Static files. Browsers revalidate them every time, so an upgrade takes effect at once.
+
+    Scripts of products import the kit's by absolute addresses, which are sent as relative ones: a reverse proxy may
+    publish all of them under a path.
+    """
 
     async def get_response(self, path: str, scope: Scope) -> Response:
         response = await super().get_response(path, scope)
+        if isinstance(response, FileResponse) and path.endswith(".js"):
+            text = Path(response.path).read_text(encoding="utf-8").replace('from "/static/web/js/', 'from "../web/js/')
+            kept = {name: response.headers[name] for name in ("etag", "last-modified")}
+            response = Response(text, headers=kept)
         if kind := _TYPES.get(Path(path).suffix):
             response.headers["content-type"] = f"{kind}; charset=utf-8"
         response.headers["cache-control"] = "no-cache"

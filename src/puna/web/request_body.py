@@ -1,6 +1,7 @@
 """Reads and validates JSON request bodies within size and time limits."""
 
 import asyncio
+import zlib
 from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -47,6 +48,7 @@ async def _read(request: Request, settings: WebSettings) -> bytes:
     too_large = ApiError(
         413, f"The body is larger than {most} bytes.", code="body_too_large", headers={"connection": "close"}
     )
+    decoder = _Decoder(request.headers.get("content-encoding", ""), most)
     announced = request.headers.get("content-length", "")
     if announced.isdigit() and int(announced) > most:
         raise too_large
@@ -54,7 +56,7 @@ async def _read(request: Request, settings: WebSettings) -> bytes:
     try:
         async with asyncio.timeout(settings.body_seconds):
             async for piece in request.stream():
-                data += piece
+                data += decoder.decode(piece)
                 if len(data) > most:
                     raise too_large
     except TimeoutError:
@@ -63,7 +65,40 @@ async def _read(request: Request, settings: WebSettings) -> bytes:
         ) from None
     except ClientDisconnect:
         raise ApiError(400, "The client disconnected before it had sent the body.") from None
+    decoder.end()
     return bytes(data)
+
+
+class _Decoder:
+    """Decodes a body (RFC 9110, 8.4) to hardly more than `most` bytes. Raises ApiError 415 for an unknown coding."""
+
+    def __init__(self, coding: str, most: int) -> None:
+        self._coding, self._most = coding.strip().lower() or "identity", most
+        if self._coding not in ("identity", "gzip", "x-gzip", "deflate"):
+            raise ApiError(
+                415,
+                f"Content-Encoding {self._coding} is not supported. Send the body as it is, or with gzip or deflate.",
+                headers={"accept-encoding": "gzip, deflate", "connection": "close"},
+            )
+        # 32 recognises gzip and zlib by their first bytes.
+        self._inflate = None if self._coding == "identity" else zlib.decompressobj(zlib.MAX_WBITS | 32)
+
+    def decode(self, piece: bytes) -> bytes:
+        """Decode the next piece. Raises ApiError 400 when it is not in the announced coding."""
+        if self._inflate is None:
+            return piece
+        try:
+            return self._inflate.decompress(piece, self._most + 1)
+        except zlib.error as error:
+            raise self._broken(str(error)) from None
+
+    def end(self) -> None:
+        """Check that the body was whole."""
+        if self._inflate is not None and not self._inflate.eof:
+            raise self._broken("it ends too early")
+
+    def _broken(self, why: str) -> ApiError:
+        return ApiError(400, f"The body is not valid {self._coding} ({why}).", code="invalid_body")
 
 
 def _kind(value: object) -> str:

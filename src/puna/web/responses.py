@@ -6,6 +6,7 @@ read counts as disconnected.
 """
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
@@ -19,6 +20,9 @@ from puna.web.errors import ApiError
 
 log = logging.getLogger("puna.web")
 
+# A proxy gives up on a server that sends nothing (nginx after 60 s by default, often after less).
+COMMENT_SECONDS = 1.0
+COMMENT = b": waiting\n\n"
 EVENT_STREAM = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache"),
                 (b"x-accel-buffering", b"no")]  # fmt: skip
 
@@ -52,11 +56,15 @@ class _CancellableResponse(Response):
         """Compute and send the response."""
         raise NotImplementedError
 
+    async def keep_alive(self) -> None:
+        """Send what keeps the connection open while `work` has nothing to send."""
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._loop = asyncio.get_running_loop()
         self._send = send
         work = asyncio.create_task(self.work(self._watched_send))
         gone = asyncio.create_task(_disconnected(receive))
+        beat = asyncio.create_task(self.keep_alive())
         try:
             while not work.done() and not gone.done():
                 await asyncio.wait({work, gone}, timeout=self._write_seconds / 4, return_when=asyncio.FIRST_COMPLETED)
@@ -65,9 +73,10 @@ class _CancellableResponse(Response):
                     break
         finally:
             gone.cancel()
+            beat.cancel()
             if not work.done():
                 work.cancel()
-            await asyncio.wait({work, gone})
+            await asyncio.wait({work, gone, beat})
         error = None if work.cancelled() else work.exception()
         if error is None or isinstance(error, OSError):
             return
@@ -100,9 +109,9 @@ class WholeResponse(_CancellableResponse):
 class EventStreamResponse(_CancellableResponse):
     """A stream of server-sent events.
 
-    The status is sent with the first event, so an early error keeps its own status.
-
-    A later error becomes the last event, written by `failed`. done: sent after a successful stream.
+    The status is sent with the first event, or an empty one (the request is admitted), or when nothing has happened for
+    COMMENT_SECONDS; an error before that keeps its own status, a later one becomes the last event, written by `failed`.
+    While there are no events, comments are sent. done: sent after a successful stream.
     """
 
     def __init__(
@@ -115,23 +124,38 @@ class EventStreamResponse(_CancellableResponse):
     ) -> None:
         super().__init__(write_seconds)
         self._events, self._done, self._failed = events, done, failed
+        self._ended = False
+        self._last_sent = 0.0
 
     async def work(self, send: Send) -> None:
+        last = self._done
         async with aclosing(self._events) as events:
             try:
                 async for event in events:
-                    if not self._started:
-                        await send({"type": "http.response.start", "status": 200, "headers": EVENT_STREAM})
-                    await send({"type": "http.response.body", "body": event, "more_body": True})
+                    await self._put(event)
             except Exception as error:
                 if not self._started or isinstance(error, OSError):
                     raise
-                failed = error if isinstance(error, ApiError) else unexpected(error)
-                await send({"type": "http.response.body", "body": self._failed(failed)})
-                return
+                last = self._failed(error if isinstance(error, ApiError) else unexpected(error))
+        await self._put(b"")
+        self._ended = True
+        await send({"type": "http.response.body", "body": last})
+
+    async def keep_alive(self) -> None:
+        while True:
+            await asyncio.sleep(COMMENT_SECONDS)
+            quiet = self._sending_since is None and self._loop.time() - self._last_sent >= COMMENT_SECONDS
+            if quiet and not self._ended:
+                with contextlib.suppress(OSError):  # `work` notices, too
+                    await self._put(COMMENT)
+
+    async def _put(self, event: bytes) -> None:
+        """Send the status, unless it is sent, and an event."""
         if not self._started:
-            await send({"type": "http.response.start", "status": 200, "headers": EVENT_STREAM})
-        await send({"type": "http.response.body", "body": self._done})
+            await self._watched_send({"type": "http.response.start", "status": 200, "headers": EVENT_STREAM})
+        if event:
+            self._last_sent = self._loop.time()
+            await self._watched_send({"type": "http.response.body", "body": event, "more_body": True})
 
 
 async def _disconnected(receive: Receive) -> None:

@@ -4,6 +4,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import urlsplit
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
@@ -22,6 +23,10 @@ class WebSettings:
     """Host names to answer to, in addition to localhost, 127.0.0.1, [::1] and `host`; "*" for any."""
     cors_origins: tuple[str, ...] = ()
     """Origins whose pages may call the API from a browser, such as https://app.example."""
+    root_path: str = ""
+    """The path under which a reverse proxy publishes the server, such as /puna; empty for the top of a host."""
+    public_origin: str = ""
+    """What browsers see when a reverse proxy stands before the server, such as https://chat.example."""
     data: str = ""
     """Where data is stored: a directory or a postgres:// URL. Empty: the user's data directory."""
     max_body_bytes: int = 10 * 2**20
@@ -34,6 +39,11 @@ class WebSettings:
     def reachable(self) -> bool:
         """Whether other machines can reach the server: it does not listen on a loopback address."""
         return self.host not in LOOPBACK
+
+    @property
+    def public_host(self) -> str:
+        """The host of the public origin, with its port; empty without one."""
+        return urlsplit(self.public_origin).netloc
 
     @property
     def database(self) -> str:

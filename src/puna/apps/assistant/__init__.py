@@ -7,7 +7,7 @@
 from pathlib import Path
 
 from fastapi import APIRouter, FastAPI, Request, Response
-from fastapi.responses import FileResponse
+from fastapi.responses import HTMLResponse
 from sqlalchemy import Engine
 
 from puna.apps.assistant import compare, messages, routes
@@ -41,7 +41,7 @@ class AssistantProduct:
 
 @_pages.get("/")
 @public
-def index() -> FileResponse:
+def index() -> HTMLResponse:
     """The page."""
     return pages.page(STATIC / "index.html")
 

@@ -11,10 +11,18 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from puna.serve.backends.base import Backend
-from puna.serve.openai.protocol import ChatChunkChoice, ChatRequest, CompletionChunkChoice, CompletionRequest, Usage
+from puna.serve.openai.objects import token_data
+from puna.serve.openai.protocol import (
+    ChatChunkChoice,
+    ChatRequest,
+    CompletionChunkChoice,
+    CompletionRequest,
+    ModelCard,
+    Usage,
+)
 from puna.serve.server import Server
 from puna.text.tokenizer import Tokenizer
 from puna.web.errors import ApiError
@@ -37,6 +45,30 @@ class Sampling(Body):
     repetition_penalty: float | None = Field(default=None, gt=0, le=10)
     max_tokens: int | None = Field(default=None, ge=1, le=1_000_000)
     seed: int | None = Field(default=None, ge=0, lt=2**31)
+
+
+def default_sampling(card: ModelCard) -> dict[str, float | int]:
+    """The numbers that null in `Sampling` stands for, as far as they are known: a missing seed is random.
+
+    Puna's engine takes OpenAI's defaults and sends them to llama.cpp; other engines have defaults of their own.
+    """
+    found: dict[str, float | int] = {"max_tokens": DEFAULT_TOKENS[card.stage]}
+    if card.owned_by in ("puna", "llama.cpp"):
+        found |= {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
+    if card.introduction:
+        found["temperature"] = card.introduction.temperature
+    return found
+
+
+def known_settings(given: dict[str, Any]) -> dict[str, Any]:
+    """Those of the settings of a file that `Sampling` accepts."""
+    kept = {}
+    for name, value in given.items():
+        try:
+            kept |= Sampling.model_validate({name: value}).model_dump(exclude_none=True)
+        except ValidationError:
+            continue
+    return kept
 
 
 @dataclass
@@ -222,9 +254,9 @@ def _completion_tokens(choice: CompletionChunkChoice, tokenizer: Tokenizer | Non
     for id, text, logprob, tops in rows:
         if tokenizer is not None and id in tokenizer.eos_ids:
             continue
-        data = tokenizer.token_bytes(id) if tokenizer and id is not None else text.encode()
+        data = tokenizer.token_bytes(id) if tokenizer and id is not None else token_data(text)
         best = sorted((tops or {}).items(), key=lambda pair: -pair[1])[:ALTERNATIVES]
-        others = [[data.hex() if t == text else t.encode().hex(), round(p, 4)] for t, p in best]
+        others = [[data.hex() if t == text else token_data(t).hex(), round(p, 4)] for t, p in best]
         made.append([id, data.hex(), round(logprob or 0.0, 4), others])
     return made
 

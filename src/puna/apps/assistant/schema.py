@@ -51,6 +51,7 @@ class Message(Base):
 
     finish_reason: stop, length, stopped (by the person), error, or interrupted (the server shut down). tokens: one
     entry a token, [id or null, bytes in hex, logprob, [[bytes in hex, logprob], …]], the last being the alternatives.
+    stage: of the model that wrote an answer, base or chat; null in answers of before this was stored.
     """
 
     __tablename__ = "messages"
@@ -63,6 +64,7 @@ class Message(Base):
     tokens: Mapped[list[Any] | None] = deferred(mapped_column(JSON))
     model: Mapped[str | None] = mapped_column(Text)
     weight_version: Mapped[int | None]
+    stage: Mapped[str | None] = mapped_column(String(8))
     usage: Mapped[dict[str, Any] | None] = mapped_column(JSON)
     finish_reason: Mapped[str | None] = mapped_column(String(16))
     created: Mapped[float]

@@ -214,7 +214,12 @@ def _relation(value: object) -> bool:
     return value in ("at least", "less than")
 
 
-_FORMS = {_text: "a text", _texts: "a list of texts", _count: "a count", _relation: "'at least' or 'less than'"}
+_FORMS: dict[Callable[[object], bool], str] = {
+    _text: "a text",
+    _texts: "a list of texts",
+    _count: "a count",
+    _relation: "'at least' or 'less than'",
+}
 ARGUMENTS: dict[str, dict[str, Callable[[object], bool]]] = {
     **{kind: {} for kind in CHECKS},
     "keywords:existence": {"keywords": _texts},

@@ -107,7 +107,7 @@ def _scores(measured: Sequence[Result]) -> str:
             )
         columns = ("", "0 to 100 %", "greedy", "95 %", "drawn", "pass@k", "chance", "constant")
         drawn = table(columns, rows, numeric=(2, 3, 4, 5, 6, 7), drawing=1)
-        parts.append(f"<h3>{escape(suite.capitalize())}</h3>\n<div class='scroll'>{drawn}</div>")
+        parts.append(f"<h3>{escape(suite.capitalize())}</h3>\n{drawn}")
     text = (
         "A dot with its interval; the small marks are chance and the best constant answer. Greedy: the likeliest "
         "answer. "
@@ -174,7 +174,7 @@ def _published(results: Result, measured: Sequence[Result]) -> str:
     drawn = table(heads, rows, numeric=range(1, len(heads)), ours=0)
     for column in columns:  # the table escapes its headers; these are markup
         drawn = drawn.replace(escape(str(column)), str(column))
-    return section("Beside published models", text, f"<div class='scroll'>{drawn}</div>")
+    return section("Beside published models", text, drawn)
 
 
 def _contamination(measured: Sequence[Result]) -> str:
@@ -277,7 +277,7 @@ def _asked(measured: Sequence[Result], results: Result) -> str:
         "first prompt did not fit was not held."
     )
     more = f"<details><summary>Settings and lineage</summary><pre>{escape(shown)}</pre></details>"
-    return section("How it was asked", text, f"<div class='scroll'>{drawn}</div>{more}")
+    return section("How it was asked", text, drawn + more)
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:

@@ -33,7 +33,7 @@ def find_program(response: str, prompt: str, name: str) -> str | None:
         if program := _whole(code, name, closed):
             return f"{prompt}{code}" if _goes_on(prompt, code, name) else _joined(prompt, program)
     if not _mentions(prompt, name):
-        return next((textwrap.dedent(code) for code, _ in blocks if _mentions(code, name)), None)
+        return next((_dedented(code) for code, _ in blocks if _mentions(code, name)), None)
     for code, closed in blocks:
         if body := _body(code, prompt, name, closed):
             return f"{prompt}{body}"
@@ -50,7 +50,7 @@ def _whole(code: str, name: str, closed: bool) -> str | None:
     """The code if it defines the function by itself; of what is not a closed block, the part that does."""
     if not re.search(rf"\b{re.escape(name)}\b", code):
         return None
-    code = textwrap.dedent(code)
+    code = _dedented(code)
     if closed or _compiles(code):
         return code if _compiles(code) and name in _defined(code) else None
     lines = code.split("\n")
@@ -76,7 +76,7 @@ def _body(code: str, prompt: str, name: str, closed: bool) -> str | None:
         code,
         _indented(code),
         f"    {first.strip()}\n{rest}",  # only the first line lost its spaces
-        _indented(f"{first.strip()}\n{textwrap.dedent(rest)}"),
+        _indented(f"{first.strip()}\n{_dedented(rest)}"),
     ):
         program = f"{prompt}{body}"
         if not closed and not _compiles(program):
@@ -86,8 +86,18 @@ def _body(code: str, prompt: str, name: str, closed: bool) -> str | None:
     return None
 
 
+def _dedented(code: str) -> str:
+    """Remove the indentation that all lines share. Unlike textwrap's, this leaves blank lines within strings alone."""
+    lines = code.split("\n")
+    margins = [line[: len(line) - len(line.lstrip(" \t"))] for line in lines if line.strip()]
+    margin = min(margins, key=len, default="")
+    while not all(one.startswith(margin) for one in margins):
+        margin = margin[:-1]
+    return "\n".join(line.removeprefix(margin) for line in lines) if margin else code
+
+
 def _indented(code: str) -> str:
-    return textwrap.indent(textwrap.dedent(code), "    ")
+    return textwrap.indent(_dedented(code), "    ")
 
 
 def _without_rest(code: str, least: int) -> str | None:

@@ -121,7 +121,7 @@ def _memory(estimate: RunEstimate) -> str:
         ]
         nothing = "<p>Nothing that was tried: more or larger accelerators, shorter sequences, smaller presets.</p>"
         body += "<h3>What would make it fit</h3>" + (
-            _scrolled(table(["change", "a step", "GiB"], rows, numeric=(1, 2))) if rows else nothing
+            table(["change", "a step", "GiB"], rows, numeric=(1, 2)) if rows else nothing
         )
     return section("Memory", f"{escape(verdict(estimate))} GiB of each part, on that accelerator.", body)
 
@@ -135,7 +135,7 @@ def _time(estimate: RunEstimate) -> str:
 def _figures(estimate: RunEstimate) -> str:
     rows = [[row.name, row.value, row.interval, row.note] for row in figure_rows(estimate)]
     body = table(["", "expected", "80 % interval", ""], rows, numeric=(1, 2))
-    return section("The run", "Figures of the whole run, failures counted.", _scrolled(body))
+    return section("The run", "Figures of the whole run, failures counted.", body)
 
 
 def _fleets(estimate: RunEstimate, fleets: Sequence[FleetSize]) -> str:
@@ -245,7 +245,7 @@ def _layouts(estimate: RunEstimate) -> str:
         ]
         for one, note in shown
     ]
-    body = picture + _scrolled(table(["layout", "a step", "", "GiB", "MFU"], rows, numeric=(1, 2, 3, 4), ours=0))
+    body = picture + table(["layout", "a step", "", "GiB", "MFU"], rows, numeric=(1, 2, 3, 4), ours=0)
     text = f"All {len(found):,} legal layouts were searched; {estimate.choice.fitting:,} fit. Green: chosen."
     return section("Layouts", text, body)
 
@@ -300,7 +300,3 @@ def _assumed(estimate: RunEstimate) -> str:
 
 def _grid(charts: Sequence[str]) -> str:
     return f'<div class="grid">{"".join(f"<figure>{chart}</figure>" for chart in charts)}</div>'
-
-
-def _scrolled(content: str) -> str:
-    return f'<div class="scroll">{content}</div>'

@@ -43,7 +43,8 @@ class Backend(Protocol):
 
     Closing an iterator (`aclose`, or cancelling its consumer) cancels the work behind it.
 
-    An invalid request raises ApiError before the first chunk. The last chunk always has `usage` and no choices.
+    An invalid request raises ApiError before the first chunk. The last chunk always has `usage` and no choices. The
+    first may have neither: then the request is admitted, and its client gets the head of the answer before any text.
     """
 
     capacity: int

@@ -4,6 +4,7 @@ Fields that were never set are not sent (`puna.web.responses.to_json`). A field 
 (finish_reason, content) must therefore be set.
 """
 
+import re
 import time
 import uuid
 from functools import cache
@@ -168,6 +169,21 @@ class ChatResponse(Wire):
     choices: list[ChatChoice]
     usage: Usage
     prompt_token_ids: list[int] | None = None
+
+
+def token_name(data: bytes) -> str:
+    """A token in the older format of logprobs: its text, or OpenAI's `bytes:\\xe6\\x97` for a part of a character."""
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
+
+
+def token_data(name: str) -> bytes:
+    """The bytes of a token's name."""
+    if re.fullmatch(r"bytes:(\\x[0-9a-f]{2})+", name):
+        return bytes.fromhex(name.removeprefix("bytes:").replace("\\x", ""))
+    return name.encode("utf-8", "replace")
 
 
 class CompletionLogprobs(Wire):

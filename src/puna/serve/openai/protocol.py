@@ -8,6 +8,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, StringConstraints, field_validator, model_validator
 
+from puna.serve.openai.messages import (  # noqa: F401
+    ContentPart,
+    FunctionTool,
+    Message,
+    NamedFunction,
+    NamedTool,
+    TokenIds,
+    Tool,
+)
 from puna.serve.openai.objects import (  # noqa: F401  (both sides of the protocol in one place)
     AnswerMessage,
     ChatChoice,
@@ -45,68 +54,6 @@ from puna.serve.openai.objects import (  # noqa: F401  (both sides of the protoc
 )
 
 Text = Annotated[str, StringConstraints(min_length=1)]
-TokenIds = list[Annotated[int, Field(ge=0)]]
-
-
-# -- messages and tools ----------------------------------------------------------------------------------------------
-
-
-class ContentPart(Wire):
-    """A part of a message's content; only text is supported."""
-
-    type: Literal["text", "input_text", "output_text"]
-    text: str
-
-
-class Message(Wire):
-    """One message of a dialogue.
-
-    reasoning_content and token_ids are extensions: see puna.text.chat.render.
-    """
-
-    role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[ContentPart] | None = None
-    name: str | None = None
-    tool_calls: list[ToolCall] | None = None
-    tool_call_id: str | None = None
-    reasoning_content: str | None = None
-    token_ids: TokenIds | None = None
-
-    @model_validator(mode="after")
-    def _has_content(self) -> "Message":
-        other = self.tool_calls or self.reasoning_content or self.token_ids is not None
-        if self.content is None and not (self.role == "assistant" and other):
-            raise ValueError(f"a message of role {self.role} needs content.")
-        return self
-
-    def text(self) -> str:
-        """Its content as one string."""
-        if isinstance(self.content, list):
-            return "".join(part.text for part in self.content)
-        return self.content or ""
-
-
-class FunctionTool(Wire):
-    name: Annotated[str, StringConstraints(min_length=1, max_length=128)]
-    description: str | None = None
-    parameters: dict[str, Any] | None = None
-    strict: bool | None = None
-
-
-class Tool(Wire):
-    type: Literal["function"]
-    function: FunctionTool
-
-
-class NamedFunction(Wire):
-    name: str
-
-
-class NamedTool(Wire):
-    type: Literal["function"] = "function"
-    function: NamedFunction
-
-
 # -- structured output ----------------------------------------------------------------------------------------------
 
 
@@ -165,9 +112,9 @@ class GenerationRequest(Wire):
     """The model's name; the first one by default."""
     max_tokens: int | None = Field(default=None, ge=0)
     temperature: float | None = Field(default=None, ge=0)
-    top_p: float | None = Field(default=None, gt=0, le=1)
+    top_p: float | None = Field(default=None, ge=0, le=1)
     n: int | None = Field(default=None, ge=1, le=128)
-    stop: Text | list[Text] | None = None
+    stop: Text | Annotated[list[Text], Field(max_length=64)] | None = None
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
     presence_penalty: float | None = Field(default=None, ge=-2, le=2)
     frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
@@ -183,13 +130,6 @@ class GenerationRequest(Wire):
     ignore_eos: bool = False
     structured_outputs: StructuredOutputs | None = None
     return_token_ids: bool = False
-
-    @field_validator("stop")
-    @classmethod
-    def _four_stops(cls, stop: str | list[str] | None) -> str | list[str] | None:
-        if isinstance(stop, list) and len(stop) > 4:
-            raise ValueError("there can be at most four stop strings.")
-        return stop
 
     @field_validator("logit_bias")
     @classmethod
@@ -217,6 +157,33 @@ class GenerationRequest(Wire):
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
 
 
+def with_functions_only(given: dict[str, Any]) -> dict[str, Any]:
+    """A request without tools that a server cannot run, and with a choice among the others.
+
+    Clients send what their own service offers (custom tools, web search, a shell) to any server.
+    """
+    tools, choice = given.get("tools"), given.get("tool_choice")
+    if isinstance(tools, list):
+        tools = [tool for tool in tools if not isinstance(tool, dict) or tool.get("type", "function") == "function"]
+    if isinstance(choice, dict) and choice.get("type", "function") != "function":
+        allowed = choice.get("allowed_tools", choice)
+        choice = None
+        if isinstance(allowed, dict) and isinstance(allowed.get("tools"), list):
+            names = [_function_name(tool) for tool in allowed["tools"]]
+            tools = [tool for tool in tools or () if _function_name(tool) in names]
+            choice = allowed.get("mode", "auto")
+    changed = {name: value for name, value in (("tools", tools), ("tool_choice", choice)) if name in given}
+    return {**given, **changed}
+
+
+def _function_name(tool: Any) -> Any:
+    """The name of a function, in the form of chat or of /v1/responses."""
+    if not isinstance(tool, dict):
+        return None
+    inner = tool.get("function")
+    return inner.get("name") if isinstance(inner, dict) else tool.get("name")
+
+
 def _refuse(given: Any, names: tuple[str, ...]) -> Any:
     """Raise ValueError when one of these fields is used."""
     if isinstance(given, dict):
@@ -242,8 +209,11 @@ class ChatRequest(GenerationRequest):
     @model_validator(mode="before")
     @classmethod
     def _possible(cls, given: Any) -> Any:
-        if isinstance(given, dict) and given.get("modalities") not in (None, ["text"]):
+        if not isinstance(given, dict):
+            return given
+        if given.get("modalities") not in (None, ["text"]):
             raise ValueError("modalities: only text is supported.")
+        given = with_functions_only(given)
         return _refuse(given, ("functions", "function_call", "audio", "prediction", "web_search_options"))
 
     @model_validator(mode="after")
@@ -308,7 +278,7 @@ class CompletionRequest(GenerationRequest):
 class EmbeddingRequest(Wire):
     model: str | None = None
     input: Text | TokenIds | list[Text] | list[TokenIds]
-    encoding_format: Literal["float", "base64"] = "float"
+    encoding_format: Literal["float", "base64"] | None = None
     dimensions: int | None = Field(default=None, ge=1)
     user: str | None = None
 

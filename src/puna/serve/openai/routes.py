@@ -100,6 +100,7 @@ async def detokenize(request: Request, server: ServerDep) -> Response:
 
 
 @api.get("/v1/models", response_model=ModelList)
+@api.get("/v1/models/", response_model=ModelList, include_in_schema=False)
 @signed_in
 async def models(server: ServerDep) -> ModelList:
     """List the models."""

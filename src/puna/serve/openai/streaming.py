@@ -19,7 +19,7 @@ def stream(
 ) -> EventStreamResponse:
     """The response that streams these chunks.
 
-    The chunk with usage is sent only when the request asks for it.
+    The chunk with usage is sent only when the request asks for it; the others then have `usage: null`.
     """
     return EventStreamResponse(_events(chunks, request), write_seconds=write_seconds, failed=_error_event, done=DONE)
 
@@ -30,7 +30,11 @@ async def _events(
     with_usage = bool(request.stream_options and request.stream_options.include_usage)
     try:
         async for chunk in chunks:
-            if chunk.choices or with_usage:
+            if not chunk.choices and chunk.usage is None:
+                yield b""  # admitted
+            elif chunk.choices or with_usage:
+                if with_usage:
+                    chunk.__pydantic_fields_set__.add("usage")  # null in all but the last
                 yield b"data: " + to_json(chunk) + b"\n\n"
     finally:
         await chunks.aclose()

@@ -42,7 +42,7 @@ def _ability(row: Mapping[str, Any]) -> str:
         about += f"; the best constant answer scores {constant:.0%}"
     head = f"<h3>{escape(str(row['ability']))}</h3><p class='note'>{escape(about)}.</p>"
     rendered = table(columns, cells, numeric=tuple(range(2, len(columns))), drawing=1)
-    return f'<div class="ability">{head}<div class="scroll">{rendered}</div>{_examples(row)}</div>'
+    return f'<div class="ability">{head}{rendered}{_examples(row)}</div>'
 
 
 def _stage(stage: Mapping[str, Any], *, sampled: bool) -> list[str]:

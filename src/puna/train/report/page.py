@@ -141,7 +141,7 @@ def _comparison(run: Run) -> str:
         "Beside compressors",
         "A language model is a compressor: text that it finds likely costs few bits. All were measured on the same "
         "held-out documents.",
-        f'<div class="scroll">{rendered}</div>',
+        rendered,
     )
 
 
@@ -321,7 +321,7 @@ def _completions(run: Run) -> str:
         "Given the head of a function from a held-out file, the model writes the body. The share counts bodies that "
         "Python's own parser accepts and that do something. Parsing is only a first measure of code: it does not show "
         "that the body is right. Intervals are Wilson's.",
-        f'<div class="scroll">{rendered}</div>',
+        rendered,
     )
 
 

@@ -60,7 +60,7 @@ def predicted(run: Run, facts: dict[str, Any]) -> str:
         ends = f"{_step_seconds(step['low'])} and {_step_seconds(step['high'])}"
         text += f" A step was predicted to take between {ends} with 80 % probability. Compilation counts only in the"
         text += " total time and in the tokens per second, which cover the whole run."
-    body = f'<div class="scroll">{rendered}</div>' if rendered else ""
+    body = rendered or ""
     return section("Predicted and actual", text, body + parts)
 
 
@@ -102,7 +102,7 @@ def events(run: Run) -> str:
         ]
         for event in listed
     ]
-    body = f'<div class="scroll">{table(["step", "what", "detail"], rows[:50])}</div>' if rows else ""
+    body = table(["step", "what", "detail"], rows[:50]) if rows else ""
     if len(rows) > 50:
         body += f'<p class="note">{len(rows) - 50} more are in metrics.jsonl.</p>'
     return section("Events", text or "Events other than training.", body)
@@ -136,7 +136,7 @@ def machine(run: Run) -> str:
         ("puna", start.get("puna")),
     ]
     rows = [[name, f"{v:,}" if isinstance(v, int) else str(v)] for name, v in facts if v not in (None, "")]
-    body = f'<div class="scroll">{table(["", "value"], rows, head=False)}</div>' if rows else ""
+    body = table(["", "value"], rows, head=False) if rows else ""
     if run.recipe:
         recipe = f'<pre tabindex="0"><code>{escape(run.recipe)}</code></pre>'
         body += f"<details><summary>The resolved recipe</summary>{recipe}</details>"

@@ -64,7 +64,7 @@ def verify_resume(
         raise PunaError(f"{steps} steps are too few for two kills.", "Use --steps of at least 8.")
     if any(recipe.train.batch % count for count in processes) or not processes or min(processes) < 1:
         raise PunaError(
-            f"train.batch = {recipe.train.batch} rows cannot be shared evenly by {', '.join(map(str, processes))} "
+            f"train.batch = {recipe.train.batch} rows cannot be divided evenly among {', '.join(map(str, processes))} "
             "processes.",
             "Choose --nproc among its divisors.",
         )

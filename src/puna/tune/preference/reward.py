@@ -72,7 +72,7 @@ class RewardHead(FromCheckpoint):
         name = str(dtype).removeprefix("torch.")
         with new_directory(directory, replace=True) as place:
             save_tensors(place, state, dtype)
-            write_json(place / "config.json", {**self.config.to_hf(), **labels, "dtype": name, "torch_dtype": name})
+            write_json(place / "config.json", {**self.config.to_file(), **labels, "dtype": name, "torch_dtype": name})
             self.tokenizer.save(place)
             write_json(place / "puna.json", {"puna": __version__, **lineage})
 

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from puna.core.errors import DataError, nearest
-from puna.data.reading.readers import read_chunks, read_lines
+from puna.data.reading.file_types import suffix
+from puna.data.reading.records import read_json, read_table
 from puna.text.chat import ROLES
 
 Message = dict[str, Any]
@@ -35,7 +36,6 @@ class Dialogue(NamedTuple):
 
 
 _KINDS = (".jsonl", ".ndjson", ".json", ".parquet")
-_PACKED = (".gz", ".xz", ".bz2", ".zst")
 _SHAREGPT = {
     "human": "user",
     "user": "user",
@@ -66,39 +66,32 @@ def read_dialogues(path: Path) -> list[Dialogue]:
 
 def require_file(path: Path) -> None:
     """Raise PunaError when a file of rows is missing, or of a kind that is not read."""
-    suffixes = _suffixes(path)
     if not path.is_file():
         near = [p.name for p in path.parent.iterdir() if p.is_file()] if path.parent.is_dir() else []
         raise DataError(f"{path} does not exist.", nearest(path.name, near) if near else "Check the path.")
-    if not suffixes or suffixes[-1] not in _KINDS:
-        raise DataError(f"{path} is not a file of dialogues.", f"Give one that ends in {', '.join(_KINDS)}.")
-
-
-def _suffixes(path: Path) -> list[str]:
-    return [suffix for suffix in path.suffixes if suffix not in _PACKED]
+    if suffix(path.name)[0] not in _KINDS:
+        raise DataError(f"{path} is not a file of dialogues.", f"Use a file that ends in {', '.join(_KINDS)}.")
 
 
 def read_rows(path: Path) -> Iterator[Row]:
-    """The rows of a file as JSON objects. Raises PunaError for a missing, damaged or unknown file, naming the line."""
+    """Yield the rows of a file as JSON objects.
+
+    Raises PunaError for a missing, damaged or unknown file, naming the line.
+    """
     require_file(path)
-    if _suffixes(path)[-1] == ".parquet":
-        yield from _parquet(path)
-    elif _is_array(path):
-        yield from _array(path)
-    else:
-        for number, line in enumerate(read_lines(path), 1):
-            if line.strip():
-                where = f"{path}, line {number}"
-                try:
-                    value = json.loads(line)
-                except (ValueError, RecursionError) as error:
-                    raise DataError(f"{where}: this is not JSON ({str(error)[:80]}).", "Fix that line.") from None
-                yield _row(where, value)
+    if suffix(path.name)[0] == ".parquet":
+        for _, where, value in read_table(path):
+            yield Row(where, value)
+        return
+    for _, where, value in read_json(path, strict=True):
+        if not isinstance(value, dict):
+            raise DataError(f"{where}: this is not a JSON object.", "Each row must be one.")
+        yield Row(where, value)
 
 
 def dialogues_of(row: Row) -> list[Dialogue]:
     """Return the dialogues of a row: one, or one per instance. Raises PunaError naming the row."""
-    where, value = row
+    where, value = row.where, {key: item for key, item in row.value.items() if item is not None}
     tools = tools_of(value.get("tools"), where)
     system = value.get("system") or value.get("system_prompt")
     if "messages" in value:
@@ -114,8 +107,9 @@ def dialogues_of(row: Row) -> list[Dialogue]:
         asked = _joined(_text(value["instruction"], "instruction", where), more, where)
         dialogues = [[*_history(value.get("history"), where), *_pair(asked, _answer(value, where), where)]]
     elif "prompt" in value:
-        answer = [{"role": "assistant", "content": _text(_answer(value, where), "answer", where)}]
-        dialogues = [prompt_messages(value["prompt"], where) + answer]
+        # What the assistant said in a prompt was given to it: as in TRL, the completion alone is learned.
+        given = [_unlearned(message) for message in prompt_messages(value["prompt"], where)]
+        dialogues = [given + answer_messages(_answer(value, where), where)]
     else:
         raise DataError(
             f"{where}: the row has {_keys(value)}, which is not a known format of dialogues.",
@@ -135,6 +129,10 @@ def prompt_messages(value: Any, where: str) -> list[Message]:
     if isinstance(value, list) and value and isinstance(value[0], dict) and "from" in value[0]:
         return _sharegpt(value, where)
     return _messages(value, where)
+
+
+def _unlearned(message: Message) -> Message:
+    return message | {"weight": 0} if message["role"] == "assistant" else message
 
 
 def answer_messages(value: Any, where: str) -> list[Message]:
@@ -172,6 +170,8 @@ def _message(entry: Any, number: int, where: str) -> Message:
         raise DataError(f"{where}: message {number} has the role {role!r}.", f"Known are {', '.join(ROLES)}.")
     keep = ("content", "reasoning_content", "tool_calls", "token_ids")
     message = {"role": role, **{key: entry[key] for key in keep if entry.get(key) is not None}}
+    if not _is_learned(entry, f"{where}: message {number}"):
+        message["weight"] = 0
     parts = message.get("content")
     if isinstance(parts, list):  # parts by type; in some data the key of the text is `value`
         texts = {"text": "content", "reasoning": "reasoning_content"}
@@ -198,6 +198,16 @@ def _message(entry: Any, number: int, where: str) -> Message:
     return message
 
 
+def _is_learned(entry: Mapping[str, Any], what: str) -> bool:
+    """Whether a message is to be learned, as its `weight` (OpenAI) or `train` or `training` (axolotl) says."""
+    known = {"weight": (0, 1), "train": (False, True), "training": (False, True)}
+    given = {key: entry[key] for key in known if entry.get(key) is not None}
+    for key, value in given.items():
+        if not isinstance(value, int | float) or value not in known[key]:
+            raise DataError(f"{what} has the {key} {value!r}.", "Known are 0 (not learned) and 1.")
+    return all(given.values())
+
+
 def _sharegpt(value: Any, where: str) -> list[Message]:
     if not isinstance(value, list) or not value:
         raise DataError(f"{where}: its conversations are not a list of turns.", "Fix that row.")
@@ -209,13 +219,13 @@ def _sharegpt(value: Any, where: str) -> list[Message]:
         said = turn.get("from") if isinstance(turn, dict) else None
         if said not in _SHAREGPT:
             raise DataError(f"{where}: turn {number} is from {said!r}.", f"Known are {', '.join(_SHAREGPT)}.")
-        role, text = _SHAREGPT[said], turn.get("value")
+        role, text, more = _SHAREGPT[said], turn.get("value"), {}
         if role == "function_call":
             call = _json(text, where)
             calls = call if isinstance(call, list) else [call]
-            messages.append({"role": "assistant", "content": "", "tool_calls": calls})
-        else:
-            messages.append(_message({"role": role, "content": text}, number, where))
+            role, text, more = "assistant", "", {"tool_calls": calls}
+        marks = {key: turn.get(key) for key in ("weight", "train", "training")}
+        messages.append(_message({"role": role, "content": text, **more, **marks}, number, where))
     return messages
 
 
@@ -266,43 +276,6 @@ def _json(text: Any, where: str) -> Any:
         return json.loads(text)
     except (TypeError, ValueError, RecursionError):
         raise DataError(f"{where}: a call or its tools are not JSON.", "Fix that row.") from None
-
-
-# -- files -------------------------------------------------------------------------------------------------------------
-
-
-def _is_array(path: Path) -> bool:
-    return next((chunk.lstrip()[:1] == b"[" for chunk in read_chunks(path) if chunk.strip()), False)
-
-
-def _array(path: Path) -> Iterator[Row]:
-    try:
-        values = json.loads(b"".join(read_chunks(path)))
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} is not JSON ({str(error)[:80]}).", "Fix that line.") from None
-    for number, value in enumerate(values, 1):
-        yield _row(f"{path}, entry {number}", value)
-
-
-def _parquet(path: Path) -> Iterator[Row]:
-    import pyarrow as arrow
-    import pyarrow.parquet as parquet
-
-    try:
-        with parquet.ParquetFile(path) as file:
-            number = 0
-            for batch in file.iter_batches(batch_size=1024):
-                for value in batch.to_pylist():
-                    number += 1
-                    yield _row(f"{path}, row {number}", value)
-    except (arrow.ArrowException, OSError) as error:
-        raise DataError(f"{path} is not a complete parquet file ({error}).", "Download or write it again.") from None
-
-
-def _row(where: str, value: Any) -> Row:
-    if not isinstance(value, dict):
-        raise DataError(f"{where}: this is not a JSON object.", "Each row must be one.")
-    return Row(where, value)
 
 
 def _keys(value: Mapping[str, Any]) -> str:

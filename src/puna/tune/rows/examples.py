@@ -233,7 +233,8 @@ def to_tensors(rows: Sequence[Sequence[Example]], seq_len: int) -> PackedRows:
 
 def _share_of(dialogue: Dialogue) -> float:
     """A number in [0, 1) from a dialogue's text, so that copies of it are on the same side."""
-    text = json.dumps(dialogue.messages, sort_keys=True, ensure_ascii=True)
+    messages = [{key: value for key, value in message.items() if key != "weight"} for message in dialogue.messages]
+    text = json.dumps(messages, sort_keys=True, ensure_ascii=True)
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
 
 

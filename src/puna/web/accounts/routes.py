@@ -3,7 +3,7 @@
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request, Response
-from fastapi.responses import FileResponse
+from fastapi.responses import HTMLResponse
 from pydantic import Field, model_validator
 from starlette.concurrency import run_in_threadpool
 
@@ -73,9 +73,10 @@ class NewKey(Body):
 @router.get("/account")
 @router.get("/account/invitation")
 @public
-def account_page() -> FileResponse:
+def account_page(request: Request) -> HTMLResponse:
     """The page of accounts. It shows what its address and the session allow."""
-    return pages.page(pages.STATIC / "account.html")
+    depth = int(request.url.path.endswith("/invitation"))
+    return pages.page(pages.STATIC / "account.html", depth=depth)
 
 
 # -- signing in and out ----------------------------------------------------------------------------------------------
@@ -120,7 +121,7 @@ async def sign_out(request: Request, response: Response, accounts: AccountsDep) 
         known = await run_in_threadpool(accounts.credentials.of_cookie, cookie)
         if known is not None:
             await run_in_threadpool(accounts.credentials.revoke, known[0]["id"], known[1])
-    response.delete_cookie(COOKIE, httponly=True, samesite="strict")
+    response.delete_cookie(COOKIE, path=_cookie_path(request), httponly=True, samesite="strict")
     return {}
 
 
@@ -238,6 +239,7 @@ def _attempt(request: Request, at: str) -> str:
 
 async def start_session(request: Request, response: Response, accounts: Accounts, account: str, carrier: str) -> None:
     """Start a session and set its cookie, which no script can read."""
+    settings = request.app.state.web.settings
     agent = request.headers.get("user-agent", "")
     token = await run_in_threadpool(accounts.credentials.begin, account, carrier=carrier, agent=agent)
     response.set_cookie(
@@ -246,5 +248,10 @@ async def start_session(request: Request, response: Response, accounts: Accounts
         max_age=SESSION_SECONDS,
         httponly=True,
         samesite="strict",
-        secure=request.url.scheme == "https",
+        secure=request.url.scheme == "https" or settings.public_origin.startswith("https:"),
+        path=_cookie_path(request),
     )
+
+
+def _cookie_path(request: Request) -> str:
+    return request.app.state.web.settings.root_path or "/"

@@ -1,7 +1,9 @@
 // Caches the page's own files, so that it opens without a network. Conversations are never cached: requests under /app
 // and /v1 always go to the server.
 const CACHE = "puna-@VERSION@";
-const CACHED = (url) => url.origin === location.origin && (url.pathname === "/" || url.pathname.startsWith("/static/"));
+const ROOT = new URL("./", location).pathname; // the page's own address
+const CACHED = (url) =>
+  url.origin === location.origin && (url.pathname === ROOT || url.pathname.startsWith(`${ROOT}static/`));
 
 self.addEventListener("install", (event) => {
   event.waitUntil(self.skipWaiting());

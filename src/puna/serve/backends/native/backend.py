@@ -109,6 +109,7 @@ class NativeBackend:
                 for index in range(request.texts)
             ]
             chunk = _chat_chunks(new_id("chatcmpl"), self._card.id, self.fingerprint)
+            yield chunk([])
             first = True
             async for steps in generation.batches():
                 for index, group in _by_text(steps, request.texts):
@@ -158,6 +159,7 @@ class NativeBackend:
                 "model": self._card.id,
                 "system_fingerprint": self.fingerprint,
             }
+            yield construct(CompletionChunk, **head, choices=[])
             async for steps in generation.batches():
                 for index, group in _by_text(steps, n):
                     scored = generation.requests[index // n].prompt_logprobs

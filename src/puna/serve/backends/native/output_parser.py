@@ -54,21 +54,33 @@ class OutputParser:
             pass
         return pieces
 
-    def close(self) -> list[Piece]:
-        """End the text; returns the remaining pieces."""
+    def close(self, *, cut: bool = False) -> list[Piece]:
+        """End the text; returns the remaining pieces.
+
+        cut: a length limit ended it, so a call or a tag that was not finished is dropped rather than text.
+        """
         held, self._held = self._held, ""
+        if cut:
+            held = self._without_open_tag(held)
         pieces: list[Piece] = []
         if self._state == "call":
             call = _call(held)
             if call is not None:
                 self.calls += 1
                 return [call]
-            self._put(pieces, "content", self._gap + self._opening + held)
+            if not cut:
+                self._put(pieces, "content", self._gap + self._opening + held)
         elif self._state == "reasoning":
             self._put(pieces, "reasoning", held.rstrip())
         elif not (self.calls and not held.strip()):
             self._put(pieces, "content", held)
         return pieces
+
+    def _without_open_tag(self, held: str) -> str:
+        tag = {"start": THINK, "reasoning": END_THINK, "content": TOOL_CALL, "call": ""}[self._state]
+        size = _open_tag(held, tag) if tag != TOOL_CALL or self._tools else 0
+        # A single "<" is more likely text, unless calls have been written.
+        return held[: len(held) - size].rstrip() if size > 1 or (size and self.calls) else held
 
     def _advance(self, pieces: list[Piece]) -> bool:
         """Advance as far as the held text allows; returns whether there may be more to parse."""

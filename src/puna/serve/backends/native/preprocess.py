@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 
 from puna.core.errors import PunaError
 from puna.engine.generate import SamplingParams
-from puna.engine.grammar import Grammar
+from puna.engine.grammar import Function, Grammar
 from puna.serve.openai.protocol import (
     ChatRequest,
     CompletionRequest,
+    FunctionTool,
     GenerationRequest,
     NamedTool,
     TokenizeRequest,
@@ -24,6 +25,8 @@ from puna.text.chat import render
 from puna.text.tokenizer import Tokenizer
 from puna.web.errors import ApiError
 
+SMALLEST_TOP_P = 1e-9
+"""Stands for 0, which OpenAI allows: only the likeliest token."""
 FREE = 1 << 30
 """max_tokens of a request without a limit: the context ends first."""
 
@@ -67,7 +70,7 @@ def prepare_chat(request: ChatRequest, tokenizer: Tokenizer, *, context: int) ->
             tools = [tool for tool in tools if tool.function.name == request.tool_choice.function.name]
         mark = tokenizer.special.get(TOOL_CALL)
         ids += tokenizer.encode(f"{TOOL_CALL}\n") if mark is None else [mark, *tokenizer.encode("\n")]
-        grammar = json_grammar(call_schema(tools))
+        grammar = call_grammar(tools)
     else:
         grammar = wanted_grammar(request)
         if request.parallel_tool_calls is False and offered(request):
@@ -139,7 +142,7 @@ def sampling(
         max_tokens=FREE if max_tokens is None else max_tokens,
         temperature=1.0 if request.temperature is None else request.temperature,
         top_k=max(request.top_k or 0, 0),
-        top_p=1.0 if request.top_p is None else request.top_p,
+        top_p=1.0 if request.top_p is None else max(request.top_p, SMALLEST_TOP_P),
         min_p=request.min_p or 0.0,
         seed=request.seed,
         stop=stop,
@@ -166,7 +169,7 @@ def wanted_grammar(request: GenerationRequest) -> Grammar | None:
     if form is not None and form.json_schema is not None:
         if form.json_schema.schema_ is None:
             raise ApiError(400, "response_format.json_schema has no schema.", param="response_format")
-        return json_grammar(form.json_schema.schema_, param="response_format")
+        return json_grammar(form.json_schema.schema_, param="response_format", strict=form.json_schema.strict)
     if structured is None:
         return None
     try:
@@ -191,51 +194,32 @@ def wanted_grammar(request: GenerationRequest) -> Grammar | None:
     return json_grammar(schema, param="structured_outputs")
 
 
-def json_grammar(schema: Mapping[str, Any], *, param: str = "tools") -> Grammar:
-    """A grammar of the JSON that a schema describes."""
+def json_grammar(schema: Mapping[str, Any], *, param: str, strict: bool | None = False) -> Grammar:
+    """A grammar of the JSON that a schema describes; only a strict one refuses what cannot be enforced."""
     try:
-        return Grammar.json_schema(schema)
+        return Grammar.json_schema(schema, strict=bool(strict))
     except PunaError as error:
         raise ApiError(400, str(error), param=param) from None
 
 
-def call_schema(tools: Sequence[Tool]) -> dict[str, Any]:
-    """The JSON schema of a call of one of the tools.
-
-    Definitions within a tool's schema move to the top.
-    """
-    shared: dict[str, Any] = {}
-    calls = []
-    for number, tool in enumerate(tools):
-        parameters = _with_moved_definitions(tool.function.parameters or {"type": "object"}, f"tool{number}_", shared)
-        calls.append(
-            {
-                "type": "object",
-                "properties": {"name": {"const": tool.function.name}, "arguments": parameters},
-                "required": ["name", "arguments"],
-                "additionalProperties": False,
-            }
-        )
-    schema: dict[str, Any] = calls[0] if len(calls) == 1 else {"anyOf": calls}
-    return {**schema, "$defs": shared} if shared else schema
+def call_grammar(tools: Sequence[Tool]) -> Grammar:
+    """A grammar of a call of one of the tools."""
+    functions = [Function(tool.function.name, _of_object(tool.function), bool(tool.function.strict)) for tool in tools]
+    for function in functions:  # each by itself first, so that an error says whose it is
+        try:
+            Grammar.json_schema(function.schema, strict=function.strict)
+        except PunaError as error:
+            raise ApiError(400, f"The parameters of '{function.name}': {error}", param="tools") from None
+    try:
+        return Grammar.call(functions)
+    except PunaError as error:
+        raise ApiError(400, str(error), param="tools") from None
 
 
-def _with_moved_definitions(schema: Mapping[str, Any], prefix: str, shared: dict[str, Any]) -> dict[str, Any]:
-    def moved(value: Any) -> Any:
-        if isinstance(value, list):
-            return [moved(item) for item in value]
-        if not isinstance(value, Mapping):
-            return value
-        result = {key: moved(item) for key, item in value.items()}
-        reference = value.get("$ref")
-        for place in ("#/$defs/", "#/definitions/"):
-            if isinstance(reference, str) and reference.startswith(place):
-                result["$ref"] = f"#/$defs/{prefix}{reference.removeprefix(place)}"
-        return result
-
-    top = {key: moved(value) for key, value in schema.items() if key not in ("$defs", "definitions")}
-    for place in ("$defs", "definitions"):
-        definitions = schema.get(place)
-        if isinstance(definitions, Mapping):
-            shared |= {f"{prefix}{name}": moved(value) for name, value in definitions.items()}
-    return top
+def _of_object(function: FunctionTool) -> Mapping[str, Any]:
+    """The schema of a function's parameters, for objects only: arguments are an object."""
+    schema = function.parameters or {}
+    kinds = schema.get("type", "object")
+    if kinds != "object" and not (isinstance(kinds, list) and "object" in kinds):
+        raise ApiError(400, f"The parameters of '{function.name}' are not of type object.", param="tools")
+    return {**schema, "type": "object"}

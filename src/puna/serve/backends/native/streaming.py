@@ -10,7 +10,7 @@ from typing import Any
 from puna.engine.generate import Engine
 from puna.engine.request import Logprob, TokenOutput
 from puna.serve.backends.native.output_parser import OutputParser, Piece
-from puna.serve.openai.objects import construct
+from puna.serve.openai.objects import construct, token_name
 from puna.serve.openai.protocol import (
     ChatChunkChoice,
     ChatLogprobs,
@@ -65,7 +65,7 @@ class ChatStreamWriter:
                 pieces += self._parser.push(step.text)
         reason = steps[-1].finish_reason
         if reason is not None:
-            pieces += self._parser.close()
+            pieces += self._parser.close(cut=reason == "length")
         deltas = self._deltas(pieces)
         if not deltas and (reason is not None or self._logprobs or self._token_ids):
             deltas = [construct(Delta)]
@@ -75,7 +75,7 @@ class ChatStreamWriter:
         if new and self._token_ids:
             new[0].token_ids = [step.id for step in steps]
         if reason is not None:
-            new[-1].finish_reason = "tool_calls" if self._parser.calls else "length" if reason == "length" else "stop"
+            new[-1].finish_reason = _reason(reason) if reason == "length" or not self._parser.calls else "tool_calls"
         return choices + new
 
     def _choice(self, delta: Delta) -> ChatChunkChoice:
@@ -192,12 +192,12 @@ class CompletionStreamWriter:
         if echoed and self._engine.tokenizer:
             self._text, self._offset = IncrementalDetokenizer(self._engine.tokenizer, skip_special=True), 0
         for id, logprob, likeliest in rows:
-            token = self._engine.token_bytes(id).decode("utf-8", "replace")
+            token = token_name(self._engine.token_bytes(id))
             tokens.append(token)
             logprobs.append(logprob)
             best: dict[str, float] = {}
             for top in likeliest:
-                best.setdefault(top.bytes.decode("utf-8", "replace"), top.logprob)
+                best.setdefault(token_name(top.bytes), top.logprob)
             if logprob is not None:
                 best[token] = max(best.get(token, logprob), logprob)
             tops.append(best if logprob is not None else None)

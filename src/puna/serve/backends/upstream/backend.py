@@ -37,6 +37,8 @@ from puna.serve.openai.protocol import (
     TokenizeRequest,
     TokenizeResponse,
     Usage,
+    new_id,
+    now,
 )
 from puna.serve.settings import Settings
 from puna.text.tokenizer import Tokenizer
@@ -105,7 +107,8 @@ class UpstreamBackend:
         def read(event: dict[str, Any]) -> ChatChunk:
             return ChatChunk.model_validate(parse.chat_event(event, self._card.id, begun, request))
 
-        stream = self._stream("/v1/chat/completions", body, read, request, deadline_seconds)
+        admitted = ChatChunk(id=new_id("chatcmpl"), created=now(), model=self._card.id, choices=[])
+        stream = self._stream("/v1/chat/completions", body, read, admitted, request, deadline_seconds)
         async with aclosing(stream) as chunks:
             async for chunk in chunks:
                 yield chunk
@@ -121,14 +124,15 @@ class UpstreamBackend:
         def read(event: dict[str, Any]) -> CompletionChunk:
             return CompletionChunk.model_validate(parse.completion_event(event, self._card.id, offsets, request))
 
-        stream = self._stream("/v1/completions", body, read, request, deadline_seconds)
+        admitted = CompletionChunk(id=new_id("cmpl"), created=now(), model=self._card.id, choices=[])
+        stream = self._stream("/v1/completions", body, read, admitted, request, deadline_seconds)
         async with aclosing(stream) as chunks:
             async for chunk in chunks:
                 yield chunk
 
     async def embed(self, request: EmbeddingRequest) -> EmbeddingResponse:
         """See Backend."""
-        body = {**request.model_dump(exclude_unset=True), "model": self._upstream_name}
+        body = {**request.model_dump(exclude_unset=True, exclude_none=True), "model": self._upstream_name}
         answer = await self._ask("/v1/embeddings", body)
         return self._checked(lambda: EmbeddingResponse.model_validate({**answer, "model": self._card.id}))
 
@@ -184,6 +188,7 @@ class UpstreamBackend:
         path: str,
         body: dict[str, Any],
         read: Callable[[dict[str, Any]], C],
+        admitted: C,
         request: ChatRequest | CompletionRequest,
         deadline_seconds: float | None,
     ) -> AsyncGenerator[C]:
@@ -201,6 +206,7 @@ class UpstreamBackend:
                 raise self._refused(response)
             if "text/event-stream" not in response.headers.get("content-type", ""):
                 raise self._broken("did not answer with a stream")
+            yield admitted
             async with aclosing(events(response.aiter_bytes())) as found:
                 while (event := await self._within(end, anext(found, None))) is not None:
                     chunk = self._chunk(event, read)
@@ -270,22 +276,20 @@ class UpstreamBackend:
         try:
             async with asyncio.timeout(None if end is None else max(end - monotonic(), 0)):
                 result = await work
-        except (TimeoutError, httpx.TimeoutException) as error:
-            if isinstance(error, httpx.ConnectTimeout):
-                self._probe.failed("cannot be reached")
-            raise ApiError(
-                504,
-                f"The upstream server ({self.kind}) took too long.",
-                code="deadline_exceeded",
-                headers=NO_RETRY,
-            ) from None
-        except httpx.ConnectError:
+        except (httpx.ConnectError, httpx.ConnectTimeout):
             self._probe.failed("cannot be reached")
             raise ApiError(
                 503,
                 f"The upstream server ({self.kind}) cannot be reached.",
                 code="upstream_unreachable",
                 headers={"retry-after": "2"},
+            ) from None
+        except (TimeoutError, httpx.TimeoutException):
+            raise ApiError(
+                504,
+                f"The upstream server ({self.kind}) took too long.",
+                code="deadline_exceeded",
+                headers=NO_RETRY,
             ) from None
         except httpx.TransportError:
             raise self._broken("broke off its answer") from None

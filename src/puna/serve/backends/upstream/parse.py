@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from puna.core.errors import PunaError
 from puna.serve.backends.upstream.request_mapping import UpstreamKind
+from puna.serve.openai.objects import token_name
 from puna.serve.openai.protocol import (
     ChatRequest,
     CompletionRequest,
@@ -136,15 +137,19 @@ def _legacy_logprobs(named: dict[str, Any], offset: int, most: int) -> dict[str,
     entries = named["content"] or []
     tops = []
     for entry in entries:
-        likeliest = {top["token"]: top["logprob"] for top in (entry.get("top_logprobs") or ())[:most]}
-        tops.append({**likeliest, entry["token"]: entry["logprob"]})
-    tokens = [entry["token"] for entry in entries]
+        likeliest = {_name(top): top["logprob"] for top in (entry.get("top_logprobs") or ())[:most]}
+        tops.append({**likeliest, _name(entry): entry["logprob"]})
+    tokens = [_name(entry) for entry in entries]
     return {
         "tokens": tokens,
         "token_logprobs": [entry["logprob"] for entry in entries],
         "top_logprobs": tops,
-        "text_offset": _offsets(tokens, offset),
+        "text_offset": _offsets([entry["token"] for entry in entries], offset),
     }
+
+
+def _name(entry: dict[str, Any]) -> str:
+    return token_name(bytes(_token(entry)["bytes"]))
 
 
 def _offsets(tokens: list[str], offset: int) -> list[int]:

@@ -112,6 +112,8 @@ def _body(request: GenerationRequest, kind: UpstreamKind, model: str) -> dict[st
             body[_NAMES[kind][name]] = value
         elif value not in _NEUTRAL[name]:
             raise ApiError(400, f"{name}: the {kind} backend does not know it.", param=name, code="not_supported")
+    if body.get("top_p") == 0:
+        body["top_p"] = 1e-9  # vLLM takes no 0
     if request.response_format is not None:
         body["response_format"] = request.response_format.model_dump(by_alias=True, exclude_none=True)
     if kind == "llama.cpp":

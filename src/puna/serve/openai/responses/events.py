@@ -140,7 +140,9 @@ class Assembler:
         item, kind = self._item, self._kind
         if item is None:
             return []
-        item["status"] = "incomplete" if self.response["status"] == "incomplete" else "completed"
+        # A call is only sent whole.
+        cut = self.response["status"] == "incomplete" and kind != "function_call"
+        item["status"] = "incomplete" if cut else "completed"
         events = []
         if kind == "function_call":
             arguments = item["arguments"]

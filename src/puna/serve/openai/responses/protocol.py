@@ -1,10 +1,13 @@
 """Requests of /v1/responses, and how they become chat requests: items become messages."""
 
+import json
+from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
-from puna.serve.openai.protocol import ChatRequest, ContentPart, Wire
+from puna.serve.openai.messages import arguments_of, readable, readable_parts
+from puna.serve.openai.protocol import ChatRequest, ContentPart, Wire, with_functions_only
 from puna.web.errors import ApiError, invalid
 
 
@@ -12,8 +15,13 @@ class MessageItem(Wire):
     """A message; "type" is optional."""
 
     type: Literal["message"] = "message"
-    role: Literal["system", "developer", "user", "assistant"]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[ContentPart]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _readable(cls, given: Any) -> Any:
+        return readable(given) if isinstance(given, dict) else given
 
 
 class CallItem(Wire):
@@ -40,17 +48,48 @@ class ReasoningItem(Wire):
     summary: list[ReasoningPart] | None = None
 
 
+class ReferenceItem(Wire):
+    """An item of a stored response, by its id."""
+
+    type: Literal["item_reference"]
+    id: str
+
+
 def _kind(item: Any) -> str:
-    return item.get("type", "message") if isinstance(item, dict) else getattr(item, "type", "message")
+    return (item.get("type") or "message") if isinstance(item, dict) else getattr(item, "type", "message")
 
 
 Item = Annotated[
     Annotated[MessageItem, Tag("message")]
     | Annotated[CallItem, Tag("function_call")]
     | Annotated[CallOutputItem, Tag("function_call_output")]
-    | Annotated[ReasoningItem, Tag("reasoning")],
+    | Annotated[ReasoningItem, Tag("reasoning")]
+    | Annotated[ReferenceItem, Tag("item_reference")],
     Discriminator(_kind),
 ]
+_KINDS = ("message", "function_call", "function_call_output", "reasoning", "item_reference")
+
+
+def readable_items(items: list[Any]) -> list[Any]:
+    """Items without what no model can read: calls and results of tools that only OpenAI runs."""
+    found = []
+    for item in items:
+        if not isinstance(item, dict):
+            found.append(item)
+            continue
+        kind = _kind(item)
+        if kind == "custom_tool_call":
+            arguments = {"input": item.get("input")}
+            found.append({**item, "type": "function_call", "arguments": json.dumps(arguments)})
+        elif kind == "function_call":
+            found.append({**item, "arguments": arguments_of(item.get("arguments"))})
+        elif kind in ("function_call_output", "custom_tool_call_output"):
+            output = item.get("output")
+            output = readable_parts(output, past=True) if isinstance(output, list) else "" if output is None else output
+            found.append({**item, "type": "function_call_output", "output": output})
+        elif kind in _KINDS:
+            found.append(item)
+    return found
 
 
 class ResponseTool(Wire):
@@ -87,14 +126,14 @@ class TextOptions(Wire):
 
 class ResponsesRequest(Wire):
     model: str | None = None
-    input: str | Annotated[list[Item], Field(min_length=1)]
+    input: str | list[Item]
     instructions: str | None = None
     previous_response_id: str | None = None
     store: bool | None = None
     stream: bool | None = None
     max_output_tokens: int | None = Field(default=None, ge=1)
     temperature: float | None = Field(default=None, ge=0)
-    top_p: float | None = Field(default=None, gt=0, le=1)
+    top_p: float | None = Field(default=None, ge=0, le=1)
     presence_penalty: float | None = Field(default=None, ge=-2, le=2)
     frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
@@ -117,6 +156,11 @@ class ResponsesRequest(Wire):
                     raise ValueError(f"{name} is not supported.")
             if given.get("background"):
                 raise ValueError("background is not supported: responses are generated while the client waits.")
+            given = with_functions_only(given)
+            if given.get("input") == []:
+                raise ValueError("the input is empty.")
+            if isinstance(given.get("input"), list):
+                given = {**given, "input": readable_items(given["input"])}
         return given
 
     @property
@@ -124,8 +168,13 @@ class ResponsesRequest(Wire):
         return bool(self.top_logprobs) or "message.output_text.logprobs" in (self.include or ())
 
 
-def messages_of(items: str | list[Item]) -> list[dict[str, Any]]:
-    """Convert items to chat messages; calls and reasoning join the assistant's message."""
+def messages_of(
+    items: str | Sequence[Item], stored: Callable[[str], dict[str, Any] | None] = lambda id: None
+) -> list[dict[str, Any]]:
+    """Convert items to chat messages; calls and reasoning join the assistant's message.
+
+    stored: the item that a reference names; what is not stored is left out.
+    """
     if isinstance(items, str):
         return [{"role": "user", "content": items}]
     messages: list[dict[str, Any]] = []
@@ -139,7 +188,7 @@ def messages_of(items: str | list[Item]) -> list[dict[str, Any]]:
             thought = ""
         return messages[-1]
 
-    for item in items:
+    for item in _resolved(items, stored):
         if isinstance(item, ReasoningItem):
             thought = "".join(part.text for part in item.content or item.summary or ())
         elif isinstance(item, CallItem):
@@ -152,6 +201,14 @@ def messages_of(items: str | list[Item]) -> list[dict[str, Any]]:
         else:
             messages.append({"role": item.role, "content": _text(item.content)})
     return messages
+
+
+def _resolved(items: Sequence[Item], stored: Callable[[str], dict[str, Any] | None]) -> Iterator[Item]:
+    for item in items:
+        if not isinstance(item, ReferenceItem):
+            yield item
+        elif (found := stored(item.id)) is not None:
+            yield from ResponsesRequest.model_validate({"input": [found]}).input  # type: ignore[misc]
 
 
 def chat_request(asked: ResponsesRequest, messages: list[dict[str, Any]]) -> ChatRequest:
@@ -182,7 +239,7 @@ def chat_request(asked: ResponsesRequest, messages: list[dict[str, Any]]) -> Cha
     if form.type == "json_schema":
         if form.schema_ is None:
             raise ApiError(400, "text.format of type json_schema needs a schema.", param="text.format.schema")
-        schema = {"name": form.name or "answer", "schema": form.schema_}
+        schema = {"name": form.name or "answer", "schema": form.schema_, "strict": form.strict}
         given["response_format"] = {"type": "json_schema", "json_schema": schema}
     elif form.type == "json_object":
         given["response_format"] = {"type": "json_object"}
@@ -190,6 +247,17 @@ def chat_request(asked: ResponsesRequest, messages: list[dict[str, Any]]) -> Cha
         return ChatRequest.model_validate({key: value for key, value in given.items() if value is not None})
     except ValidationError as error:
         raise invalid(error) from None
+
+
+_PARAMS = {"messages": "input", "response_format": "text.format", "max_completion_tokens": "max_output_tokens"}
+
+
+def renamed(error: ApiError) -> ApiError:
+    """A chat's error about a parameter that has another name here."""
+    first, dot, rest = (error.param or "").partition(".")
+    if first in _PARAMS:
+        error.param = _PARAMS[first] + (f"{dot}{rest}" if first != "messages" else "")
+    return error
 
 
 def _text(content: str | list[ContentPart]) -> str:

@@ -7,6 +7,7 @@ it, and does not exist for anyone else. With `store: false` nothing is kept.
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
+from functools import partial
 from typing import Any, NamedTuple
 
 from fastapi import APIRouter, Request
@@ -15,7 +16,7 @@ from starlette.responses import Response
 
 from puna.serve.openai.protocol import ChatChunk
 from puna.serve.openai.responses.events import Assembler
-from puna.serve.openai.responses.protocol import ResponsesRequest, chat_request, messages_of
+from puna.serve.openai.responses.protocol import ResponsesRequest, chat_request, messages_of, renamed
 from puna.serve.openai.routes import FAILURES, ServerDep, body_of
 from puna.serve.openai.streaming import DONE
 from puna.serve.server import Server
@@ -41,12 +42,14 @@ class Stored:
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._kept: OrderedDict[str, _StoredResponse] = OrderedDict()
+        self._of_item: dict[str, str] = {}  # which response an item belongs to
 
     def put(self, owner: str, messages: list[dict[str, Any]], response: dict[str, Any]) -> None:
         """Store a response; the oldest is dropped if there are too many."""
         self._kept[response["id"]] = _StoredResponse(owner, messages, response)
+        self._of_item |= {item["id"]: response["id"] for item in response["output"]}
         while len(self._kept) > self._limit:
-            self._kept.popitem(last=False)
+            self._forget(next(iter(self._kept)))
 
     def get(self, owner: str, id: str, *, param: str | None = None) -> _StoredResponse:
         """Return a response of this owner. Raises ApiError 404."""
@@ -55,10 +58,21 @@ class Stored:
             raise ApiError(404, f"There is no response '{id}'.", param=param, code="response_not_found")
         return kept
 
+    def item(self, owner: str, id: str) -> dict[str, Any] | None:
+        """An item that a response of this owner put out, or None."""
+        kept = self._kept.get(self._of_item.get(id, ""))
+        if kept is None or kept.owner != owner:
+            return None
+        return next((item for item in kept.response["output"] if item["id"] == id), None)
+
     def remove(self, owner: str, id: str) -> None:
         """Delete a response of this owner. Raises ApiError 404."""
         self.get(owner, id)
-        del self._kept[id]
+        self._forget(id)
+
+    def _forget(self, id: str) -> None:
+        for item in self._kept.pop(id).response["output"]:
+            self._of_item.pop(item["id"], None)
 
 
 @router.post("/v1/responses", response_model=dict[str, Any], openapi_extra=body_of(ResponsesRequest))
@@ -67,10 +81,12 @@ async def create(request: Request, server: ServerDep, owner: User) -> Response:
     """Generate a response, and store it."""
     asked = await read_body(request, ResponsesRequest)
     stored: Stored = request.app.state.responses
-    messages = messages_of(asked.input)
+    messages = messages_of(asked.input, partial(stored.item, owner))
     if asked.previous_response_id is not None:
         before = stored.get(owner, asked.previous_response_id, param="previous_response_id")
         messages = [*before.messages, *messages]
+    if not messages:
+        raise ApiError(400, "The input has nothing that a model can read.", param="input")
     assembler = Assembler(asked, server.models.get(asked.model).card.id)
     chunks = _chunks(server, asked, messages)
 
@@ -127,7 +143,7 @@ async def _chunks(server: Server, asked: ResponsesRequest, messages: list[dict[s
             short = error.code == "context_length_exceeded" and asked.truncation == "auto"
             at = next((i for i, message in enumerate(messages[:-1]) if message["role"] != "system"), None)
             if not short or at is None:
-                raise
+                raise renamed(error) from None
             del messages[at]
             while len(messages) > at + 1 and messages[at]["role"] == "tool":
                 del messages[at]  # the result of a call that was dropped

@@ -1,9 +1,11 @@
 // The page of accounts: accepting an invitation, one's own account, and for owners everyone's.
+import { address } from "./address.js";
 import { ownSections } from "./account_own.js";
 import { peopleSections } from "./account_people.js";
 import { get, post } from "./api.js";
 import { appearanceFields } from "./appearance.js";
 import { el, icon } from "./dom.js";
+import { forgetDrafts } from "./drafts.js";
 import { loadLanguage, sentence, t } from "./i18n.js";
 import { gate, labelled, signIn } from "./sign_in.js";
 
@@ -16,7 +18,7 @@ async function invitation() {
   try {
     invited = await post("/app/invitations/look-up", { token });
   } catch (error) {
-    const home = el("a", { class: "button", href: "/", text: t("account.home") });
+    const home = el("a", { class: "button", href: address("/"), text: t("account.home") });
     gate(el("div", { class: "form" }, el("h1", { text: t("invitation.bad") }), el("p", { class: "note", role: "alert", text: sentence(error) }), home));
     return;
   }
@@ -27,7 +29,7 @@ async function invitation() {
     event.preventDefault();
     try {
       await post("/app/invitations/accept", { token, name: name.value, password: password.value });
-      location.replace("/");
+      location.replace(address("/"));
     } catch (error) {
       problem.textContent = sentence(error);
     }
@@ -61,7 +63,7 @@ async function account() {
   }
   document.title = `${t("account.title")} · Puna`;
   window.addEventListener("puna:signin", () => location.reload(), { once: true });
-  const leave = async () => (await post("/app/logout"), location.replace("/"));
+  const leave = async () => (await post("/app/logout"), forgetDrafts(), location.replace(address("/")));
   const sections = me.accounts ? [...(await ownSections(me)), ...(me.role === "owner" ? await peopleSections(me) : [])] : [];
   document.getElementById("app").replaceChildren(
     el(
@@ -70,8 +72,8 @@ async function account() {
       el(
         "header",
         { class: "page-head" },
-        el("a", { class: "brand", href: "/" }, el("img", { src: "/static/web/icons/icon.svg", alt: "", width: "26", height: "26" }), "Puna"),
-        el("a", { class: "quiet", href: "/" }, icon("left"), t("account.home")),
+        el("a", { class: "brand", href: address("/") }, el("img", { src: address("/static/web/icons/icon.svg"), alt: "", width: "26", height: "26" }), "Puna"),
+        el("a", { class: "quiet", href: address("/") }, icon("left"), t("account.home")),
       ),
       el(
         "main",
@@ -94,7 +96,7 @@ async function account() {
 async function start() {
   await loadLanguage();
   try {
-    await (location.pathname === "/account/invitation" ? invitation() : account());
+    await (location.pathname === address("/account/invitation") ? invitation() : account());
   } catch (error) {
     gate(el("div", { class: "form" }, el("p", { role: "alert", text: sentence(error) })));
   }

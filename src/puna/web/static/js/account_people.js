@@ -1,4 +1,5 @@
 // For owners: everyone's accounts, and invitations.
+import { address } from "./address.js";
 import { panel, secretOnce } from "./account_own.js";
 import { get, patch, post, remove } from "./api.js";
 import { announce, el, icon, iconButton } from "./dom.js";
@@ -12,7 +13,7 @@ export async function peopleSections(me) {
   return [await invitations(), await people(me)];
 }
 
-const linkTo = (token) => `${location.origin}/account/invitation#${token}`;
+const linkTo = (token) => `${location.origin}${address("/account/invitation")}#${token}`;
 
 function roleSelect(current, props = {}) {
   const options = ROLES.map((role) => el("option", { value: role, selected: role === current, text: t(`role.${role}`) }));

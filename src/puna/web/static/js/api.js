@@ -1,5 +1,7 @@
 // Requests to the server: JSON, and event streams that are resumed when the connection breaks.
 
+import { address } from "./address.js";
+
 export class ApiError extends Error {
   constructor(status, error) {
     super(error.message ?? String(status));
@@ -16,7 +18,7 @@ async function send(method, path, body, signal) {
   }
   let response;
   try {
-    response = await fetch(path, options);
+    response = await fetch(address(path), options);
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new ApiError(0, { message: "", code: "unreachable" });

@@ -1,16 +1,18 @@
 // Creates elements. Text is inserted as text; the only HTML is what the server has sanitised (puna/web/markdown.py).
 
+import { address } from "./address.js";
+
 const policy = window.trustedTypes
   ? window.trustedTypes.createPolicy("puna", {
       createHTML: (html) => html,
       createScriptURL: (url) => {
-        if (url !== "/sw.js") throw new TypeError(`not a script of this server: ${url}`);
+        if (url !== address("/sw.js")) throw new TypeError(`not a script of this server: ${url}`);
         return url;
       },
     })
   : { createHTML: (html) => html, createScriptURL: (url) => url };
 
-export const workerAddress = () => policy.createScriptURL("/sw.js");
+export const workerAddress = () => policy.createScriptURL(address("/sw.js"));
 
 /** Insert HTML that the server has sanitised. */
 export function setCleaned(node, html) {
@@ -87,16 +89,10 @@ export function announce(text) {
   setTimeout(() => (place.textContent = text), 50);
 }
 
-/** Copy a text, and show on the button that it was copied. */
-export async function copy(text, button, done) {
-  await navigator.clipboard.writeText(text);
-  const before = [...button.childNodes];
-  button.replaceChildren(icon("check"), ...before.filter((node) => node.nodeType === Node.TEXT_NODE));
-  announce(done);
-  setTimeout(() => button.replaceChildren(...before), 1400);
-}
+/** Whether a key goes to an input method: Enter then chooses a character. Safari tells by 229 alone (UI Events, 7.3). */
+export const composing = (event) => event.isComposing || event.keyCode === 229;
 
 /** Have the browser save what is at an address of this server. */
 export function download(path) {
-  el("a", { href: path, download: "" }).click();
+  el("a", { href: address(path), download: "" }).click();
 }

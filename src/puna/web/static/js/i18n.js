@@ -37,6 +37,8 @@ export const when = (seconds) =>
 
 const BY_CODE = {
   context_length_exceeded: "error.context",
+  upstream_unreachable: "error.upstream",
+  engine_dead: "error.upstream",
   wrong_password: "error.password",
   weak_password: "error.password.weak",
   name_in_use: "error.name",

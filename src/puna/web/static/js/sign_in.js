@@ -1,5 +1,6 @@
 // Signing in, with a name and password or with a key. The page keeps neither: the server sets a cookie that scripts
 // cannot read.
+import { address } from "./address.js";
 import { el } from "./dom.js";
 import { get, post } from "./api.js";
 import { sentence, t } from "./i18n.js";
@@ -57,6 +58,6 @@ export function labelled(text, field) {
 
 /** Show a small form alone in the middle of the page. */
 export function gate(form) {
-  const logo = el("img", { src: "/static/web/icons/icon.svg", alt: "", width: "44", height: "44" });
+  const logo = el("img", { src: address("/static/web/icons/icon.svg"), alt: "", width: "44", height: "44" });
   document.getElementById("app").replaceChildren(el("main", { class: "gate" }, el("div", { class: "gate-box" }, logo, form)));
 }
