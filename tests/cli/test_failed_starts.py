@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from puna.cli.main import main
+from puna.train.run.metrics import read_metrics
 
 COMMANDS = [
     "sample nosuch -p x",
@@ -73,6 +74,7 @@ FILES = {
 RUN_ALL = """
 import contextlib, io, json, os, sys
 from puna.cli.main import main
+from puna.train.run.metrics import read_metrics
 found = []
 for command in json.load(sys.stdin):
     err = io.StringIO()
@@ -161,7 +163,8 @@ def test_resuming_a_finished_run_says_so_without_torch(
         assert "train.steps=N" in err
     # More steps are a longer run.
     assert main([*words, "train.steps=2"]) == 0
-    assert "Resuming from step 1" in capsys.readouterr().err
+    starts = [event for event in read_metrics(run) if event["kind"] == "start"]
+    assert [event["resumed_from"] for event in starts] == [None, 1]
 
 
 @pytest.fixture

@@ -150,7 +150,7 @@ def benchmarks(args: argparse.Namespace) -> None:
     from puna.evals.catalogue import select, suites
 
     if args.suite is None:
-        raise PunaError("Nothing to measure was named.", f"Give --suite with one of: {', '.join(suites())}.")
+        raise PunaError("No benchmark was given.", f"Use --suite with one of: {', '.join(suites())}.")
     select(args.suite)
     directory = _checked_paths(args)
     from puna.evals.benchmarks.dclm_core import centred

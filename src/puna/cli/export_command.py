@@ -89,7 +89,7 @@ def _onnx(args: argparse.Namespace, directory: Path, target: Path) -> None:
     from puna.core.errors import PunaError
 
     if args.quantize or args.dtype not in (None, "f32"):
-        raise PunaError("ONNX is written in f32 only.", "Leave out --dtype and --quantize.")
+        raise PunaError("ONNX supports only f32.", "Omit --dtype and --quantize.")
     out = args.out or target.with_name(f"{target.name}-onnx")
     export_onnx(directory, out)
     if args.json:
