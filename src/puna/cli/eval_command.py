@@ -312,9 +312,9 @@ def _list(args: argparse.Namespace) -> None:
         print(f"\n--hub: what that option fetches. These files are not here; {data.described}.")
         print("They belong in the folder that --data or PUNA_EVAL_DATA names, compressed or not:\n")
     for where_from in missing:
-        words = f"{where_from.source} ({where_from.form})"
         print(where_from.files)
-        print(fill(words, 78, initial_indent="    ", subsequent_indent="    ", break_on_hyphens=False))
+        told = f"{where_from.source} ({where_from.form})"
+        print(fill(told, 78, initial_indent="    ", subsequent_indent="    ", break_on_hyphens=False))
 
 
 def bits_per_byte(args: argparse.Namespace) -> None:
