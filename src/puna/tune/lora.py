@@ -45,6 +45,8 @@ class LoRALinear(nn.Linear):
 class LoRA(ModelFactory):
     """A network with adapters put on what another factory makes."""
 
+    streams = False
+
     def __init__(self, factory: ModelFactory, lora: LoRAConfig) -> None:
         super().__init__(factory.config, factory.tokenizer)
         self.factory, self.lora = factory, lora

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
+from puna.model.layout import Layout
 from puna.model.llama import LlamaForCausalLM
 from puna.model.torch_compat import multiplies_bfloat16
 from puna.train.recipe import ComputeConfig
@@ -28,8 +29,13 @@ def resolve_precision(config: ComputeConfig, device: torch.device) -> str:
     return "mixed" if multiplies_bfloat16() else "fp32"
 
 
-def resolve_compile(config: ComputeConfig, device: torch.device) -> bool:
-    """Whether blocks are compiled: "auto" needs a C++ compiler on CPU; on CUDA torch brings Triton along."""
+def resolve_compile(config: ComputeConfig, device: torch.device, layout: Layout | None = None) -> bool:
+    """Whether blocks are compiled: "auto" needs a C++ compiler on CPU; on CUDA torch brings Triton along.
+
+    Blocks whose matrices are split are not: torch 2.13 fails on them.
+    """
+    if config.compile == "auto" and layout is not None and layout.tp > 1:
+        return False
     if config.compile != "auto":
         return config.compile == "on"
     return device.type == "cuda" or any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++"))

@@ -47,6 +47,8 @@ class RewardModel(LlamaForCausalLM):
 class RewardHead(FromCheckpoint):
     """The network that a reward stage trains."""
 
+    streams = False
+
     def make(self) -> LlamaForCausalLM:
         """See `ModelFactory`."""
         return RewardModel(self.config)
