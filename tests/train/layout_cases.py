@@ -18,16 +18,19 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.tensor import DTensor, Replicate
+from torch.utils.checkpoint import CheckpointPolicy
 
+from puna.core.recipe import load
 from puna.model.config import ModelConfig
 from puna.model.layout import LayoutConfig
 from puna.model.llama import LlamaForCausalLM, copy_whole
 from puna.model.store import save_model
 from puna.model.tensor_file import Pending
-from puna.train import parallel
+from puna.train import parallel, pretrain
 from puna.train.feed import Rows
 from puna.train.loop import Loop
 from puna.train.loss import IGNORE
+from puna.train.measure.machine import Machine
 from puna.train.optimizer import Optimizer
 from puna.train.pretrain import Pretraining
 from puna.train.recipe import CheckpointConfig, OptimizerConfig, Recipe
@@ -226,6 +229,36 @@ def whole_forward(job: dict[str, Any]) -> dict[str, Any]:
     found: list[Any] = [None] * job["processes"]
     dist.all_gather_object(found, ((have - want).abs().max().item(), same))
     return {"logits": max(error for error, _ in found), "untouched": all(same for _, same in found)}
+
+
+def whole_run(job: dict[str, Any]) -> dict[str, Any]:
+    """A run of the trainer, or of a stage of tuning, as the command line makes it. Returns its last event."""
+    machine = Machine("cpu", "test", 1, 8 << 30, {"fp32": 1e11, "bf16": 1e11}, False)
+    run_dir = Path(job["run"])
+    if "stage" in job:
+        from puna.tune.stages import new_stage, runner
+
+        recipe, _ = new_stage(Path(job["recipe"]), job["words"], run_dir, stage=job["stage"], first=False)
+        return runner(job["stage"])(recipe, run_dir, machine=machine)
+    recipe = load(Recipe, Path(job["recipe"]), job["words"]).value
+    return pretrain.train(recipe, run_dir, resume=job.get("resume", False), machine=machine)
+
+
+def kept_in_recomputation(_: dict[str, Any]) -> dict[str, Any]:
+    """Which operations of a block's forward are kept when matrices are split, by name, and the widths of products."""
+    compute = sys.modules["puna.train.parallel.compute"]
+    policy, kept = compute._keep_products, []
+
+    def noted(ctx: Any, op: Any, *args: Any, **options: Any) -> Any:
+        verdict = policy(ctx, op, *args, **options)
+        if verdict == CheckpointPolicy.MUST_SAVE and not ctx.is_recompute:
+            width = args[1].shape[0] if "mm" in str(op) else 0
+            kept.append([str(op), width])
+        return verdict
+
+    compute._keep_products = noted
+    Place({"recompute": "selective", "layers": 1}, {"tp": 2}, 2).step()
+    return {"kept": kept}
 
 
 def _state(place: Place) -> dict[str, Any]:

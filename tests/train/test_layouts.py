@@ -4,7 +4,9 @@ A wrong gradient seldom shows in a loss. So each layout's gradients are compared
 silently is done on purpose and must be seen.
 """
 
+import contextlib
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -12,12 +14,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from puna.core.errors import PunaError
+from puna.core.recipe import load
 from puna.model.config import ModelConfig
 from puna.model.layout import LayoutConfig
 from puna.train.parallel.context import chunk_order
 from puna.train.parallel.pipeline import stage_blocks
+from puna.train.recipe import Recipe
+from puna.train.run.directory import settle_corpus
+from puna.train.run.metrics import read_metrics
+
+RECIPES = Path(__file__).parents[2] / "recipes"
 
 Run = Callable[..., dict[str, Any]]
 INTERLEAVED = {"virtual_stages": 2, "schedule": "interleaved"}
@@ -160,6 +170,73 @@ def test_an_export_holds_one_tensor_at_a_time_and_is_that_of_one_process(run: Ru
     found = run("export", {"dp_shard": 2, "tp": 2, "pp": 2}, folder=str(tmp_path))
     assert found["equal"]
     assert found["most"] == 1
+
+
+def test_recomputation_keeps_sums_of_split_products_and_not_their_parts(run: Run) -> None:
+    kept = run("kept_in_recomputation", {"tp": 2})["kept"]
+    products = [width for name, width in kept if "mm" in name]
+    assert len(products) == 5  # query, key, value, gate and up; not the two that leave a block's halves
+    assert sum("reduce_scatter" in name for name, _ in kept) == 2
+    assert sum("attention" in name for name, _ in kept) == 1
+
+
+# -- whole runs --------------------------------------------------------------------------------------------------------
+
+STEPS = 8
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """The smoke recipe, an evaluation, a sample and a checkpoint on the way."""
+    with contextlib.chdir(RECIPES.parent):
+        corpus = settle_corpus(load(Recipe, RECIPES / "smoke.toml").value, tmp_path_factory.mktemp("corpora")).corpus
+    words = [f"corpus={corpus}", f"train.steps={STEPS}", "train.document_mask=true", "checkpoint.every=4"]
+    words += ["checkpoint.keep=9", "log.every=1", "log.eval_every=4", "log.sample_every=4", "log.eval_bytes=2000"]
+    return RECIPES / "smoke.toml", words
+
+
+def _facts(run_dir: Path) -> tuple[list[float], list[float], list[str]]:
+    """(losses, gradient norms and bits per byte, samples) of a run."""
+    events = read_metrics(run_dir)
+    lines = [event for event in events if event["kind"] == "train"]
+    measured = [event["bits_per_byte"] for event in events if event["kind"] in ("eval", "end")]
+    samples = [event["text"] for event in events if event["kind"] == "sample"]
+    return [line["loss"] for line in lines], [line["grad_norm"] for line in lines] + measured, samples
+
+
+def test_runs_in_every_dimension_are_those_of_one_process_and_go_on_in_each_other(
+    run: Run, recipe: tuple[Path, list[str]], tmp_path: Path
+) -> None:
+    file, words = recipe
+
+    def train(name: str, layout: dict[str, int], *, resume: bool = False) -> Path:
+        asked = [*words, *(f"layout.{key}={size}" for key, size in layout.items())]
+        where = {"recipe": str(file), "run": str(tmp_path / name), "words": asked, "joins": True, "resume": resume}
+        event = run("whole_run", layout, **where)
+        assert event["kind"] == "end"
+        assert event["step"] == STEPS
+        return tmp_path / name
+
+    alone = _facts(train("alone", {}))
+    assert len(alone[0]) == STEPS
+    assert len(alone[2]) == 2
+    whole = load_file(tmp_path / "alone/model/model.safetensors")
+    for layout in ({"dp_shard": 2, "tp": 2, "pp": 2}, {"cp": 2, "tp": 2}):
+        name = "-".join(layout)
+        spread = _facts(train(name, layout))
+        assert spread[0] == pytest.approx(alone[0], rel=1e-5)
+        assert spread[1] == pytest.approx(alone[1], rel=1e-4)
+        assert len(spread[2]) == 2
+        found = load_file(tmp_path / name / "model/model.safetensors")
+        assert found.keys() == whole.keys()
+        assert all(torch.allclose(found[key], whole[key], rtol=1e-3, atol=1e-4) for key in whole)
+    # Begun with stages and split matrices, continued from step 4 with split sequences, then as one process.
+    moved = tmp_path / "moved"
+    shutil.copytree(tmp_path / "dp_shard-tp-pp", moved)
+    for layout in ({"cp": 2}, {"dp_shard": 1}):
+        shutil.rmtree(moved / f"checkpoints/step-{STEPS}")
+        train("moved", layout, resume=True)
+        assert _facts(moved)[0] == pytest.approx(alone[0], rel=1e-5)
 
 
 # -- arithmetic --------------------------------------------------------------------------------------------------------
