@@ -18,14 +18,16 @@ import torch
 from safetensors.torch import load_file
 
 from puna.core.errors import PunaError
-from puna.core.recipe import load
+from puna.core.recipe import check, load
 from puna.model.config import ModelConfig
 from puna.model.layout import LayoutConfig
+from puna.train import parallel
 from puna.train.parallel.context import chunk_order
 from puna.train.parallel.pipeline import stage_blocks
-from puna.train.recipe import Recipe
+from puna.train.recipe import Recipe, TrainConfig
 from puna.train.run.directory import settle_corpus
 from puna.train.run.metrics import read_metrics
+from puna.tune.sft.recipe import SFTRecipe
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 
@@ -275,6 +277,36 @@ def test_a_layout_that_does_not_divide_is_one_sentence(layout: dict[str, Any], s
     problem = LayoutConfig(**layout).problem_with(ModelConfig(preset="nano"), seq)
     assert words in problem
     assert bool(problem) == bool(words)
+
+
+@pytest.mark.parametrize(
+    ("train", "words"), [({"fp8": True}, "train.fp8 = true does not go with"), ({"compile": "on"}, "fails to compile")]
+)
+def test_what_does_not_combine_is_refused_by_name(train: dict[str, Any], words: str) -> None:
+    world = parallel.World(0, 2, torch.device("cpu"), LayoutConfig(tp=2).resolve(2))
+    with pytest.raises(PunaError, match=words):
+        parallel.check_possible(world, TrainConfig(**train))
+    parallel.check_possible(world, TrainConfig())
+    assert not parallel.resolve_compile(TrainConfig(), torch.device("cuda"), world.layout)
+
+
+def test_an_older_torch_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "__version__", "2.12.1+cpu")
+    world = parallel.World(0, 2, torch.device("cpu"), LayoutConfig(pp=2).resolve(2))
+    with pytest.raises(PunaError, match=r"need torch 2\.13; this is 2\.12\.1"):
+        parallel.check_possible(world, TrainConfig())
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"layout": {"cp": 2}}, "layout.cp and pp above 1 are for pretraining"),
+        ({"layout": {"tp": 2}, "lora": {"rank": 8}}, "adapters are not split"),
+    ],
+)
+def test_stages_of_tuning_say_what_they_do_not_have(values: dict[str, Any], words: str) -> None:
+    with pytest.raises(PunaError, match=words):
+        check(SFTRecipe, {"stage": "sft", **values}, "test")
 
 
 def test_a_pipeline_wants_as_many_micro_batches_as_stages() -> None:
