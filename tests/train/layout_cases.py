@@ -105,7 +105,7 @@ class Place:
         parallel.apply_to_blocks(self.model, recompute=job.get("recompute", "none"), compiled=False)
         self.network: nn.Module = self.model
         if settled.model_parallel or settled.dp_shard > 1:
-            self.network = parallel.spread(self.model, self.world, "fp32")
+            self.network = parallel.spread(self.model, self.world, job.get("precision", "fp32"))
         self.model.to_empty(device="cpu")
         fill(self.model)
         run = SimpleNamespace(

@@ -27,6 +27,7 @@ from puna.train.parallel.pipeline import stage_blocks
 from puna.train.recipe import Recipe, TrainConfig
 from puna.train.run.directory import settle_corpus
 from puna.train.run.metrics import read_metrics
+from puna.train.run.verify_resume import verify_layouts
 from puna.tune.sft.recipe import SFTRecipe
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -101,6 +102,13 @@ def test_gradients_are_those_of_one_process(run: Run, layout: dict[str, Any], jo
 @pytest.mark.parametrize("layout", [{"dp_shard": 2, "tp": 2}, {"tp": 2, "pp": 2}])
 def test_fp32_gradients_differ_by_rounding_alone(run: Run, layout: dict[str, Any]) -> None:
     assert run("gradients", layout, dtype="float32", micro=2)["gradients"] <= 5e-6
+
+
+def test_bf16_products_give_the_norm_of_fp32_within_a_hundredth(run: Run) -> None:
+    found = run("gradients", {"tp": 2, "pp": 2}, dtype="float32", precision="mixed", micro=2)
+    assert found["norm"] <= 0.01
+    assert found["loss"] <= 1e-3
+    assert 1e-4 <= found["gradients"] <= 0.1
 
 
 @pytest.mark.parametrize(
@@ -239,6 +247,16 @@ def test_runs_in_every_dimension_are_those_of_one_process_and_go_on_in_each_othe
         shutil.rmtree(moved / f"checkpoints/step-{STEPS}")
         train("moved", layout, resume=True)
         assert _facts(moved)[0] == pytest.approx(alone[0], rel=1e-5)
+
+
+@pytest.mark.slow
+def test_the_proof_hands_a_run_from_layout_to_layout(recipe: tuple[Path, list[str]], tmp_path: Path) -> None:
+    file, words = recipe
+    checks = verify_layouts(
+        load(Recipe, file, words).value, tmp_path, steps=6, layouts=({"tp": 4}, {"tp": 2}, {"pp": 2})
+    )
+    assert [check.what.split(":")[0] for check in checks] == ["tp 4", *["1 process -> tp 2 -> pp 2"] * 2]
+    assert all(check.passed for check in checks), checks
 
 
 # -- arithmetic --------------------------------------------------------------------------------------------------------
