@@ -154,12 +154,11 @@ def test_one_node_needs_no_meeting_place() -> None:
 # -- warnings ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_layout_that_train_refuses_is_written_and_said() -> None:
-    result = emit("slurm", job(layout=Layout(tp=8, pp=2, dp_shard=4)), Path("job"))
-    assert len(result.warnings) == 1
-    assert result.warnings[0].startswith("puna train does not yet run tp 8, pp 2;")
-    with pytest.raises(PunaError, match="not in this version's trainer"):
-        load(Recipe, Path("job/recipe.toml"))
+def test_a_layout_with_split_matrices_and_stages_is_written_as_train_reads_it() -> None:
+    layout = Layout(tp=8, pp=2, dp_shard=4)
+    assert not emit("slurm", job(layout=layout), Path("job")).warnings
+    written = load(Recipe, Path("job/recipe.toml")).value
+    assert written.resolve_layout(64).model_dump(exclude={"micro_batch"}) == layout.model_dump(exclude={"micro_batch"})
 
 
 @pytest.mark.parametrize(

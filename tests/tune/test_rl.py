@@ -129,13 +129,13 @@ def test_adapters_alone_learn_and_the_engine_writes_with_them(values, tmp_path, 
     assert torch.equal(before["model.embed_tokens.weight"], after["model.embed_tokens.weight"])
 
 
-@pytest.mark.parametrize("shard", [1, 2])
-def test_two_processes_ask_and_learn_what_one_does(values, tmp_path, machine, shard):
-    """Full or split copies of the network: the same problems, answers and losses, up to rounding."""
+@pytest.mark.parametrize("layout", [{"dp_shard": 1, "dp_replicate": 2}, {"dp_shard": 2}, {"tp": 2}])
+def test_two_processes_ask_and_learn_what_one_does(values, tmp_path, machine, layout):
+    """Copies of the network, its halves or split matrices: the same problems, answers and losses, up to rounding."""
     tree = {**values, "train": {**values["train"], "steps": 2}, "policy": {"method": "dapo"}}
     alone = recipe_of(tree)
     run(alone, tmp_path / "one", machine)
-    tree["layout"] = {"dp_shard": shard, "dp_replicate": 2 // shard}
+    tree["layout"] = layout
     worker = Path(__file__).with_name("rl_worker.py")
     assert launch([sys.executable, str(worker), json.dumps(tree), str(tmp_path / "two")], 2) == 0
     for one, two in zip(lines(tmp_path / "one"), lines(tmp_path / "two"), strict=True):

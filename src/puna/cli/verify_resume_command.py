@@ -18,6 +18,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides of the recipe's values")
     parser.add_argument("--steps", type=int, default=20, metavar="N", help="steps of each run (default: 20)")
     parser.add_argument("--nproc", default="1,2,4", metavar="N,M", help="numbers of processes (default: 1,2,4)")
+    parser.add_argument(
+        "--layouts", action="store_true", help="hand the run from layout to layout instead (tp, pp, cp; 4 processes)"
+    )
     parser.add_argument("--keep", type=Path, metavar="DIR", help="keep the runs in this folder")
     parser.add_argument("--json", action="store_true", help="print one JSON value")
 
@@ -28,14 +31,18 @@ def run(args: argparse.Namespace) -> None:
     from puna.core.recipe import load
     from puna.train.recipe import Recipe
     from puna.train.run.directory import resolve_corpus
-    from puna.train.run.verify_resume import verify_resume
+    from puna.train.run.verify_resume import verify_layouts, verify_resume
 
     processes = _numbers(args.nproc)
     recipe = resolve_corpus(load(Recipe, args.recipe, args.overrides).value)
     if args.keep and args.keep.exists() and any(args.keep.iterdir()):
         raise PunaError(f"{args.keep} is not empty.", "Use a new folder with --keep.")
     with tempfile.TemporaryDirectory(prefix="puna-verify-") as folder:
-        checks = verify_resume(recipe, args.keep or Path(folder), steps=args.steps, processes=processes)
+        where = args.keep or Path(folder)
+        if args.layouts:
+            checks = verify_layouts(recipe, where, steps=args.steps)
+        else:
+            checks = verify_resume(recipe, where, steps=args.steps, processes=processes)
     passed = all(check.passed for check in checks)
     if args.json:
         print_json({"passed": passed, "steps": args.steps, "checks": [dataclasses.asdict(check) for check in checks]})

@@ -6,13 +6,14 @@ and it includes the micro-batch and what is recomputed. `LayoutConfig.resolve` c
 and for JSON. `train.parallel` applies a layout to the network from outside. Pure Python, no torch.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from puna.core.errors import PunaError
 from puna.core.recipe import Config
+from puna.model.config import ModelConfig
 
 # What data parallelism shards: nothing; optimizer states; with gradients; with weights; weights within groups of ranks.
 SHARDING = ("ddp", "zero1", "zero2", "zero3", "hsdp")
@@ -61,7 +62,7 @@ class LayoutConfig(Config):
         """
         others = self.tp * self.cp * self.pp
         replicate, shard = self.dp_replicate, self.dp_shard
-        if on_cpu and replicate == 1 and not shard:
+        if on_cpu and replicate == 1 and not shard and others == 1:
             replicate, shard = max(1, processes // others), 1
         shard = shard or max(1, processes // (replicate * others))
         if replicate * shard * others != processes:
@@ -70,7 +71,23 @@ class LayoutConfig(Config):
                 f"pp {self.pp} needs {replicate * shard * others} processes, but {processes} are running.",
                 "Change layout.* or the number of processes.",
             )
-        rows = share_batch(batch, micro_batch, replicate * shard)[0] if batch else max(1, micro_batch)
+        rows = max(1, micro_batch)
+        if batch:
+            rows, count = share_batch(batch, micro_batch, replicate * shard)
+            if self.pp > 1 and not micro_batch:
+                rows, count = fill_pipeline(batch // (replicate * shard), self.pp)
+            if count < self.pp:
+                raise PunaError(
+                    f"layout.pp = {self.pp} stages want at least {self.pp} micro-batches in a step, but "
+                    f"train.batch = {batch} leaves {count} to each pipeline.",
+                    "Lower train.micro_batch or layout.pp, or raise train.batch.",
+                )
+            if self.virtual_stages > 1 and count % (count // self.pp):
+                raise PunaError(
+                    f"The interleaved schedule takes micro-batches in rounds of about layout.pp = {self.pp}, and "
+                    f"{count} do not divide evenly.",
+                    f"Choose train.micro_batch so that there are a multiple of {self.pp} of them.",
+                )
         return Layout(
             dp_replicate=replicate,
             dp_shard=shard,
@@ -83,6 +100,41 @@ class LayoutConfig(Config):
             micro_batch=rows,
             recompute=_RECIPE_RECOMPUTE[recompute],
         )
+
+    def problem_with(self, model: ModelConfig, seq_len: int) -> str:
+        """Why a model cannot be spread like this, with what would divide; empty where it can."""
+        heads, kv_heads = model.num_attention_heads, model.num_key_value_heads
+        fitting = [size for size in range(1, kv_heads + 1) if heads % size == 0 and kv_heads % size == 0]
+        if self.tp not in fitting:
+            return (
+                f"layout.tp = {self.tp} does not divide the model's {heads} attention heads and {kv_heads} key-value "
+                f"heads. It can be {_or(fitting)}"
+            )
+        if model.vocab_size < self.tp * self.tp or model.intermediate_size % self.tp:
+            return (
+                f"layout.tp = {self.tp} does not split vocab_size = {model.vocab_size} and intermediate_size = "
+                f"{model.intermediate_size}. Use a smaller one"
+            )
+        pieces = (2 * self.cp if self.cp > 1 else 1) * self.tp
+        if (self.tp > 1 or self.cp > 1) and seq_len % pieces:
+            lower = seq_len - seq_len % pieces
+            near = [length for length in (lower, lower + pieces) if length]
+            return (
+                f"train.seq_len = {seq_len} is not a multiple of {'2 x cp x tp' if self.cp > 1 else 'tp'} = {pieces}. "
+                f"It can be {_or(near)}"
+            )
+        stages = self.pp * self.virtual_stages
+        if stages > model.num_hidden_layers:
+            return (
+                f"layout.pp = {self.pp} with {self.virtual_stages} virtual stages makes {stages} stages of "
+                f"{model.num_hidden_layers} layers. Each needs a layer: at most {model.num_hidden_layers} stages"
+            )
+        return ""
+
+    @property
+    def model_parallel(self) -> bool:
+        """Whether a row's computation is spread over processes: tp, cp or pp above 1."""
+        return self.tp * self.cp * self.pp > 1
 
     @property
     def data_parallel(self) -> int:
@@ -172,6 +224,17 @@ def shard_size(sharding: str, dp: int, tp: int = 1, cp: int = 1, link_domain: in
         return dp
     room = max(1, link_domain // (tp * cp))
     return max(size for size in range(1, min(dp, room) + 1) if dp % size == 0)
+
+
+def fill_pipeline(rows: int, stages: int) -> tuple[int, int]:
+    """(rows in a micro-batch, micro-batches) of a pipeline that is left to choose: the fewest that keep it busy."""
+    count = next((count for count in range(stages, rows + 1) if rows % count == 0), rows)
+    return rows // count, count
+
+
+def _or(sizes: Sequence[int]) -> str:
+    words = [str(size) for size in sizes]
+    return " or ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
 def share_batch(batch: int, micro_batch: int, ranks: int) -> tuple[int, int]:

@@ -71,7 +71,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = x.float()
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
         wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
         return (wide * self.weight).to(x.dtype)
 
@@ -97,10 +97,7 @@ def rotary_frequencies(config: ModelConfig) -> Tensor:
 
 
 class RotaryEmbedding(nn.Module):
-    """Positions -> (cos, sin), float32, (..., seq, 1, head_dim / 2), broadcast over heads.
-
-    See arXiv 2104.09864.
-    """
+    """Positions -> (cos, sin), float32, (..., seq, 1, head_dim / 2), for all heads (arXiv 2104.09864)."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -229,10 +226,7 @@ class LlamaModel(nn.Module):
 
 
 class LlamaForCausalLM(nn.Module):
-    """The complete network.
-
-    With tied embeddings there is no `lm_head`: the embedding is the head.
-    """
+    """The complete network. With tied embeddings there is no `lm_head`: the embedding is the head."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -291,14 +285,12 @@ def initial_weight(config: ModelConfig, name: str, shape: torch.Size | tuple[int
 
 
 def copy_whole(whole: Tensor, parameter: Tensor) -> None:
-    """Copy a complete tensor into `parameter`.
-
-    If that is a shard (DTensor), each rank keeps its own part.
-    """
-    from torch.distributed.tensor import DTensor, distribute_tensor
+    """Copy a whole tensor into `parameter`; where that is a shard (DTensor), each rank keeps its own part."""
+    from torch.distributed.tensor import DTensor
 
     if isinstance(parameter, DTensor):
-        local = whole.to(device=parameter.device, dtype=parameter.dtype)
-        parameter.copy_(distribute_tensor(local, parameter.device_mesh, parameter.placements, src_data_rank=None))
+        (part,) = parameter.__create_chunk_list__()  # an empty one where there are more ranks than rows
+        own = whole[tuple(slice(o, o + s) for o, s in zip(part.offsets, part.sizes, strict=True))]
+        parameter.to_local().copy_(own)
     else:
         parameter.copy_(whole)

@@ -27,6 +27,7 @@ from puna.model.card import model_card
 from puna.model.config import ModelConfig
 from puna.model.hub import model_name
 from puna.model.llama import LlamaForCausalLM, copy_whole
+from puna.model.tensor_file import Pending, write_tensors
 from puna.version import __version__
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -53,7 +54,7 @@ class SavableTokenizer(Protocol):
 def save_model(
     directory: Path,
     config: ModelConfig,
-    state_dict: Mapping[str, Tensor],
+    state_dict: Mapping[str, Tensor | Pending],
     tokenizer: SavableTokenizer | None,
     *,
     dtype: torch.dtype,
@@ -65,12 +66,12 @@ def save_model(
 ) -> None:
     """Write a model directory.
 
-    An earlier model in `directory` is replaced once the new one is complete. state_dict: complete tensors by
-    transformers' names, on any device; they are converted to `dtype` one shard at a time. lineage goes to puna.json
-    ("stage": "base" or "chat", recipe, corpus hash, parent). generation: entries of generation_config.json that
-    override the tokenizer's bos and eos. files: further files, copied unchanged. Raises PunaError when tensors do not
-    fit the config, the tokenizer is larger than the vocabulary, the disk is full, or `directory` contains something
-    that is not a model.
+    state_dict: whole tensors by transformers' names, on any device, or such as will be; they are converted to `dtype`
+    one at a time as they are written.
+    lineage goes to puna.json ("stage": "base" or "chat", recipe, corpus hash, parent). generation: entries of
+    generation_config.json that win over the tokenizer's bos and eos. files: further files, copied as they are.
+    Raises PunaError when tensors do not fit the config, the tokenizer is larger than the vocabulary, the disk is full,
+    or `directory` holds something that is not a model.
     """
     directory = Path(directory)
     shapes = config.parameter_shapes()
@@ -346,7 +347,7 @@ def _open(path: Path) -> Iterator[Any]:
 def _save_shards(
     place: Path,
     shapes: Mapping[str, tuple[int, ...]],
-    tensors: Mapping[str, Tensor],
+    tensors: Mapping[str, Tensor | Pending],
     dtype: torch.dtype,
     max_shard_bytes: int,
 ) -> None:
@@ -362,9 +363,17 @@ def _save_shards(
     weight_map: dict[str, str] = {}
     for number, names in enumerate(shards, 1):
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors" if len(shards) > 1 else "model.safetensors"
-        part = {name: tensors[name].detach().to(device="cpu", dtype=dtype).contiguous() for name in names}
-        with _system_errors(place / file):
-            save_file(part, place / file, metadata={"format": "pt"})
+        part = {name: tensors[name] for name in names}
+        if any(isinstance(tensor, Pending) for tensor in part.values()):
+            write_tensors(place / file, part, dtype)
+        else:
+            ready = {
+                name: tensor.detach().to(device="cpu", dtype=dtype).contiguous()
+                for name, tensor in part.items()
+                if isinstance(tensor, Tensor)
+            }
+            with _system_errors(place / file):
+                save_file(ready, place / file, metadata={"format": "pt"})
         give_usual_mode(place / file)
         with open(place / file, "rb") as written:
             os.fsync(written.fileno())

@@ -18,6 +18,7 @@ from puna.data.corpus import Corpus
 from puna.model.config import ModelConfig
 from puna.model.llama import LlamaForCausalLM, copy_whole
 from puna.model.store import load_config, load_weights, save_model
+from puna.model.tensor_file import Pending
 from puna.text.tokenizer import Tokenizer
 from puna.train.init.bigram import bigram_weights
 from puna.train.init.induction import induction_weights
@@ -28,6 +29,9 @@ COUNTED_TOKENS = 20_000_000
 
 class ModelFactory:
     """Creates, initializes and saves one kind of network."""
+
+    streams = True
+    """Whether `save` takes tensors that are made as they are written; else it needs all of them."""
 
     def __init__(self, config: ModelConfig, tokenizer: Tokenizer) -> None:
         self.config, self.tokenizer = config, tokenizer
@@ -41,9 +45,9 @@ class ModelFactory:
         raise NotImplementedError
 
     def save(
-        self, directory: Path, state: Mapping[str, Tensor], *, dtype: torch.dtype, lineage: Mapping[str, Any]
+        self, directory: Path, state: Mapping[str, Tensor | Pending], *, dtype: torch.dtype, lineage: Mapping[str, Any]
     ) -> None:
-        """Write complete tensors as a model directory."""
+        """Write tensors, by the names of the whole network, as a model directory."""
         save_model(directory, self.config, state, self.tokenizer, dtype=dtype, lineage=lineage)
 
 

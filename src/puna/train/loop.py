@@ -30,7 +30,7 @@ from puna.train.pace import Horizon, keep_promise
 from puna.train.planning.expectation import Expectation
 from puna.train.run.checkpoint import Checkpointer
 from puna.train.run.metrics import MetricsLog
-from puna.train.run_state import RunState, trainable
+from puna.train.run_state import RunState
 from puna.train.step_log import StepLog, finite
 
 Hook = Callable[["Loop"], None]
@@ -124,6 +124,16 @@ class Loop:
         """
         state = self.state
         state.optimizer.zero_grad()
+        total, gathered = self._over_ranks(*self._run_micro_batches(batch))
+        norm = state.optimizer.clip(state.recipe.train.grad_clip)
+        state.optimizer.step(state.lr_factor(), state.guard.check(total, norm))
+        return total, norm, gathered
+
+    def _run_micro_batches(self, batch: Sequence[Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Forward and backward of this process' micro-batches: (loss, measures), its shares of them."""
+        state = self.state
+        if isinstance(state.network, parallel.Pipeline):
+            return state.network.run([self.objective.call(part) for part in batch]), {}
         total = torch.zeros((), device=state.device)
         gathered: dict[str, Tensor] = {}
         factor = parallel.gradient_factor(state.network, state.world)
@@ -141,17 +151,14 @@ class Loop:
                 before = gathered.get(name)
                 merged = torch.maximum if name.endswith("_max") else torch.add
                 gathered[name] = value if before is None else merged(before, value)
-        total, gathered = self._over_ranks(total, gathered)
-        norm = state.optimizer.clip(state.recipe.train.grad_clip)
-        state.optimizer.step(state.lr_factor(), state.guard.check(total, norm))
-        return total, norm, gathered
+        return total, gathered
 
     def _over_ranks(self, total: Tensor, measures: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         world = self.state.world
-        if world.data_size == 1:
+        if world.summed_over == 1 and world.stage_group is None:
             return total, measures
         sums = {name: value for name, value in measures.items() if not name.endswith("_max")}
-        summed = parallel.sum_over_ranks(torch.stack((total, *sums.values())), world)
+        summed = parallel.sum_over_data_and_stages(torch.stack((total, *sums.values())), world)
         reduced = dict(zip(sums, summed[1:], strict=True))
         for name in sorted(measures.keys() - sums.keys()):
             reduced[name] = parallel.max_over_ranks(measures[name], world)
@@ -358,7 +365,7 @@ class Loop:
             "precision": train.precision,
             "compiled": train.compile == "on",
             "parameters": state.config.num_parameters(),
-            "trained_parameters": sum(parameter.numel() for parameter in trainable(state.model).values()),
+            "trained_parameters": state.trained_parameters,
             "tokens_per_step": expected.tokens_per_step if self.objective.knows_its_rows else None,
             "total_steps": state.total,
             "flops_per_token": expected.flops_per_token or None,

@@ -5,6 +5,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from puna.core.errors import PunaError
+from puna.train.parallel import Call
 from puna.train.run_state import RunState
 
 SCORE = "score"
@@ -67,6 +69,13 @@ class Objective:
         logged and guarded, if that is not the scalar itself.
         """
         raise NotImplementedError
+
+    def call(self, batch: Any) -> Call:
+        """What the network is called with for a micro-batch, by objectives whose loss is what its head returns.
+
+        Their runs may be cut into pipeline stages; the head returns (what to call backward on, the loss to log).
+        """
+        raise PunaError(f"{self.command} does not run in a pipeline.", "Set layout.pp = 1.")
 
     def state(self) -> dict[str, Any]:
         """What `batch` depends on in addition to the data step, as plain JSON."""

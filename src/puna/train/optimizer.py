@@ -1,10 +1,9 @@
 """Muon for the matrices of the blocks, AdamW for embedding, head and norms.
 
-AdamW can also be used for everything. Muon (Keller Jordan, 2024; arXiv 2502.16982 at scale) replaces each matrix's
-momentum by the nearest semi-orthogonal matrix, so every direction of the update has the same size. Matrices of one
-shape are stacked and orthogonalised in one batch of products. With several processes each orthogonalises only its share
-of the stack: a stack that FSDP has sharded by rows is resharded by matrices (an all-to-all), orthogonalised where each
-matrix is complete, and resharded back.
+Muon (Keller Jordan, 2024; arXiv 2502.16982 at scale) replaces each matrix' momentum by the nearest semi-orthogonal
+matrix, so every direction of the update has the same size. Matrices of one shape are stacked and orthogonalised in one
+batch of products. Where matrices are spread over processes (FSDP, tensor parallelism, both) each matrix has an owner:
+every process sends its part there (an all-to-all), the owner works on it whole and sends the parts of the result back.
 
 The state is created together with the optimizer, under the parameters' names, so a checkpoint loads in place. A step
 takes `found_inf`, a scalar on the device: where it is 1 neither weights nor state change, without a host sync.
@@ -12,12 +11,14 @@ takes `found_inf`, a scalar on the device: where it is 1 neither weights nor sta
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Replicate, Shard
+from torch.distributed.tensor import DTensor, Replicate
 from torch.optim.adamw import adamw
 
 from puna.model.torch_compat import multiplies_bfloat16
@@ -78,9 +79,10 @@ def _through_gram(x: Tensor, coefficients: list[tuple[float, float, float]]) -> 
 class Optimizer:
     """The update rule of a run: `step` updates weights, `state_dict` goes into checkpoints.
 
-    parameters: (name, parameter) as the network names them; DTensors under FSDP2. mesh: the data-parallel mesh whose
-    ranks share Muon's work (its last dimension is the sharded one), or None for one process. bf16: whether the run
-    uses bf16 products; then Muon does too, on CPUs with instructions for it.
+    parameters: (name, parameter) as the network names them; DTensors where they are spread. mesh: of the run's
+    processes; with a dimension "pp" this process has the parameters of some stages, and the norm is that of all. twice:
+    the name of one that another stage counts in the norm. bf16: whether the run multiplies in bf16; then Muon does too,
+    on CPUs with instructions for it.
     """
 
     def __init__(
@@ -90,15 +92,18 @@ class Optimizer:
         mesh: DeviceMesh | None = None,
         *,
         bf16: bool = False,
+        twice: str = "",
     ) -> None:
-        self.config, self.mesh = config, mesh
+        self.config, self.twice = config, twice
+        self.stages = mesh.get_group("pp") if mesh is not None and "pp" in (mesh.mesh_dim_names or ()) else None
+        self._parts: dict[Any, list[_Part]] = {}
         self.bf16 = bf16 and multiplies_bfloat16()
         self.state: dict[str, dict[str, Tensor]] = {}
-        stacks: dict[tuple[int, ...], list[tuple[str, nn.Parameter]]] = defaultdict(list)
+        stacks: dict[Any, list[tuple[str, nn.Parameter]]] = defaultdict(list)
         rest: dict[tuple[float, float], list[tuple[str, nn.Parameter]]] = defaultdict(list)
         for name, parameter in parameters:
             if config.kind == "muon" and parameter.ndim == 2 and re.search(r"\.layers\.\d+\.", name):
-                stacks[tuple(parameter.shape)].append((name, parameter))
+                stacks[_placed(parameter)].append((name, parameter))
                 self.state[name] = {"momentum": torch.zeros_like(parameter)}
             else:
                 decay = config.weight_decay if parameter.ndim == 2 else 0.0
@@ -118,9 +123,12 @@ class Optimizer:
         return self.config.lr
 
     def parameters(self) -> list[nn.Parameter]:
-        """All parameters that the optimizer updates."""
-        groups = [*self.stacks, *(members for _, members in self.rest)]
-        return [parameter for members in groups for _, parameter in members]
+        """Every parameter the optimizer moves."""
+        return [parameter for _, parameter in self._named()]
+
+    def _named(self) -> Iterator[tuple[str, nn.Parameter]]:
+        for members in (*self.stacks, *(members for _, members in self.rest)):
+            yield from members
 
     def zero_grad(self) -> None:
         """Discard the gradients."""
@@ -128,13 +136,15 @@ class Optimizer:
             parameter.grad = None
 
     def clip(self, limit: float) -> Tensor:
-        """Return the global gradient norm, and clip gradients to `limit` (0: no clipping).
-
-        The norm is a scalar on the device.
-        """
-        norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters() if p.grad is not None], foreach=True)
+        """The global gradient norm, a scalar on the device; gradients are scaled down to `limit` (0: left alone)."""
+        counted = [p.grad for name, p in self._named() if p.grad is not None and name != self.twice]
+        norm = torch.nn.utils.get_total_norm(counted, foreach=True)
         if isinstance(norm, DTensor):
             norm = norm.full_tensor()
+        if self.stages is not None:
+            norm = norm.square()
+            dist.all_reduce(norm, group=self.stages)
+            norm = norm.sqrt()
         if limit:
             torch.nn.utils.clip_grads_with_norm_(self.parameters(), limit, norm, foreach=True)
         return norm
@@ -171,20 +181,30 @@ class Optimizer:
         torch._foreach_add_(weights, list((update * (-rate * keep)).to(weights[0].dtype).unbind(0)))
 
     def _orthogonalize_shared(self, stack: Tensor, like: nn.Parameter) -> Tensor:
-        """Orthogonalise (matrices, local rows, columns), each process its share of the matrices."""
-        if self.mesh is None:
+        """Orthogonalise (matrices, local rows, local columns), each process the matrices that it owns."""
+        group = _spread_over(like)
+        if group is None:
             return orthogonalize(stack, self.config.newton_schulz_steps, bf16=self.bf16)
-        shape = torch.Size((len(stack), *like.shape))
-        if isinstance(like, DTensor):
-            mesh, placed = like.device_mesh, [Shard(p.dim + 1) if isinstance(p, Shard) else p for p in like.placements]
-        else:
-            mesh, placed = self.mesh, [Replicate()] * self.mesh.ndim
-        owned = [*placed[:-1], Shard(0)]
-        whole = DTensor.from_local(stack, mesh, placed, shape=shape, stride=_strides(shape))
-        mine = whole.redistribute(mesh, owned)
-        done = orthogonalize(mine.to_local(), self.config.newton_schulz_steps, bf16=self.bf16)
-        back = DTensor.from_local(done, mesh, owned, shape=shape, stride=_strides(shape))
-        return back.redistribute(mesh, placed).to_local()
+        ranks, rank = dist.get_world_size(group), dist.get_rank(group)
+        if _placed(like) not in self._parts:
+            found: list[Any] = [None] * ranks
+            dist.all_gather_object(found, _Part.of(like), group=group)
+            self._parts[_placed(like)] = found
+        parts = self._parts[_placed(like)]
+        each = -(-len(stack) // ranks)
+        owned = [min(len(stack), (place + 1) * each) - min(len(stack), place * each) for place in range(ranks)]
+        here, sizes = [count * stack[0].numel() for count in owned], [owned[rank] * part.numel for part in parts]
+        flat = stack.new_empty(sum(sizes))
+        dist.all_to_all_single(flat, stack.flatten(), sizes, here, group=group)
+        whole = stack.new_empty(owned[rank], *like.shape)
+        for piece, part in zip(flat.split(sizes), parts, strict=True):
+            whole[part.place] = piece.view(owned[rank], part.rows, part.columns)
+        if owned[rank]:
+            whole = orthogonalize(whole, self.config.newton_schulz_steps, bf16=self.bf16).to(stack.dtype)
+        back = torch.empty_like(stack)
+        flat = torch.cat([whole[part.place].flatten() for part in parts])
+        dist.all_to_all_single(back.view(-1), flat, here, sizes, group=group)
+        return back
 
     def _adamw(
         self, members: list[tuple[str, nn.Parameter]], rate: float, decay: float, found_inf: Tensor | None
@@ -217,5 +237,41 @@ def _local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def _strides(shape: torch.Size) -> tuple[int, ...]:
-    return (shape[1] * shape[2], shape[2], 1)
+class _Part(NamedTuple):
+    """The part of a matrix that a process has, and how large it is."""
+
+    top: int
+    left: int
+    rows: int
+    columns: int
+
+    @classmethod
+    def of(cls, matrix: DTensor) -> "_Part":
+        (chunk,) = matrix.__create_chunk_list__()  # where it is, for any placement
+        return cls(*chunk.offsets, *chunk.sizes)
+
+    @property
+    def place(self) -> tuple[slice, slice, slice]:
+        """Where it is in a stack of whole matrices."""
+        return slice(None), slice(self.top, self.top + self.rows), slice(self.left, self.left + self.columns)
+
+    @property
+    def numel(self) -> int:
+        return self.rows * self.columns
+
+
+def _placed(parameter: Tensor) -> tuple[Any, ...]:
+    """What matrices of one stack have in common: shape and parts."""
+    return tuple(parameter.shape), parameter.placements if isinstance(parameter, DTensor) else None
+
+
+def _spread_over(parameter: Tensor) -> dist.ProcessGroup | None:
+    """The processes that have different parts of a matrix; None where each one has it whole."""
+    if not isinstance(parameter, DTensor):
+        return None
+    mesh = parameter.device_mesh
+    split = [n for n, p in enumerate(parameter.placements) if not isinstance(p, Replicate) and mesh.size(n) > 1]
+    if not split:
+        return None
+    names = tuple((mesh.mesh_dim_names or ())[dimension] for dimension in split)
+    return mesh[names[0]].get_group() if len(names) == 1 else mesh[names]._flatten("_".join(names)).get_group()

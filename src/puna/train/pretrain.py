@@ -22,12 +22,12 @@ from puna.data.content import code_share
 from puna.data.corpus import Corpus
 from puna.data.loader import documents_of
 from puna.model.config import ModelConfig
-from puna.model.llama import DocumentMask
+from puna.model.llama import DocumentMask, LlamaForCausalLM
 from puna.train import parallel
 from puna.train.factory import FromCheckpoint, FromScratch, ModelFactory
 from puna.train.feed import Rows, feed
 from puna.train.loop import Hook, Loop
-from puna.train.loss import IGNORE, cross_entropy_chunked
+from puna.train.loss import IGNORE, CrossEntropyHead
 from puna.train.measure.clock import peak_memory
 from puna.train.measure.evaluate import bits_per_byte
 from puna.train.measure.machine import Machine
@@ -138,6 +138,9 @@ class Pretraining(Objective):
         self._feed: Generator[Rows, None, None] | None = None
         self._feed_step = 0  # the data step that the feed yields next
         self._scale = torch.ones(())
+        self._context: parallel.ContextShare | None = None
+        if run.world.context_group is not None:
+            self._context = parallel.ContextShare(run.world, run.recipe.train.seq_len)
 
     # -- learning ----------------------------------------------------------------------------------------------------
 
@@ -165,22 +168,27 @@ class Pretraining(Objective):
         ]
 
     def loss(self, network: nn.Module, batch: Part) -> tuple[Tensor, Metrics]:
-        """Cross entropy of the rows as a share of the global batch's mean.
+        """Cross entropy of the rows, with z-loss where asked for, as a share of the whole batch's mean."""
+        objective, loss = self.call(batch).of(network)
+        return objective, {"loss": loss}
 
-        Includes z-loss if configured.
-        """
+    def call(self, batch: Part) -> parallel.Call:
+        """See `Objective`."""
         config, (ids, targets, documents) = self.recipe.train, batch.rows
-        if batch.step_targets is not None:
-            valid = parallel.sum_over_ranks((batch.step_targets != IGNORE).sum().float(), self.run.world)
+        context, step_targets = self._context, batch.step_targets
+        if context is not None:
+            ids, targets = context.cut(ids), context.cut(targets)
+            step_targets = None if step_targets is None else context.cut(step_targets)
+        if step_targets is not None:
+            valid = parallel.sum_over_ranks((step_targets != IGNORE).sum().float(), self.run.world)
             self._scale = 1.0 / valid.clamp_min(1.0)
-        head = partial(
-            cross_entropy_chunked, targets=targets, scale=self._scale, chunk=config.loss_chunk, z_loss=config.z_loss
-        )
-        # Flash attention with variable lengths supports only bf16.
+        head = CrossEntropyHead(targets, self._scale, config.loss_chunk, config.z_loss)
+        if context is not None:
+            return parallel.Call(ids, head, positions=context.positions, cache=context.keys(documents))
+        # Flash attention's variable-length form takes bf16 alone.
         dense = True if config.precision == "fp32" else None
         mask = documents if documents is None else DocumentMask.build(documents, ids.device, dense=dense)
-        objective, loss = network(ids, mask=mask, head=head)
-        return objective, {"loss": loss}
+        return parallel.Call(ids, head, mask=mask)
 
     def close(self) -> None:
         """Stop loading ahead."""
@@ -206,13 +214,27 @@ class Pretraining(Objective):
     def after_step(self) -> None:
         """Generate a sample when one is due."""
         every = self.recipe.log.sample_every
-        # A sharded network needs every process.
-        if every and self.run.step % every == 0 and not self.run.sharded:
-            with self.run.excluded_from_metrics():
-                if self.run.world.first:
-                    self._sample()
+        if every and self.run.step % every == 0:
+            with self.run.apart():
+                model = self.run.model if not self.run.sharded else self._whole_copy()
+                if model is not None and self.run.world.first:
+                    self._sample(model)
 
-    def _sample(self) -> None:
+    def _whole_copy(self) -> LlamaForCausalLM | None:
+        """The weights of now as a network that the first process can run alone; None elsewhere or without the room."""
+        run, config = self.run, self.run.config
+        # Decided once, by what was free when the run began: all have to take part.
+        if not run.from_first(lambda: 8 * config.num_parameters() < run.machine.memory_bytes):
+            return None
+        with parallel.pending_weights(run.model, run.world) as weights:
+            if not run.world.first:
+                return None
+            model = LlamaForCausalLM(config).to(run.device).requires_grad_(False)
+            for name, parameter in model.named_parameters():
+                parameter.copy_(weights[name].whole())
+            return model
+
+    def _sample(self, model: nn.Module) -> None:
         from puna.engine.generate import Engine, SamplingParams
         from puna.engine.request import EngineError
 
@@ -221,8 +243,8 @@ class Pretraining(Objective):
         ids = tokenizer.encode(prompt, bos=True)
         # A cache for this one text: on an accelerator, training needs the rest of the memory.
         room = len(ids) + params.max_tokens
-        # Capturing CUDA graphs would take longer than generating one text.
-        engine = Engine(self.run.model, tokenizer, max_batch=1, kv_tokens=room, decode_buckets=False)
+        # Capturing its steps would take longer than writing one text.
+        engine = Engine(model, tokenizer, max_batch=1, kv_tokens=room, decode_buckets=False)
         with self.run.uncompiled():
             try:
                 text = engine.generate([ids], params)[0].text

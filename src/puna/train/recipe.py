@@ -194,10 +194,8 @@ class Recipe(RunRecipe):
             )
         if not train.steps and not train.tokens:
             raise ValueError("train.steps and train.tokens are both 0. Set one of them")
-        if self.layout.tp > 1 or self.layout.cp > 1 or self.layout.pp > 1:
-            raise ValueError(
-                "layout.tp, cp and pp above 1 are not in this version's trainer. Use dp_shard and dp_replicate"
-            )
+        if problem := self.layout.problem_with(model, train.seq_len):
+            raise ValueError(problem)
         return self
 
     def resolve_layout(self, processes: int, *, on_cpu: bool = False) -> Layout:

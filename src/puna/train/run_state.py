@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from puna.core.errors import PunaError
 from puna.model.config import ModelConfig
 from puna.train import parallel
 from puna.train.factory import ModelFactory
@@ -59,10 +60,13 @@ class RunState(Generic[R]):
         self.config, self.tokenizer = factory.config, factory.tokenizer
         device = world.device
         self.layout = layout = resolve_layout(recipe.layout, recipe.train, world.size, on_cpu=device.type == "cpu")
+        if problem := layout.problem_with(self.config, recipe.train.seq_len):
+            raise PunaError(f"{problem}.")
+        asked = recipe.train
         settled = recipe.train.model_copy(
             update={
                 "precision": parallel.resolve_precision(recipe.train, device),
-                "compile": "on" if parallel.resolve_compile(recipe.train, device) else "off",
+                "compile": "on" if parallel.resolve_compile(recipe.train, device, layout) else "off",
             }
         )
         # What the run directory stores: the layout as configured, so that a different number of processes may resume.
@@ -73,10 +77,13 @@ class RunState(Generic[R]):
         self.training = recipe.as_training(self.config)
         self.memory = fit(recipe, self.config, self.machine, world)
         self.world = world = parallel.arrange(world, layout)
+        parallel.check_possible(world, asked)
         self.share = parallel.share_of_batch(recipe.train.batch, world)
-        self.sharded = layout.dp_shard > 1
+        self.sharded = layout.dp_shard > 1 or layout.model_parallel
         self.clock = Clock()
         self._peak = 0
+        self.network: nn.Module
+        """What a training step calls."""
         self._make_network()
         if device.type == "cpu":
             self._peak = peak_memory(device)
@@ -108,15 +115,19 @@ class RunState(Generic[R]):
         if train.fp8:
             use_fp8(self.model, world.device)
         parallel.apply_to_blocks(self.model, recompute=train.recompute, compiled=train.compile == "on")
+        self.trained_parameters = sum(parameter.numel() for parameter in trainable(self.model).values())
         if self.sharded:
-            parallel.shard(self.model, self.layout, world.mesh, train.precision)
+            self.network = parallel.spread(self.model, world, train.precision)
         with self.clock.part("setup"), torch.no_grad():
             self.model.to_empty(device=world.device)
             self.factory.fill(self.model, train.seed)
-        self.network = self.model if self.sharded else parallel.replicate(self.model, world.mesh)
-        shared = world.mesh if world.data_size > 1 else None
+        if not self.sharded:
+            self.network = parallel.replicate(self.model, world.mesh)
         parameters = trainable(self.model).items()
-        self.optimizer = Optimizer(parameters, self.recipe.optimizer, shared, bf16=train.precision != "fp32")
+        twice = parallel.TIED if world.stage == self.layout.pp - 1 > 0 else ""
+        self.optimizer = Optimizer(
+            parameters, self.recipe.optimizer, world.mesh, bf16=train.precision != "fp32", twice=twice
+        )
 
     # -- for objectives ----------------------------------------------------------------------------------------------
 
@@ -184,14 +195,18 @@ class RunState(Generic[R]):
         }
 
     def save_model(self, directory: Path, lineage: dict[str, Any]) -> None:
-        """Write the current weights as a model directory.
-
-        Every process takes part; the first one writes.
-        """
-        state = parallel.full_state(self.model)
-        if self.world.first:
-            dtype = torch.bfloat16 if self.recipe.train.precision == "bf16" else torch.float32
-            self.factory.save(directory, state, dtype=dtype, lineage=lineage)
+        """Write the weights of now as a model directory (every process takes part; the first one writes)."""
+        dtype = torch.bfloat16 if self.recipe.train.precision == "bf16" else torch.float32
+        if not self.factory.streams:
+            state = parallel.first_state(self.model, self.world)
+            if self.world.first:
+                self.factory.save(directory, state, dtype=dtype, lineage=lineage)
+        elif self.sharded:
+            with parallel.pending_weights(self.model, self.world) as weights:
+                if self.world.first:
+                    self.factory.save(directory, weights, dtype=dtype, lineage=lineage)
+        elif self.world.first:
+            self.factory.save(directory, self.model.state_dict(), dtype=dtype, lineage=lineage)
         if dist.is_initialized():
             dist.barrier()
 

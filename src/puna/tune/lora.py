@@ -48,6 +48,8 @@ class LoRALinear(nn.Linear):
 class LoRA(ModelFactory):
     """Adds adapters to the network of another factory."""
 
+    streams = False
+
     def __init__(self, factory: ModelFactory, lora: LoRAConfig) -> None:
         super().__init__(factory.config, factory.tokenizer)
         self.factory, self.lora = factory, lora

@@ -163,8 +163,10 @@ class StageRecipe(StageBase, RunRecipe):
 
     @model_validator(mode="after")
     def _possible(self) -> "StageRecipe":
-        if self.layout.tp > 1 or self.layout.cp > 1 or self.layout.pp > 1:
-            raise ValueError("layout.tp, cp and pp above 1 are not in this version. Use dp_shard and dp_replicate")
+        if self.layout.cp > 1 or self.layout.pp > 1:
+            raise ValueError("layout.cp and pp above 1 are for pretraining. Stages have tp, dp_shard and dp_replicate")
+        if self.layout.tp > 1 and self.lora.rank:
+            raise ValueError("layout.tp and lora.rank are both set, but adapters are not split. Choose one")
         if self.train.fp8 and self.lora.rank:
             raise ValueError("train.fp8 and lora.rank are both set, but adapters do not support fp8. Choose one")
         return self

@@ -138,12 +138,6 @@ def _read_recipe(text: str) -> dict[str, Any]:
 
 def _warnings(target: str, recipe: Mapping[str, Any], job: Launch) -> list[str]:
     found = []
-    refused = [f"{key} {value}" for key, value in ((key, getattr(job.layout, key)) for key in _NOT_RUN) if value > 1]
-    if refused:
-        found.append(
-            f"puna train does not yet run {', '.join(refused)}; it will refuse recipe.toml until it does. "
-            "Choose a layout of dp_replicate and dp_shard alone to train today."
-        )
     corpus = str(recipe.get("corpus", ""))
     if not corpus:
         found.append("The recipe names no corpus; set `corpus` in recipe.toml before the job starts.")
@@ -167,10 +161,6 @@ def _warnings(target: str, recipe: Mapping[str, Any], job: Launch) -> list[str]:
     if target in ("torchrun", "skypilot") and job.wall_seconds:
         found.append(f"{target} has no wall time, so {format_seconds(job.wall_seconds)} is not enforced.")
     return found
-
-
-# What the trainer's recipe refuses today (train.recipe, `Recipe._consistent`).
-_NOT_RUN = ("tp", "cp", "pp")
 
 
 def _own_image() -> str:

@@ -1,7 +1,7 @@
 """Data parallelism: replicas (DDP), shards (FSDP2, HSDP), shares of a batch, and sums."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -54,17 +54,27 @@ def shard(model: LlamaForCausalLM, layout: Layout, mesh: DeviceMesh | None, prec
     It is HSDP when dp_replicate > 1 too.
     """
     assert mesh is not None, "a layout with shards has a process group"
-    # Inputs keep their dtype: the tables of rotary positions must not become bf16.
+    where = mesh["dp_replicate", "dp_shard"] if layout.dp_replicate > 1 else mesh["dp_shard"]
+    shard_part(model, list(model.model.layers), where, precision)
+
+
+def shard_part(
+    root: nn.Module, blocks: Sequence[nn.Module], mesh: DeviceMesh, precision: str, *, once: bool = False
+) -> None:
+    """Shard a network, or a stage of it with these blocks, in place.
+
+    once: weights stay gathered through a whole step, as a pipeline's micro-batches want. A mesh of one process shards
+    too: where matrices are split, it is FSDP that adds up the gradients of norms, which each rank has a part of.
+    """
+    # Inputs stay as they are: the tables of rotary positions must not become bf16.
     mixed = MixedPrecisionPolicy(cast_forward_inputs=False)
     if precision == "mixed":
         mixed = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
-    where = mesh if layout.dp_replicate > 1 else mesh["dp_shard"]
-    layers = list(model.model.layers)
-    for block in layers:
-        # The backward pass needs the last block's weights again immediately, so keep them.
-        fully_shard(block, mesh=where, mp_policy=mixed, reshard_after_forward=block is not layers[-1])
-    fully_shard(model, mesh=where, mp_policy=mixed)
-    for module in model.modules():
+    for block in blocks:
+        # The last block's weights are needed again at once by the backward pass: keep them.
+        fully_shard(block, mesh=mesh, mp_policy=mixed, reshard_after_forward=not once and block is not blocks[-1])
+    fully_shard(root, mesh=mesh, mp_policy=mixed, reshard_after_forward=False if once else None)
+    for module in root.modules():
         if isinstance(module, FSDPModule):
             # The loss is already divided by the global number of valid tokens: gradients are summed, not averaged.
             module.set_gradient_divide_factor(1.0)
@@ -93,25 +103,38 @@ def gradient_factor(network: nn.Module, world: World) -> int:
 
 
 def sum_over_ranks(value: Tensor, world: World) -> Tensor:
-    """Sum a device tensor over the data-parallel ranks, in place, without a host sync."""
-    if world.data_size > 1:
+    """The sum of a device tensor over the data-parallel ranks, in place, without asking the host."""
+    if world.summed_over > 1:
         dist.all_reduce(value, group=world.data_group)
     return value
 
 
+def sum_over_data_and_stages(value: Tensor, world: World) -> Tensor:
+    """`sum_over_ranks` of what the last stage of a pipeline has and the others have as zero, on all of them."""
+    sum_over_ranks(value, world)
+    if world.stage_group is not None:
+        dist.all_reduce(value, group=world.stage_group)
+    return value
+
+
 def max_over_ranks(value: Tensor, world: World) -> Tensor:
-    """The maximum of a tensor over the data-parallel ranks, in place."""
-    if world.data_size > 1:
+    """The largest of the data-parallel ranks' values, in place."""
+    if world.summed_over > 1:
         dist.all_reduce(value, op=dist.ReduceOp.MAX, group=world.data_group)
     return value
 
 
 def gather_over_ranks(value: T, world: World) -> list[T]:
-    """Gather an object from every data-parallel rank, in order of rank, on all of them."""
-    if world.data_size == 1:
-        return [value]
-    values: list[Any] = [None] * world.data_size
-    dist.all_gather_object(values, value, group=world.data_group)
+    """Every data-parallel rank's object, in order of rank, on each of them.
+
+    Of the ranks that split matrices, which each made the same object, the first one's counts.
+    """
+    values: list[Any] = [value]
+    if world.summed_over > 1:
+        values = [None] * world.summed_over
+        dist.all_gather_object(values, value, group=world.data_group)
+    if world.tensor_mesh is not None:
+        dist.broadcast_object_list(values, group=world.tensor_mesh.get_group(), group_src=0, device=world.device)
     return values
 
 

@@ -28,11 +28,10 @@ def apply_plan(recipe: Recipe, path: Path, processes: int) -> tuple[Recipe, str]
     """
     tree = _plan(path)
     layout = _layout(tree, path)
-    beyond = [f"{name} {getattr(layout, name)}" for name in ("tp", "cp", "pp", "ep") if getattr(layout, name) > 1]
-    if beyond:
+    if layout.ep > 1:
         raise PunaError(
-            f"{path} has a layout with {', '.join(beyond)}, which this version's trainer does not support.",
-            "Plan again with --stack puna, which is limited to data parallelism.",
+            f"{path} has a layout with ep {layout.ep}, which this version's trainer does not run.",
+            "Plan a dense model: it has no experts to spread.",
         )
     if layout.processes != processes:
         raise PunaError(
@@ -49,9 +48,12 @@ def apply_plan(recipe: Recipe, path: Path, processes: int) -> tuple[Recipe, str]
         )
     values = layout.recipe_values()
     sizes = LayoutConfig(**values["layout"])
-    taken = (
-        f"From {path}: layout.dp_replicate = {sizes.dp_replicate}, layout.dp_shard = {sizes.dp_shard}, "
-        f"train.micro_batch = {layout.micro_batch}, train.recompute = {values['train']['recompute']}."
+    if problem := sizes.problem_with(recipe.model, recipe.train.seq_len):
+        raise PunaError(f"{path} does not fit the recipe: {problem}.", "Plan the recipe itself.")
+    names = [name for name in ("tp", "cp", "pp", "virtual_stages") if getattr(sizes, name) > 1]
+    taken = f"From {path}: " + ", ".join(
+        [f"layout.{name} = {getattr(sizes, name)}" for name in ("dp_replicate", "dp_shard", *names)]
+        + [f"train.micro_batch = {layout.micro_batch}", f"train.recompute = {values['train']['recompute']}."]
     )
     if processes > 1 and layout.sharding in ("zero1", "zero2"):
         taken += f" The plan has {layout.sharding}; the trainer also shards weights."

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from puna.core.errors import OutOfMemoryError
 from puna.core.units import format_bytes, format_count
 from puna.model.config import PRESETS, ModelConfig
+from puna.model.layout import fill_pipeline
 from puna.train.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -127,11 +128,15 @@ class Prediction:
         self.precision = auto if train.precision == "auto" else train.precision
         self.compiled = train.compile != "off"
         self.layout = recipe.layout.resolve(world_size, on_cpu=self.on_cpu)
-        self.shards = self.layout.dp_shard
-        rows = max(1, train.batch // self.layout.data_parallel)
-        self.rows = min(train.micro_batch or rows, rows)
+        layout = self.layout
+        # A matrix is in as many parts as there are processes that share it, whatever they share it for. A pipeline has
+        # as many micro-batches under way as stages, so that a process keeps as much as one with all the blocks.
+        self.shards = layout.dp_shard * layout.tp * layout.cp * layout.pp
+        rows = max(1, train.batch // layout.data_parallel)
+        at_once = train.micro_batch or (fill_pipeline(rows, layout.pp)[0] if layout.pp > 1 else rows)
+        self.rows = min(at_once, rows)
         self.micro_batches = -(-rows // self.rows)
-        self.tokens = self.rows * train.seq_len
+        self.tokens = max(1, self.rows * train.seq_len // (layout.tp * layout.cp))
         # Bytes of a stored weight (and its gradient and states), of the residual stream, and of a product's result.
         self.weight_bytes = 2 if self.precision == "bf16" else 4
         # FSDP casts a block's inputs to bf16; autocast leaves the residual stream in fp32.

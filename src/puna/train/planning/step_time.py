@@ -34,11 +34,14 @@ def expected_step(recipe: Recipe, machine: "Machine", world_size: int = 1) -> Pr
     """
     if not all(machine.matmul_flops.get(name) for name in ("fp32", "bf16")):
         return None
+    layout = recipe.resolve_layout(world_size, on_cpu=machine.device == "cpu")
+    if layout.model_parallel:
+        return None  # the planner's constants for this trainer are of data parallelism alone
     rates = _rates(machine)
     muon = recipe.optimizer
     return predict_calibrated(
         recipe_question(recipe, _accelerator(machine, rates, world_size), machine, world_size),
-        recipe.resolve_layout(world_size, on_cpu=machine.device == "cpu"),
+        layout,
         rates,
         muon_iterations=muon.newton_schulz_steps if muon.kind == "muon" else 0,
         compiled=recipe.train.compile == "on" or (recipe.train.compile == "auto" and machine.has_compiler),

@@ -1,9 +1,10 @@
 """Verify, with a recipe on this machine, that stopping and resuming changes nothing.
 
-The recipe is trained for a few steps without interruption; trained again and killed with SIGKILL at a random step; and
-resumed from what the killed run left. Every step's loss and the final weights must be the same to the last bit. Then
-the killed run is resumed with more processes, killed once more, and resumed with still more: every row of every batch
-must be the one that the straight run saw (compared by hash), and losses may differ only by the order of their sums.
+The recipe is trained for a few steps straight through; trained again and killed with SIGKILL at a random step; resumed
+from what the killed run left. Every step's loss must be the same to the last bit, and so must the final weights. Then
+the killed run is resumed by more processes, killed once more, and resumed by still more: every row of every batch must
+be the one the straight run saw (compared by hash), and losses may differ only as sums in another order do.
+`verify_layouts` hands one run through tensor, pipeline and context parallelism in the same way.
 
 Each run has its own processes, started from here with this module as their program. The kill comes from inside, right
 before the chosen step, so no clean-up can run.
@@ -12,12 +13,13 @@ before the chosen step, so no clean-up can run.
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import random
 import shutil
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from puna.core.errors import PunaError
 from puna.core.files import write_text
 from puna.core.recipe import dump
 from puna.data.corpus import Corpus
+from puna.model.layout import LayoutConfig
 from puna.train.measure.machine import measure
 from puna.train.recipe import Recipe
 from puna.train.run.launch import launch
@@ -102,6 +105,58 @@ def verify_resume(
     return checks
 
 
+# What `--layouts` goes through: each takes the run over from the one before, on as many processes as it needs.
+LAYOUTS: tuple[Mapping[str, int], ...] = ({"tp": 2}, {"pp": 2}, {"cp": 2}, {"tp": 2, "pp": 2}, {"dp_shard": 2, "tp": 2})
+
+
+def verify_layouts(
+    recipe: Recipe, folder: Path, *, steps: int = 20, layouts: Sequence[Mapping[str, int]] = LAYOUTS
+) -> list[Check]:
+    """One run handed from layout to layout, killed each time, beside one straight through on a single process.
+
+    The rest as in `verify_resume`. Layouts that the model or the batch cannot have are left out, and named.
+    """
+    if steps < 2 * len(layouts):
+        raise PunaError(f"{steps} steps are too few for {len(layouts)} kills.", f"Give --steps of {2 * len(layouts)}.")
+    Corpus.open(Path(recipe.corpus))
+    checks, taken = [], []
+    for sizes in layouts:
+        layout = LayoutConfig(**{"dp_shard": 1, **sizes})
+        problem = layout.problem_with(recipe.model, recipe.train.seq_len)
+        count = math.prod(sizes.values())
+        try:
+            layout.resolve(count, batch=recipe.train.batch, micro_batch=recipe.train.micro_batch)
+        except PunaError as error:
+            problem = problem or str(error)
+        if problem:
+            checks.append(Check(f"{_words(sizes)}: left out", 0, True, problem))
+        else:
+            taken.append((sizes, count))
+    recipe = _prepared(recipe, steps, 1)
+    runner = _Runner(folder, recipe)
+    straight, moved = folder / "straight", folder / "layouts"
+    runner.run("Training straight through", straight, 1)
+    stretch = max(1, steps // (len(taken) + 1))
+    runner.run("Training again, to be killed", moved, 1, die_at=stretch)
+    path = "1 process"
+    for number, (sizes, count) in enumerate(taken, 2):
+        last = number == len(taken) + 1
+        path += f" -> {_words(sizes)}"
+        die_at = None if last else number * stretch
+        runner.run(f"Resuming with {_words(sizes)}", moved, count, resume=True, die_at=die_at, layout=sizes)
+    exact = read_metrics(straight)[0]["precision"] == "fp32"
+    tolerance = TOLERANCE if exact else TOLERANCE_BF16
+    return [
+        *checks,
+        _same_batches(straight, moved, f"{path}: rows of batches"),
+        _same_losses(straight, moved, steps, tolerance, f"{path}: losses, to {tolerance:g}"),
+    ]
+
+
+def _words(sizes: Mapping[str, int]) -> str:
+    return " ".join(f"{name} {size}" for name, size in sizes.items())
+
+
 def _prepared(recipe: Recipe, steps: int, every: int) -> Recipe:
     train = recipe.train.model_copy(update={"steps": steps, "tokens": 0})
     log = recipe.log.model_copy(
@@ -120,10 +175,19 @@ class _Runner:
         write_text(self.recipe_file, dump(recipe))
         self.machine = dataclasses.asdict(dataclasses.replace(measure(), rates=None))  # no prediction is needed
 
-    def run(self, note: str, run_dir: Path, processes: int, *, resume: bool = False, die_at: int | None = None) -> None:
+    def run(
+        self,
+        note: str,
+        run_dir: Path,
+        processes: int,
+        *,
+        resume: bool = False,
+        die_at: int | None = None,
+        layout: Mapping[str, int] | None = None,
+    ) -> None:
         say(f"{note} ({processes} {'process' if processes == 1 else 'processes'}) …")
         order: dict[str, Any] = {"recipe": str(self.recipe_file), "run_dir": str(run_dir), "machine": self.machine}
-        order |= {"resume": resume, "die_at": die_at}
+        order |= {"resume": resume, "die_at": die_at, "layout": dict(layout or {})}
         code = launch([sys.executable, "-m", "puna.train.run.verify_resume", json.dumps(order)], processes)
         if code != (0 if die_at is None else 128 + signal.SIGKILL):
             raise PunaError(f"The run in {run_dir} ended with exit code {code}.", "Its last output is above.")
@@ -225,7 +289,8 @@ def run_order(order: dict[str, Any], environment: dict[str, str]) -> None:
     if torch.cuda.is_available():
         torch.use_deterministic_algorithms(True, warn_only=True)
     die_at = order["die_at"]
-    recipe = load(Recipe, Path(order["recipe"])).value
+    words = [f"layout.{name}={size}" for name, size in order.get("layout", {}).items()]
+    recipe = load(Recipe, Path(order["recipe"]), words).value
     hooks = {} if die_at is None else {die_at: lambda _: os.kill(os.getpid(), signal.SIGKILL)}
     machine = Machine(**order["machine"])
     train(recipe, Path(order["run_dir"]), resume=order["resume"], hooks=hooks, machine=machine, objective=Recorder)

@@ -48,6 +48,8 @@ class RewardModel(LlamaForCausalLM):
 class RewardHead(FromCheckpoint):
     """Creates the network that a reward stage trains."""
 
+    streams = False
+
     def make(self) -> LlamaForCausalLM:
         """See `ModelFactory`."""
         return RewardModel(self.config)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from puna.core.errors import PunaError
 from puna.model.llama import DocumentMask
-from puna.train.loss import IGNORE, cross_entropy_chunked
+from puna.train.loss import IGNORE, CrossEntropyHead
 from puna.train.objective import SCORE, Metrics
 from puna.tune.heldout import measure_stage
 from puna.tune.rows.examples import Mixture, PackedRows, best_fit, example_of, sources_of, to_tensors
@@ -118,10 +118,8 @@ def packed_loss(stage: Stage, network: nn.Module, rows: PackedRows, scale: float
     targets, place = rows.targets.flatten()[learned].to(device), learned.to(device)
     factor = torch.tensor(scale, device=device)
 
-    def head(hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-        # Compute logits only for targets: with short answers this saves most of the head's work.
-        return cross_entropy_chunked(hidden.flatten(0, 1)[place], weight, targets, scale=factor, chunk=train.loss_chunk)
-
+    # Prompts need no logits: with short answers that is most of the head's work.
+    head = CrossEntropyHead(targets, factor, train.loss_chunk, place=place)
     loss: tuple[Tensor, Tensor] = network(rows.ids.to(device), mask=mask, head=head)
     return loss
 
