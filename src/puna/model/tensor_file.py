@@ -39,5 +39,5 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor | Pending], dtype: to
             tensor = tensors[name]
             whole = tensor.whole() if isinstance(tensor, Pending) else tensor
             plain = whole.detach().to(device="cpu", dtype=dtype).contiguous()
-            file.write(plain.flatten().view(torch.uint8).numpy())
+            file.write(plain.flatten().view(torch.uint8).numpy().data)
             del tensor, whole, plain  # before the next one is made

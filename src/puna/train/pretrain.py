@@ -215,7 +215,7 @@ class Pretraining(Objective):
         """Generate a sample when one is due."""
         every = self.recipe.log.sample_every
         if every and self.run.step % every == 0:
-            with self.run.apart():
+            with self.run.excluded_from_metrics():
                 model = self.run.model if not self.run.sharded else self._whole_copy()
                 if model is not None and self.run.world.first:
                     self._sample(model)
