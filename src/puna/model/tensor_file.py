@@ -23,6 +23,11 @@ class Pending(NamedTuple):
     whole: Callable[[], Tensor]
 
 
+def complete(tensors: Mapping[str, Tensor | Pending]) -> dict[str, Tensor]:
+    """All tensors in memory, the pending ones made."""
+    return {name: tensor.whole() if isinstance(tensor, Pending) else tensor for name, tensor in tensors.items()}
+
+
 def write_tensors(path: Path, tensors: Mapping[str, Tensor | Pending], dtype: torch.dtype) -> None:
     """Write tensors in one precision, asking for each that is pending when its turn comes."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}

@@ -12,7 +12,7 @@ import time
 from collections.abc import Generator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -244,7 +244,7 @@ class Pretraining(Objective):
         # A cache for this one text: on an accelerator, training needs the rest of the memory.
         room = len(ids) + params.max_tokens
         # Capturing its steps would take longer than writing one text.
-        engine = Engine(model, tokenizer, max_batch=1, kv_tokens=room, decode_buckets=False)
+        engine = Engine(cast(LlamaForCausalLM, model), tokenizer, max_batch=1, kv_tokens=room, decode_buckets=False)
         with self.run.uncompiled():
             try:
                 text = engine.generate([ids], params)[0].text

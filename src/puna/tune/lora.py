@@ -23,6 +23,7 @@ from puna.core.errors import PunaError, nearest
 from puna.core.files import give_usual_mode, new_directory, read_json, write_json
 from puna.model.llama import LlamaForCausalLM, copy_whole
 from puna.model.store import load_config, load_lineage, load_model, read_tensor, save_model, tensor_headers
+from puna.model.tensor_file import Pending, complete
 from puna.text.tokenizer import Tokenizer
 from puna.train.factory import ModelFactory
 from puna.tune.recipe import LoRAConfig
@@ -75,12 +76,13 @@ class LoRA(ModelFactory):
                 copy_whole(torch.empty(parameter.shape).uniform_(-bound, bound, generator=generator), parameter)
 
     def save(
-        self, directory: Path, state: Mapping[str, Tensor], *, dtype: torch.dtype, lineage: Mapping[str, Any]
+        self, directory: Path, state: Mapping[str, Tensor | Pending], *, dtype: torch.dtype, lineage: Mapping[str, Any]
     ) -> None:
         """Write the merged model, and the adapter in PEFT's format next to it."""
-        self.factory.save(directory, merged_state(state, self.lora.scale), dtype=dtype, lineage=lineage)
+        tensors = complete(state)
+        self.factory.save(directory, merged_state(tensors, self.lora.scale), dtype=dtype, lineage=lineage)
         base = str(lineage.get("parent", {}).get("path", ""))
-        write_adapter(directory.with_name("adapter"), state, self.lora, base)
+        write_adapter(directory.with_name("adapter"), tensors, self.lora, base)
 
 
 def adapt(model: LlamaForCausalLM, config: LoRAConfig) -> None:

@@ -177,7 +177,7 @@ class Pipeline(nn.Module):
             # Scaling by the number of micro-batches is off: losses are shares of the whole batch's already.
             same: dict[str, Any] = {"n_microbatches": len(calls), "loss_fn": _as_it_is, "scale_grads": False}
             if self.layout.virtual_stages > 1:
-                self._schedules[key] = ScheduleInterleaved1F1B(stages, **same)
+                self._schedules[key] = ScheduleInterleaved1F1B(cast(list[Any], stages), **same)
             else:
                 self._schedules[key] = Schedule1F1B(stages[0], **same)
         return self._schedules[key]

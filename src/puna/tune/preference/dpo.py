@@ -236,7 +236,10 @@ def _shown(chunks: Sequence[list[int]], show: bool) -> Iterable[list[int]]:
         yield from chunks
         return
     with progress(transient=True) as bar:
-        yield from bar.track(chunks, description="log probabilities of the reference")
+        task = bar.add_task("log probabilities of the reference", total=len(chunks))
+        for chunk in chunks:
+            yield chunk
+            bar.advance(task)
 
 
 def run(recipe: DPORecipe, run_dir: Path, **options: Any) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from puna.core.files import new_directory, read_json, write_json
 from puna.model.config import ModelConfig
 from puna.model.llama import LlamaForCausalLM, copy_whole
 from puna.model.store import read_tensor, save_tensors, tensor_headers, weight_files
+from puna.model.tensor_file import Pending, complete
 from puna.train.factory import FromCheckpoint
 from puna.train.objective import SCORE, Metrics
 from puna.tune.preference.losses import bradley_terry
@@ -67,13 +68,13 @@ class RewardHead(FromCheckpoint):
                     copy_whole(read_tensor(path, name), parameters[name])
 
     def save(
-        self, directory: Path, state: Mapping[str, Tensor], *, dtype: torch.dtype, lineage: Mapping[str, Any]
+        self, directory: Path, state: Mapping[str, Tensor | Pending], *, dtype: torch.dtype, lineage: Mapping[str, Any]
     ) -> None:
         """Write a LlamaForSequenceClassification."""
         labels = {"architectures": ["LlamaForSequenceClassification"], "num_labels": 1, "id2label": {"0": "reward"}}
         name = str(dtype).removeprefix("torch.")
         with new_directory(directory, replace=True) as place:
-            save_tensors(place, state, dtype)
+            save_tensors(place, complete(state), dtype)
             write_json(place / "config.json", {**self.config.to_file(), **labels, "dtype": name, "torch_dtype": name})
             self.tokenizer.save(place)
             write_json(place / "puna.json", {"puna": __version__, **lineage})
