@@ -332,7 +332,7 @@ def bits_per_byte(args: argparse.Namespace) -> None:
     tokenizer = Tokenizer.load(directory)
     if tokenizer.hash != corpus.tokenizer_hash:
         raise PunaError(
-            f"{args.model} has a different tokenizer ({tokenizer.hash[:12]}) than {args.corpus} was built with "
+            f"{args.model} has another tokenizer ({tokenizer.hash[:12]}) than {args.corpus} was built with "
             f"({corpus.tokenizer_hash[:12]}).",
             "Build the corpus with the model's tokenizer.",
         )

@@ -96,7 +96,7 @@ def predict(args: argparse.Namespace) -> None:
     from puna.plan.output.json_output import plain
 
     if args.runs is None:
-        raise PunaError("No runs were given.", "Pass a file of published runs with --runs.")
+        raise PunaError("No runs were given.", "Give a file of published runs with --runs.")
     rows = predict_rows(args.runs)
     if args.json:
         print_json(plain(rows))
@@ -143,7 +143,7 @@ def _known_runs() -> Path:
     shared = os.environ.get("PUNA_TEST_DATA")
     path = Path(shared) / ".." / "planner-data" / "published_runs_dev.yaml" if shared else None
     if path is None or not path.is_file():
-        raise PunaError("No runs were given.", "Pass a file of published runs with --runs, or set PUNA_TEST_DATA.")
+        raise PunaError("No runs were given.", "Give a file of published runs with --runs, or set PUNA_TEST_DATA.")
     return path.resolve()
 
 

@@ -181,7 +181,7 @@ def _budget(
     for option, value in (("--emit", args.emit), ("--html", args.html), ("a pinned layout", constraints)):
         if value:
             raise PunaError(
-                f"{option} does not work with --budget-usd and --days.", "Plan the resulting fleet with --fleet."
+                f"{option} does not go with --budget-usd and --days.", "Plan the resulting fleet with --fleet."
             )
     found = plan_budget(
         lambda count: target.question(group.accelerator, count),

@@ -244,7 +244,7 @@ def parse_tokens(text: str) -> int:
     if not _has_unit(text) and (count < 1e6 or "." in text):
         raise PunaError(f"--tokens {text} has no unit.", f"Did you mean {text.strip()}T? {_UNIT_HINT}")
     if count < 1:
-        raise PunaError(f"--tokens {text} is nothing to train on.", _UNIT_HINT)
+        raise PunaError(f"--tokens {text} trains nothing.", _UNIT_HINT)
     return count
 
 
