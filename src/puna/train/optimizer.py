@@ -182,6 +182,7 @@ class Optimizer:
         ranks, rank = dist.get_world_size(group), dist.get_rank(group)
         if _placed(like) not in self._parts:
             found: list[Any] = [None] * ranks
+            assert isinstance(like, DTensor)
             dist.all_gather_object(found, _Part.of(like), group=group)
             self._parts[_placed(like)] = found
         parts = self._parts[_placed(like)]
