@@ -18,7 +18,6 @@ from puna.data.corpus import Corpus
 from puna.model.config import ModelConfig
 from puna.model.llama import LlamaForCausalLM, copy_whole
 from puna.model.store import load_config, load_weights, save_model
-from puna.model.tensor_file import Pending
 from puna.text.tokenizer import Tokenizer
 from puna.train.init.bigram import bigram_weights
 from puna.train.init.induction import induction_weights
@@ -45,7 +44,7 @@ class ModelFactory:
         raise NotImplementedError
 
     def save(
-        self, directory: Path, state: Mapping[str, Tensor | Pending], *, dtype: torch.dtype, lineage: Mapping[str, Any]
+        self, directory: Path, state: Mapping[str, Any], *, dtype: torch.dtype, lineage: Mapping[str, Any]
     ) -> None:
         """Write tensors, by the names of the whole network, as a model directory."""
         save_model(directory, self.config, state, self.tokenizer, dtype=dtype, lineage=lineage)

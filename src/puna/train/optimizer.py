@@ -12,7 +12,7 @@ takes `found_inf`, a scalar on the device: where it is 1 neither weights nor sta
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -188,7 +188,8 @@ class Optimizer:
         ranks, rank = dist.get_world_size(group), dist.get_rank(group)
         if _placed(like) not in self._parts:
             found: list[Any] = [None] * ranks
-            dist.all_gather_object(found, _Part.of(cast(DTensor, like)), group=group)
+            assert isinstance(like, DTensor)
+            dist.all_gather_object(found, _Part.of(like), group=group)
             self._parts[_placed(like)] = found
         parts = self._parts[_placed(like)]
         each = -(-len(stack) // ranks)

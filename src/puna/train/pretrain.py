@@ -234,7 +234,7 @@ class Pretraining(Objective):
                 parameter.copy_(weights[name].whole())
             return model
 
-    def _sample(self, model: nn.Module) -> None:
+    def _sample(self, model: LlamaForCausalLM) -> None:
         from puna.engine.generate import Engine, SamplingParams
         from puna.engine.request import EngineError
 

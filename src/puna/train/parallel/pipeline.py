@@ -161,7 +161,7 @@ class Pipeline(nn.Module):
             hidden = torch.empty(shape, dtype=self._stream_dtype, device="meta", requires_grad=True)
             loss = torch.empty(1, dtype=self._loss_dtype, device="meta", requires_grad=True)
             number = torch.empty(1, dtype=torch.long, device="meta")
-            stages = [
+            stages: list[Any] = [
                 PipelineStage(
                     stage,
                     place,
