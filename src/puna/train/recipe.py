@@ -88,7 +88,7 @@ class ScheduleConfig(Config):
     seconds: float = Field(
         0.0,
         ge=0,
-        description="promised training time; the number of steps changes if it would be missed by more than a tenth; "
+        description="promised training time; the number of steps changes if it would be missed by more than 5 %; "
         "0: no promise",
     )
 

@@ -10,14 +10,17 @@ from typing import Any
 from puna.core.page import Html, named, section, table
 from puna.core.plots import interval_bar
 
-NOTE = (
-    "Problems that no stage was trained on, the same for all stages. Greedy: the most likely answer. pass@1: the share "
-    "of correct answers sampled at temperature 1; pass@k: the share of problems that at least one of k samples solves. "
-    "The bar is greedy accuracy, intervals are 95 %."
+_NOTE = (
+    "Problems that no stage was trained on, the same for all stages. Greedy: the most likely answer. {sampled}The bar is "
+    "greedy accuracy, intervals are 95 %."
+)
+_SAMPLED = (
+    "pass@1: the share of correct answers sampled at temperature 1; pass@k: the share of problems that at least one of "
+    "k samples solves. "
 )
 
 
-def abilities(rows: Sequence[Mapping[str, Any]], note: str = NOTE) -> str:
+def abilities(rows: Sequence[Mapping[str, Any]]) -> str:
     """Render the section; empty without rows.
 
     rows: one for each ability and task, {"ability", "task", "level", "about", "constant", "stages": [...],
@@ -27,6 +30,8 @@ def abilities(rows: Sequence[Mapping[str, Any]], note: str = NOTE) -> str:
     if not rows:
         return ""
     body = "".join(_ability(row) for row in rows)
+    sampled = any(stage.get("pass_k") is not None for row in rows for stage in row["stages"])
+    note = _NOTE.format(sampled=_SAMPLED if sampled else "")
     return section("What it learned to do", escape(note), body)
 
 

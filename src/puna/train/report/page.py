@@ -138,7 +138,7 @@ def _comparison(run: Run) -> str:
         ours=next(index for index, row in enumerate(rows) if row is ours),
     )
     return section(
-        "Beside compressors",
+        "Compared with compressors",
         "A language model is a compressor: text that it finds likely costs few bits. All were measured on the same "
         "held-out documents.",
         rendered,
