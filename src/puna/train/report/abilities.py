@@ -11,8 +11,8 @@ from puna.core.page import Html, named, section, table
 from puna.core.plots import interval_bar
 
 _NOTE = (
-    "Problems that no stage was trained on, the same for all stages. Greedy: the most likely answer. {sampled}The bar is "
-    "greedy accuracy, intervals are 95 %."
+    "Problems that no stage was trained on, the same for all stages. Greedy: the most likely answer. {sampled}The bar "
+    "is greedy accuracy, intervals are 95 %."
 )
 _SAMPLED = (
     "pass@1: the share of correct answers sampled at temperature 1; pass@k: the share of problems that at least one of "
