@@ -59,8 +59,9 @@ def serve(app: FastAPI, listening: socket.socket, *, started: Callable[[], None]
         log_level="warning",
         access_log=False,
         server_header=False,
-        # Idle connections cost nothing.
-        timeout_keep_alive=30,
+        # Idle connections cost nothing. Longer than proxies keep theirs (Caddy: two minutes): one that asks on a
+        # connection just as it is closed answers 502.
+        timeout_keep_alive=130,
         # The slowest request may still be running when the drain time ends.
         timeout_graceful_shutdown=2,
         lifespan="off",

@@ -51,7 +51,7 @@ def site(backends: Sequence[Any], data: Path | str, keys: dict[str, str] | None 
     listening = socket.socket()
     listening.bind(("127.0.0.1", 0))
     url = f"http://127.0.0.1:{listening.getsockname()[1]}"
-    config = uvicorn.Config(app, log_level="error", lifespan="off", timeout_graceful_shutdown=1)
+    config = uvicorn.Config(app, log_level="error", lifespan="off", timeout_graceful_shutdown=1, timeout_keep_alive=130)
     web = uvicorn.Server(config)
 
     async def run() -> None:

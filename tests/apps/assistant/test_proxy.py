@@ -276,7 +276,9 @@ def test_with_the_files_of_the_documentation(tmp_path: Path, program: Any, numbe
                 made = api.post(f"{root}/app/conversations", json={"model": "fast"})
                 assert made.status_code == 200, made.text
                 body = {"messages": [{"role": "user", "content": "Hi"}], "stream": True}
-                text = api.post(f"{root}/v1/chat/completions", json=body).text
+                answer = api.post(f"{root}/v1/chat/completions", json=body)
+                assert answer.status_code == 200, answer.text
+                text = answer.text
                 deltas = [json.loads(line[6:]) for line in text.splitlines() if line.startswith("data: {")]
                 assert "".join(d["choices"][0]["delta"].get("content") or "" for d in deltas) == script("Hi")
         finally:
