@@ -170,7 +170,7 @@ def puna(precision: str, compiled: bool) -> tuple[Step, str]:
     import torch
 
     from puna.core.recipe import check
-    from puna.train.feed import Rows
+    from puna.train.feed import LocalRows
     from puna.train.measure.machine import Machine
     from puna.train.parallel import World
     from puna.train.pretrain import Pretraining, prepare
@@ -196,7 +196,7 @@ def puna(precision: str, compiled: bool) -> tuple[Step, str]:
     loop = prepare(check(Recipe, tree, "speed"), run_dir, World(0, 1, torch.device("cpu")), machine=machine)
     objective = loop.objective
     assert isinstance(objective, Pretraining)
-    return lambda ids, targets: loop.train_step(objective.parts(Rows(ids, targets, None)))[0], __version__
+    return lambda ids, targets: loop.train_step(objective.parts(LocalRows(ids, targets, None)))[0], __version__
 
 
 def transformers(precision: str, compiled: bool) -> tuple[Step, str]:

@@ -27,7 +27,7 @@ from puna.model.llama import LlamaForCausalLM, copy_whole
 from puna.model.store import save_model
 from puna.model.tensor_file import Pending
 from puna.train import parallel, pretrain
-from puna.train.feed import Rows
+from puna.train.feed import LocalRows
 from puna.train.loop import Loop
 from puna.train.loss import IGNORE
 from puna.train.measure.machine import Machine
@@ -66,7 +66,7 @@ def fill(model: nn.Module) -> None:
         copy_whole(whole.to(parameter.dtype), parameter)
 
 
-def batch(masked: bool) -> Rows:
+def batch(masked: bool) -> LocalRows:
     generator = torch.Generator().manual_seed(7)
     ids = torch.randint(0, VOCABULARY, (ROWS, SEQ), generator=generator)
     targets = torch.randint(0, VOCABULARY, (ROWS, SEQ), generator=generator)
@@ -74,7 +74,7 @@ def batch(masked: bool) -> Rows:
     for row in range(ROWS):
         targets[row, : row * 7 % SEQ] = IGNORE
     targets[ROWS - 2] = IGNORE
-    return Rows(ids, targets, documents if masked else None)
+    return LocalRows(ids, targets, documents if masked else None)
 
 
 class Fixed(Pretraining):
@@ -121,7 +121,7 @@ class Place:
         rows = batch(job.get("documents", True))
         first, size, count = run.share
         own = slice(first, first + size * count)
-        self.rows = Rows(*(None if part is None else part[own] for part in rows))  # type: ignore[arg-type]
+        self.rows = LocalRows(*(None if part is None else part[own] for part in rows))  # type: ignore[arg-type]
 
     def step(self) -> torch.Tensor:
         """Gradients of one step; returns the loss of the whole batch."""

@@ -7,7 +7,7 @@ import pytest
 from puna.core.errors import PunaError
 from puna.core.recipe import check
 from puna.train.measure.machine import Machine
-from puna.train.planning.memory import Prediction, check_fits, largest_preset_that_fits, predict_memory
+from puna.train.planning.memory import MemoryPrediction, check_fits, largest_preset_that_fits, predict_memory
 from puna.train.recipe import Recipe
 
 MODEL = {"vocab_size": 512, "hidden_size": 128, "intermediate_size": 344, "num_attention_heads": 4}
@@ -60,7 +60,7 @@ def test_a_block_keeps_what_autograd_says_it_keeps(precision: str, recompute: st
         model={**MODEL, "num_key_value_heads": 2, "num_hidden_layers": 2},
         train={"precision": precision, "seq_len": seq, "batch": rows, "recompute": recompute},
     )
-    prediction = Prediction(value, "cpu", 1)
+    prediction = MemoryPrediction(value, "cpu", 1)
     expected = prediction.block_bytes_per_token(recompute) * rows * seq * 2
     if prediction.casts:
         expected += 2 * 2 * value.model.block_parameters()  # autocast's bf16 copies of two blocks' weights

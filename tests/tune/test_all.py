@@ -20,7 +20,7 @@ from puna.tune.stages import check_stage, load_stage
 from puna.tune.way import run as all_stages
 from puna.tune.way.gain import gain
 from puna.tune.way.recipe import AllRecipe
-from puna.tune.way.run import Pipeline
+from puna.tune.way.run import TuningPipeline
 
 RECIPES = Path(__file__).parents[2] / "recipes" / "tune"
 TASKS = [{"name": "planning.grid", "levels": [1], "count": 12}]
@@ -117,7 +117,7 @@ def test_mistakes_show_before_anything_is_computed(values: dict[str, Any], tmp_p
         ("measure", {"tasks": [{"name": "planning.gird"}]}, "no task 'planning.gird'"),
     ):
         with pytest.raises(PunaError) as error:
-            Pipeline(check(AllRecipe, {**values, section: wrong}, "test"), tmp_path).check()
+            TuningPipeline(check(AllRecipe, {**values, section: wrong}, "test"), tmp_path).check()
         assert sentence in str(error.value)
     for change, sentence in (({"sft": {}}, "sft is empty"), ({"annotate": {}}, "reward needs annotate")):
         with pytest.raises(PunaError, match=sentence):
@@ -152,6 +152,6 @@ def test_the_command_takes_recipe_and_model(tmp_path: Path, capsys: pytest.Captu
 def test_the_recipes_that_come_along_are_right(path: Path, model_dir: Path) -> None:
     recipe = load_stage(path).value
     if isinstance(recipe, AllRecipe):
-        Pipeline(recipe.model_copy(update={"model": str(model_dir)}), Path("nowhere")).check()
+        TuningPipeline(recipe.model_copy(update={"model": str(model_dir)}), Path("nowhere")).check()
     else:
         assert check_stage({**recipe.model_dump(mode="json")}, str(path)) == recipe

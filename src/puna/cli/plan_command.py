@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from puna.core.errors import PunaError
 
 if TYPE_CHECKING:
-    from puna.plan.equations.hardware import Group
+    from puna.plan.equations.hardware import AcceleratorGroup
     from puna.plan.run.estimate import RunEstimate
     from puna.plan.run.terms import Terms
     from puna.train.planning.target import Target
@@ -172,7 +172,7 @@ def _show(args: argparse.Namespace, target: "Target", found: "RunEstimate", term
 
 
 def _budget(
-    args: argparse.Namespace, target: "Target", group: "Group", constraints: dict[str, int], terms: "Terms"
+    args: argparse.Namespace, target: "Target", group: "AcceleratorGroup", constraints: dict[str, int], terms: "Terms"
 ) -> None:
     from puna.core.console import console, print_json
     from puna.model.config import PRESETS

@@ -14,7 +14,7 @@ from puna.core.files import read_json, write_json
 STATE = "demo.json"
 
 
-class Progress:
+class DemoProgress:
     """One demo: its settings, the results of its parts, and the seconds spent on it.
 
     Seconds cover all processes.
@@ -39,7 +39,7 @@ class Progress:
         write_json(self.run_dir / STATE, {"settings": self.settings, "seconds": self.seconds, "done": self.done})
 
 
-def find(runs: Path, settings: dict[str, Any]) -> tuple[Progress, bool]:
+def find(runs: Path, settings: dict[str, Any]) -> tuple[DemoProgress, bool]:
     """Find the demo to continue: the newest unfinished one with the same settings, or a new one.
 
     Returns it and whether it had been started before. A new one is runs/demo, or the first free one of demo-2, demo-3,
@@ -49,6 +49,6 @@ def find(runs: Path, settings: dict[str, Any]) -> tuple[Progress, bool]:
     for path in begun:
         state = read_json(path)
         if state.get("settings") == settings and "end" not in state.get("done", {}):
-            return Progress(path.parent, settings), True
+            return DemoProgress(path.parent, settings), True
     names = itertools.chain(("demo",), (f"demo-{i}" for i in itertools.count(2)))
-    return Progress(next(runs / name for name in names if not (runs / name).exists()), settings), False
+    return DemoProgress(next(runs / name for name in names if not (runs / name).exists()), settings), False

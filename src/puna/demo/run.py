@@ -27,8 +27,8 @@ from puna.data.build import build_corpus
 from puna.data.corpus import Corpus
 from puna.data.recipe import DataRecipe
 from puna.demo.introduction import introduce
-from puna.demo.progress import Progress, find
-from puna.demo.shapes import SEQ_LEN, Option, Shape, choose, most_steps
+from puna.demo.progress import DemoProgress, find
+from puna.demo.shapes import SEQ_LEN, Candidate, Option, choose, most_steps
 from puna.demo.tuning import MAX_TOKENS, tune_demo
 from puna.engine.generate import Engine
 from puna.evals.completions import completions, function_heads
@@ -86,7 +86,9 @@ class Demo:
     Each records its result and is skipped if a result is recorded.
     """
 
-    def __init__(self, folder: Path, progress: Progress, observers: Sequence[Callable[[dict[str, Any]], None]]) -> None:
+    def __init__(
+        self, folder: Path, progress: DemoProgress, observers: Sequence[Callable[[dict[str, Any]], None]]
+    ) -> None:
         self.folder, self.progress, self.observers = folder, progress, observers
         self.run_dir = progress.run_dir
         self.minutes: float = progress.settings["minutes"]
@@ -163,15 +165,15 @@ class Demo:
     def _options(self, corpus: Corpus, corpus_dir: Path) -> list[Option]:
         machine, seconds = self.machine, 60 * self.minutes
 
-        def starting(shape: Shape) -> float:
+        def starting(shape: Candidate) -> float:
             return bigram_flops(self._draft(shape, 8, corpus_dir).model) / (0.7 * machine.matmul_flops["fp32"])
 
-        def estimate(shape: Shape, rows: int) -> float:
+        def estimate(shape: Candidate, rows: int) -> float:
             step = expected_step(self._draft(shape, rows, corpus_dir), machine)
             assert step is not None
             return step.step_seconds
 
-        def measure(shape: Shape, rows: int) -> float:
+        def measure(shape: Candidate, rows: int) -> float:
             from puna.train.pretrain import step_seconds
 
             with tempfile.TemporaryDirectory(prefix="puna-") as scratch:
@@ -193,7 +195,7 @@ class Demo:
             )
         return options
 
-    def _draft(self, shape: Shape, rows: int, corpus_dir: Path, *, steps: int = 1, seconds: float = 0.0) -> Recipe:
+    def _draft(self, shape: Candidate, rows: int, corpus_dir: Path, *, steps: int = 1, seconds: float = 0.0) -> Recipe:
         seed = self.progress.settings["seed"]
         name = self.run_dir.name
         return demo_recipe(shape, rows, corpus=str(corpus_dir), name=name, steps=steps, seconds=seconds, seed=seed)
@@ -288,7 +290,7 @@ class CodeMeasure:
     The function heads are the same each time.
     """
 
-    def __init__(self, corpus: Corpus, progress: Progress) -> None:
+    def __init__(self, corpus: Corpus, progress: DemoProgress) -> None:
         self.corpus, self.progress = corpus, progress
         self.heads = function_heads(corpus, limit=progress.settings["bodies"])
         self.found: dict[str, Any] = progress.done.get(
@@ -321,7 +323,7 @@ class CodeMeasure:
 
 
 def demo_recipe(
-    shape: Shape, rows: int, *, corpus: str, name: str, steps: int = 1, seconds: float = 0.0, seed: int = 0
+    shape: Candidate, rows: int, *, corpus: str, name: str, steps: int = 1, seconds: float = 0.0, seed: int = 0
 ) -> Recipe:
     """The demo's recipe for a shape. seconds: the promised training time; 0: none."""
     return check(

@@ -19,7 +19,7 @@ Up to four, repeated text is nearly as good as new text (Muennighoff 2023, arXiv
 
 
 @dataclass(frozen=True)
-class Shape:
+class Candidate:
     """A Llama's shape and its learning curve: bits per byte = scale * (tokens / 1M) ** -power."""
 
     hidden_size: int
@@ -37,7 +37,7 @@ class Option:
     measured: whether step_seconds was.
     """
 
-    shape: Shape
+    shape: Candidate
     rows: int
     step_seconds: float
     steps: int
@@ -49,10 +49,10 @@ class Option:
 # after 2.0M. 320: 1.453 after 0.32M, 1.190 after 1.1M. 192: 1.398 after 0.64M, 1.322 after 0.89M, 1.304 after 0.98M.
 # 128: 1.493 after 0.64M, 1.344 after 1.63M.
 SHAPES = (
-    Shape(128, 3, 4, 344, 1.42, 0.112),
-    Shape(192, 4, 4, 512, 1.30, 0.164),
-    Shape(256, 4, 4, 688, 1.247, 0.147),
-    Shape(320, 6, 5, 864, 1.209, 0.1615),
+    Candidate(128, 3, 4, 344, 1.42, 0.112),
+    Candidate(192, 4, 4, 512, 1.30, 0.164),
+    Candidate(256, 4, 4, 688, 1.247, 0.147),
+    Candidate(320, 6, 5, 864, 1.209, 0.1615),
 )
 ROW_COSTS = {8: 0.0, 4: 0.004, 2: 0.02}
 """Rows in a step, and bits per byte that fewer cost at the same tokens (4: docs/log.md, 2026-11-23; 2: a guess)."""
@@ -64,10 +64,10 @@ def choose(
     seconds: float,
     *,
     corpus_tokens: int,
-    starting: Callable[[Shape], float],
-    estimate: Callable[[Shape, int], float],
-    measure: Callable[[Shape, int], float],
-    shapes: Sequence[Shape] = SHAPES,
+    starting: Callable[[Candidate], float],
+    estimate: Callable[[Candidate, int], float],
+    measure: Callable[[Candidate, int], float],
+    shapes: Sequence[Candidate] = SHAPES,
 ) -> list[Option]:
     """Rank the options for `seconds` of training, best first, then the other measured ones.
 
@@ -76,7 +76,7 @@ def choose(
     measured; a third one too, if it would win at the pace of the others.
     """
 
-    def option(shape: Shape, rows: int, step: float, *, measured: bool) -> Option:
+    def option(shape: Candidate, rows: int, step: float, *, measured: bool) -> Option:
         left = max(0.0, seconds - starting(shape))
         steps = min(int(left / step), most_steps(rows, corpus_tokens))
         return Option(shape, rows, step, steps, predicted_bits(shape, rows, steps * rows * SEQ_LEN), measured)
@@ -109,7 +109,7 @@ def most_steps(rows: int, corpus_tokens: int) -> int:
     return int(MAX_PASSES * corpus_tokens / (rows * SEQ_LEN))
 
 
-def predicted_bits(shape: Shape, rows: int, tokens: int) -> float:
+def predicted_bits(shape: Candidate, rows: int, tokens: int) -> float:
     """Predict a shape's bits per byte after a number of tokens, from its measured curve.
 
     Infinite for no tokens.

@@ -12,7 +12,7 @@ from puna.data.loader import batch, prefetch
 from puna.train.recipe import TrainConfig
 
 
-class Rows(NamedTuple):
+class LocalRows(NamedTuple):
     """Rows of a global batch.
 
     ids and targets: (rows, seq) on the device; documents: ids on the CPU or None.
@@ -25,13 +25,13 @@ class Rows(NamedTuple):
 
 def feed(
     corpus: Corpus, config: TrainConfig, *, data_step: int, start: int, stop: int, device: torch.device
-) -> Generator[Rows, None, None]:
+) -> Generator[LocalRows, None, None]:
     """Yield rows start..stop of each batch from `data_step` on, indefinitely.
 
     A background thread loads two ahead. Close the iterator when done.
     """
 
-    def make() -> Iterator[Rows]:
+    def make() -> Iterator[LocalRows]:
         step = data_step
         while True:
             rows = batch(
@@ -46,7 +46,7 @@ def feed(
             )
             # Document ids stay on the CPU, where document starts are found without synchronizing with the device.
             documents = None if rows.document_ids is None else torch.from_numpy(rows.document_ids)
-            yield Rows(_to_device(rows.input_ids, device), _to_device(rows.targets, device), documents)
+            yield LocalRows(_to_device(rows.input_ids, device), _to_device(rows.targets, device), documents)
             step += 1
 
     return prefetch(make())

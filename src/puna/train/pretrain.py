@@ -25,7 +25,7 @@ from puna.model.config import ModelConfig
 from puna.model.llama import DocumentMask, LlamaForCausalLM
 from puna.train import parallel
 from puna.train.factory import FromCheckpoint, FromScratch, ModelFactory
-from puna.train.feed import Rows, feed
+from puna.train.feed import LocalRows, feed
 from puna.train.loop import Hook, Loop
 from puna.train.loss import IGNORE, CrossEntropyHead
 from puna.train.measure.clock import peak_memory
@@ -112,13 +112,13 @@ def _fit(recipe: Recipe, _: ModelConfig, machine: Machine, world: parallel.World
     return memory
 
 
-class Part(NamedTuple):
+class PretrainingBatch(NamedTuple):
     """A micro-batch.
 
     step_targets: all targets of this process in the step, only on the first micro-batch.
     """
 
-    rows: Rows
+    rows: LocalRows
     step_targets: Tensor | None
 
 
@@ -135,7 +135,7 @@ class Pretraining(Objective):
         self.recipe, self.corpus = run.recipe, corpus
         self.steps = run.recipe.total_steps
         self.bytes_per_token = corpus.num_bytes() / max(1, corpus.num_tokens())
-        self._feed: Generator[Rows, None, None] | None = None
+        self._feed: Generator[LocalRows, None, None] | None = None
         self._feed_step = 0  # the data step that the feed yields next
         self._scale = torch.ones(())
         self._context: parallel.ContextShare | None = None
@@ -144,7 +144,7 @@ class Pretraining(Objective):
 
     # -- learning ----------------------------------------------------------------------------------------------------
 
-    def batch(self, data_step: int) -> list[Part]:
+    def batch(self, data_step: int) -> list[PretrainingBatch]:
         """This process's rows of a data step. Rows of the following steps are loaded ahead."""
         if self._feed is None or data_step != self._feed_step:
             self.close()
@@ -156,23 +156,23 @@ class Pretraining(Objective):
         self._feed_step = data_step + 1
         return self.parts(next(self._feed))
 
-    def parts(self, rows: Rows) -> list[Part]:
+    def parts(self, rows: LocalRows) -> list[PretrainingBatch]:
         """Split this process's rows of a step into micro-batches."""
         size = self.run.share.rows
         return [
-            Part(
-                Rows(*(None if tensor is None else tensor[first : first + size] for tensor in rows)),  # type: ignore[arg-type]
+            PretrainingBatch(
+                LocalRows(*(None if tensor is None else tensor[first : first + size] for tensor in rows)),  # type: ignore[arg-type]
                 rows.targets if first == 0 else None,
             )
             for first in range(0, len(rows.ids), size)
         ]
 
-    def loss(self, network: nn.Module, batch: Part) -> tuple[Tensor, Metrics]:
+    def loss(self, network: nn.Module, batch: PretrainingBatch) -> tuple[Tensor, Metrics]:
         """Cross entropy of the rows, with z-loss where asked for, as a share of the whole batch's mean."""
         objective, loss = self.call(batch).of(network)
         return objective, {"loss": loss}
 
-    def call(self, batch: Part) -> parallel.Call:
+    def call(self, batch: PretrainingBatch) -> parallel.Call:
         """See `Objective`."""
         config, (ids, targets, documents) = self.recipe.train, batch.rows
         context, step_targets = self._context, batch.step_targets

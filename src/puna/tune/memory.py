@@ -10,7 +10,7 @@ from pathlib import Path
 
 from puna.model.config import ModelConfig
 from puna.model.store import load_config
-from puna.train.planning.memory import MemoryEstimate, Prediction
+from puna.train.planning.memory import MemoryEstimate, MemoryPrediction
 from puna.tune.recipe import StageRecipe
 from puna.tune.rl.recipe import DistillRecipe, OnPolicyRecipe, RLRecipe
 
@@ -42,7 +42,7 @@ def advice_on_memory(stage: StageRecipe) -> str:
     return f"Less is needed with {', '.join(filter(None, wanted)) or 'shorter rows (train.seq_len)'}."
 
 
-class _StagePrediction(Prediction):
+class _StagePrediction(MemoryPrediction):
     def __init__(self, stage: StageRecipe, config: ModelConfig, device_type: str, world_size: int, held: int) -> None:
         super().__init__(stage.as_training(config), device_type, world_size, held)
         self.stage = stage

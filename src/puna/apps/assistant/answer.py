@@ -35,7 +35,7 @@ Token = list[Any]
 """[id or None, bytes in hex, logprob, [[bytes in hex, logprob], …]]: how a token is stored (schema.Message.tokens)."""
 
 
-class Sampling(Body):
+class SamplingSettings(Body):
     """Sampling settings; null means the default."""
 
     temperature: float | None = Field(default=None, ge=0, le=5)
@@ -65,14 +65,14 @@ def known_settings(given: dict[str, Any]) -> dict[str, Any]:
     kept: dict[str, Any] = {}
     for name, value in given.items():
         try:
-            kept |= Sampling.model_validate({name: value}).model_dump(exclude_none=True)
+            kept |= SamplingSettings.model_validate({name: value}).model_dump(exclude_none=True)
         except ValidationError:
             continue
     return kept
 
 
 @dataclass
-class Piece:
+class AnswerDelta:
     """The content of one chunk."""
 
     content: str = ""
@@ -100,7 +100,7 @@ class Draft:
     last: float | None = None
     pieces: int = 0
 
-    def add(self, piece: Piece) -> None:
+    def add(self, piece: AnswerDelta) -> None:
         self.content += piece.content
         self.reasoning += piece.reasoning
         self.tokens += piece.tokens
@@ -142,10 +142,10 @@ async def generate(
     server: Server,
     backend: Backend,
     messages: Sequence[dict[str, Any]],
-    sampling: Sampling,
+    sampling: SamplingSettings,
     *,
     prefix: Draft | None = None,
-) -> AsyncGenerator[Piece]:
+) -> AsyncGenerator[AnswerDelta]:
     """Stream the answer to a dialogue in OpenAI's form, or its continuation after `prefix`.
 
     Raises ApiError before the first piece when the request is invalid.
@@ -170,7 +170,7 @@ async def generate(
         stream = server.chat(ChatRequest.model_validate(request))
     try:
         async for chunk in stream:
-            piece = Piece(usage=chunk.usage)
+            piece = AnswerDelta(usage=chunk.usage)
             for choice in chunk.choices:
                 piece.finish_reason = choice.finish_reason
                 if isinstance(choice, ChatChunkChoice):

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.responses import StreamingResponse
 from pydantic import Field
 
-from puna.apps.assistant.answer import Draft, Piece, Sampling, generate
+from puna.apps.assistant.answer import AnswerDelta, Draft, SamplingSettings, generate
 from puna.apps.assistant.live_answer import LiveAnswer
 from puna.apps.assistant.messages import MAX_MESSAGE
 from puna.apps.assistant.state import Assistant, AssistantDep
@@ -34,10 +34,10 @@ class ComparisonRequest(Body):
     prompt: str = Field(min_length=1, max_length=MAX_MESSAGE)
     models: tuple[str, str]
     system: str = Field(default="", max_length=100_000)
-    settings: Sampling = Sampling()
+    settings: SamplingSettings = SamplingSettings()
 
 
-class Verdict(Body):
+class BlindChoice(Body):
     better: Literal["a", "b", "same"]
 
 
@@ -83,7 +83,7 @@ async def comparison(id: str, assistant: AssistantDep, user: User) -> dict[str, 
 @owned
 async def judge(id: str, request: Request, assistant: AssistantDep, user: User) -> dict[str, Any]:
     """Store which answer is better."""
-    verdict = await read_body(request, Verdict)
+    verdict = await read_body(request, BlindChoice)
     await assistant.query(assistant.store.comparison, user, id)
     if any(assistant.answers.active(f"{id}.{side}") for side in SIDES):
         raise ApiError(409, "The answers are still being written.")
@@ -102,7 +102,7 @@ async def stop(id: str, assistant: AssistantDep, user: User) -> dict[str, Any]:
 
 
 def _start(
-    assistant: Assistant, user: str, id: str, side: str, source: AsyncGenerator[Piece], *, plain: bool
+    assistant: Assistant, user: str, id: str, side: str, source: AsyncGenerator[AnswerDelta], *, plain: bool
 ) -> LiveAnswer:
     def save(draft: Draft) -> None:
         assistant.store.write_comparison(user, id, **{f"text_{side}": draft.content})

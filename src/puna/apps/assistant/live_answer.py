@@ -9,7 +9,7 @@ import time
 from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
-from puna.apps.assistant.answer import Draft, Piece
+from puna.apps.assistant.answer import AnswerDelta, Draft
 from puna.web.errors import ApiError, MissingError
 from puna.web.live_markdown import LiveMarkdown
 from puna.web.streams import Stream
@@ -33,7 +33,7 @@ class LiveAnswer(Stream):
     def __init__(
         self,
         user: str,
-        source: AsyncGenerator[Piece],
+        source: AsyncGenerator[AnswerDelta],
         draft: Draft,
         *,
         save: Save,

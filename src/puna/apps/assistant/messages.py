@@ -7,7 +7,7 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.responses import StreamingResponse
 from pydantic import Field
 
-from puna.apps.assistant.answer import Draft, Sampling, alternative, continued, generate, shown
+from puna.apps.assistant.answer import Draft, SamplingSettings, alternative, continued, generate, shown
 from puna.apps.assistant.live_answer import LiveAnswer
 from puna.apps.assistant.state import Assistant, AssistantDep
 from puna.web.access import owned
@@ -182,7 +182,7 @@ async def _answer(
         view = {**assistant.view(store.path(user, id, to=message)[-1]), "writing": False}
         return {"message": view} if error is None else {**error.body(), "message": view}
 
-    sampling = Sampling.model_validate(conversation["settings"])
+    sampling = SamplingSettings.model_validate(conversation["settings"])
     source = generate(assistant.server, backend, dialogue, sampling, prefix=prefix)
     plain = card.stage == "base"
     # Read before the answer starts: an error can come at once, and removes the answer again.

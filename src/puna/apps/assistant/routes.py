@@ -9,7 +9,7 @@ from fastapi.responses import StreamingResponse
 from pydantic import Field
 
 from puna.apps.assistant import export, imports
-from puna.apps.assistant.answer import Sampling, default_sampling, known_settings
+from puna.apps.assistant.answer import SamplingSettings, default_sampling, known_settings
 from puna.apps.assistant.starters import starters
 from puna.apps.assistant.state import Assistant, AssistantDep
 from puna.serve.openai.protocol import ModelCard
@@ -31,7 +31,7 @@ class ConversationChange(Body):
     title: str | None = Field(default=None, min_length=1, max_length=MAX_TITLE)
     model: str | None = Field(default=None, min_length=1, max_length=500)
     system: str | None = Field(default=None, max_length=MAX_SYSTEM)
-    settings: Sampling | None = None
+    settings: SamplingSettings | None = None
 
     def changes(self) -> dict[str, Any]:
         return self.model_dump(exclude_none=True, exclude={"settings"}) | (

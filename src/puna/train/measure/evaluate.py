@@ -25,7 +25,7 @@ from puna.data.corpus import Corpus
 _CHUNK = 1024
 
 
-class Document(NamedTuple):
+class MeasuredDocument(NamedTuple):
     """A document to measure on."""
 
     source: str
@@ -109,7 +109,9 @@ def windows(num_tokens: int, window: int, stride: int) -> Iterator[tuple[int, in
         start += stride
 
 
-def documents_to_measure(corpus: Corpus, split: str = "heldout", max_bytes: int | None = None) -> list[Document]:
+def documents_to_measure(
+    corpus: Corpus, split: str = "heldout", max_bytes: int | None = None
+) -> list[MeasuredDocument]:
     """The split's documents that have text and a token to predict.
 
     max_bytes: select only about this much, each source by its share of the tokens; the last document of each is cut
@@ -123,7 +125,7 @@ def documents_to_measure(corpus: Corpus, split: str = "heldout", max_bytes: int 
             left[source] = left.get(source, 0) + len(ids)
         total = sum(left.values())
         left = {source: max_bytes * tokens / total for source, tokens in left.items() if total}
-    found: list[Document] = []
+    found: list[MeasuredDocument] = []
     for _, source, _, ids in corpus.documents(split):
         room = left.get(source, math.inf)
         if room <= 0 or len(ids) < 2:
@@ -136,7 +138,7 @@ def documents_to_measure(corpus: Corpus, split: str = "heldout", max_bytes: int 
             ids = ids[: int(np.searchsorted(ends, room)) + 1]
         num_bytes = int(ends[len(ids) - 1])
         if len(ids) > 1 and num_bytes:
-            found.append(Document(source, ids, num_bytes))
+            found.append(MeasuredDocument(source, ids, num_bytes))
             left[source] = room - num_bytes
     return found
 

@@ -61,7 +61,7 @@ def predict_memory(recipe: Recipe, *, device_type: str, world_size: int = 1, hel
     on CPUs. held: on a CPU, bytes that the process has taken already. Raises PunaError when the layout does not fit the
     number of processes.
     """
-    return Prediction(recipe, device_type, world_size, held).estimate()
+    return MemoryPrediction(recipe, device_type, world_size, held).estimate()
 
 
 def largest_preset_that_fits(recipe: Recipe, available: int, *, device_type: str, world_size: int = 1) -> str | None:
@@ -114,7 +114,7 @@ def check_fits(recipe: Recipe, estimate: MemoryEstimate, machine: "Machine", adv
     )
 
 
-class Prediction:
+class MemoryPrediction:
     """One recipe on one kind of device: its sizes, and the peak moments made of them.
 
     held: on a CPU, what the process has taken already, where it is known to be more than an interpreter usually has.

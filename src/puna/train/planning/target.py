@@ -18,7 +18,7 @@ from puna.model.layout import Layout
 from puna.plan.equations.columns import PRECISIONS
 from puna.plan.equations.constants import find_stack
 from puna.plan.equations.cost_model import CostModel
-from puna.plan.equations.hardware import Accelerator, Group, find_accelerator, parse_fleet
+from puna.plan.equations.hardware import Accelerator, AcceleratorGroup, find_accelerator, parse_fleet
 from puna.plan.equations.shape import Shape, from_config, published_shapes
 from puna.plan.evidence.calibrated import calibrated_cost_model
 from puna.plan.evidence.local_device import device_here, has_compiler, read_calibration, this_machine
@@ -185,7 +185,7 @@ def find_target(
     )
 
 
-def fleet_for(text: str | None, *, limited: bool) -> Group:
+def fleet_for(text: str | None, *, limited: bool) -> AcceleratorGroup:
     """Resolve the accelerators of a plan: the named ones, or this machine's.
 
     limited: the plan is limited by money or days, not by accelerators; without a name it is then for one node of H100,
@@ -202,7 +202,7 @@ def fleet_for(text: str | None, *, limited: bool) -> Group:
         return fleet.groups[0]
     if limited:
         accelerator = find_accelerator("h100")
-        return Group(count=accelerator.node_size, accelerator=accelerator)
+        return AcceleratorGroup(count=accelerator.node_size, accelerator=accelerator)
     return this_machine()
 
 

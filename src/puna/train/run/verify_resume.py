@@ -273,10 +273,10 @@ def run_order(order: dict[str, Any], environment: dict[str, str]) -> None:
 
     from puna.core.recipe import load
     from puna.train.measure.machine import Machine
-    from puna.train.pretrain import Part, Pretraining, train
+    from puna.train.pretrain import Pretraining, PretrainingBatch, train
 
     class Recorder(Pretraining):
-        def batch(self, data_step: int) -> list[Part]:
+        def batch(self, data_step: int) -> list[PretrainingBatch]:
             parts = super().batch(data_step)
             pairs = [pair for part in parts for pair in zip(part.rows.ids.cpu(), part.rows.targets.cpu(), strict=True)]
             rows = [hashlib.sha256(i.numpy().tobytes() + t.numpy().tobytes()).hexdigest()[:16] for i, t in pairs]

@@ -21,20 +21,20 @@ from puna.tune.preference import losses
 from puna.tune.preference.pairs import Judged, Preference, read_judged, read_preferences
 from puna.tune.preference.ranked import Ranked, formatting, numbers_of_step, ranked_of, read_ranked
 from puna.tune.preference.recipe import DPORecipe
-from puna.tune.rows.packing import Rows, collate, token_logprobs
+from puna.tune.rows.packing import AnswerRows, collate, token_logprobs
 from puna.tune.stage import Stage, StageObjective, run_stage
 
 
-class Part(NamedTuple):
+class DPOBatch(NamedTuple):
     """A micro-batch.
 
     reference: (answers,) log probabilities. mismatched: prompts with the next prompt's answers.
     """
 
-    rows: Rows
+    rows: AnswerRows
     good: Tensor
     reference: Tensor
-    mismatched: Rows | None
+    mismatched: AnswerRows | None
     mismatched_reference: Tensor | None
     items: int
     items_everywhere: int
@@ -80,7 +80,7 @@ class DPO(StageObjective):
 
     # -- batches -----------------------------------------------------------------------------------------------------
 
-    def batch(self, data_step: int) -> Sequence[Part]:
+    def batch(self, data_step: int) -> Sequence[DPOBatch]:
         """This process's preferences of the step."""
         train, share = self.recipe.train, self.stage.share
         numbers = numbers_of_step(len(self.items), train.batch, data_step, train.seed)
@@ -91,7 +91,7 @@ class DPO(StageObjective):
             parts.append(self._part(numbers[first : first + share.rows], train.batch, max(1, tokens)))
         return parts
 
-    def _part(self, numbers: Sequence[int], everywhere: int, tokens: int) -> Part:
+    def _part(self, numbers: Sequence[int], everywhere: int, tokens: int) -> DPOBatch:
         device, longest = self.stage.device, self.recipe.train.seq_len
         chosen = [self.everyone[number] for number in numbers]
         reference = torch.tensor([value for number in numbers for value in self.reference[number]], device=device)
@@ -102,11 +102,11 @@ class DPO(StageObjective):
             reference_moved = torch.tensor(values, device=device)
         good = torch.tensor([item.good for item in chosen], device=device)
         rows = _rows(chosen, longest, device)
-        return Part(rows, good, reference, moved, reference_moved, len(numbers), everywhere, tokens)
+        return DPOBatch(rows, good, reference, moved, reference_moved, len(numbers), everywhere, tokens)
 
     # -- the loss ----------------------------------------------------------------------------------------------------
 
-    def loss(self, network: nn.Module, batch: Part) -> tuple[Tensor, Metrics]:
+    def loss(self, network: nn.Module, batch: DPOBatch) -> tuple[Tensor, Metrics]:
         """The preference loss plus the chosen answers' cross entropy.
 
         Both are a share of the batch's loss.
@@ -118,7 +118,7 @@ class DPO(StageObjective):
         loss = each.sum() * share + self.config.nll * nll
         return loss, {**measures, "nll": nll.detach(), "preference": each.sum().detach() * share}
 
-    def _losses(self, network: nn.Module, batch: Part) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    def _losses(self, network: nn.Module, batch: DPOBatch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Compute losses of preferences, cross entropy of chosen answers, and measures.
 
         Returns (loss of each preference, cross entropy summed over chosen tokens, measures summed over preferences).
@@ -158,7 +158,7 @@ class DPO(StageObjective):
         }
         return each, -matrix[0::2].sum(), measures
 
-    def _logps(self, network: nn.Module, rows: Rows) -> Tensor:
+    def _logps(self, network: nn.Module, rows: AnswerRows) -> Tensor:
         """Log probability of every token of the answers, (tokens,)."""
         chunk = self.recipe.train.loss_chunk
 
@@ -168,7 +168,7 @@ class DPO(StageObjective):
         logps: Tensor = network(rows.ids, positions=rows.positions, mask=rows.document_mask(), head=head)
         return logps
 
-    def _counted(self, rows: Rows) -> Tensor:
+    def _counted(self, rows: AnswerRows) -> Tensor:
         """(answers, longest), 1 where a token counts in the preference."""
         if not self.config.mask_format:
             return rows.mask
@@ -220,7 +220,7 @@ class DPO(StageObjective):
         return {"items": len(self.items)}
 
 
-def _rows(items: Sequence[Ranked], seq_len: int, device: torch.device) -> Rows:
+def _rows(items: Sequence[Ranked], seq_len: int, device: torch.device) -> AnswerRows:
     return collate([row for item in items for row in item.rows(seq_len)], device)
 
 

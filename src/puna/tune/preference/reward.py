@@ -26,7 +26,7 @@ from puna.tune.preference.pairs import read_preferences
 from puna.tune.preference.ranked import Ranked, numbers_of_step, ranked_of, read_ranked
 from puna.tune.preference.recipe import RewardRecipe
 from puna.tune.rows.dialogues import Message
-from puna.tune.rows.packing import Row, Rows, collate
+from puna.tune.rows.packing import AnswerRows, Row, collate
 from puna.tune.stage import Stage, StageObjective, run_stage
 from puna.version import __version__
 
@@ -80,13 +80,13 @@ class RewardHead(FromCheckpoint):
             write_json(place / "puna.json", {"puna": __version__, **lineage})
 
 
-class Part(NamedTuple):
+class RewardBatch(NamedTuple):
     """A micro-batch.
 
     ends: (answers,) end of each answer in the flattened rows; pairs: (pairs, 2), better first.
     """
 
-    rows: Rows
+    rows: AnswerRows
     ends: Tensor
     pairs: Tensor
     pairs_everywhere: int
@@ -110,7 +110,7 @@ class Reward(StageObjective):
             lambda item: item.prompt,
         )
 
-    def batch(self, data_step: int) -> Sequence[Part]:
+    def batch(self, data_step: int) -> Sequence[RewardBatch]:
         """This process's rankings of the step."""
         train, share = self.recipe.train, self.stage.share
         numbers = numbers_of_step(len(self.items), train.batch, data_step, train.seed)
@@ -119,7 +119,7 @@ class Reward(StageObjective):
         starts = [share.first + index * share.rows for index in range(share.micro_batches)]
         return [self._part(chosen[start : start + share.rows], pairs) for start in starts]
 
-    def _part(self, items: Sequence[Ranked], pairs_everywhere: int) -> Part:
+    def _part(self, items: Sequence[Ranked], pairs_everywhere: int) -> RewardBatch:
         rows, ends = rows_and_ends([row for item in items for row in item.rows(self.recipe.train.seq_len)])
         first, pairs = 0, []
         for item in items:
@@ -127,9 +127,11 @@ class Reward(StageObjective):
             first += len(item.answers)
         device = self.stage.device
         laid = collate(rows, device)
-        return Part(laid, torch.tensor(ends, device=device), torch.tensor(pairs, device=device), pairs_everywhere)
+        return RewardBatch(
+            laid, torch.tensor(ends, device=device), torch.tensor(pairs, device=device), pairs_everywhere
+        )
 
-    def loss(self, network: nn.Module, batch: Part) -> tuple[Tensor, Metrics]:
+    def loss(self, network: nn.Module, batch: RewardBatch) -> tuple[Tensor, Metrics]:
         """The loss of the pairs, as a share of the global batch's mean."""
         scores = scores_of(network, batch.rows, batch.ends)
         better, worse = scores[batch.pairs[:, 0]], scores[batch.pairs[:, 1]]
@@ -203,7 +205,7 @@ def rows_and_ends(rows: list[Row]) -> tuple[list[Row], list[int]]:
     return rows, ends
 
 
-def scores_of(network: nn.Module, rows: Rows, ends: Tensor) -> Tensor:
+def scores_of(network: nn.Module, rows: AnswerRows, ends: Tensor) -> Tensor:
     """The score of each answer, (answers,), float32."""
 
     def head(hidden: Tensor, weight: Tensor) -> Tensor:

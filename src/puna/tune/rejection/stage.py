@@ -38,7 +38,7 @@ SAMPLES, PICKED, PREFERENCES = "samples.jsonl", "sft.jsonl", "preferences.jsonl"
 _TOGETHER = 16  # prompts whose answers are written at once
 
 
-class Prompt(NamedTuple):
+class SampledPrompt(NamedTuple):
     """Messages to answer, and the problem that they state, if any."""
 
     messages: list[Message]
@@ -100,7 +100,7 @@ def run(
         return event
 
 
-def prompts_of(recipe: RejectionRecipe) -> Iterator[Prompt]:
+def prompts_of(recipe: RejectionRecipe) -> Iterator[SampledPrompt]:
     """Yield every prompt of a recipe, in order.
 
     Raises PunaError for unknown tasks, levels or files.
@@ -111,16 +111,16 @@ def prompts_of(recipe: RejectionRecipe) -> Iterator[Prompt]:
             problem = training_problem(task, entry.levels[number % len(entry.levels)], number, recipe.seed)
             messages = problem.messages(task.instruction if recipe.instruct else "")
             tools = [SCHEMAS[name] for name in task.tools]
-            yield Prompt([*messages], tools, problem, f"{task.name}, level {problem.level}, seed {problem.seed}")
+            yield SampledPrompt([*messages], tools, problem, f"{task.name}, level {problem.level}, seed {problem.seed}")
     for name in recipe.files:
         for dialogue in read_dialogues(Path(name)):
             last = max(i for i, message in enumerate(dialogue.messages) if message["role"] == "assistant")
             if last:
-                yield Prompt(dialogue.messages[:last], dialogue.tools, None, dialogue.where)
+                yield SampledPrompt(dialogue.messages[:last], dialogue.tools, None, dialogue.where)
 
 
 def sample(
-    engine: Engine, prompts: Sequence[Prompt], recipe: RejectionRecipe, judge: Judge | None, *, first: int = 0
+    engine: Engine, prompts: Sequence[SampledPrompt], recipe: RejectionRecipe, judge: Judge | None, *, first: int = 0
 ) -> list[list[Sample]]:
     """Sample and score K answers to each prompt.
 
@@ -155,7 +155,9 @@ def sample(
     ]
 
 
-def _continued(engine: Engine, prompts: Sequence[Prompt], recipe: RejectionRecipe, seed: int) -> list[list[Sample]]:
+def _continued(
+    engine: Engine, prompts: Sequence[SampledPrompt], recipe: RejectionRecipe, seed: int
+) -> list[list[Sample]]:
     """Answers to prompts that do not state a problem, scored by the judge."""
     assert engine.tokenizer is not None
     ids = [render(p.messages, engine.tokenizer, tools=p.tools or None, add_generation_prompt=True).ids for p in prompts]
@@ -183,7 +185,7 @@ def pick(samples: Sequence[Sample], *, least: float, keep: int) -> list[Sample]:
     return list(chosen.values())[:keep]
 
 
-def write_picked(recipe: RejectionRecipe, run_dir: Path, prompts: Sequence[Prompt]) -> dict[str, Any]:
+def write_picked(recipe: RejectionRecipe, run_dir: Path, prompts: Sequence[SampledPrompt]) -> dict[str, Any]:
     """Write the picked answers and the pairs; returns counts.
 
     Raises PunaError when no answer can be kept.

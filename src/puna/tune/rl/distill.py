@@ -24,8 +24,8 @@ from puna.text.tokenizer import Tokenizer
 from puna.tune.rl.collect import Collector, summary
 from puna.tune.rl.recipe import DistillRecipe
 from puna.tune.rl.rewards import Check
-from puna.tune.rl.updates import MicroBatch, TimeShares, Update, micro_batches, plan_updates
-from puna.tune.rows.packing import Rows, grouped
+from puna.tune.rl.updates import MicroBatch, TimeBreakdown, Update, micro_batches, plan_updates
+from puna.tune.rows.packing import AnswerRows, grouped
 from puna.tune.stage import Stage, StageObjective, run_stage
 
 
@@ -42,7 +42,7 @@ class Distill(StageObjective):
         self.recipe = recipe
         self.teacher = _teacher(recipe, stage)
         self.collector = Collector(stage, recipe, check)
-        self.shares = TimeShares(stage)
+        self.shares = TimeBreakdown(stage)
         self.queue: list[Update] = []
 
     def batch(self, data_step: int) -> Sequence[MicroBatch]:
@@ -125,7 +125,7 @@ def _logprobs(hidden: Tensor, head: Tensor) -> Tensor:
     return (hidden @ head.to(hidden.dtype).T).float().log_softmax(-1)
 
 
-def _forward(network: nn.Module, rows: Rows, head: Callable[[Tensor, Tensor], Any]) -> Any:
+def _forward(network: nn.Module, rows: AnswerRows, head: Callable[[Tensor, Tensor], Any]) -> Any:
     return network(rows.ids, positions=rows.positions, mask=rows.document_mask(), head=head)
 
 

@@ -30,8 +30,8 @@ from puna.tune.rl.collect import Collector, Scored, summary
 from puna.tune.rl.losses import METHODS, advantages, policy_loss, token_weights
 from puna.tune.rl.recipe import RLRecipe
 from puna.tune.rl.rewards import Check, hack_measure
-from puna.tune.rl.updates import MicroBatch, TimeShares, Update, micro_batches, plan_updates
-from puna.tune.rows.packing import Group, Rows, grouped, token_logprobs
+from puna.tune.rl.updates import MicroBatch, TimeBreakdown, Update, micro_batches, plan_updates
+from puna.tune.rows.packing import AnswerGroup, AnswerRows, grouped, token_logprobs
 from puna.tune.stage import Stage, StageObjective, run_stage
 
 _START_SAMPLES = 8  # one of them must be right for a problem to count as solved at the start
@@ -56,7 +56,7 @@ class RL(StageObjective):
         self.recipe = recipe
         self.collector = Collector(stage, recipe, check)
         self.alarm = Alarm(recipe.alarm)
-        self.shares = TimeShares(stage)
+        self.shares = TimeBreakdown(stage)
         self.queue: list[Update] = []
         self.sets = 0
         """Number of sets of answers so far."""
@@ -197,7 +197,7 @@ class RL(StageObjective):
             notes=notes,
         )
 
-    def _group(self, one: Scored) -> Group:
+    def _group(self, one: Scored) -> AnswerGroup:
         method = METHODS[self.recipe.policy.method]
         found = advantages(torch.tensor([one.rewards]), method.baseline, method.scale)[0].tolist()
         answers = one.answers
@@ -273,7 +273,7 @@ def _reference(stage: Stage) -> LlamaForCausalLM:
     return model.requires_grad_(False)
 
 
-def _score(network: nn.Module, rows: Rows, chunk: int) -> tuple[Tensor, Tensor]:
+def _score(network: nn.Module, rows: AnswerRows, chunk: int) -> tuple[Tensor, Tensor]:
     """Log probability and entropy of each chosen token, (tokens,)."""
     head = partial(token_logprobs, source=rows.source, target=rows.target, chunk=chunk)
     scored: tuple[Tensor, Tensor] = network(rows.ids, positions=rows.positions, mask=rows.document_mask(), head=head)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from puna.tune.rows.packing import EMPTY, Answer, Group, Rows, collate, split
+from puna.tune.rows.packing import EMPTY, Answer, AnswerGroup, AnswerRows, collate, split
 from puna.tune.stage import Stage
 
 
@@ -22,7 +22,7 @@ class Update:
     fresh: no update has been made since they were generated. notes: what to log with it.
     """
 
-    groups: list[Group]
+    groups: list[AnswerGroup]
     fresh: bool
     notes: dict[str, float]
 
@@ -53,7 +53,7 @@ class Update:
     def from_plain(cls, plain: dict[str, Any]) -> "Update":
         """Restore what `plain` returned."""
         groups = [
-            Group(one["prompt"], [Answer(**answer) for answer in one["answers"]], one["advantages"], one["times"])
+            AnswerGroup(one["prompt"], [Answer(**answer) for answer in one["answers"]], one["advantages"], one["times"])
             for one in plain["groups"]
         ]
         return cls(groups, plain["fresh"], plain["notes"])
@@ -66,7 +66,7 @@ class MicroBatch:
     Also has notes for the log.
     """
 
-    rows: Rows
+    rows: AnswerRows
     answers: int
     tokens: int
     fresh: bool
@@ -76,7 +76,7 @@ class MicroBatch:
 
 
 def plan_updates(
-    groups: Sequence[Group], *, count: int, epochs: int, seed: str, notes: dict[str, float]
+    groups: Sequence[AnswerGroup], *, count: int, epochs: int, seed: str, notes: dict[str, float]
 ) -> list[Update]:
     """Plan `count` updates of about equal size, `epochs` times, in an order from `seed`.
 
@@ -112,7 +112,7 @@ def micro_batches(update: Update, stage: Stage) -> list[MicroBatch]:
     return batches
 
 
-class TimeShares:
+class TimeBreakdown:
     """Seconds of steps by use: generation, reward, learning (forward, backward, update), rest."""
 
     def __init__(self, stage: Stage) -> None:

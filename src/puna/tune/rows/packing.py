@@ -38,7 +38,7 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Group:
+class AnswerGroup:
     """A problem's prompt, its answers, their advantages, and how often each occurred.
 
     `grouped` creates groups.
@@ -50,12 +50,12 @@ class Group:
     times: list[int]
 
 
-def grouped(prompt: Ids, answers: Sequence[Answer], advantages: Sequence[float]) -> Group:
+def grouped(prompt: Ids, answers: Sequence[Answer], advantages: Sequence[float]) -> AnswerGroup:
     """Build a group, merging equal answers with equal advantages.
 
     A merged answer has the log probabilities of the first.
     """
-    group = Group(prompt, [], [], [])
+    group = AnswerGroup(prompt, [], [], [])
     places: dict[tuple[object, ...], int] = {}
     for answer, advantage in zip(answers, advantages, strict=True):
         key = (tuple(answer.ids), tuple(answer.mask), answer.ended, advantage)
@@ -70,7 +70,7 @@ def grouped(prompt: Ids, answers: Sequence[Answer], advantages: Sequence[float])
 
 
 @dataclass(frozen=True)
-class Rows:
+class AnswerRows:
     """A micro-batch on the device. tokens: those that the model chose, concatenated.
 
     ids, positions: (rows, width). visible: bool (rows, 1, width, width), or None if each row has one answer.
@@ -117,7 +117,7 @@ EMPTY = Row([0], [])
 """A row without a learning signal, for a process that has no other: all take part in every step."""
 
 
-def split(groups: Sequence[Group], seq_len: int) -> list[Row]:
+def split(groups: Sequence[AnswerGroup], seq_len: int) -> list[Row]:
     """Split groups into rows of at most `seq_len` tokens, longest first.
 
     Answers without chosen tokens are left out. Raises PunaError when a problem with one answer does not fit.
@@ -143,7 +143,7 @@ def split(groups: Sequence[Group], seq_len: int) -> list[Row]:
     return sorted(rows, key=lambda row: -row.width)
 
 
-def collate(rows: Sequence[Row], device: torch.device | str = "cpu") -> Rows:
+def collate(rows: Sequence[Row], device: torch.device | str = "cpu") -> AnswerRows:
     """Create the tensors of a micro-batch."""
     width = max(row.width for row in rows)
     ids, positions, branches = [], [], []
@@ -189,7 +189,7 @@ def collate(rows: Sequence[Row], device: torch.device | str = "cpu") -> Rows:
 
     padded = [one + [0.0] * (longest - len(one)) for one in old]
     mask = [[1.0] * len(one) + [0.0] * (longest - len(one)) for one in old]
-    return Rows(
+    return AnswerRows(
         ids=whole(ids),
         positions=whole(positions),
         visible=visible,

@@ -22,7 +22,7 @@ from puna.tune.sft.recipe import SFTRecipe
 from puna.tune.stage import Stage, StageObjective, run_stage
 
 
-class Part(NamedTuple):
+class SFTBatch(NamedTuple):
     """A micro-batch: packed rows, a scale, and measures of its share.
 
     scale: 1 / (counted tokens of the global batch).
@@ -49,7 +49,7 @@ class SFT(StageObjective):
         made = [example_of(dialogue, stage.tokenizer, train.seq_len, drop=drop) for dialogue in heldout]
         self.heldout = [example for example in made if example is not None]
 
-    def batch(self, data_step: int) -> Sequence[Part]:
+    def batch(self, data_step: int) -> Sequence[SFTBatch]:
         """This process's rows of the next batch."""
         train, share = self.recipe.train, self.stage.share
         examples, truncated = self.mixture.rows(train.batch)
@@ -68,10 +68,10 @@ class SFT(StageObjective):
         for index in range(share.micro_batches):
             first = share.first + index * share.rows
             rows = PackedRows(*(tensor[first : first + share.rows] for tensor in packed))
-            parts.append(Part(rows, 1.0 / learned, {name: value / everywhere for name, value in measures.items()}))
+            parts.append(SFTBatch(rows, 1.0 / learned, {name: value / everywhere for name, value in measures.items()}))
         return parts
 
-    def loss(self, network: nn.Module, batch: Part) -> tuple[Tensor, Metrics]:
+    def loss(self, network: nn.Module, batch: SFTBatch) -> tuple[Tensor, Metrics]:
         """Cross entropy of the rows, as a share of the global batch's mean."""
         loss, _ = packed_loss(self.stage, network, batch.rows, batch.scale)
         return loss, batch.measures

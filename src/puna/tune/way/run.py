@@ -57,7 +57,7 @@ def run(
     """
     if not recipe.model:
         raise PunaError("No model was given.", "Use: puna tune all RECIPE MODEL.")
-    pipeline = Pipeline(recipe, run_dir, observers, machine)
+    pipeline = TuningPipeline(recipe, run_dir, observers, machine)
     pipeline.check()
     with lock_directory(run_dir):
         write_text(run_dir / "recipe.toml", dump(recipe))
@@ -68,7 +68,7 @@ def run(
             return {**stopped.event, "detail": detail}
 
 
-class Pipeline:
+class TuningPipeline:
     """One run of all stages: what is done, and which model comes next."""
 
     def __init__(
