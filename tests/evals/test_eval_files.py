@@ -69,14 +69,16 @@ def test_a_benchmark_of_a_plugin_that_needs_no_files_is_there():
     assert [benchmark.name for benchmark, *_ in found] == ["own"]
 
 
-def test_the_command_and_the_api_say_so_before_a_model_is_loaded(capsys):
-    assert main(["eval", "no/model", "--suite", "code"]) == 2
+def test_the_command_and_the_api_say_so_before_a_model_is_loaded(capsys, tmp_path):
+    (tmp_path / "config.json").write_text("{}")  # looks like a model, and is never opened
+    model = str(tmp_path)
+    assert main(["eval", model, "--suite", "code"]) == 2
     message = capsys.readouterr().err
     assert "Nothing of code is here" in message
     assert "humaneval/HumanEval.jsonl, from github.com/openai/human-eval" in message
     with pytest.raises(MissingFiles, match="Nothing of knowledge is here"):
-        evaluate_model("no/model", "knowledge,gsm8k")
-    assert main(["eval", "no/model", "--suite", "gsm8k"]) == 2
+        evaluate_model(model, "knowledge,gsm8k")
+    assert main(["eval", model, "--suite", "gsm8k"]) == 2
     message = capsys.readouterr().err
     assert "gsm8k/test.jsonl is not here: no folder of evaluation data was named" in message
     assert "github.com/openai/grade-school-math" in message

@@ -140,7 +140,7 @@ def test_files_of_a_directory(saved: Path) -> None:
     assert config["eos_token_id"] == [1, 4]
     assert config["dtype"] == config["torch_dtype"] == "float32"
     assert load_lineage(saved)["stage"] == "base"
-    assert "\n# model\n" in (saved / "README.md").read_text()
+    assert f"\n# {saved.parent.name}\n" in (saved / "README.md").read_text()
 
 
 def test_the_card_of_our_own_model_does_not_call_itself_llama(tmp_path: Path, random_model: Maker) -> None:

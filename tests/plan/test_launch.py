@@ -155,7 +155,7 @@ def test_one_node_needs_no_meeting_place() -> None:
 
 
 def test_a_layout_with_split_matrices_and_stages_is_written_as_train_reads_it() -> None:
-    layout = Layout(tp=8, pp=2, dp_shard=4)
+    layout = Layout(tp=8, pp=2, dp_shard=4, sequence_parallel=True)
     assert not emit("slurm", job(layout=layout), Path("job")).warnings
     written = load(Recipe, Path("job/recipe.toml")).value
     assert written.resolve_layout(64).model_dump(exclude={"micro_batch"}) == layout.model_dump(exclude={"micro_batch"})

@@ -96,7 +96,7 @@ def test_a_lean_plan_is_enough(tmp_path: Path) -> None:
         ([], "is not a plan"),
         ({}, "no best layout"),
         ({"best": 3}, "no best layout"),
-        (best(tp=8, dp=1), "layout.tp = 8 does not divide the model's"),
+        (best(tp=8, dp=1), "is a plan for 8 processes, but 2 are running"),
         (best(tp=2, pp=4, dp=1), "is a plan for 8 processes, but 2 are running"),
         (best(dp=4), "is a plan for 4 processes, but 2 are running"),
         (best(dp="many"), "best.layout.dp = 'many'"),
@@ -114,6 +114,11 @@ def test_a_lean_plan_is_enough(tmp_path: Path) -> None:
 def test_what_cannot_be_is_a_sentence(tmp_path: Path, tree: Any, words: str) -> None:
     with pytest.raises(PunaError, match=re.escape(words)):
         apply_plan(recipe(), plan(tmp_path, tree), 2)
+
+
+def test_a_layout_that_does_not_divide_the_model_is_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(PunaError, match=re.escape("layout.tp = 8 does not divide the model's")):
+        apply_plan(recipe(), plan(tmp_path, best(tp=8, dp=1)), 8)
 
 
 def test_a_file_that_is_not_there_or_no_json_is_a_sentence(tmp_path: Path) -> None:

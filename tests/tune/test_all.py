@@ -141,10 +141,11 @@ def test_the_command_takes_recipe_and_model(tmp_path: Path, capsys: pytest.Captu
     run_dir = str(tmp_path / "run")
     recipe = str(RECIPES / "laptop.toml")
     assert main(["tune", "all", recipe, str(tmp_path / "nothing"), "--run-dir", run_dir]) == 2
-    assert "nothing is not a folder" in capsys.readouterr().err
+    assert "nothing does not exist" in capsys.readouterr().err
     assert main(["tune", "all", recipe, "--run-dir", run_dir]) == 2
     assert "No model was given" in capsys.readouterr().err
-    assert main(["tune", "all", recipe, "models/x", "--run-dir", run_dir, "--nproc", "2"]) == 2
+    (tmp_path / "config.json").write_text("{}")  # looks like a model, and is never opened
+    assert main(["tune", "all", recipe, str(tmp_path), "--run-dir", run_dir, "--nproc", "2"]) == 2
     assert "runs in one process" in capsys.readouterr().err
 
 

@@ -69,7 +69,7 @@ def test_a_teacher_with_another_tokenizer_is_refused(recipe, tmp_path, machine, 
     other = train_tokenizer(["some other text, quite another one"] * 30, 320)
     small = config.model_copy(update={"vocab_size": other.vocab_size})
     save_model(tmp_path / "t", small, random_model(small).state_dict(), other, dtype=torch.float32, lineage={})
-    for name, said in ((str(tmp_path / "t"), "another tokenizer"), ("", "no teacher")):
+    for name, said in ((str(tmp_path / "t"), "a different tokenizer"), ("", "no teacher")):
         wrong = recipe.model_copy(update={"teacher": name})
         with pytest.raises(PunaError, match=said):
             run(wrong, tmp_path / f"run-{bool(name)}", machine=machine)

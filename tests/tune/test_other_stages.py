@@ -114,7 +114,7 @@ def test_an_interrupted_run_goes_on_behind_the_last_whole_line(
     monkeypatch.setattr("puna.tune.rejection.stage.sample", original)
     with open(tmp_path / "run" / "samples.jsonl", "ab") as file:
         file.write(b'{"prompt": 32, "sam')
-    with pytest.raises(PunaError, match="exists already"):
+    with pytest.raises(PunaError, match="already exists"):
         rejection.run(recipe, tmp_path / "run")
     assert rejection.run(recipe, tmp_path / "run", resume=True)["kind"] == "end"
     for name in ("samples.jsonl", "sft.jsonl", "preferences.jsonl"):

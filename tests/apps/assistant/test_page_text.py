@@ -287,6 +287,7 @@ def test_suggestions_follow_what_the_model_learned(
     learned.card.root = str(tmp_path)
     serve(here, learned)
     page.reload()
+    page.wait_for_selector(".starter")
     shown = " ".join(page.locator(".starter").all_inner_texts())
     assert has in shown
     assert hasnt not in shown
