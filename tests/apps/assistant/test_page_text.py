@@ -166,7 +166,7 @@ def test_lists_tables_quotes_and_the_composer_take_their_texts_direction(page: A
     for selector in ("ul", "blockquote", "table"):
         assert page.evaluate(f"getComputedStyle(document.querySelector('.answer {selector}')).direction") == "rtl"
     assert page.evaluate("getComputedStyle(document.querySelector('.answer pre')).direction") == "ltr"
-    item, whole = (page.locator(f".answer {name}").first.bounding_box() for name in ("li", ".text"))
+    item, whole = (page.locator(f".answer {name}").first.bounding_box() for name in ("li", "[data-area=content]"))
     assert item["x"] + item["width"] < whole["x"] + whole["width"] - 10  # the marker is on the right
     first, second = (page.locator(".answer th").nth(at).bounding_box() for at in (0, 1))
     assert first["x"] > second["x"]
