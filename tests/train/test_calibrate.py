@@ -100,6 +100,14 @@ def test_a_fit_recovers_the_rates_that_made_the_times(tflops: float, half: int, 
     assert again == pytest.approx(seconds, rel=1e-6)
 
 
+def test_a_busy_machine_is_measured_by_its_warm_up_alone():
+    calls = []
+    operations = {"one": lambda: calls.append(1), "two": lambda: calls.append(2)}
+    found = rates.time_in_rounds(operations, "cpu", rounds=3, budget=1.0, done=lambda: None, limit=-1.0)
+    assert calls == [1, 2]
+    assert set(found) == {"one", "two"}
+
+
 def test_times_are_of_every_operation_and_one_that_memory_cannot_hold_is_left_out() -> None:
     calls = {"small": 0, "large": 0}
 

@@ -7,6 +7,7 @@ lives here and not in `plan`, which must work without torch.
 """
 
 import contextlib
+import math
 import os
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -69,9 +70,9 @@ _ATTENTION = {
 _VOCABULARIES = {"cpu": (4096, 16384, 1024, 65536), "gpu": (32768, 131072, 8192)}
 _MUON = {"cpu": 256, "gpu": 2048}
 _QUICK = {"layers": 4, "attention": 5, "vocabularies": 2}
-# Rounds over all operations, and seconds for each operation in a round.
+# Rounds over all operations, seconds for each operation in a round, and seconds after which no quick round begins.
 _ROUNDS, _BUDGET = 12, 0.05
-_QUICK_ROUNDS, _QUICK_BUDGET = 3, 0.005
+_QUICK_ROUNDS, _QUICK_BUDGET, _QUICK_LIMIT = 3, 0.005, 10.0
 _COPIED_NUMBERS = {"cpu": 2**24, "gpu": 2**28}
 
 
@@ -142,7 +143,8 @@ def _measure(device: str, quick: bool, show: Callable[[int, int], None]) -> Cali
         count += 1
         show(count, total)
 
-    seconds = rates.time_in_rounds(operations, device, rounds=rounds, budget=budget, done=done)
+    limit = _QUICK_LIMIT if quick else math.inf
+    seconds = rates.time_in_rounds(operations, device, rounds=rounds, budget=budget, done=done, limit=limit)
     return Calibration(
         device=device_here(device),
         date=datetime.now(UTC).strftime("%Y-%m-%d"),

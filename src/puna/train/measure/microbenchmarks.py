@@ -35,16 +35,28 @@ MUON_STACK, MUON_ITERATIONS = 4, 5
 
 
 def time_in_rounds(
-    operations: Mapping[Name, Operation], device: str, *, rounds: int, budget: float, done: Callable[[], None]
+    operations: Mapping[Name, Operation],
+    device: str,
+    *,
+    rounds: int,
+    budget: float,
+    done: Callable[[], None],
+    limit: float = math.inf,
 ) -> dict[Name, float]:
     """Seconds of each operation, after a warm-up call.
 
     budget: seconds per operation and round, but at least one call. done: called after every operation of every round.
-    Operations that do not fit into the device's memory are left out.
+    limit: seconds after which no further round begins; when the warm-up alone took longer (a busy machine), its calls
+    count. Operations that do not fit into the device's memory are left out.
     """
     wait = {"cuda": torch.cuda.synchronize, "mps": torch.mps.synchronize}.get(device, lambda: None)
     times: dict[Name, list[float]] = {name: [] for name in operations}
+    begin = time.perf_counter()
     for turn in range(rounds + 1):
+        if turn and time.perf_counter() - begin > limit:
+            break
+        if turn == 1:
+            times = {name: [] for name in times}
         for name, run in operations.items():
             done()
             if name not in times:
@@ -57,9 +69,9 @@ def time_in_rounds(
                     wait()
                     seconds = time.perf_counter() - started
                     spent += seconds
+                    times[name].append(seconds)
                     if turn == 0:
                         break
-                    times[name].append(seconds)
             except torch.OutOfMemoryError:
                 del times[name]
     return {name: sorted(some)[len(some) // 2] for name, some in times.items()}
