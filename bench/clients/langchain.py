@@ -31,6 +31,6 @@ for responses in (False, True):
         ],
     )
     assert model.invoke([HumanMessage("x"), broken, HumanMessage("y")]).text
-    forced = model.bind_tools([Node], tool_choice="any").invoke("A node, please.", temperature=0, seed=1)
+    forced = model.bind_tools([Node], tool_choice="any").invoke("A node, please.")
     assert forced.tool_calls or forced.response_metadata
 print("functions of recursive types, broken calls in the history, streams, by chat and by responses")
