@@ -1,4 +1,4 @@
-"""CPU seconds of `puna --help`, and whether it imports torch. A bare interpreter runs in turns with it for comparison.
+"""Compare the CPU time and imports of `puna --help` with a bare interpreter's, in turns.
 
 python bench/cli_start.py [--rounds 15]
 """

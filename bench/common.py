@@ -1,7 +1,7 @@
-"""What every benchmark shares: the facts about the machine, results as JSON, a corpus, and contenders that take turns.
+"""Facts about the machine, results as JSON, a corpus, and contenders that take turns.
 
-A contender is a process of its own that stays alive: it answers one JSON line with another. Running all of them in
-turns, round after round, lets a machine that gets busier or hotter slow all of them alike, so their ratios stand.
+A contender is a separate process that stays alive: it answers each JSON line with another. Running all of them in
+turns, round after round, means that a machine that gets busier or hotter slows all of them alike, so the ratios hold.
 """
 
 import importlib.metadata
@@ -26,7 +26,7 @@ CACHE = ROOT / "build" / "bench"  # corpora, peers' environments, runs; ignored 
 
 
 def environment(packages: Iterable[str] = ("torch", "transformers", "numpy")) -> dict[str, Any]:
-    """Hardware, system and versions, as they stand in every result file."""
+    """Hardware, system and versions, as stored in every result file."""
     import psutil
 
     from puna.train.measure import machine
@@ -45,7 +45,7 @@ def environment(packages: Iterable[str] = ("torch", "transformers", "numpy")) ->
 
 
 def cpu_instructions() -> list[str]:
-    """The vector and matrix instructions of this CPU that decide how fast its products are."""
+    """The vector and matrix instructions of this CPU that determine how fast its products are."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
@@ -55,20 +55,23 @@ def cpu_instructions() -> list[str]:
 
 
 def save(name: str, settings: Mapping[str, Any], results: Any, *, packages: Iterable[str] = ("torch",)) -> None:
-    """Write bench/results/NAME.json and say so."""
+    """Write bench/results/NAME.json and print its path."""
     path = RESULTS / f"{name}.json"
     write_json(path, {"benchmark": name, **environment(packages), "settings": dict(settings), "results": results})
     print(f"written: {path.relative_to(ROOT)}", file=sys.stderr)
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
-    """Median, smallest and largest of some measurements, four significant digits."""
+    """Median, minimum and maximum of some measurements, four significant digits."""
     short = [float(f"{value:.4g}") for value in (statistics.median(values), min(values), max(values))]
     return dict(zip(("median", "min", "max"), short, strict=True))
 
 
 class Contender:
-    """A worker process that answers requests: one JSON object a line, in and out; its first line says it is ready."""
+    """A worker process that answers requests: one JSON object per line, in and out.
+
+    Its first line means ready.
+    """
 
     def __init__(self, name: str, command: Sequence[str], **environ: str) -> None:
         self.name = name
@@ -90,7 +93,7 @@ class Contender:
         return self._read()
 
     def close(self) -> None:
-        """End the worker: it leaves when its input does."""
+        """End the worker, which exits when its input ends."""
         assert self._process.stdin is not None
         self._process.stdin.close()
         self._process.wait(timeout=60)
@@ -104,7 +107,7 @@ class Contender:
 
 
 def serve(ready: Mapping[str, Any], answer: Callable[[dict[str, Any]], Mapping[str, Any]]) -> None:
-    """The worker's side: say that it is ready, then answer requests until the input ends."""
+    """The worker's side: report ready, then answer requests until the input ends."""
     print(json.dumps(dict(ready)), flush=True)
     for line in sys.stdin:
         print(json.dumps(dict(answer(json.loads(line)))), flush=True)
@@ -120,10 +123,10 @@ def stdlib_corpus(vocab_size: int = 4096) -> Path:
 
 
 def peer_environment(name: str, requirements: Sequence[str]) -> Path:
-    """A Python with `requirements` in an environment of its own, which borrows torch and what else is here.
+    """Create a separate Python environment with `requirements`.
 
-    Nothing is installed into Puna's environment. Returns the interpreter. Raises CalledProcessError when the packages
-    cannot be had.
+    It borrows torch and everything else from this one. Nothing is installed into Puna's environment. Returns the
+    interpreter. Raises CalledProcessError when the packages are not available.
     """
     folder = CACHE / "peers" / name
     python = folder / "bin" / "python"

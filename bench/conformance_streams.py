@@ -1,6 +1,6 @@
-"""Rows of the conformance table about streams, types and models, a server under load, and its end.
+"""Rows of the conformance table about streams, types, models, load and shutdown.
 
-The last row ends the server.
+The last row stops the server.
 """
 
 import contextlib
@@ -40,13 +40,13 @@ def _(t: Target) -> tuple[str, bool]:
     )
 
 
-@row("stream: usage unasked")
+@row("stream: usage without stream_options")
 def _(t: Target) -> tuple[str, bool]:
     sent = [e for e in t.events(t.chat(stream=True)) if e.get("usage") or not e["choices"]]
     return ("sent" if sent else "not sent"), not sent
 
 
-@row("stream: usage when asked, with choices []")
+@row("stream: usage on request, with choices []")
 def _(t: Target) -> tuple[str, bool]:
     last = t.events(t.chat(stream=True, ignore_eos=True, stream_options={"include_usage": True}))[-1]
     used = (last.get("usage") or {}).get("completion_tokens")
@@ -71,13 +71,13 @@ def _(t: Target) -> tuple[str, bool]:
     return f"ends of {sorted(ends)}, usage {used}", ends == {0, 1} and used == 16
 
 
-@row("stream: the text of who does not stream")
+@row("stream: same text as without streaming")
 def _(t: Target) -> tuple[str, bool]:
     whole = t.chat(max_tokens=24).json()["choices"][0]["message"]["content"]
     streamed = "".join(
         c["delta"].get("content") or "" for e in t.events(t.chat(stream=True, max_tokens=24)) for c in e["choices"]
     )
-    return ("equal" if streamed == whole else "another"), streamed == whole
+    return ("equal" if streamed == whole else "different"), streamed == whole
 
 
 @row("openai-python: types of every field")
@@ -106,16 +106,16 @@ def _(t: Target) -> tuple[str, bool]:
     return str(listed.status_code), right
 
 
-@row("GET /v1/models/NAME, and of nobody")
+@row("GET /v1/models/NAME, known and unknown")
 def _(t: Target) -> tuple[str, bool]:
     one, none = t.api.get(f"/v1/models/{t.model}"), t.api.get("/v1/models/nobody")
     return f"{one.status_code}, {none.status_code} {error_form(none)}", one.status_code == 200 and refused(none, 404)[1]
 
 
-# -- under load, and the end -----------------------------------------------------------------------------------------
+# -- load and shutdown -----------------------------------------------------------------------------------------------
 
 
-@row("who leaves stops the work")
+@row("a disconnect cancels the request")
 def _(t: Target) -> tuple[str, bool]:
     body = t.body(prompt="a", max_tokens=t.context - 20, ignore_eos=True, stream=True, n=2)
     with t.api.stream("POST", COMPLETE, json=body) as answer:
@@ -123,11 +123,11 @@ def _(t: Target) -> tuple[str, bool]:
     left = time.monotonic()
     while (busy := _busy(t)) and time.monotonic() - left < 3:
         time.sleep(0.05)
-    return ("still at work after 3 s" if busy else "stopped"), not busy
+    return ("still working after 3 s" if busy else "stopped"), not busy
 
 
 def _busy(t: Target) -> bool:
-    """Whether the server says that it is writing."""
+    """Whether the server reports that it is generating."""
     slots = t.api.get("/slots")
     if slots.status_code == 200:
         return any(slot["is_processing"] for slot in slots.json())
@@ -161,10 +161,10 @@ def _(t: Target) -> tuple[str, bool]:
     return f"{counts}{', Retry-After' if many and later else ''}", bool(many) and later and set(counts) == {200, 429}
 
 
-@row("SIGTERM with a stream on its way")
+@row("SIGTERM during a stream")
 def _(t: Target) -> tuple[str, bool]:
     if t.process is None:
-        return "not ours to end", True
+        return "not started here", True
     text: list[str] = []
     begun = threading.Event()
     body = t.body(prompt="a", max_tokens=t.context - 20, ignore_eos=True, stream=True)
@@ -183,8 +183,11 @@ def _(t: Target) -> tuple[str, bool]:
     try:
         code = t.process.wait(60)
     except subprocess.TimeoutExpired:
-        return "still there after 60 s", False
+        return "still running after 60 s", False
     seconds = time.monotonic() - started
     reader.join(10)
     whole = "data: [DONE]" in text
-    return f"{seconds:.1f} s, code {code}, stream {'whole' if whole else 'cut'}", whole and code == 0 and seconds < 30
+    return (
+        f"{seconds:.1f} s, code {code}, stream {'complete' if whole else 'truncated'}",
+        whole and code == 0 and seconds < 30,
+    )

@@ -1,7 +1,7 @@
-"""A server that the conformance table asks, and how a row is asked of it.
+"""A server in the conformance table, and how a row is run on it.
 
-A row is a function of a `Target`; it returns what came, in a few words, and whether that is right. One that raises has
-failed.
+A row is a function of a `Target`; it returns what the server did, in a few words, and whether that is right. A row that
+raises has failed.
 """
 
 import json
@@ -19,10 +19,11 @@ Row = Callable[["Target"], tuple[str, bool]]
 
 @dataclass
 class Target:
-    """A server to ask. process: when it was started here. context and vocabulary: of its model.
+    """A server to measure.
 
-    half: id of a token that is the first byte of a longer character. strict: it refuses fields that OpenAI's API does
-    not have, so `ignore_eos`, by which a text is sure to be long, is not asked of it; its model has no end token.
+    process: when it was started here. context and vocabulary: of its model. half: id of a token that is the first byte
+    of a longer character. strict: it rejects fields that OpenAI's API does not have, so `ignore_eos`, which guarantees
+    long texts, is not sent to it; its model has no end token.
     """
 
     name: str
@@ -36,13 +37,14 @@ class Target:
     api: httpx.Client = field(init=False)
 
     def __post_init__(self) -> None:
-        # A connection each: some servers close kept ones just when they are used again, which is not what is asked.
+        # One connection per request: some servers close kept connections just when they are reused, which is not tested
+        # here.
         limits = httpx.Limits(max_keepalive_connections=0)
         self.api = httpx.Client(base_url=self.url, timeout=120, limits=limits, trust_env=False)
         self.model = self.model or self.api.get("/v1/models").json()["data"][0]["id"]
 
     def body(self, **fields: Any) -> dict[str, Any]:
-        """A request's body: with the model's name, without what it refuses."""
+        """A request's body, with the model's name and without fields that the server rejects."""
         return {"model": self.model, **{k: v for k, v in fields.items() if k != "ignore_eos" or not self.strict}}
 
     def chat(self, **more: Any) -> httpx.Response:
@@ -62,7 +64,7 @@ class Target:
 
 
 def row_of(rows: list[tuple[str, Row]]) -> Callable[[str], Callable[[Row], Row]]:
-    """A decorator that puts a check under its name at the end of `rows`."""
+    """A decorator that appends a check to `rows` under its name."""
 
     def row(name: str) -> Callable[[Row], Row]:
         def put(check: Row) -> Row:
@@ -75,7 +77,7 @@ def row_of(rows: list[tuple[str, Row]]) -> Callable[[str], Callable[[Row], Row]]
 
 
 def refused(answer: httpx.Response, *statuses: int) -> tuple[str, bool]:
-    """Whether it was refused with one of these and in OpenAI's form."""
+    """Whether the request was refused with one of these statuses and in OpenAI's form."""
     form = error_form(answer)
     came = str(answer.status_code)
     if answer.status_code != 200:
@@ -98,7 +100,7 @@ def error_form(answer: httpx.Response) -> str:
 
 
 def ask_one(target: Target, check: Row) -> tuple[str, bool]:
-    """What came, and whether that is right."""
+    """Returns what the server did, and whether that is right."""
     try:
         return check(target)
     except Exception as error:

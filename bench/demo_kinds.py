@@ -1,15 +1,17 @@
-"""What `make demo` shows on each kind of processor: time, bits per byte, and three abilities next to their control.
+"""Measure `make demo` on each kind of processor.
 
-    python bench/demo_kinds.py                          # every kind that this processor can be, two seeds
+Results are its time, bits per byte, and three abilities next to their control.
+
+    python bench/demo_kinds.py                          # every kind that this processor can emulate, two seeds
     python bench/demo_kinds.py --kinds avx2 --seeds 0 --minutes 5
     python bench/demo_kinds.py --kinds avx2 --seeds 0 --load 4    # with four busy processes at the same time
 
-A processor with more instructions can be held to fewer: ATEN_CPU_CAPABILITY for torch's own kernels,
+A processor with more instructions can be restricted to fewer: ATEN_CPU_CAPABILITY for torch's own kernels,
 ONEDNN_MAX_CPU_ISA for its products, MKL_ENABLE_INSTRUCTIONS for MKL's, PUNA_KERNELS (a value for the compiler's -march)
-for the engine's. A kind that needs more than there is is left out, and the result says so. Each demo is a process of
-its own in an empty folder, the corpus and its tokenizer built in it, so the time is what a user waits after
-installation. Rows replace those of the same name in bench/results/demo-kinds.json, so machines of several kinds can
-fill one table.
+for the engine's. A kind that needs more than this processor has is left out, and the result says so. Each demo is a
+separate process in an empty folder, including building the corpus and its tokenizer, so the time is what a user waits
+after installation. Rows replace those of the same name in bench/results/demo-kinds.json, so machines of several kinds
+can fill one table.
 """
 
 import argparse
@@ -26,7 +28,7 @@ from typing import Any
 import common
 
 KINDS: dict[str, tuple[str, dict[str, str]]] = {
-    # kind: the /proc/cpuinfo flag it needs, and what holds a larger processor to it
+    # kind: the /proc/cpuinfo flag it needs, and the settings that restrict a larger processor to it
     "avx2": (
         "avx2",
         {
@@ -46,7 +48,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="default: all")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="default: 0 1")
-    parser.add_argument("--minutes", type=float, default=5.0, help="of training (default 5)")
+    parser.add_argument("--minutes", type=float, default=5.0, help="minutes of training (default 5)")
     parser.add_argument("--load", type=int, default=0, help="busy processes that run at the same time (default 0)")
     parser.add_argument("--keep", type=Path, help="keep the demos' folders here")
     args = parser.parse_args()
@@ -63,7 +65,7 @@ def main() -> None:
 
 
 def one(kind: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
-    """One demo, and its figures."""
+    """Run one demo and return its figures."""
     with tempfile.TemporaryDirectory(prefix="puna-demo-") as scratch:
         folder = args.keep / f"{kind}-{seed}-{args.load}" if args.keep else Path(scratch)
         folder.mkdir(parents=True, exist_ok=True)
@@ -84,7 +86,7 @@ def one(kind: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def figures(result: dict[str, Any], kind: str, seed: int, load: int, minutes: float, wall: float) -> dict[str, Any]:
-    """The row of a demo's result: what the README claims and what the goals are about."""
+    """The row of a demo's result: the figures that the README claims and the goals are about."""
     rows = {row["name"]: row["value"] for row in result["bits_per_byte"]}
     abilities = {}
     for ability in result["abilities"]:
@@ -118,7 +120,7 @@ def figures(result: dict[str, Any], kind: str, seed: int, load: int, minutes: fl
 
 
 def keep(row: dict[str, Any], args: argparse.Namespace) -> None:
-    """Put the row into the table, in place of an older one of the same kind, seed, load and minutes."""
+    """Add the row to the table, replacing an older one of the same kind, seed, load and minutes."""
     path = common.RESULTS / "demo-kinds.json"
     rows = json.loads(path.read_text(encoding="utf-8"))["results"] if path.exists() else []
     same = ("kind", "seed", "load", "minutes")

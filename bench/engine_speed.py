@@ -1,17 +1,17 @@
-"""Tokens per second of generation on this CPU: Puna's engine, transformers and llama.cpp, in turns.
+"""Tokens per second of Puna's engine, transformers and llama.cpp on this CPU, in turns.
 
 One Llama of 107M parameters with random weights (768 wide, 16 layers, 12 query heads on 4 key-value heads, feed-forward
 2,048, vocabulary 4,096), as a model directory for Puna and transformers and as GGUF for llama.cpp. Greedy, token ids
 in, end tokens ignored, two threads each:
 
-    decode       one prompt of 32 tokens, 64 new ones; the time of the prompt is taken off
-    batch        32 prompts of 32 tokens at once, 64 new ones each: new tokens a second, prompts included
+    decode       one prompt of 32 tokens, 64 new ones; the time for the prompt is subtracted
+    batch        32 prompts of 32 tokens at once, 64 new ones each: new tokens per second, prompts included
     mixed        32 prompts of 16 to 256 tokens at once, 16 to 128 new ones each: the same. transformers pads
     prefill      a prompt of 1,024 tokens
-    prefix       the first token of 50 prompts that begin with the same 1,000 tokens, with and without the prefix cache
+    prefix       the first token of 50 prompts that share their first 1,000 tokens, with and without the prefix cache
 
-llama.cpp is measured when PUNA_LLAMA_CPP names the folder of its programs: decode and prefill as its server reports
-them, the rest by the clock of 32 clients, with 32 slots.
+llama.cpp is measured when PUNA_LLAMA_CPP names the folder of its programs: decode and prefill as reported by its
+server, the rest by the clock of 32 clients, with 32 slots.
 
     PUNA_LLAMA_CPP=~/llama.cpp/build/bin python bench/engine_speed.py [--rounds 5] [--only NAME ...]
 """
@@ -58,13 +58,13 @@ DECODE: Work = [(32, 64)]
 BATCH: Work = [(32, 64)] * 32
 _draw = random.Random(0)
 MIXED: Work = [(_draw.randint(16, 256), _draw.randint(16, 128)) for _ in range(32)]
-LONG: Work = [(32, 160)] * 32  # serve_overhead.py asks for it
+LONG: Work = [(32, 160)] * 32  # used by serve_overhead.py
 PREFILL: Work = [(1024, 1)]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=5, help="turns each contender gets")
+    parser.add_argument("--rounds", type=int, default=5, help="turns of each contender")
     parser.add_argument("--only", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
     parser.add_argument("--worker", choices=CONTENDERS, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -100,7 +100,10 @@ def main() -> None:
 
 
 def ratios(found: dict[str, dict[str, list[float]]]) -> dict[str, dict[str, float]]:
-    """Median over the rounds of ours over a peer's, in the same round: pairs of the same precision class."""
+    """Median ratio of Puna to a peer, over the rounds.
+
+    Both are of the same round and precision class.
+    """
     pairs = [
         ("puna bf16", "transformers bf16"),
         ("puna bf16", "transformers fp32"),
@@ -122,7 +125,10 @@ def ratios(found: dict[str, dict[str, list[float]]]) -> dict[str, dict[str, floa
 
 
 def model_directory() -> Path:
-    """The model, written once; its weights are random but its logits are spread as a trained model's."""
+    """The model, written once.
+
+    Its weights are random but its logits are spread like a trained model's.
+    """
     path = common.CACHE / "engine-107m"
     if not path.exists():
         import torch
@@ -164,7 +170,7 @@ def gguf(kind: str) -> Path:
 
 
 def prompts(sizes: Work, turn: int) -> list[list[int]]:
-    """Random token ids, others each turn, so that no cache has them."""
+    """Random token ids, different in each turn, so that no cache has them."""
     draw = random.Random(turn * 1000 + len(sizes))
     return [[draw.randrange(300, 4000) for _ in range(count)] for count, _ in sizes]
 
@@ -192,7 +198,7 @@ def work(name: str) -> None:
 
 
 class Worker:
-    """seconds: how long these prompts take, with so many new tokens each."""
+    """seconds: time for these prompts, with this many new tokens each."""
 
     ready: dict[str, Any]
 
@@ -236,7 +242,7 @@ class Puna(Worker):
         return time.perf_counter() - begin
 
     def prefix(self, turn: int) -> dict[str, float]:
-        """Milliseconds to the first token of prompts with 1,000 tokens in common, one after the other."""
+        """Milliseconds to the first token of prompts that share 1,000 tokens, one after the other."""
         from puna.engine.generate import SamplingParams
 
         if self.uncached is None:
@@ -251,7 +257,7 @@ class Puna(Worker):
                 begin = time.perf_counter()
                 next(iter(engine.stream(prompt, SamplingParams(max_tokens=1, temperature=0, ignore_end=True))))
                 times.append(time.perf_counter() - begin)
-                if label == "without" and len(times) == 5:  # each costs the whole prompt
+                if label == "without" and len(times) == 5:  # each costs a full prefill
                     break
             result[f"prefix first token ms {label} cache"] = statistics.median(times) * 1000
         result["prefix ratio"] = (
@@ -266,7 +272,7 @@ class Transformers(Worker):
         import transformers
 
         torch.set_num_threads(THREADS)
-        dtype = torch.bfloat16 if "bf16" in name else torch.float32  # the faster one where no bfloat16 is multiplied
+        dtype = torch.bfloat16 if "bf16" in name else torch.float32  # the faster one without bfloat16 instructions
         self.model = transformers.AutoModelForCausalLM.from_pretrained(model_directory(), dtype=dtype).eval()
         self.ready = {"version": transformers.__version__}
 

@@ -1,16 +1,17 @@
-"""New tokens per second on a GPU: Puna's engine, transformers' continuous batching and vLLM, in turns.
+"""New tokens per second of Puna's engine, transformers and vLLM on a GPU, in turns.
 
-A Llama of 8B parameters with random bfloat16 weights; 256 prompts at once, of 100 to 1,024 tokens, each with 100 to
-1,024 new ones: greedy, token ids in, end tokens ignored. Each turn is a process of its own, since each contender takes
-most of the GPU's memory; what is timed begins when the model is loaded and a first text was written. Puna is measured
-as it comes and, to see what they bring, without captured decode steps and without overlapping steps.
+transformers uses continuous batching. A Llama of 8B parameters with random bfloat16 weights; 256 prompts at once, of
+100 to 1,024 tokens, each with 100 to 1,024 new ones: greedy, token ids in, end tokens ignored. Each turn is a separate
+process, because each contender takes most of the GPU's memory; timing begins when the model is loaded and a first text
+was generated. Puna is measured as shipped and, to see what they contribute, without captured decode steps and without
+overlapping steps.
 
 vLLM is measured when PUNA_VLLM_PYTHON names a Python that has it.
 
     PUNA_VLLM_PYTHON=~/vllm/bin/python python bench/engine_speed_gpu.py [--rounds 3]
-    python bench/engine_speed_gpu.py --shape tiny --device cpu --requests 8 --rounds 1   # does it run? writes nothing
+    python bench/engine_speed_gpu.py --shape tiny --device cpu --requests 8 --rounds 1   # a smoke test; writes nothing
 
-It has not been run on a GPU yet, so there is no result of it. On a CPU nothing is written.
+It has not been run on a GPU yet, so there is no result. On a CPU nothing is written.
 """
 
 import argparse
@@ -58,13 +59,13 @@ Work = list[tuple[list[int], int]]  # prompt, new tokens
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=3, help="turns each contender gets")
+    parser.add_argument("--rounds", type=int, default=3, help="turns of each contender")
     parser.add_argument("--only", nargs="+", choices=CONTENDERS, default=CONTENDERS)
     parser.add_argument("--shape", choices=SHAPES, default="8b")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--requests", type=int, default=256)
     parser.add_argument(
-        "--tokens", type=int, nargs=2, default=(100, 1024), metavar=("LEAST", "MOST"), help="in and out"
+        "--tokens", type=int, nargs=2, default=(100, 1024), metavar=("LEAST", "MOST"), help="of prompts and answers"
     )
     parser.add_argument("--worker", choices=CONTENDERS, help=argparse.SUPPRESS)
     parser.add_argument("--model", type=Path, help=argparse.SUPPRESS)
@@ -114,7 +115,10 @@ def main() -> None:
 
 
 def model_directory(shape: str, device: str) -> Path:
-    """The model, written once; its weights are random but its logits are spread as a trained model's."""
+    """The model, written once.
+
+    Its weights are random but its logits are spread like a trained model's.
+    """
     import common
 
     path = common.CACHE / f"engine-gpu-{shape}"
@@ -137,7 +141,10 @@ def model_directory(shape: str, device: str) -> Path:
 
 
 def requests(count: int, least: int, most: int, vocabulary: int, seed: int) -> Work:
-    """Random token ids and how many new ones each gets; the same for all contenders of a turn."""
+    """Random token ids and the number of new ones for each.
+
+    The same for all contenders of a turn.
+    """
     draw = random.Random(seed)
     sizes = [(draw.randint(least, most), draw.randint(least, most)) for _ in range(count)]
     return [([draw.randrange(3, vocabulary) for _ in range(prompt)], new) for prompt, new in sizes]
@@ -162,7 +169,7 @@ def with_puna(args: argparse.Namespace, asked: Work) -> dict[str, Any]:
         args.model, device=args.device, dtype=torch.bfloat16, max_batch=256, step_tokens=2048, **PUNA[args.worker]
     )
     params = [SamplingParams(max_tokens=new, temperature=0, ignore_end=True) for _, new in asked]
-    # Sizes are captured when they come up: that is a server's first minute and is not what is asked here.
+    # Sizes are captured when they first occur: that is a server's first minute and is not measured here.
     engine.generate(
         [[5 + i] for i in range(len(asked))], [SamplingParams(max_tokens=2 + i % 64) for i in range(len(asked))]
     )

@@ -1,10 +1,12 @@
-"""An exported GGUF file beside llama.cpp: the same tensors, token ids, dialogues, greedy text, and quantizers' errors.
+"""Compare an exported GGUF file with llama.cpp.
+
+Compares tensors, token ids, dialogues, greedy text, and quantizers' errors.
 
     PUNA_LLAMA_CPP=…/bin PUNA_LLAMA_CPP_SOURCE=… python bench/gguf_parity.py models/demo
 
 PUNA_LLAMA_CPP is the folder of llama-server and llama-quantize, PUNA_LLAMA_CPP_SOURCE the sources with
-convert_hf_to_gguf.py. What either is missing for is left out and named in the result. The model should be a trained one
-with rows of whole blocks of 256; a model of random weights says nothing about greedy text.
+convert_hf_to_gguf.py. Parts that need a missing one are left out and named in the result. The model should be a trained
+one whose rows are multiples of 256; a model with random weights shows nothing about greedy text.
 """
 
 import argparse
@@ -62,7 +64,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", help="model or run directory")
     parser.add_argument("--strings", type=int, default=12000)
-    parser.add_argument("--tokens", type=int, default=64, help="greedy tokens a prompt")
+    parser.add_argument("--tokens", type=int, default=64, help="greedy tokens per prompt")
     args = parser.parse_args()
     directory = model_directory(args.model)
     binaries, source = os.environ.get("PUNA_LLAMA_CPP"), os.environ.get("PUNA_LLAMA_CPP_SOURCE")
@@ -95,7 +97,7 @@ def main() -> None:
 
 
 def converter(directory: Path, place: Path, source: Path) -> Any:
-    """Compare with what llama.cpp's converter writes when it is told that the pre-tokenizer is llama-bpe."""
+    """Compare with the output of llama.cpp's converter, with the pre-tokenizer set to llama-bpe."""
     code = (
         "import sys; sys.path[:0] = [SOURCE, SOURCE + '/gguf-py']\n"
         "import conversion.base as base\n"
@@ -133,7 +135,10 @@ def _short(value: Any) -> str:
 
 
 def quantizers(place: Path, binaries: Path) -> dict[str, Any]:
-    """Types and errors of our quantized tensors beside llama-quantize's, from the same f32 file."""
+    """Compare types and errors of Puna's quantized tensors with llama-quantize's.
+
+    Both start from the same f32 file.
+    """
     source = {tensor.name: np.array(tensor.data) for tensor in gguf.GGUFReader(place / "f32.gguf").tensors}
     found: dict[str, Any] = {}
     for scheme in ("q8_0", "q4_0", "q4_k_m"):
@@ -173,7 +178,7 @@ def quantizers(place: Path, binaries: Path) -> dict[str, Any]:
 
 @contextmanager
 def server(binaries: Path, model: Path) -> Iterator[Callable[..., Any]]:
-    """A llama-server on a free port; yields a function (path, **body) -> answer."""
+    """Run a llama-server on a free port; yields a function (path, **body) -> answer."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -213,7 +218,7 @@ def server(binaries: Path, model: Path) -> Iterator[Callable[..., Any]]:
 
 
 def strings(count: int) -> list[str]:
-    """Nasty ones, lines of this repository, and random Unicode of every plane."""
+    """Difficult strings, lines of this repository, and random Unicode of every plane."""
     rng = random.Random(0)
     lines = [
         line for path in sorted(common.ROOT.glob("**/*.[pm][yd]")) if ".venv" not in path.parts
@@ -232,7 +237,7 @@ def strings(count: int) -> list[str]:
 
 
 def tokens(ask: Callable[..., Any], tokenizer: Tokenizer, count: int) -> dict[str, Any]:
-    """Whether both make the same ids of the same texts, special tokens read as text."""
+    """Whether both produce the same ids for the same texts, with special tokens read as text."""
     texts = strings(count)
     different = []
     for text in texts:
@@ -258,7 +263,10 @@ def dialogues(ask: Callable[..., Any], tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def greedy(ask: Callable[..., Any], directory: Path, count: int) -> dict[str, Any]:
-    """How many greedy tokens agree with Puna's engine in float32, and how far apart the first log probabilities are."""
+    """Count greedy tokens that agree with Puna's engine in float32.
+
+    Also compares the first log probabilities.
+    """
     engine = load_engine(directory, dtype=torch.float32)
     engine.end_ids = set()
     prompts = [engine.tokenizer.encode(text, bos=True) for text in QUESTIONS]

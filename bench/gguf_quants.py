@@ -1,9 +1,10 @@
-"""Whether llama.cpp reads our quantized blocks as what they are: its probabilities beside ours on a file's own weights.
+"""Whether llama.cpp reads Puna's quantized blocks correctly.
 
-A random model whose rows are whole blocks of 256, so that K-quants serve for all of them, is exported in each scheme.
-llama-server says how likely the next tokens are; our network says the same with the weights that the file's bytes stand
-for (read by the `gguf` package). What is left between the two is llama.cpp's own arithmetic: its cache in float16, its
-activations in eight bits. A block laid out wrongly would make another model of it.
+Its probabilities are compared with those of the file's weights. A random model whose rows are multiples of 256, so that
+K-quants apply to all of them, is exported in each scheme. llama-server returns the probabilities of the next tokens,
+and so does Puna's network with the weights that the file's bytes represent (read by the `gguf` package). The remaining
+difference is llama.cpp's own arithmetic: its cache in float16, its activations in eight bits. A wrong block layout
+would give a different model.
 
     PUNA_LLAMA_CPP=…/bin python bench/gguf_quants.py
 """
@@ -68,7 +69,7 @@ def main() -> None:
 
 
 def read(path: Path, config: ModelConfig) -> tuple[LlamaForCausalLM, dict[str, int]]:
-    """Our network with the weights that a file's blocks stand for, and how many tensors there are of each type."""
+    """Load a file's weights into Puna's network, and count the tensors of each type."""
     stored: dict[str, torch.Tensor] = {}
     kinds: dict[str, int] = {}
     for tensor in gguf.GGUFReader(path).tensors:
@@ -81,7 +82,7 @@ def read(path: Path, config: ModelConfig) -> tuple[LlamaForCausalLM, dict[str, i
             weight = stored[llama_cpp_name(name)].view(parameter.shape)
             if name.endswith(
                 ("q_proj.weight", "k_proj.weight")
-            ):  # in a file the two of each rotated pair are neighbours
+            ):  # in a file the elements of each rotated pair are neighbours
                 weight = weight.unflatten(0, (-1, config.head_dim // 2, 2)).transpose(1, 2).reshape(weight.shape)
             parameter.copy_(weight)
     return twin, kinds
@@ -89,7 +90,7 @@ def read(path: Path, config: ModelConfig) -> tuple[LlamaForCausalLM, dict[str, i
 
 @torch.inference_mode()
 def compare(ask: Any, twin: LlamaForCausalLM, model: LlamaForCausalLM, prompts: list[list[int]]) -> dict[str, Any]:
-    """The next token after each prompt, and log probabilities of the likeliest ones."""
+    """The next token after each prompt, and log probabilities of the most likely ones."""
     same, off, moved = 0, [0.0], [0.0]
     for prompt in prompts:
         answer = ask("/completion", prompt=prompt, n_predict=1, temperature=0, n_probs=5, cache_prompt=False)

@@ -1,13 +1,14 @@
-"""What a few minutes of this CPU teach: Puna, the same Llama with AdamW and a cosine, and nanochat, in turns.
+"""What Puna, the same Llama with AdamW, and nanochat learn in a few CPU minutes, in turns.
 
-All learn from the same corpus (this Python's standard library) for the same seconds each, in processes of their own
-that take turns of a quarter of a minute; schedules follow the share of the time that is spent. Puna's clock includes
-counting its first weights. Compiling (the first step) is on nobody's clock. Held-out bits per byte are measured in one
-way: every token of every held-out file once, windows of the training length, half a window of stride.
+All train on the same corpus (this Python's standard library) for the same number of seconds, in separate processes that
+take turns of a quarter of a minute; schedules follow the share of the time that is spent. Puna's clock includes
+counting its initial weights. Compilation (the first step) is not counted for any of them. Held-out bits per byte are
+measured the same way for all: every token of every held-out file once, windows of the training length, half a window of
+stride.
 
     python bench/learning.py [--seconds 270] [--nanochat PATH]     # PATH: a checkout of karpathy/nanochat
 
-nanochat runs as its model file sets itself up (`setup_optimizer`, 6 layers, 256 wide) with its own warm-down schedule.
+nanochat is set up by its own model file (`setup_optimizer`, 6 layers, 256 wide) with its own warm-down schedule.
 """
 
 import argparse
@@ -67,7 +68,7 @@ def main() -> None:
 
 
 def work(args: argparse.Namespace) -> None:
-    """One contender: make it, take one step (which compiles), then train and be measured on request."""
+    """One contender: create it, run one step (which compiles), then train and measure."""
     import torch
 
     from puna.data.corpus import Corpus
@@ -102,21 +103,27 @@ Made = tuple[Callable[[int, float], int], Callable[[int | None], float], dict[st
 
 
 def _llama(corpus: Any, args: argparse.Namespace, changes: list[str]) -> Made:
-    """Puna's trainer on the demo's recipe for this machine, with changes."""
+    """Puna's trainer with the demo's recipe for this machine, with changes."""
     import tempfile
 
     import torch
 
     from puna.core.recipe import check
-    from puna.demo.run import plan
+    from puna.demo.run import demo_recipe
+    from puna.demo.shapes import SHAPES
     from puna.train import parallel
     from puna.train.measure.machine import measure as measure_machine
+    from puna.train.planning.step_time import expected_step
     from puna.train.pretrain import Pretraining, prepare
     from puna.train.recipe import Recipe
     from puna.train.schedule import lr_factor
 
     machine = measure_machine()
-    recipe = plan(machine, args.seconds / 60, corpus=str(corpus.path), name="learning").model_dump(mode="json")
+    draft = demo_recipe(SHAPES[1], 8, corpus=str(corpus.path), name="learning")
+    step = expected_step(draft, machine)
+    assert step is not None
+    steps = max(1, int(args.seconds / step.step_seconds))
+    recipe = demo_recipe(SHAPES[1], 8, corpus=str(corpus.path), name="learning", steps=steps).model_dump(mode="json")
     for change in changes:
         key, value = change.split("=")
         section, field = key.split(".")
@@ -146,7 +153,7 @@ def _puna(corpus: Any, args: argparse.Namespace) -> Made:
 
 
 def _adamw(corpus: Any, args: argparse.Namespace) -> Made:
-    """The same network, data and time; normal first weights, AdamW at 3e-3, cosine to a tenth."""
+    """The same network, data and time; normal initial weights, AdamW at 3e-3, cosine to a tenth."""
     changes = [
         "train.init=normal",
         "train.batch=8",

@@ -1,13 +1,14 @@
-"""lm-evaluation-harness and our own evaluations on the same items and model: do they give the same scores?
+"""Compare the scores of lm-evaluation-harness and Puna on the same items and model.
 
     PUNA_LM_EVAL_PYTHON=…/bin/python python bench/lm_eval_scores.py
 
 PUNA_LM_EVAL_PYTHON is a Python with `lm-eval[api]` that can also import puna (an environment whose site-packages has a
-.pth file with Puna's). Three ways answer the same questions: our runner; the harness on our engine in its own process
-(`puna eval --lm-eval`); and the harness through our server, asked as everybody asks one, with its `local-completions`:
-token ids, echo, logprobs, and the model's tokenizer as transformers reads it. The model is stories260K, a real one that
-is small enough for a CPU, float32. Tasks are rows of ARC-Easy and HellaSwag (loglikelihoods) and of LAMBADA, whose last
-word is written here (generate_until), from PUNA_TEST_DATA; nothing is downloaded.
+.pth file with Puna's). The same questions are answered in three ways: by Puna's runner; by the harness on Puna's engine
+in its own process (`puna eval --lm-eval`); and by the harness through Puna's server, as any client would use it, with
+its `local-completions`: token ids, echo, logprobs, and the model's tokenizer as transformers reads it. The model is
+stories260K, a real one that is small enough for a CPU, float32. Tasks are rows of ARC-Easy and HellaSwag
+(loglikelihoods) and of LAMBADA, whose last word is generated here (generate_until), from PUNA_TEST_DATA; nothing is
+downloaded.
 """
 
 import argparse
@@ -57,12 +58,12 @@ FILES = {
     "lambada_words": "icl/language_understanding/lambada_openai.jsonl",
 }
 CONTEXT = 512
-TOLERANCE = 5e-4  # of a loglikelihood through the server, whose batches round otherwise: sums of up to 150 logprobs
+TOLERANCE = 5e-4  # for loglikelihoods through the server, whose batches round differently: sums of up to 150 logprobs
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--limit", type=int, default=200, help="rows of each task (default 200)")
+    parser.add_argument("--limit", type=int, default=200, help="rows per task (default 200)")
     parser.add_argument("--worker", metavar="DIR", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
@@ -70,7 +71,7 @@ def main() -> None:
         return
     python, data = os.environ.get("PUNA_LM_EVAL_PYTHON"), os.environ.get("PUNA_TEST_DATA")
     if not python or not data:
-        sys.exit("Set PUNA_LM_EVAL_PYTHON and PUNA_TEST_DATA: see the head of this file.")
+        sys.exit("Set PUNA_LM_EVAL_PYTHON and PUNA_TEST_DATA: see the docstring of this file.")
     import conformance
     import stories
 
@@ -92,11 +93,11 @@ def main() -> None:
     settings = {"rows": args.limit, "tolerance_served": TOLERANCE, "dtype": "float32", "model": "stories260K"}
     common.save("lm-eval-scores", settings, results)
     if not all(task["equal"] for task in results["tasks"].values()):
-        sys.exit("The ways differ.")
+        sys.exit("The scores differ.")
 
 
 def our_way(model: Path, data: Path, place: Path, limit: int) -> dict[str, Any]:
-    """Our runner's scores and answers; writes the same rows as task files for the harness."""
+    """Scores and answers of Puna's runner; writes the same rows as task files for the harness."""
     from puna.engine.generate import load_engine
     from puna.evals.catalogue import BENCHMARKS
     from puna.evals.contract import Benchmark, Item, Score, Text
@@ -141,7 +142,7 @@ def our_way(model: Path, data: Path, place: Path, limit: int) -> dict[str, Any]:
 
 
 def worker(place: Path) -> None:
-    """Under the harness' Python: its scores and answers, on our engine and through our server."""
+    """Scores and answers under the harness's Python, on Puna's engine and through Puna's server."""
     import importlib.metadata
 
     import lm_eval
@@ -183,7 +184,10 @@ def worker(place: Path) -> None:
 
 
 def answers(found: dict[str, Any], task: str) -> dict[str, Any]:
-    """The harness' scores of a task, and its answers in the rows' order: logprobs of the choices, or texts."""
+    """The harness's scores of a task, and its answers in the rows' order.
+
+    Answers are logprobs of the choices, or texts.
+    """
     samples = sorted(found["samples"][task], key=lambda sample: sample["doc_id"])
     scores = {key.partition(",")[0]: value for key, value in found["results"][task].items()
               if isinstance(value, float) and "stderr" not in key}  # fmt: skip
@@ -195,7 +199,7 @@ def answers(found: dict[str, Any], task: str) -> dict[str, Any]:
 
 
 def compared(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
-    """Scores of the three ways, and how far single answers are apart."""
+    """Scores of the three ways, and how far single answers differ."""
     result: dict[str, Any] = {"rows": len(ours["answers"]), "ours": ours["scores"]}
     equal = True
     for way, found in theirs.items():

@@ -1,7 +1,8 @@
-"""Logits against transformers' LlamaForCausalLM: the same random weights in both, every preset scaled down, fp32.
+"""Compare logits with transformers' LlamaForCausalLM.
 
-A preset keeps what could go wrong: its ratio of query to key-value heads, its head width, RoPE base and scaling, tied
-or untied head and norm epsilon. Width, depth and vocabulary shrink so that a 405B fits here.
+Both have the same random weights, in fp32, for every preset scaled down. Each scaled-down preset keeps what could go
+wrong: its ratio of query to key-value heads, its head width, RoPE base and scaling, tied or untied head and norm
+epsilon. Width, depth and vocabulary shrink so that a 405B fits here.
 
     python bench/logits.py
 """
@@ -51,7 +52,7 @@ def compare(preset: str, seq_len: int, **changes: Any) -> dict[str, Any]:
     with torch.no_grad():
         for parameter in theirs.parameters():
             if parameter.ndim == 1:
-                parameter.normal_(1.0, 0.1)  # gains differ, so that one in the wrong place shows
+                parameter.normal_(1.0, 0.1)  # gains differ, so that a misplaced one shows
             else:
                 parameter.normal_(0.0, parameter.shape[1] ** -0.5)
     ours = LlamaForCausalLM(config).eval()
@@ -76,7 +77,7 @@ def scaled_down(config: Any) -> Any:
     ratio = config.num_attention_heads // config.num_key_value_heads
     kv_heads = max(1, min(config.num_key_value_heads, 16 // ratio))
     fields = {
-        "hidden_size": 32 * ratio * kv_heads,  # transformers wants a multiple of the heads, whatever head_dim is
+        "hidden_size": 32 * ratio * kv_heads,  # transformers needs a multiple of the heads, regardless of head_dim
         "intermediate_size": 688,
         "num_hidden_layers": 2,
         "num_attention_heads": ratio * kv_heads,

@@ -1,8 +1,8 @@
-"""Predicted against measured peak memory of training runs on the CPU, each in a fresh process.
+"""Compare predicted and measured peak memory of training runs on the CPU.
 
-Shapes differ in what dominates: activations, states, logits, the document mask, recomputation, accumulation, the copy
-for a checkpoint. Measured is the process' peak resident memory after a few steps: the first makes the
-optimizer's state, so the second reaches the peak.
+Each run is a fresh process. The shapes differ in what dominates: activations, states, logits, the document mask,
+recomputation, accumulation, the copy for a checkpoint. The measurement is the process's peak resident memory after a
+few steps: the first creates the optimizer's state, so the second reaches the peak.
 
     python bench/memory.py [--only NAME ...]
 """
@@ -39,7 +39,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", nargs="+", choices=CASES, metavar="NAME", help="run these cases alone, save nothing")
+    parser.add_argument("--only", nargs="+", choices=CASES, metavar="NAME", help="run only these cases, save nothing")
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--worker", metavar="RECIPE", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -75,7 +75,7 @@ def recipe(name: str, changes: dict[str, Any], corpus: str, steps: int) -> dict[
 
 
 def measure(tree: dict[str, Any]) -> dict[str, Any]:
-    """Run a recipe in a process of its own; predicted and measured bytes, and the predicted parts."""
+    """Run a recipe in a separate process; predicted and measured bytes, and the predicted parts."""
     command = [sys.executable, __file__, "--worker", json.dumps(tree)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=common.ROOT)
     if done.returncode:
@@ -84,7 +84,7 @@ def measure(tree: dict[str, Any]) -> dict[str, Any]:
 
 
 def work(tree: dict[str, Any]) -> None:
-    """Train, without anything else in this process that takes memory."""
+    """Train, with nothing else in this process that takes memory."""
     from pathlib import Path
 
     from puna.core.recipe import check
@@ -100,9 +100,9 @@ def work(tree: dict[str, Any]) -> None:
         estimate = predict_memory(value, device_type="cpu")
         print(json.dumps({"predicted": estimate.total, "measured": peak_process_memory(), "parts": estimate.parts}))
         sys.stdout.flush()
-        os._exit(0)  # the run's own end (evaluation, model directory) is not what is asked
+        os._exit(0)  # the end of the run (evaluation, model directory) is not measured
 
-    # One step more than wanted: a hook runs before its step.
+    # One more step than needed, because a hook runs before its step.
     longer = value.model_copy(update={"train": value.train.model_copy(update={"steps": value.train.steps + 1})})
     with tempfile.TemporaryDirectory(prefix="puna-memory-") as folder:
         train(longer, Path(folder), machine=machine, hooks={value.train.steps: report})

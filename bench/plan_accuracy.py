@@ -1,11 +1,11 @@
-"""How right the planner is: every development row predicted without its family, and what was off by how much.
+"""Accuracy of the planner: every development row predicted without its family.
 
     python bench/plan_accuracy.py RUNS.yaml [--processes 2]
 
 Leave-one-family-out cross-validation on the development rows (constants refitted for each family), the shipped
-constants on rows that were never fitted, layouts ranked, memory against printed peaks, and Llama 3's 54 days. The
-simplest rival, a constant MFU for each accelerator and precision learned from the same rows, is scored beside it.
-Results with the row-by-row table: bench/results/plan-accuracy.json.
+constants on rows that were never used for fitting, rankings of layouts, memory compared with printed peaks, and Llama
+3's 54 days. The simplest rival, a constant MFU for each accelerator and precision learned from the same rows, is scored
+as well. Results with the row-by-row table: bench/results/plan-accuracy.json.
 """
 
 import argparse
@@ -34,7 +34,7 @@ TABLE_4 = Layout.of(tp=8, pp=16, virtual_stages=8, dp=128, sharding="zero2", seq
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("runs", type=Path, help="published runs")
-    parser.add_argument("--processes", type=int, default=2, help="refits at once")
+    parser.add_argument("--processes", type=int, default=2, help="parallel refits")
     args = parser.parse_args()
     dev = [row for row in read_runs(args.runs) if row.split == "dev" and row.step_seconds is not None]
     crossed = validate(args.runs, seconds=cross_validate(dev, processes=args.processes).seconds)

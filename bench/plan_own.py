@@ -1,10 +1,10 @@
-"""Predicted against measured time of Puna's own training steps on this CPU, each recipe in a fresh process.
+"""Compare predicted and measured time of Puna's own training steps on this CPU.
 
-The demo's recipe and others around it: narrower, wider and deeper models, longer and shorter rows, micro-batches, other
-precisions, recomputation, optimizers. What is predicted stands on a few seconds of measuring operations
-(`train.measure.machine`), made before, between and after the steps; what is measured is the median step once it is
-compiled. Steps and measurements in which other processes took more than a twentieth of the CPUs are thrown away, and
-made again as long as the case's time lasts.
+Each recipe runs in a fresh process. The recipes are the demo's and others around it: narrower, wider and deeper models,
+longer and shorter rows, micro-batches, other precisions, recomputation, optimizers. Predictions are based on a few
+seconds of measuring operations (`train.measure.machine`), made before, between and after the steps; the measured value
+is the median step after compilation. Steps and measurements in which other processes took more than a twentieth of the
+CPUs are discarded, and repeated as long as the case's time lasts.
 
     python bench/plan_own.py [--only NAME ...] [--seconds 120]
 """
@@ -49,17 +49,17 @@ CASES: dict[str, dict[str, Any]] = {
     "recompute all": {"train": {"recompute": "full"}},
     "recompute selected": {"train": {"recompute": "selective"}},
 }
-# What `plan.own` fitted its few constants to: passes over memory of compiled and of eager blocks, Muon's bytes. The
-# others tell how good it is.
+# The cases to which `plan.own` fitted its few constants: passes over memory of compiled and of eager blocks, Muon's
+# bytes. The others show how good it is.
 FITTED = ("demo", "eager")
-BUSY = 0.05  # share of the CPUs that others may take
+BUSY = 0.05  # share of the CPUs that other processes may use
 MEASUREMENTS, STEPS = 3, 15
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", nargs="+", choices=CASES, metavar="NAME", help="run these cases alone, save nothing")
-    parser.add_argument("--seconds", type=float, default=120, help="longest for one case, compilation left out")
+    parser.add_argument("--only", nargs="+", choices=CASES, metavar="NAME", help="run only these cases, save nothing")
+    parser.add_argument("--seconds", type=float, default=120, help="limit for one case, excluding compilation")
     parser.add_argument("--worker", metavar="RECIPE", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
@@ -108,7 +108,7 @@ def recipe(name: str, changes: dict[str, Any], corpus: str) -> dict[str, Any]:
 
 
 def measure(tree: dict[str, Any], seconds: float) -> dict[str, Any]:
-    """Run a recipe in a process of its own."""
+    """Run a recipe in a separate process."""
     command = [sys.executable, __file__, "--seconds", str(seconds), "--worker", json.dumps(tree)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=common.ROOT)
     if done.returncode:
@@ -117,7 +117,10 @@ def measure(tree: dict[str, Any], seconds: float) -> dict[str, Any]:
 
 
 def work(tree: dict[str, Any], limit: float) -> dict[str, Any]:
-    """Measure operations and steps in turns; what was expected, what it was, and of what parts."""
+    """Measure operations and steps in turns.
+
+    Return the prediction, the measurement, and the parts.
+    """
     import torch
 
     from puna.core.recipe import check
@@ -175,7 +178,10 @@ def work(tree: dict[str, Any], limit: float) -> dict[str, Any]:
 
 
 def alone(run: Callable[[], Any]) -> tuple[Any, bool]:
-    """What `run` gives, and whether this process had the CPUs nearly for itself (Linux's /proc/stat)."""
+    """Return the result of `run`, and whether this process had the CPUs nearly to itself.
+
+    Uses Linux's /proc/stat.
+    """
     busy, own, started = _busy_seconds(), time.process_time(), time.perf_counter()
     result = run()
     elapsed = time.perf_counter() - started

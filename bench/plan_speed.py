@@ -1,9 +1,9 @@
-"""How fast the planner looks: layouts a second on one core, the largest search, and the time to a first answer.
+"""Speed of the planner: layouts per second, the largest search, time to a first answer.
 
     python bench/plan_speed.py [--calculon FOLDER]
 
 With the folder of a checkout of Calculon (github.com/calculon-ai/calculon) its evaluations are timed in turns with
-ours, in the same run on the same machine. NumPy's element-wise work runs on one core. Results:
+Puna's, in the same run on the same machine. NumPy's element-wise work runs on one core. Results:
 bench/results/plan-speed.json.
 """
 
@@ -24,7 +24,7 @@ from puna.plan.layouts.predict import Question
 from puna.plan.layouts.search import search
 
 ROUNDS = 7
-# The second one has more layouts than most: a fleet with many divisors.
+# The second has more layouts than most, because its fleet has many divisors.
 SEARCHES = {"405B on 16,384": (16384, 2048), "405B on 20,160": (20160, 20160)}
 
 
@@ -80,7 +80,10 @@ def _answer() -> float:
 
 
 def _calculon(folder: Path) -> None:
-    """Calculon's side, in an environment of its own: times evaluations of its own example, the layout made smaller."""
+    """Calculon's side, in a separate environment.
+
+    Times evaluations of its own example, with a smaller layout.
+    """
     sys.path.insert(0, str(folder))
     import logging
 

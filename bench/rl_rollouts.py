@@ -1,13 +1,12 @@
-"""Rollouts in reinforcement: tokens per second of generation inside a running stage, beside TRL's GRPO; and where the
-rest of a step's time goes.
+"""Rollout speed of a running reinforcement stage, compared with TRL's GRPO.
 
     python bench/rl_rollouts.py [--rounds 3] [--tokens 64]
 
-Both train the same random model of the demo's size in float32 on the same problems (planning.grid), as many answers of
-as many tokens: random weights hardly ever end one, so lengths are equal. TRL generates with transformers, its default
-without vLLM. Each is a process that stays alive; they train in turns. Generation is timed from the trainer's call to
-its return, so padding, caches and sampling are in it; the whole step is timed too. TRL is installed into an environment
-of its own under build/bench.
+Also shows where the rest of a step's time goes. Both train the same random model of the demo's size in float32 on the
+same problems (planning.grid), with equally many answers of equally many tokens: random weights hardly ever end an
+answer, so lengths are equal. TRL generates with transformers, its default without vLLM. Each is a process that stays
+alive; they train in turns. Generation is timed from the trainer's call to its return, including padding, caches and
+sampling; the complete step is timed too. TRL is installed into a separate environment under build/bench.
 """
 
 import argparse
@@ -27,12 +26,12 @@ SHAPE = {"hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 4, "
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=3, help="turns of each (default 3)")
-    parser.add_argument("--steps", type=int, default=3, help="optimizer steps of a turn (default 3)")
-    parser.add_argument("--problems", type=int, default=8, help="problems of a step (default 8)")
-    parser.add_argument("--samples", type=int, default=8, help="answers to each (default 8)")
-    parser.add_argument("--tokens", type=int, default=64, help="tokens of an answer (default 64)")
-    parser.add_argument("--threads", type=int, default=0, help="threads of each (default: cores)")
+    parser.add_argument("--rounds", type=int, default=3, help="turns of each contender (default 3)")
+    parser.add_argument("--steps", type=int, default=3, help="optimizer steps per turn (default 3)")
+    parser.add_argument("--problems", type=int, default=8, help="problems per step (default 8)")
+    parser.add_argument("--samples", type=int, default=8, help="answers per problem (default 8)")
+    parser.add_argument("--tokens", type=int, default=64, help="tokens per answer (default 64)")
+    parser.add_argument("--threads", type=int, default=0, help="threads per contender (default: cores)")
     parser.add_argument("--worker", nargs=2, metavar=("NAME", "DIR"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
@@ -106,7 +105,7 @@ def make_model(folder: Path) -> None:
 
 
 def worker(args: argparse.Namespace) -> None:
-    """One contender: answers {"seed"} with what a turn of training measured."""
+    """One contender: answers {"seed"} with the measurements of one turn of training."""
     import torch
 
     torch.set_num_threads(args.threads)
@@ -120,12 +119,12 @@ def worker(args: argparse.Namespace) -> None:
 
 
 def a_reward(text: str) -> float:
-    """Some number that differs from answer to answer, so that every problem teaches."""
+    """A number that differs between answers, so that every problem has a learning signal."""
     return random.Random(text).random()
 
 
 def puna_turn(args: argparse.Namespace, folder: Path, seed: int) -> dict[str, float]:
-    """Train a few steps; the first, which warms up, is not counted."""
+    """Train a few steps; the first one, which warms up, is not counted."""
     from functools import partial
 
     from puna.core.recipe import check

@@ -1,9 +1,9 @@
-"""Evaluations a second that the sandbox makes on one core, beside a fresh bare interpreter for each.
+"""Evaluations per second of the sandbox on one core, compared with a bare interpreter.
 
 python bench/sandbox_rate.py [--rounds 5] [--each 40]
 
-The contenders take turns, round after round, so that a busy machine slows all alike. All are held to one core,
-which others may use too: the load average stands beside the figures.
+The contenders take turns, round after round, so that a busy machine slows all alike. All are restricted to one core,
+which other programs may use too; the load average is stored with the figures.
 """
 
 import argparse
@@ -24,7 +24,7 @@ INPUTS = [[[3, 1, 2]], [[9, 8]], [[]]]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--each", type=int, default=40, help="evaluations of a contender in a round")
+    parser.add_argument("--each", type=int, default=40, help="evaluations of a contender per round")
     args = parser.parse_args()
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     sandboxes = {level: Sandbox(level) for level in ("limits", "confined", "isolated")}

@@ -1,8 +1,8 @@
-"""What the server costs: tokens per second of 32 streams through HTTP against the bare engine, in turns.
+"""Throughput of 32 streams through HTTP relative to the bare engine, in turns.
 
-The model of `engine_speed.py` in bfloat16: 32 prompts of 32 tokens, 160 new ones each. The bare engine writes the texts
-in its own process; the server streams them, token by token, to one client process that only counts bytes and events.
-That client takes its share of the machine's cores too, which is counted against the server.
+The model of `engine_speed.py` in bfloat16: 32 prompts of 32 tokens, 160 new ones each. The bare engine generates the
+texts in its own process; the server streams them, token by token, to one client process that only counts bytes and
+events. That client takes its share of the machine's cores too, which counts against the server.
 
     python bench/serve_overhead.py [--rounds 7]
 """
@@ -26,7 +26,7 @@ TEXTS, NEW = 32, 160
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=7, help="turns each gets")
+    parser.add_argument("--rounds", type=int, default=7, help="turns of each contender")
     args = parser.parse_args()
     command = [sys.executable, str(engine_speed.__file__), "--worker", "puna bf16"]
     engine = common.Contender("puna bf16", command, OMP_NUM_THREADS=str(engine_speed.THREADS))
@@ -60,7 +60,7 @@ def main() -> None:
 
 
 def wait(port: int) -> None:
-    """Until the server is ready."""
+    """Wait until the server is ready."""
     for _ in range(600):
         try:
             urllib.request.urlopen(f"http://127.0.0.1:{port}/ready", timeout=2)
@@ -71,7 +71,7 @@ def wait(port: int) -> None:
 
 
 async def streams(port: int, turn: int) -> float:
-    """Tokens per second of all texts at once, from the first request's sending to the last stream's end."""
+    """Tokens per second of all texts, from the first request to the end of the last stream."""
     prompts = engine_speed.prompts([(32, NEW)] * TEXTS, turn + 7000)
     begin = time.perf_counter()
     counts = await asyncio.gather(*(stream(port, prompt) for prompt in prompts))
@@ -80,7 +80,7 @@ async def streams(port: int, turn: int) -> float:
 
 
 async def stream(port: int, prompt: list[int]) -> int:
-    """How many tokens one streamed completion brought."""
+    """Stream one completion and count its tokens."""
     body: dict[str, Any] = {"prompt": prompt, "max_tokens": NEW, "temperature": 0, "ignore_eos": True, "stream": True}
     body["return_token_ids"] = True
     text = json.dumps(body).encode()

@@ -1,8 +1,8 @@
-"""stories260K with its tokenizer as a tokenizer.json, so that everybody can load it: a real model that takes a second.
+"""stories260K with its tokenizer as a tokenizer.json that any software can load.
 
-The weights (MIT) are karpathy's 260K-parameter Llama, trained on TinyStories; the shared data hold them in Hugging Face
-layout, its SentencePiece vocabulary as a list of pieces with scores. A merge is any way to make a piece of two others,
-in the order of the scores: SentencePiece's own rule.
+It is a real model that loads in a second. The weights (MIT) are karpathy's 260K-parameter Llama, trained on
+TinyStories; the shared data has them in Hugging Face layout, and its SentencePiece vocabulary as a list of pieces with
+scores. A merge is any way to compose a piece of two others, in the order of the scores: SentencePiece's own rule.
 """
 
 import json

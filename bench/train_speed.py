@@ -1,10 +1,10 @@
-"""Training tokens per second on this CPU: Puna, transformers' LlamaForCausalLM and litgpt's model, in turns.
+"""Training tokens per second of Puna, transformers and litgpt on this CPU, in turns.
 
 All train the same Llama (256 wide, 6 layers, 8 query heads on 4 key-value heads, feed-forward 688, vocabulary 4,096)
-on rows of 256 tokens, 16 a step, with AdamW (fused) on fp32 weights: forward, loss, backward, update. Puna's step is
-the one of its trainer, with gradient clipping and the guard that the peers do without. transformers runs as its users
-run it (eager, fp32) and at its best; litgpt compiled whole, as its pretraining does. Where the CPU has no fast bf16
-those settings are left out, for all.
+on rows of 256 tokens, 16 per step, with AdamW (fused) on fp32 weights: forward, loss, backward, update. Puna's step is
+that of its trainer, including gradient clipping and the guard, which the peers do not have. transformers runs as its
+users run it (eager, fp32) and in its best setting; litgpt is compiled as a whole, as in its pretraining. If the CPU has
+no fast bf16, those settings are left out for all.
 
     python bench/train_speed.py [--rounds 7] [--steps 6]
 """
@@ -48,8 +48,8 @@ CONTENDERS = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=7, help="turns each contender gets")
-    parser.add_argument("--steps", type=int, default=6, help="training steps in a turn")
+    parser.add_argument("--rounds", type=int, default=7, help="turns of each contender")
+    parser.add_argument("--steps", type=int, default=6, help="training steps per turn")
     parser.add_argument("--worker", choices=CONTENDERS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
@@ -84,7 +84,10 @@ def main() -> None:
 
 
 def start(*, fast_bf16: bool) -> tuple[list[common.Contender], dict[str, str]]:
-    """Start every contender that can run here, one after the other; those that cannot are named with the reason."""
+    """Start every contender that can run here, one after the other.
+
+    Returns the others with the reason.
+    """
     contenders, skipped = [], {}
     litgpt: Path | None = None
     try:
@@ -136,7 +139,7 @@ def work(name: str) -> None:
     precision, compiled = CONTENDERS[name]
     step, version = {"puna": puna, "transformers": transformers, "litgpt": litgpt}[peer](precision, compiled)
     generator = torch.Generator().manual_seed(0)
-    # Ids fall off like words do, so that losses are those of text and all contenders learn the same thing.
+    # Ids are distributed like words, so that losses are like those of text and all contenders learn the same thing.
     weights = 1.0 / torch.arange(1, SHAPE["vocab_size"] + 1)
     rows = torch.multinomial(weights.expand(64, -1), SEQ + 1, replacement=True, generator=generator)
 
@@ -147,7 +150,7 @@ def work(name: str) -> None:
             loss = step(pick[:, :-1].contiguous(), pick[:, 1:].contiguous())
         return float(loss)
 
-    loss = train(8)  # compiles, and lets the optimizer make its state
+    loss = train(8)  # compiles, and creates the optimizer's state
 
     def answer(request: dict[str, Any]) -> dict[str, float]:
         started = time.perf_counter()
@@ -167,7 +170,7 @@ def puna(precision: str, compiled: bool) -> tuple[Step, str]:
     import torch
 
     from puna.core.recipe import check
-    from puna.train.feed import Rows
+    from puna.train.feed import LocalRows
     from puna.train.measure.machine import Machine
     from puna.train.parallel import World
     from puna.train.pretrain import Pretraining, prepare
@@ -193,7 +196,7 @@ def puna(precision: str, compiled: bool) -> tuple[Step, str]:
     loop = prepare(check(Recipe, tree, "speed"), run_dir, World(0, 1, torch.device("cpu")), machine=machine)
     objective = loop.objective
     assert isinstance(objective, Pretraining)
-    return lambda ids, targets: loop.train_step(objective.parts(Rows(ids, targets, None)))[0], __version__
+    return lambda ids, targets: loop.train_step(objective.parts(LocalRows(ids, targets, None)))[0], __version__
 
 
 def transformers(precision: str, compiled: bool) -> tuple[Step, str]:
@@ -205,14 +208,17 @@ def transformers(precision: str, compiled: bool) -> tuple[Step, str]:
     forward = torch.compile(model) if compiled else model
 
     def loss(ids: Any, targets: Any) -> Any:
-        # It shifts labels itself; giving it the inputs as labels costs the same as any others.
+        # It shifts labels itself; passing the inputs as labels costs the same as any others.
         return forward(input_ids=ids, labels=ids).loss
 
     return _plain_step(model, loss, precision), transformers.__version__
 
 
 def litgpt(precision: str, compiled: bool) -> tuple[Step, str]:
-    """litgpt's GPT configured as the same Llama, compiled whole, with its own chunked cross entropy."""
+    """litgpt's GPT configured as the same Llama, compiled as a whole.
+
+    It uses litgpt's own chunked cross entropy.
+    """
     import importlib.metadata
 
     import torch

@@ -1,15 +1,16 @@
-"""What minutes of tuning teach the demo's model: three abilities before, after fine-tuning on few demonstrations, after
-reinforcement, and after a control that spent reinforcement's time on more fine-tuning instead.
+"""What a few minutes of tuning improve in the demo's model: three abilities at four stages.
 
     puna demo ; python bench/tune_demo.py models/demo-base [--seeds 0 1 2]
-    python bench/tune_demo.py models/demo-base --seeds 1 --raw seed1.json     # a seed on its own
+    python bench/tune_demo.py models/demo-base --seeds 1 --raw seed1.json     # only one seed
     python bench/tune_demo.py --merge seed0.json seed1.json seed2.json
 
-One task stands for each ability; tasks, demonstrations and settings are those of `puna.demo.tuning`, and stages are
-`puna tune sft` and `puna tune rl` as anybody runs them. Reinforcement has a number of steps; the control gets as many
-as reinforcement's seconds buy of fine-tuning's, both measured in the same run, so the machine should have nothing else
-to do. A seed draws its own demonstrations. Problems are held out by construction and the same for all; intervals are
-95 %: Wilson's for greedy answers, over problems for samples, each pooled over the seeds.
+The stages are: before tuning, after fine-tuning on few demonstrations, after reinforcement, and after a control that
+spent reinforcement's time on more fine-tuning instead. One task represents each ability; tasks, demonstrations and
+settings are those of `puna.demo.tuning`, and stages are run with `puna tune sft` and `puna tune rl` as users run them.
+Reinforcement has a fixed number of steps; the control gets as many fine-tuning steps as fit into reinforcement's
+seconds, both measured in the same run, so the machine should be otherwise idle. A seed draws its own demonstrations.
+Problems are held out by construction and the same for all; intervals are 95 %: Wilson's for greedy answers, over
+problems for samples, each pooled over the seeds.
 """
 
 import argparse
@@ -29,18 +30,18 @@ from puna.core.statistics import clustered, wilson
 from puna.demo.tuning import ABILITIES, MAX_TOKENS, SFT_STEPS, sections
 
 TASKS = {one.name.lower(): (one.task, one.level) for one in ABILITIES}
-LOGGED_EVERY = 10  # steps of reinforcement
+LOGGED_EVERY = 10  # in steps of reinforcement
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("model", type=Path, nargs="?", help="model directory that was not tuned")
+    parser.add_argument("model", type=Path, nargs="?", help="directory of the untuned model")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds (default 0 1 2)")
     parser.add_argument("--steps", type=int, default=200, help="steps of reinforcement (default 200)")
-    parser.add_argument("--problems", type=int, default=100, help="held-out problems of each task (default 100)")
-    parser.add_argument("--samples", type=int, default=4, help="samples of each problem (default 4)")
-    parser.add_argument("--raw", type=Path, help="keep the answers of these seeds in a file, to be merged")
-    parser.add_argument("--merge", type=Path, nargs="+", help="make the table of such files")
+    parser.add_argument("--problems", type=int, default=100, help="held-out problems per task (default 100)")
+    parser.add_argument("--samples", type=int, default=4, help="samples per problem (default 4)")
+    parser.add_argument("--raw", type=Path, help="write the answers of these seeds to a file, for merging")
+    parser.add_argument("--merge", type=Path, nargs="+", help="build the table from such files")
     args = parser.parse_args()
     if args.merge:
         write([json.loads(path.read_text(encoding="utf-8")) for path in args.merge])
@@ -65,7 +66,7 @@ def main() -> None:
 
 
 def write(parts: list[dict[str, Any]]) -> None:
-    """Pool what some runs found and keep the table."""
+    """Pool the results of several runs and store the table."""
     measured: dict[str, list[dict[str, Any]]] = {}
     spent: dict[str, list[float]] = {}
     for part in parts:
@@ -90,14 +91,14 @@ def write(parts: list[dict[str, Any]]) -> None:
 
 
 def parameters(model: Path) -> int:
-    """How many the model has."""
+    """Number of parameters of the model."""
     from puna.model.store import load_config
 
     return load_config(model).num_parameters()
 
 
 def one_seed(base: Path, folder: Path, seed: int, steps: int) -> dict[str, Any]:
-    """Model directory and seconds of each stage, and how reinforcement went."""
+    """Model directory and seconds of each stage, and the course of reinforcement."""
     recipes = sections(sft_steps=SFT_STEPS, rl_steps=steps)
     recipes["rl"]["log"]["every"] = LOGGED_EVERY
 
@@ -145,7 +146,7 @@ LOGGED = (
 def run_stage(
     name: str, model: Path, run_dir: Path, values: Mapping[str, Any]
 ) -> tuple[Path, float, list[dict[str, Any]]]:
-    """Run a stage; its model directory, its seconds and its events."""
+    """Run a stage; returns its model directory, its seconds and its events."""
     from puna.tune.stages import check_stage, runner
 
     events: list[dict[str, Any]] = []
@@ -161,14 +162,20 @@ def run_stage(
 
 
 def _machine() -> Any:
-    """Rates only serve what a run predicts; they are not measured again for each stage."""
+    """A machine without measured rates.
+
+    Rates are used only for a run's predictions, so they are not measured again for each stage.
+    """
     from puna.train.measure.machine import Machine
 
     return Machine("cpu", "bench", 1, 8 << 30, {"fp32": 3e10, "bf16": 1e9}, False)
 
 
 def measure(model: Path, args: argparse.Namespace) -> dict[str, Any]:
-    """Each ability's answers to the held-out problems: right greedily, and the share of right samples, by problem."""
+    """Each ability's answers to the held-out problems.
+
+    Returns greedy results and the share of right samples, by problem.
+    """
     from functools import partial
 
     from puna.engine.generate import load_engine
@@ -195,7 +202,7 @@ def measure(model: Path, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def pooled(rows: list[dict[str, Any]], ability: str) -> dict[str, Any]:
-    """Shares over all seeds with their intervals, and each seed's own."""
+    """Shares over all seeds with their intervals, and each seed's own share."""
     greedy = [ok for row in rows for ok in row[ability]["greedy"]]
     samples = rows[0][ability]["samples"]
     shares = [right / samples for row in rows for right in row[ability]["right"]]

@@ -1,7 +1,7 @@
-"""What docs/render.py fills the planner's pages with: constants, stacks, accelerators, accuracy, and its pictures.
+"""The computed parts of the planner's pages: constants, stacks, accelerators, accuracy, and pictures.
 
-Everything is read from where the planner itself reads it or from bench/results; no number is typed by hand. Pictures
-are SVG in the page, drawn with the planner's own functions, in the site's colours.
+Everything is read from the planner's own files or from bench/results; no number is typed by hand. Pictures are SVG in
+the page, drawn with the planner's functions, in the site's colours.
 """
 
 import math
@@ -19,7 +19,7 @@ from puna.plan.equations.hardware import catalogue
 from puna.plan.output.charts import STYLE as PICTURES
 from puna.plan.output.charts import Axis, chart
 
-# The drawings' colours: the site's, light and dark.
+# Colours of the drawings: the site's, light and dark.
 COLOURS = """
 :root { --ink: #212121; --soft: #616161; --faint: #9e9e9e; --line: #e0e0e0; --paper: #ffffff; --accent: #0b7a69;
   --bar: #9e9e9e; --warn: #c2600f; }
@@ -28,45 +28,45 @@ COLOURS = """
 .plot .stripe { fill: var(--line); opacity: .35; }
 """
 
-# What each fitted constant is, for a reader of the equations.
+# Descriptions of the fitted constants, for readers of the equations.
 MEANINGS = {
-    "half_size": "a dimension of a product this long costs half of its rate, at 989 TFLOP/s",
+    "half_size": "a product with a dimension of this length reaches half of its rate, at 989 TFLOP/s",
     "half_power": "that size grows with the peak to this power",
-    "recompute": "a recomputed pass takes this share of its first time",
-    "attention_half": "a span of so many tokens costs attention half of its rate",
+    "recompute": "time of a recomputed pass relative to the first",
+    "attention_half": "at a span of this many tokens attention reaches half of its rate",
     "memory": "share of the datasheet's memory rate that element-wise work reaches",
     "nic": "share of the network cards' rate that collectives reach",
     "latency_seconds": "one step of a collective",
     "straggler": "spread of the machines: the slowest of n is 1 + this times √(2 ln n)",
-    "power": "the rate of products grows with watts a TFLOP/s of peak to this power",
+    "power": "the rate of products grows with watts per TFLOP/s of peak to this power",
     "matmul_bf16": "share of the bf16 peak that a very large product reaches",
     "matmul_fp8": "the same in fp8, of its own peak",
     "matmul_mxfp8": "the same in mxfp8",
     "matmul_nvfp4": "the same in nvfp4",
     "attention": "share of the bf16 peak of flash attention's forward pass",
     "link": "share of the scale-up fabric's rate that collectives reach",
-    "matmul": "times the generation's rate of products",
-    "elementwise": "times the fewest passes over memory that element-wise work needs",
-    "cast": "times the fewest passes for casting to 8 or 4 bits",
+    "matmul": "factor on the generation's rate of products",
+    "elementwise": "factor on the fewest passes over memory that element-wise work needs",
+    "cast": "factor on the fewest passes for casting to 8 or 4 bits",
     "launch_seconds": "fixed cost of a layer, forward and backward",
     "tensor_hidden": "share of tensor-parallel traffic that computation hides",
-    "data_hidden": "the same of data-parallel traffic",
-    "context_hidden": "the same of context-parallel traffic",
-    "pipeline_hidden": "the same of traffic between pipeline stages",
-    "expert_hidden": "the same of tokens on their way to experts and back",
-    "expert_moves": "times the fewest passes of sorting tokens to experts and back",
-    "expert_seconds": "fixed cost of each expert that a rank holds of a layer",
+    "data_hidden": "the same for data-parallel traffic",
+    "context_hidden": "the same for context-parallel traffic",
+    "pipeline_hidden": "the same for traffic between pipeline stages",
+    "expert_hidden": "the same for sending tokens to experts and back",
+    "expert_moves": "factor on the fewest passes for sorting tokens to experts and back",
+    "expert_seconds": "fixed cost of each expert of a layer on a rank",
 }
 _PICTURES = {
     "scatter": "Seconds of a step: predicted without the row's family, against measured",
     "families": "Error of the step by family, predicted without it",
 }
-# Constants that a stack's own may differ by and how its table calls them; times the generation's "attention".
+# Constants that may differ by stack, and their names in its table; factors on the generation's "attention".
 _FACTORS = {"matmul": "products, times", "attention": "attention, times"}
 
 
 def filled(wish: str, record: Mapping[str, Any] | None) -> str:
-    """What goes below `<!-- plan WISH -->`; record: the results of plan-accuracy, None where never measured."""
+    """Render the part `<!-- plan WISH -->`. record: the results of plan-accuracy, None if never measured."""
     plain = {"constants": constants, "intervals": intervals, "stacks": stacks, "accelerators": accelerators}
     if wish in plain:
         return plain[wish]()
@@ -79,12 +79,12 @@ def filled(wish: str, record: Mapping[str, Any] | None) -> str:
 
 
 def pictures(record: Mapping[str, Any]) -> dict[str, str]:
-    """Each picture's SVG by the name of its file."""
+    """The SVG of each picture, by file name."""
     return {"plan-scatter.svg": _file(scatter(record)), "plan-families.svg": _file(families(record))}
 
 
 def _file(drawn: str) -> str:
-    """A drawing that stands alone: with its style, its namespace and a size."""
+    """A standalone drawing, with style, namespace and size."""
     rules = " ".join(f"{COLOURS}{PLOTS}{PICTURES}".split())
     width, height = re.findall(r"\d+", drawn)[2:4]  # viewBox="0 0 960 520"
     head, _, body = drawn.partition(">")
@@ -93,7 +93,7 @@ def _file(drawn: str) -> str:
     return f"{opening}<style>{rules}</style>{body}\n"
 
 
-# -- what the planner is made of -------------------------------------------------------------------------------------
+# -- the parts of the planner ----------------------------------------------------------------------------------------
 
 
 def constants() -> str:
@@ -116,10 +116,10 @@ def constants() -> str:
     ]
     return "\n\n".join(
         [
-            "For all:\n\n" + markdown(["constant", "what it is", "value (range)"], common),
-            "By generation:\n\n" + markdown(["constant", "what it is", *generations], by_generation),
-            "By stack, those without a parent:\n\n" + markdown(["constant", "what it is", *roots], of_roots),
-            "By stack, those in which a stack differs from its parent (empty: as its parent):\n\n"
+            "For all:\n\n" + markdown(["constant", "meaning", "value (range)"], common),
+            "By generation:\n\n" + markdown(["constant", "meaning", *generations], by_generation),
+            "By stack, for those without a parent:\n\n" + markdown(["constant", "meaning", *roots], of_roots),
+            "By stack, where it differs from its parent (empty: as the parent):\n\n"
             + markdown(["stack", *(_FACTORS.get(name, name) for name in CHILD_SPREAD)], factors),
         ]
     )
@@ -149,11 +149,11 @@ def intervals() -> str:
     rows = [
         [names[kind], f"x {width:.2f}", f"{1 / width - 1:+.0%} to {width - 1:+.0%}"] for kind, width in widths.items()
     ]
-    return markdown(["jobs", "times and divided by", "the step may be"], rows)
+    return markdown(["jobs", "multiplied and divided by", "range of the step"], rows)
 
 
 def stacks() -> str:
-    """What is known, not fitted, of each software stack."""
+    """Known, not fitted, properties of each software stack."""
     rows = [
         [
             f"`{name}`",
@@ -167,7 +167,7 @@ def stacks() -> str:
         for name, one in STACKS.items()
     ]
     return markdown(
-        ["stack", "what it is", "parent", "flash attention", "bytes a gradient", "sharding", "recomputation"], rows
+        ["stack", "description", "parent", "flash attention", "bytes per gradient", "sharding", "recomputation"], rows
     )
 
 
@@ -198,11 +198,11 @@ def _dollars(price: tuple[float, float] | None) -> str:
     )
 
 
-# -- how right it is -------------------------------------------------------------------------------------------------
+# -- accuracy --------------------------------------------------------------------------------------------------------
 
 
 def accuracy(results: Mapping[str, Any]) -> str:
-    """All of bench/plan_accuracy.py but its rows: scores, rankings, memory, Llama 3's run."""
+    """All results of bench/plan_accuracy.py except its rows: scores, rankings, memory, Llama 3's run."""
     off = [abs(row["predicted_gib"] / row["measured_gib"] - 1) for row in results["memory"]["rows"]]
     memory = [
         [row["row"], f"{row['measured_gib']:.1f}", f"{row['predicted_gib']:.1f}", _change(row)]
@@ -224,10 +224,10 @@ def accuracy(results: Mapping[str, Any]) -> str:
 
 
 def scores(results: Mapping[str, Any]) -> str:
-    """Errors of the step's time by set of rows, families weighing the same, beside a constant MFU's."""
+    """Errors of the step time by set of rows, with equal weight per family, and those of a constant MFU."""
     lines = [
         [
-            one["name"] + (", their family left out" if kind == "left out" else ""),
+            one["name"] + (", without their family" if kind == "left out" else ""),
             f"{one['rows']} in {one['families']}",
             *(f"{one[key]:.1%}" for key in ("median", "mean", "p90", "coverage", "rival_median", "rival_p90")),
         ]
@@ -248,7 +248,7 @@ def rankings(results: Mapping[str, Any]) -> str:
 
 
 def rows(results: Mapping[str, Any]) -> str:
-    """Every development row, folded away."""
+    """Every development row, collapsed."""
     lines = [
         [row["id"], row["family"], f"{row['measured_s']:g}", f"{row['left_out_s']:g}", f"{row['error_pct']:+.1f} %"]
         for row in results["rows"]
@@ -258,7 +258,7 @@ def rows(results: Mapping[str, Any]) -> str:
 
 
 def scatter(results: Mapping[str, Any]) -> str:
-    """Predicted against measured seconds of a step, every row predicted without its family."""
+    """Predicted and measured seconds of a step, every row predicted without its family."""
     points = [(row["measured_s"], row["left_out_s"]) for row in results["rows"]]
     near = [abs(row["error_pct"]) <= 10 for row in results["rows"]]
     ends = [min(map(min, points)), max(map(max, points))]
@@ -278,7 +278,7 @@ def scatter(results: Mapping[str, Any]) -> str:
 
 
 def families(results: Mapping[str, Any]) -> str:
-    """One line a family, the worst first: a small dot for each row's error, a large one for their mean."""
+    """One line per family, the worst first: a small dot for each row's error, a large one for their mean."""
     groups: dict[str, list[float]] = defaultdict(list)
     for row in results["rows"]:
         groups[row["family"]].append(row["error_pct"])
@@ -326,7 +326,7 @@ def _strips(groups: Sequence[tuple[str, Sequence[float]]], width: int = 960, lin
 
 
 def speed(results: Mapping[str, Any]) -> str:
-    """Searches, evaluations beside Calculon, and the time to an answer."""
+    """Searches, evaluations compared with Calculon, and the time to an answer."""
     lines = [
         [
             name,
@@ -347,8 +347,8 @@ def speed(results: Mapping[str, Any]) -> str:
     if peer := results.get("calculon"):
         rate = peer["evaluations_per_second"]
         parts.append(
-            f"Calculon in the same run, its own 175B example made smaller: {rate['median']:,.0f} evaluations a second "
-            f"({rate['min']:,.0f} to {rate['max']:,.0f}); our faster search does {peer['ratio']:,.0f} times as "
+            f"Calculon in the same run, its 175B example made smaller: {rate['median']:,.0f} evaluations per second "
+            f"({rate['min']:,.0f} to {rate['max']:,.0f}); Puna's faster search does {peer['ratio']:,.0f} times as "
             "many."
         )
     return "\n\n".join(parts)

@@ -1,12 +1,12 @@
-"""Writes the parts of the documentation that are computed: recipe fields, recipes, benchmark results, plans, pictures.
+"""Render the computed parts of the documentation: recipe fields, recipes, benchmark results, plans, pictures.
 
     python docs/render.py           refresh docs/*.md and docs/images/
     python docs/render.py --check   change nothing; exit with 1 and name the pages that are stale
 
-A page says with an HTML comment what goes below it, such as `<!-- recipe fields -->` or `<!-- result logits -->`, and
-`<!-- end -->` ends it. `<!-- output -->` under a block of commands stands for what they print. The text between the two
-is committed, so that the pages read well wherever the repository is shown. A result that was never measured says so; no
-number is typed by hand.
+In a page, an HTML comment such as `<!-- recipe fields -->` or `<!-- result logits -->` marks the start of a computed
+part, and `<!-- end -->` its end. `<!-- output -->` under a block of commands is filled with their output. The text in
+between is committed, so that the pages are readable wherever the repository is shown. A result that was never measured
+is marked as such; no number is typed by hand.
 """
 
 import argparse
@@ -34,9 +34,9 @@ from puna.train.recipe import Recipe
 
 DOCS = Path(__file__).resolve().parent
 ROOT = DOCS.parent
-WIDTH = 120  # columns of what commands print
+WIDTH = 120  # columns of the output of commands
 
-# What each shipped recipe is planned on: device, processes.
+# The device and number of processes that each included recipe is planned for.
 DEVICES = {
     "smoke": ("cpu", 1),
     "laptop": ("cpu", 1),
@@ -49,7 +49,7 @@ DEVICES = {
 
 
 _END = "<!-- end -->"
-# What was rendered before, which holds no comment of its own.
+# The text rendered before, which contains no comment.
 _BEFORE = rf"(?:\n\n(?:(?!<!--).)*?^{_END}$)?"
 _FLAGS = re.MULTILINE | re.DOTALL
 _WISH = re.compile(rf"^<!-- (recipe fields|shipped recipes|result [\w.-]+|plan \w+) -->${_BEFORE}", _FLAGS)
@@ -59,7 +59,7 @@ _COMMANDS = re.compile(rf"^```sh\n([^`]*)```\n\n<!-- output -->${_BEFORE}", _FLA
 def main() -> int:
     """Refresh all pages and pictures, or name the stale ones."""
     parser = argparse.ArgumentParser(description="Refresh the computed parts of the documentation.")
-    parser.add_argument("--check", action="store_true", help="change nothing; exit with 1 when something is stale")
+    parser.add_argument("--check", action="store_true", help="change nothing; exit with 1 if a page is stale")
     check = parser.parse_args().check
     found = {path: rendered(path.read_text(encoding="utf-8")) for path in sorted(DOCS.glob("*.md"))} | pictures()
     stale = [path for path, text in found.items() if not path.exists() or path.read_text(encoding="utf-8") != text]
@@ -73,7 +73,7 @@ def main() -> int:
 
 
 def rendered(markdown: str) -> str:
-    """A page's text with every computed part as it is now."""
+    """Render every computed part of a page."""
     return _WISH.sub(_with_result, _COMMANDS.sub(_with_output, markdown))
 
 
@@ -113,7 +113,7 @@ def _with_output(match: re.Match[str]) -> str:
 
 
 def _wrapped(text: str) -> str:
-    """Sentences broken at the page's width, as a terminal would; tables and bars as they are."""
+    """Wrap sentences at the page's width, as a terminal would; tables and bars are unchanged."""
     lines = [
         textwrap.wrap(line, WIDTH) if len(line) > WIDTH and "  " not in line else [line] for line in text.split("\n")
     ]
@@ -122,7 +122,7 @@ def _wrapped(text: str) -> str:
 
 @lru_cache(maxsize=32)
 def output(line: str) -> str:
-    """What `puna ...` prints, run in the repository, wide and without colours. Raises where it fails."""
+    """The output of `puna ...`, run in the repository, wide and without colours. Raises if it fails."""
     program, *words = shlex.split(line, comments=True)
     if program != "puna":
         raise ValueError(f"'{line}' is not a command of puna, so no page shows its output.")
@@ -145,7 +145,7 @@ def recipe_fields() -> str:
 
 
 def shipped_recipes() -> str:
-    """What each recipe in recipes/ comes to."""
+    """Size, tokens and predicted memory of each recipe in recipes/."""
     rows = []
     for name, (device, processes) in DEVICES.items():
         path = ROOT / "recipes" / f"{name}.toml"
@@ -169,7 +169,7 @@ def shipped_recipes() -> str:
 
 
 def result(record: dict[str, Any]) -> str:
-    """A benchmark's tables, under a line that says on what and when it was measured."""
+    """A benchmark's tables, under a line with the machine, versions and date of the measurement."""
     instructions = " ".join(record["instructions"])
     hardware = f"{record['device']}, {record['cores']} cores, {record['memory_gib']} GiB" + f" ({instructions})"
     packages = ("torch", "transformers", "nanochat", "numpy", "scipy")
@@ -264,10 +264,10 @@ def _learning(results: dict[str, Any]) -> str:
     reach = results["tokens to AdamW's last value"]
     note = (
         f"AdamW with a cosine ends at {reach['bits_per_byte']:.3f} on the part of the held-out text that is measured "
-        f"along the way, after {format_count(reach['adamw'])} tokens."
+        f"during training, after {format_count(reach['adamw'])} tokens."
     )
     if reach["puna"]:
-        note += f" Puna is there after {format_count(reach['puna'])} tokens: {reach['ratio']:.3f} of them."
+        note += f" Puna reaches it after {format_count(reach['puna'])} tokens: {reach['ratio']:.3f} of them."
     return plan_tables.markdown(head, rows) + "\n\n" + note
 
 

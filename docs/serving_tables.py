@@ -1,4 +1,4 @@
-"""Tables of what was measured of the engine, the server and the exports, for the benchmarks page."""
+"""Tables of the engine, the server and the exports, for the benchmarks page."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import plan_tables
 
 
 def engine_speed(results: dict[str, Any]) -> str:
-    """Tokens a second of each contender and kind of work, and ratios."""
+    """Tokens per second of each contender and kind of work, and ratios."""
     measured = results["measured"]
     kinds = [kind for kind in measured if kind.endswith("tokens/s")]
     names = list(measured[kinds[0]])
@@ -32,7 +32,7 @@ def engine_speed(results: dict[str, Any]) -> str:
 
 
 def serve_overhead(results: dict[str, Any]) -> str:
-    """What comes through the server, beside the engine alone."""
+    """Throughput of the server compared with the engine alone."""
     rows = [
         [name, f"{v['median']:,.0f}", f"{v['min']:,.0f} to {v['max']:,.0f}"]
         for name, v in results["tokens_per_second"].items()
@@ -40,7 +40,7 @@ def serve_overhead(results: dict[str, Any]) -> str:
     ratio = results["server / engine"]
     return (
         plan_tables.markdown(["", "tokens/s, median", "range"], rows)
-        + f"\n\nThrough the server comes {ratio['median']:.1%} ({ratio['min']:.1%} to {ratio['max']:.1%})."
+        + f"\n\nThe server reaches {ratio['median']:.1%} ({ratio['min']:.1%} to {ratio['max']:.1%}) of the engine."
     )
 
 
@@ -49,7 +49,7 @@ def _median(spread: dict[str, float] | None) -> str:
 
 
 def conformance(results: dict[str, Any]) -> str:
-    """What each server answered to each case; a dagger marks what falls behind the best."""
+    """The response of each server to each case; a dagger marks those that are not as good as the best."""
     rows = results["rows"]
     names = [name for name in rows[0] if name != "row"]
     right = [f"{sum(bool(row.get(name, {}).get('right')) for row in rows)} of {len(rows)}" for name in names]
@@ -58,12 +58,12 @@ def conformance(results: dict[str, Any]) -> str:
     table = plan_tables.markdown(["case", *names], [["**right**", *right], *told])
     measured = results.get("measured", {})
     dates = "; ".join(f"{name}: {when}" for name, when in measured.items()) if len(set(measured.values())) > 1 else ""
-    note = f" Columns are of different days: {dates}." if dates else ""
-    return f"{table}\n\n† not as good as the best column, or no OpenAI error object. {versions}.{note}"
+    note = f" Columns were measured on different days: {dates}." if dates else ""
+    return f"{table}\n\n† not as good as the best column, or not an OpenAI error object. {versions}.{note}"
 
 
 def lm_eval(results: dict[str, Any]) -> str:
-    """Scores of our evaluations, of lm-eval on our engine and of lm-eval through the server, on the same rows."""
+    """Scores of Puna's evaluations, of lm-eval on its engine and through its server, on the same rows."""
     rows = [
         [
             name,
@@ -76,12 +76,20 @@ def lm_eval(results: dict[str, Any]) -> str:
         ]
         for name, task in results["tasks"].items()
     ]
-    columns = ["task", "rows", "Puna", "lm-eval on the engine", "lm-eval, served", "apart: engine", "apart: served"]
+    columns = [
+        "task",
+        "rows",
+        "Puna",
+        "lm-eval on the engine",
+        "lm-eval, served",
+        "difference: engine",
+        "difference: served",
+    ]
     return plan_tables.markdown(columns, rows)
 
 
 def _apart(task: dict[str, Any], way: str) -> str:
-    """How far single answers are apart from ours: the largest difference of a loglikelihood, or texts that differ."""
+    """The largest difference of a loglikelihood from `puna eval`'s, or the number of texts that differ."""
     largest = task.get(f"{way}_largest_difference")
     return f"{task[f'{way}_texts_that_differ']} texts" if largest is None else f"{largest:.0e}" if largest else "0"
 
@@ -98,7 +106,7 @@ def _scores(scores: dict[str, float]) -> str:
 
 
 def gguf(results: dict[str, Any]) -> str:
-    """What llama.cpp makes of an exported model."""
+    """An exported model in llama.cpp, compared with Puna."""
     rows = [
         [
             name.removeprefix("greedy "),
@@ -112,8 +120,8 @@ def gguf(results: dict[str, Any]) -> str:
     of = next(run["of"] for name, run in results.items() if name.startswith("greedy "))
     heads = ["GGUF", f"greedy tokens as Puna's in float32, of {of}, by prompt", "mean difference of log probabilities"]
     told = (
-        f"Its tokenizer gives other ids than ours for {tokens['different']} of {tokens['strings']:,} strings, and its "
-        f"Jinja renders {dialogues['equal']} of {dialogues['dialogues']} dialogues as we do. "
+        f"Its tokenizer gives other ids than Puna's for {tokens['different']} of {tokens['strings']:,} strings, and "
+        f"its Jinja renders {dialogues['equal']} of {dialogues['dialogues']} dialogues as Puna does. "
     )
     same = [
         f"{name} {run['same_bytes']} of {run['tensors']}"
@@ -124,7 +132,7 @@ def gguf(results: dict[str, Any]) -> str:
 
 
 def gguf_quants(results: dict[str, Any]) -> str:
-    """How far llama.cpp is from our network on the same quantized weights."""
+    """Differences between llama.cpp and Puna's network with the same quantized weights."""
     rows = [
         [
             scheme,
@@ -138,8 +146,8 @@ def gguf_quants(results: dict[str, Any]) -> str:
     heads = [
         "GGUF",
         "tensors",
-        "same likeliest token",
+        "same most likely token",
         "largest difference of a log probability",
-        "from before quantizing",
+        "from the unquantized weights",
     ]
     return plan_tables.markdown(heads, rows)

@@ -1,4 +1,4 @@
-"""Tables of what was measured of tuning, for the benchmarks page."""
+"""Tables of tuning, for the benchmarks page."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import plan_tables
 
 
 def rollouts(results: dict[str, Any]) -> str:
-    """Tokens a second while reinforcing, beside TRL, and where a step's time goes."""
+    """Tokens per second in reinforcement, compared with TRL, and the parts of a step's time."""
     rows = [
         [
             name,
@@ -17,10 +17,10 @@ def rollouts(results: dict[str, Any]) -> str:
     ratio = results["ratio"]
     rows.append(["ratio", *(f"{ratio[f'{key}_tokens_per_second']['median']:.2f}" for key in ("rollout", "step"))])
     shares = {name: results["puna"][f"share_{name}"]["median"] for name in ("generation", "reward", "learning", "rest")}
-    told = ", ".join(f"{name} {share:.1%}" for name, share in shares.items())
+    parts = ", ".join(f"{name} {share:.1%}" for name, share in shares.items())
     return (
-        plan_tables.markdown(["contender", "generated tokens/s in rollouts", "generated tokens/s of whole steps"], rows)
-        + f"\n\nPuna's step: {told}. Learning is forward, backward and the optimizer's update."
+        plan_tables.markdown(["contender", "generated tokens/s in rollouts", "generated tokens/s of full steps"], rows)
+        + f"\n\nPuna's step: {parts}. Learning is forward, backward and the optimizer's update."
     )
 
 

@@ -115,7 +115,7 @@ def test_mistakes_have_the_class_that_a_caller_can_catch(base_model: Path, tmp_p
         puna.load_model(base_model, dtype="float8")
     with pytest.raises(puna.RecipeError, match=r"unknown key 'train.stepps'. Did you mean 'steps'"):
         puna.train_model({"train": {"stepps": 3}}, run_dir=tmp_path / "run")
-    with pytest.raises(puna.RecipeError, match="not with a recipe"):
+    with pytest.raises(puna.RecipeError, match="not a recipe"):
         puna.train_model({}, resume=True)
     with pytest.raises(puna.PunaError, match="stage"):
         puna.tune_model({"stage": "sftt"}, base_model)
@@ -132,7 +132,7 @@ def test_too_little_memory_is_an_error_of_its_own(base_model: Path, monkeypatch:
         raise MemoryError
 
     monkeypatch.setattr("puna.engine.generate.load_engine", too_large)
-    with pytest.raises(puna.OutOfMemoryError, match=r"There is not enough memory for .*base. Give a smaller max_batch"):
+    with pytest.raises(puna.OutOfMemoryError, match=r"There is not enough memory for .*base. Use a smaller max_batch"):
         puna.load_model(base_model)
 
 

@@ -1,5 +1,6 @@
 """The shipped recipes: each resolves, has the published number of parameters, and fits the devices it names."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from puna.core.recipe import load
 from puna.train.planning.memory import predict_memory
 from puna.train.recipe import Recipe
+from puna.tune.recipe import STAGES, load_stage
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 GIB = 2**30
@@ -39,6 +41,18 @@ def test_resolves_and_is_named_after_its_file(path: Path) -> None:
     assert value.name == path.stem
     assert value.total_steps > 0
     assert value.corpus
+
+
+@pytest.mark.parametrize("path", sorted((RECIPES / "tune").glob("*.toml")), ids=lambda path: path.stem)
+def test_a_recipe_of_tuning_resolves_and_names_its_command(path: Path) -> None:
+    value = load_stage(path).value
+    first = re.search(r"^#     (puna tune .*)$", path.read_text(), re.MULTILINE)
+    assert first
+    assert first[1].split()[2:4] == [value.stage, f"recipes/tune/{path.name}"]
+
+
+def test_every_stage_has_a_recipe() -> None:
+    assert {load_stage(path).value.stage for path in (RECIPES / "tune").glob("*.toml")} == set(STAGES)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

@@ -1,7 +1,7 @@
 """The functions behind `import puna`: load a model and use it, train, tune, evaluate, plan.
 
-They are what the commands run, with Python values instead of options: the same recipes, the same directories, the same
-sentences when something is wrong. `docs/python.md` shows each of them.
+They do what the commands do, with Python values instead of options: the same recipes, directories and error messages.
+`docs/python.md` shows each of them.
 """
 
 import tempfile
@@ -24,23 +24,23 @@ if TYPE_CHECKING:
 Message = Mapping[str, Any]
 """One message of a dialogue: role ("system", "user" or "assistant") and content."""
 Event = dict[str, Any]
-"""An event of a run, as it is written to metrics.jsonl; `kind` says what it is ("step", "eval", "end", ...)."""
+"""An event of a run, as written to metrics.jsonl; `kind` is its type ("step", "eval", "end", ...)."""
 
 
 # -- a model ---------------------------------------------------------------------------------------------------------
 
 
 class Model:
-    """A loaded model: text in, text out. Close it, or use it in a `with` block, when it is no longer needed.
+    """A loaded model: text in, text out. Close it after use, or use it in a `with` block.
 
-    engine: everything the model can do, with token ids. is_chat: whether it was trained to answer dialogues.
+    engine: full access to the model, with token ids. is_chat: whether it was trained to answer dialogues.
     Sampling options are those of `SamplingParams`: max_tokens=256, temperature=1.0 (0 is greedy), top_p, top_k, seed,
     stop, n, ... All methods raise PunaError for a prompt that does not fit into the context.
     """
 
     def __init__(self, engine: "Engine", directory: Path, *, is_chat: bool) -> None:
         if engine.tokenizer is None:
-            raise ModelError(f"{directory} has no tokenizer.", "Put the model's own next to its weights.")
+            raise ModelError(f"{directory} has no tokenizer.", "Add the model's tokenizer to the directory.")
         self.engine, self.directory, self.is_chat = engine, directory, is_chat
         self.tokenizer: Tokenizer = engine.tokenizer
 
@@ -49,7 +49,10 @@ class Model:
     @overload
     def generate(self, prompt: Sequence[str], **sampling: Any) -> "list[Completion]": ...
     def generate(self, prompt: str | Sequence[str], **sampling: Any) -> "Completion | list[Completion]":
-        """Continue a prompt, or many at once. With n > 1 use a list: it returns n completions for each prompt."""
+        """Continue a prompt, or many at once.
+
+        With n > 1 pass a list: it returns n completions for each prompt.
+        """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         ids = [self.tokenizer.encode(one, bos=True) for one in prompts]
         done = self.engine.generate(ids, sampling_params(sampling)) if ids else []
@@ -61,15 +64,19 @@ class Model:
         return completion
 
     def stream(self, prompt: str | Sequence[Message], **sampling: Any) -> Iterator[str]:
-        """The continuation of a prompt, or the answer to a dialogue, piece by piece. Closing the iterator stops it."""
+        """Yield the continuation of a prompt, or the answer to a dialogue, in pieces.
+
+        Closing the iterator stops it.
+        """
         ids = self.tokenizer.encode(prompt, bos=True) if isinstance(prompt, str) else self._dialogue(prompt)
         pieces = self.engine.stream(ids, sampling_params(sampling))
         return (text for _, text in pieces if text)
 
     def score(self, context: str, continuations: Sequence[str]) -> "list[Likelihood]":
-        """How likely each continuation is after the context: (logprob, tokens, greedy). Nothing is generated.
+        """Score how likely each continuation is after the context: (logprob, tokens, greedy).
 
-        logprob: the sum over the continuation's tokens, in nats. greedy: whether each of them was the likeliest.
+        Generates nothing. logprob: the sum over the continuation's tokens, in nats. greedy: whether each of them was
+        the most likely token. Raises PunaError for an empty continuation.
         """
         from puna.evals.generation import likelihoods
 
@@ -107,8 +114,8 @@ def load_model(
 ) -> Model:
     """Load a model or run directory.
 
-    device: "cpu", "cuda", ... (default: the best there is). dtype: "float32" or "bfloat16" (default: what the device is
-    fast in). quantize: "int8" or "int4", on a CPU. deterministic: a prompt's logits do not depend on other prompts;
+    device: "cpu", "cuda", ... (default: the best available). dtype: "float32" or "bfloat16" (default: the faster one on
+    the device). quantize: "int8" or "int4", on a CPU. deterministic: a prompt's logits do not depend on other prompts;
     slower. engine: options of `puna.engine.generate.Engine`, such as max_batch and kv_tokens.
     Raises ModelError for a directory that is not a model, OutOfMemoryError for one that is too large.
     """
@@ -122,8 +129,8 @@ def load_model(
 
     directory = model_directory(model)
     if dtype not in (None, "float32", "bfloat16"):
-        raise RecipeError(f"dtype = {dtype!r} is not known.", "Give float32 or bfloat16.")
-    with out_of_memory(str(directory), "Give a smaller max_batch or kv_tokens, or a smaller model."):
+        raise RecipeError(f"dtype = {dtype!r} is not known.", "Use float32 or bfloat16.")
+    with out_of_memory(str(directory), "Use a smaller max_batch or kv_tokens, or a smaller model."):
         loaded = load_engine(
             directory,
             device=device or best_device(),
@@ -137,7 +144,10 @@ def load_model(
 
 
 def sampling_params(options: Mapping[str, Any]) -> "SamplingParams":
-    """SamplingParams from keyword options. Raises RecipeError naming the nearest for one that there is not."""
+    """Build SamplingParams from keyword options.
+
+    Raises RecipeError with the nearest name for unknown options.
+    """
     from dataclasses import fields
 
     from puna.engine.generate import SamplingParams
@@ -154,7 +164,7 @@ def sampling_params(options: Mapping[str, Any]) -> "SamplingParams":
 
 
 class RunResult(NamedTuple):
-    """What a run came to.
+    """The result of a run.
 
     directory: the run directory, with metrics, checkpoints and report. event: the last event, of kind "end", or
     "interrupted" when a signal stopped the run.
@@ -185,19 +195,21 @@ def train_model(
     """Pretrain a model from a recipe, in this process (under torchrun: as one of its processes).
 
     recipe: a TOML file, or its content as a dictionary; with resume a run directory. overrides: dotted keys and values,
-    {"train.steps": 500}. run_dir: by default runs/<name>. on_event: called with every event of metrics.jsonl.
-    Raises RecipeError for a recipe that does not fit, and PunaError for a corpus or a machine that does not.
+    {"train.steps": 500}. run_dir: runs/<name> by default. on_event: called with every event of metrics.jsonl.
+    Raises RecipeError for an invalid recipe, and PunaError for a corpus or machine that does not fit it.
     """
-    from puna.train.run.directory import new_run, resumed_run, settle_corpus
+    from puna.train.run.directory import finished_event, new_run, resumed_run, settled
 
     words = _words(overrides)
     if resume:
         directory = Path(_place(recipe))
-        settled = resumed_run(directory, words)
+        asked = resumed_run(directory, words)
+        if finished := finished_event(directory, asked):
+            return RunResult(directory, finished)
     else:
         with _as_file(recipe) as path:
-            settled, directory = new_run(path, words, _path(run_dir))
-    event = _pretrain(settle_corpus(settled), directory, resume, [on_event] if on_event else [])
+            asked, directory = new_run(path, words, _path(run_dir))
+    event = _pretrain(settled(asked), directory, resume, [on_event] if on_event else [])
     return RunResult(directory, event)
 
 
@@ -216,22 +228,24 @@ def tune_model(
     resume: bool = False,
     on_event: Callable[[Event], None] | None = None,
 ) -> RunResult:
-    """Run one stage after pretraining; the recipe's key `stage` says which (sft, dpo, rl, ...).
+    """Run one stage after pretraining: the one in the recipe's key `stage` (sft, dpo, rl, ...).
 
-    model: the model to start from, if the recipe's own key `model` is not meant. The rest as `train_model`.
+    model: the model to start from, if not the recipe's `model`. The other arguments are those of `train_model`.
     """
     from puna.core.recipe import read_toml
-    from puna.tune.stages import new_stage, resumed_stage
+    from puna.tune.stages import finished_stage, new_stage, resumed_stage, settled
 
     words = _words({**({"model": str(model)} if model is not None else {}), **(overrides or {})})
     if resume:
         directory = Path(_place(recipe))
-        settled: StageBase = resumed_stage(directory, words, stage="")
+        asked: StageBase = resumed_stage(directory, words, stage="")
+        if finished := finished_stage(directory, asked):
+            return RunResult(directory, finished)
     else:
         with _as_file(recipe) as path:
             stage = str(read_toml(path).get("stage", ""))
-            settled, directory = new_stage(path, words, _path(run_dir), stage=stage)
-    event = _tune(settled, directory, resume, [on_event] if on_event else [])
+            asked, directory = new_stage(path, words, _path(run_dir), stage=stage)
+    event = _tune(settled(asked), directory, resume, [on_event] if on_event else [])
     return RunResult(directory, event)
 
 
@@ -255,12 +269,12 @@ def plan_run(
     stack: str | None = None,
     overrides: Mapping[str, Any] | None = None,
 ) -> "RunEstimate":
-    """What a training run takes: `puna plan` without its printing.
+    """Plan a training run: `puna plan` without its output.
 
     target: a preset, a recipe file or a model directory. fleet: accelerators, such as "8xh100" (default: this
-    machine's). tokens, batch: counts with a unit, "15T", "4M". The answer has `best` (the chosen layout),
+    machine's). tokens, batch: counts with a unit, "15T", "4M". The result has `best` (the chosen layout),
     `step_seconds`, `days`, `energy_mwh`, `rent_usd`, ..., each with the ends of its 80 % interval.
-    Raises PunaError for what is not known and where no layout is legal.
+    Raises PunaError for unknown names, and when no layout is legal.
     """
     from puna.plan.run.estimate import estimate_run
     from puna.train.planning.target import Options, find_target, fleet_for, on_this_machine
@@ -281,7 +295,7 @@ def plan_run(
 
 
 class _as_file:
-    """A recipe as a file for as long as it is read. A dictionary is written to a temporary one."""
+    """Provide a recipe as a file while it is read; a dictionary is written to a temporary one."""
 
     def __init__(self, recipe: str | Path | Mapping[str, Any]) -> None:
         self.recipe = recipe
@@ -304,12 +318,12 @@ class _as_file:
 
 def _place(recipe: str | Path | Mapping[str, Any]) -> str | Path:
     if isinstance(recipe, Mapping):
-        raise RecipeError("resume goes on with a run directory, not with a recipe.", "Give the run directory.")
+        raise RecipeError("resume needs a run directory, not a recipe.", "Pass the run directory.")
     return recipe
 
 
 def _words(overrides: Mapping[str, Any] | None) -> list[str]:
-    """Overrides as the command line writes them: key=value, the value in TOML."""
+    """Overrides as on the command line: key=value, the value in TOML."""
     import tomli_w
 
     return [f"{key}={tomli_w.dumps({'x': value})[len('x = ') :].strip()}" for key, value in (overrides or {}).items()]

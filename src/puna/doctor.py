@@ -1,7 +1,7 @@
-"""What Puna finds on this machine: what is there, what is missing, and how to get it.
+"""Check this machine for Puna: what is available, what is missing, and how to get it.
 
-Each check looks and returns a Finding; none of them changes anything, and none takes more than a few seconds. torch is
-imported by those that need it.
+Each check returns a Finding; none of them changes anything or takes more than a few seconds. torch is imported only by
+the checks that need it.
 """
 
 import importlib.util
@@ -20,7 +20,7 @@ from puna.core.load import busy, other_load
 from puna.core.units import format_bytes
 
 LITTLE_DISK = 10 * 2**30
-"""Free space below which a run of checkpoints soon has none."""
+"""Free space below which a run's checkpoints soon fill the disk."""
 OLD_DAYS = 90
 EXTENSIONS = (
     ("avx2", "AVX2"),
@@ -29,12 +29,15 @@ EXTENSIONS = (
     ("avx512_bf16", "BF16"),
     ("amx_bf16", "AMX"),
 )
-"""Flags in /proc/cpuinfo and the names that people know, of what Puna's products are faster with."""
+"""Flags in /proc/cpuinfo, and common names, of instructions that speed up Puna's matrix products."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One fact about this machine. state: ok, note (works, but look) or missing. advice: what to do, "" for nothing."""
+    """One fact about this machine.
+
+    state: ok, note (works, but check it) or missing. advice: what to do, or "".
+    """
 
     name: str
     found: str
@@ -74,24 +77,24 @@ def software() -> Finding:
 
 
 def processor() -> Finding:
-    """The processor's name and the cores this process may use."""
+    """The processor's name and the cores that this process may use."""
     from puna.train.measure.machine import cores, device_name
 
     return Finding("processor", f"{device_name('cpu')}, {_count(cores(), 'core')}")
 
 
 def load() -> Finding:
-    """How many cores other programs want now."""
+    """How many cores other programs are using."""
     from puna.train.measure.machine import cores
 
     wanted = other_load()
     warning = busy(wanted, cores())
-    found = f"other programs want {wanted:.1f} of {_count(cores(), 'core')}"
+    found = f"other programs use {wanted:.1f} of {_count(cores(), 'core')}"
     return Finding("load", found, "note" if warning else "ok", "Measure when they have ended." if warning else "")
 
 
 def instructions() -> Finding:
-    """The vector instructions of the processor, and the precision that training takes here."""
+    """The processor's vector instructions, and the precision used for training."""
     from puna.model.torch_compat import multiplies_bfloat16
 
     flags = _cpu_flags()
@@ -107,10 +110,10 @@ def gpu() -> Finding:
     if torch.cuda.is_available():
         return Finding("GPU", f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}")
     if torch.backends.mps.is_available():
-        return Finding("GPU", "Apple's, through MPS")
+        return Finding("GPU", "Apple, through MPS")
     if shutil.which("nvidia-smi"):
         advice = "Install a CUDA build of torch (pytorch.org/get-started)."
-        return Finding("GPU", "there is one, and this torch cannot use it", "missing", advice)
+        return Finding("GPU", "found, but this torch cannot use it", "missing", advice)
     return Finding("GPU", "none: everything runs on the processor")
 
 
@@ -122,7 +125,7 @@ def memory() -> Finding:
 
 
 def disk() -> Finding:
-    """Free space where runs and models go."""
+    """Free space for runs and models."""
     free = shutil.disk_usage(Path.cwd()).free
     little = free < LITTLE_DISK
     advice = (
@@ -146,7 +149,7 @@ def compiler() -> Finding:
 
 
 def sandbox() -> Finding:
-    """The level that programs written by a model are run at."""
+    """The sandbox level for programs written by a model."""
     from puna.sandbox.remote import RemoteSandbox, place
     from puna.sandbox.worker import Sandbox
 
@@ -157,22 +160,24 @@ def sandbox() -> Finding:
     level, missing = box.level, [name for name, why in box.walls.items() if why]
     box.close()
     if level == "isolated":
-        return Finding("sandbox", "isolated: all walls stand")
-    advice = "puna sandbox check says why. bubblewrap or a container raises it: PUNA_SANDBOX=bwrap (docs/sandbox.md)."
+        return Finding("sandbox", "isolated: all protections work")
+    advice = (
+        "Find out why: puna sandbox check. bubblewrap or a container raises it: PUNA_SANDBOX=bwrap (docs/sandbox.md)."
+    )
     return Finding("sandbox", f"{level}, without {', '.join(missing) or 'some walls'}", "note", advice)
 
 
 def calibration() -> Finding:
-    """What `puna plan calibrate` has measured here, how old it is, and whether it can be believed."""
+    """What `puna plan calibrate` measured here, how old it is, and whether it is plausible."""
     from puna.plan.evidence.local_device import accelerator_here, calibration_path, device_here, read_calibration
     from puna.train.measure.calibrate import check_plausible
     from puna.train.measure.machine import best_device
 
-    device, advice = best_device(), "Run `puna plan calibrate` when nothing else runs."
+    device, advice = best_device(), "Run `puna plan calibrate` when nothing else is running."
     try:
         found = read_calibration(device_here(device))
         if found is None:
-            return Finding("calibration", "none: plans for this machine stand on estimates", "missing", advice)
+            return Finding("calibration", "none: plans for this machine are based on estimates", "missing", advice)
         check_plausible(found, accelerator_here(device))
     except PunaError as error:
         return Finding("calibration", str(error), "note")
@@ -216,6 +221,6 @@ def _count(number: int, what: str) -> str:
 
 
 def summary(findings: list[Finding]) -> dict[str, Any]:
-    """As plain JSON: the findings, and the names of what is missing."""
+    """The findings and the names of what is missing, as plain JSON."""
     missing = [finding.name for finding in findings if finding.state == "missing"]
     return {"findings": [finding.plain() for finding in findings], "missing": missing}

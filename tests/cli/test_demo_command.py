@@ -1,4 +1,4 @@
-"""How a demo ends: in the model's page where a person sits, and nowhere else."""
+"""The end of a demo: the model's page is served from a terminal, and only there."""
 
 import argparse
 import socket
@@ -22,9 +22,9 @@ RESULT = {
 
 @pytest.fixture
 def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[argparse.Namespace]]:
-    """What would have been served, by a demo that took no time, in a terminal."""
+    """The arguments of `puna serve` after a demo without any work, run in a terminal."""
     asked: list[argparse.Namespace] = []
-    console.cache_clear()  # or the console for a terminal would serve other tests too
+    console.cache_clear()  # other tests must not get the console of a terminal
     monkeypatch.setattr("puna.demo.run.run_demo", lambda **_: RESULT)
     monkeypatch.setattr(serve_command, "run", asked.append)
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
@@ -33,7 +33,7 @@ def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[argparse.Namespace]
     console.cache_clear()
 
 
-def test_a_demo_ends_in_the_page_of_its_model(served: list[argparse.Namespace]) -> None:
+def test_a_demo_in_a_terminal_serves_its_model(served: list[argparse.Namespace]) -> None:
     assert main(["demo"]) == 0
     assert served[0].models == ["models/demo"]
     assert served[0].host == "127.0.0.1"
@@ -48,7 +48,7 @@ def test_no_chat_and_no_terminal_serve_nothing(
     assert not served
 
 
-def test_a_taken_port_is_left_to_whoever_has_it() -> None:
+def test_a_port_in_use_is_not_taken() -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         taken = other.getsockname()[1]

@@ -1,5 +1,6 @@
-"""`puna model inspect`, `import`, `sample` and `chat` as a person types them."""
+"""`puna model inspect`, `import`, `sample` and `chat` from the command line."""
 
+import argparse
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -8,10 +9,12 @@ import pytest
 import torch
 
 from puna.cli.main import main
+from puna.cli.serve_command import _load, _named
 from puna.engine.generate import Engine
 from puna.model.config import ModelConfig
 from puna.model.llama import LlamaForCausalLM
 from puna.model.store import save_model
+from puna.serve.settings import Settings
 from puna.text.tokenizer import train_tokenizer
 
 
@@ -29,7 +32,7 @@ def make(tmp_path: Path, random_model: Callable[..., LlamaForCausalLM]) -> Calla
     return written
 
 
-def test_inspect_says_what_a_model_is(make: Callable[[str], Path], capsys: pytest.CaptureFixture[str]) -> None:
+def test_inspect_describes_a_model(make: Callable[[str], Path], capsys: pytest.CaptureFixture[str]) -> None:
     path = make("base")
     assert main(["model", "inspect", str(path), "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
@@ -50,7 +53,7 @@ def test_import_then_sample(make: Callable[[str], Path], tmp_path: Path, capsys:
     assert main(["import", str(make("base")), "-o", str(out), "--json"]) == 0
     written = json.loads(capsys.readouterr().out)
     assert written["directory"] == str(out)
-    assert written["parent"] == "base", "the folder's name, not where it lies on this machine"
+    assert written["parent"] == "base", "the folder's name, not its path on this machine"
 
     options = ["sample", str(out), "-p", "def add", "--max-tokens", "12", "--seed", "3"]
     assert main([*options, "--json"]) == 0
@@ -72,7 +75,7 @@ def test_sample_greedy_and_stop(make: Callable[[str], Path], capsys: pytest.Capt
 
 
 def say(monkeypatch: pytest.MonkeyPatch, *lines: str | type[BaseException]) -> None:
-    """Let these lines, or interrupts, come from the keyboard; then the input ends."""
+    """Feed these lines, or interrupts, to input(); then the input ends."""
     coming = iter(lines)
 
     def read(_: str = "") -> str:
@@ -110,7 +113,7 @@ def test_chat_with_a_base_model_says_so_and_continues(
     assert shown.out == capsys.readouterr().out
 
 
-def test_the_first_interrupt_stops_the_answer_and_the_second_leaves(
+def test_an_interrupt_stops_the_answer_and_one_at_the_prompt_exits(
     make: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     stream = Engine.stream
@@ -151,3 +154,18 @@ def test_bad_input_is_one_sentence_and_exit_code_2(
     shown = capsys.readouterr()
     assert sentence in shown.err.splitlines()[-1]
     assert shown.out == ""
+
+
+def test_a_model_without_a_tokenizer_is_said_to_be_one(
+    tmp_path: Path, random_model: Callable[..., LlamaForCausalLM], capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = random_model(ModelConfig(preset="nano"))
+    save_model(tmp_path / "bare", model.config, model.state_dict(), None, dtype=torch.float32, lineage={})
+    options = {"dtype": "", "device": "cpu", "deterministic": False, "quantize": None, "max_batch": 2, "kv_tokens": 64}
+    _load(_named(str(tmp_path / "bare"), "native"), argparse.Namespace(**options), Settings())
+    said = " ".join(capsys.readouterr().err.split())
+    assert "bare has no tokenizer: it answers only /v1/completions, with token ids for a prompt." in said
+    assert main(["import", str(tmp_path / "bare"), "-o", str(tmp_path / "copy")]) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert "The model has no tokenizer: it continues token ids" in said
+    assert "Checked: its logits are those of transformers" in said

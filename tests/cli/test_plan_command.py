@@ -14,6 +14,7 @@ from puna.core.recipe import load
 from puna.model.config import ModelConfig
 from puna.plan.evidence.local_device import Calibration, device_here, write_calibration
 from puna.plan.launch.emit import TARGETS
+from puna.plan.output.format import span
 from puna.train.recipe import Recipe
 
 ROOT = Path(__file__).parents[2]
@@ -144,9 +145,9 @@ def test_launch_files_hold_a_recipe_that_the_trainer_reads(
 ) -> None:
     words = ("llama3-8b", "--fleet", "16xh100", "--stack", "puna", "--emit", target, "-o", str(tmp_path / "job"))
     assert main(["plan", *words]) == 0
-    told = capsys.readouterr()
-    assert "Wrote" in told.err
-    assert "no corpus" in told.err
+    shown = capsys.readouterr()
+    assert "Wrote" in shown.err
+    assert "no corpus" in shown.err
     found = tree(capsys, *words[:5])
     recipe = load(Recipe, tmp_path / "job" / "recipe.toml").value
     layout = found["best"]["layout"]
@@ -172,6 +173,23 @@ def test_a_recipe_that_is_launched_keeps_what_the_plan_does_not_settle(
     )
     assert main(["plan", *words[:3], "--tokens", "1T", *words[3:5], "-o", str(tmp_path / "shorter")]) == 0
     assert load(Recipe, tmp_path / "shorter" / "recipe.toml").value.train.tokens == 10**12
+
+
+def test_a_plan_for_other_software_shows_its_own_next_to_it(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["plan", "llama3-8b", "--fleet", "8xh100"]
+    assert main([*words, "--json"]) == 0
+    planned = json.loads(capsys.readouterr().out)
+    assert main([*words, "--stack", "puna", "--json"]) == 0
+    own = json.loads(capsys.readouterr().out)
+    assert (planned["stack"], own["stack"]) == ("megatron-core", "puna")
+    words_of_own = f"puna train itself (--stack puna): {span(own['step_seconds']['value'])} a step"
+    assert planned["assumptions"][-1].startswith(words_of_own)
+    assert f"{own['days']['value']:.3g} days" in planned["assumptions"][-1]
+    assert not any("puna train itself" in one for one in own["assumptions"])
+    assert main(words) == 0
+    assert capsys.readouterr().out.splitlines()[1] == planned["assumptions"][-1]
+    assert main(["plan", "llama3-70b", "--fleet", "8xh100"]) == 0
+    assert "has no layout that fits 8 x h100-sxm" in capsys.readouterr().out
 
 
 def test_a_budget_and_a_date(capsys: pytest.CaptureFixture[str]) -> None:
@@ -286,9 +304,9 @@ def test_a_runs_file_with_a_missing_field_names_row_and_field(
     row = {key: value for key, value in RUNS["throughput"][0].items() if key != field}
     runs = tmp_path / "runs.yaml"
     runs.write_text(json.dumps({**RUNS, "throughput": [row]}), encoding="utf-8")
-    said = refused(capsys, "predict", "--runs", str(runs))
-    assert "row one" in said
-    assert field in said
+    sentence = refused(capsys, "predict", "--runs", str(runs))
+    assert "row one" in sentence
+    assert field in sentence
 
 
 H100 = ("--fleet", "8xh100")
@@ -297,7 +315,7 @@ H100 = ("--fleet", "8xh100")
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ((), "There is nothing to plan. Try: puna plan llama3-8b"),
+        ((), "No target was given. Try: puna plan llama3-8b"),
         (("lama3-8b", *H100), "'lama3-8b' is not a preset, recipe or model directory. Did you mean 'llama3-8b'?"),
         (("missing.toml", *H100), "missing.toml does not exist."),
         (("llama3-8b", "--fleet", "0xh100"), "a fleet needs at least one accelerator"),
@@ -325,41 +343,41 @@ H100 = ("--fleet", "8xh100")
         (("llama3-8b", *H100, "--sharding", "zero9"), "--sharding zero9 is not known. Did you mean 'zero"),
         (("llama3-8b", *H100, "--emit", "slrm", "-o", "x"), "'slrm' is not a launcher. Did you mean 'slurm'?"),
         (("llama3-8b", *H100, "--emit", "slurm"), "--emit needs a folder"),
-        (("llama3-8b", *H100, "-o", "x"), "none were asked for"),
+        (("llama3-8b", *H100, "-o", "x"), "--emit was not given"),
         (("llama3-8b", *H100, "--price", "0"), "--price 0 is not a rent"),
-        (("llama3-8b", *H100, "--rate", "1"), "--rate means nothing to puna plan TARGET"),
+        (("llama3-8b", *H100, "--rate", "1"), "--rate is not an option of puna plan TARGET"),
         (("llama3-8b", *H100, "train.batch=5"), "'train.batch=5' overrides a recipe, but llama3-8b is a preset"),
         (("llama3-8b", *H100, "prices.pue=0.5"), "prices.pue = 0.5"),
         (("llama3-8b", "--budget-usd", "1e6"), "A budget alone does not say"),
         (("llama3-8b", "--budget-usd", "1e6", "--days", "3", "--tp", "2"), "a pinned layout does not go with"),
         (("llama3-8b", "--budget-usd", "10", "--days", "30"), "rent no h100-sxm"),
         (("goodput", "--gpus", "0", "--days", "3"), "0 GPUs cannot train"),
-        (("goodput", "--gpus", "8"), "How many GPUs, and for how long?"),
+        (("goodput", "--gpus", "8"), "--gpus and --days were not given"),
         (("goodput", "--gpus", "8", "--days", "3", "--rate", "-1"), "--rate -1 is not a failure rate"),
-        (("goodput", "--gpus", "8", "--days", "3", "--tp", "4"), "--tp means nothing to puna plan goodput"),
-        (("goodput", "more", "--gpus", "8", "--days", "3"), "'more' means nothing"),
-        (("fleet",), "Which fleet?"),
+        (("goodput", "--gpus", "8", "--days", "3", "--tp", "4"), "--tp is not an option of puna plan goodput"),
+        (("goodput", "more", "--gpus", "8", "--days", "3"), "'more' is not an argument of puna plan goodput"),
+        (("fleet",), "No fleet was given."),
         (("fleet", "nothere.toml"), "nothere.toml does not exist"),
         (("fleet", "350000xh100", "--days", "0.5"), "--days 0.5 cannot be simulated"),
         (("fleet", "8xh100", "--days", "3"), "The jobs need"),
-        (("fleet", "8xh100", "tp=3"), "'tp=3' means nothing to puna plan fleet"),
+        (("fleet", "8xh100", "tp=3"), "'tp=3' is not an option of puna plan fleet"),
         (("fleet", "0xh100"), "a fleet needs at least one accelerator"),
-        (("calibrate", "--days", "3"), "--days means nothing to puna plan calibrate"),
-        (("llama3-8b", *H100, "--quick"), "--quick means nothing to puna plan TARGET"),
-        (("predict",), "Which runs?"),
+        (("calibrate", "--days", "3"), "--days is not an option of puna plan calibrate"),
+        (("llama3-8b", *H100, "--quick"), "--quick is not an option of puna plan TARGET"),
+        (("predict",), "No runs were given."),
         (("predict", "--runs", "nothere.yaml"), "nothere.yaml does not exist"),
     ],
 )
 def test_bad_input_is_one_sentence(capsys: pytest.CaptureFixture[str], words: tuple[str, ...], message: str) -> None:
-    said = refused(capsys, *words)
-    assert message in said
-    assert said.count("\n") == 1
+    sentence = refused(capsys, *words)
+    assert message in sentence
+    assert sentence.count("\n") == 1
 
 
 def test_an_unknown_accelerator_comes_with_its_nearest_and_six_lines(capsys: pytest.CaptureFixture[str]) -> None:
-    said = refused(capsys, "llama3-8b", "--fleet", "8xh1000")
-    assert "'h1000' is not in the catalogue of accelerators. Nearest: h100" in said
-    lines = said.strip().splitlines()[1:]
+    sentence = refused(capsys, "llama3-8b", "--fleet", "8xh1000")
+    assert "'h1000' is not in the catalogue of accelerators. Nearest: h100" in sentence
+    lines = sentence.strip().splitlines()[1:]
     assert len(lines) == 6
     assert all("=" in line for line in lines)
 
@@ -390,7 +408,10 @@ def test_a_plan_needs_no_torch(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     modules = _modules_of(["llama3-8b", "--fleet", "8xh100"]).split()
-    assert [name for name in modules if name.startswith("puna.train.")] == ["puna.train.planning.target"]
+    assert [name for name in modules if name.startswith("puna.train.")] == [
+        "puna.train.planning",
+        "puna.train.planning.target",
+    ]
 
 
 def _modules_of(words: list[str]) -> str:
@@ -402,8 +423,8 @@ def _modules_of(words: list[str]) -> str:
 
 def test_published_mixtures_are_planned_by_name(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "qwen3-30b-a3b", "--fleet", "8xb200", "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["best"]["layout"]["ep"] > 1
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["best"]["layout"]["ep"] > 1
     assert main(["plan", "qwen3-30b-a3b", "--fleet", "8xb200", "--stack", "puna"]) == 2
     assert "no network for qwen3-30b-a3b" in capsys.readouterr().err
 

@@ -232,7 +232,7 @@ def test_weights_that_cannot_be_written(make: Callable[..., Path], tmp_path: Pat
         (["{demo}", "--to", "ollama", "-o", "{demo}"], "exists already"),
         (["{demo}/..", "--to", "gguf"], "is not a model directory"),
         (["nosuch", "--to", "gguf"], "nosuch does not exist"),
-        (["{demo}", "--to", "onnx", "--quantize", "q8_0"], "f32 only"),
+        (["{demo}", "--to", "onnx", "--quantize", "q8_0"], "supports only f32"),
     ],
 )
 def test_bad_input_is_one_sentence_and_exit_code_2(

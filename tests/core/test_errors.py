@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from puna.cli.main import main
-from puna.core.errors import PunaError, nearest
+from puna.core.errors import PunaError, nearest, reason_of
 
 
 def test_a_hint_follows_the_message() -> None:
@@ -39,3 +39,15 @@ def test_the_command_line_says_one_line_and_exits_with_2(tmp_path: Path, capsys:
 def test_an_unknown_command_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["tokeniser"]) == 2
     assert "Did you mean 'tokenizer'?" in capsys.readouterr().err
+
+
+def test_a_reason_has_no_names_of_classes() -> None:
+    assert reason_of(ValueError("invalid header length")) == "invalid header length"
+    assert reason_of(ValueError("404 Client Error for url: https://x.org/TinyStories.\nMore.")) == (
+        "404 Client Error for url: https://x.org/TinyStories"
+    )
+    for text in ("", "HTTPSConnectionPool(host='x'): Max retries", "TProtocolException: bad", "<Pool object at 0x7f>"):
+        assert reason_of(RuntimeError(text)) == "the reason is not known"
+    error = RuntimeError("MetadataWrapper failed")
+    error.__cause__ = OSError(28, "No space left on device")
+    assert reason_of(error) == "No space left on device"

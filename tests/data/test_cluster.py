@@ -53,6 +53,34 @@ def test_local_stages_give_the_same_documents(made: DataRecipe, tmp_path: Path) 
     assert not (tmp_path / "staged.work").exists()
 
 
+@pytest.mark.parametrize("invalid_utf8", ["drop", "replace"])
+def test_a_bad_byte_costs_the_same_document_in_stages(invalid_utf8: str, tmp_path: Path, recipe: Make) -> None:
+    dice = random.Random(2)
+    texts = [" ".join("".join(dice.choices("abcdefgh", k=6)) for _ in range(50)).encode() for _ in range(24)]
+    texts[3], texts[20] = b"caf\xe9 " + texts[3], texts[20] + b" \xf0\x9f"
+    (tmp_path / "a.txt").write_bytes(b"\r\n<|end|>\r\n".join(texts[:12]))
+    (tmp_path / "b.jsonl").write_bytes(
+        b"".join(b'{"text": "%s", "title": "t\xff"}\n' % text for text in texts[12:])  # and a bad byte in every name
+    )
+    sources = [
+        {"name": "plain", "path": str(tmp_path / "a.txt"), "separator": "<|end|>"},
+        {"name": "rows", "path": str(tmp_path / "b.jsonl")},
+    ]
+    made = recipe(sources, filters={"invalid_utf8": invalid_utf8}, heldout={"share": 0.2})
+    together = build_corpus(made, tmp_path / "together")
+    staged = build_on_cluster(made, tmp_path / "staged", executor="local", tasks=2, workers=1)
+    assert staged is not None
+    assert staged["drops"] == together["drops"]
+    counts = {source: entry["invalid_utf8"]["documents"] for source, entry in together["drops"].items()}
+    assert counts == ({"plain": 1, "rows": 1} if invalid_utf8 == "drop" else {})
+    names = [
+        {name for split in ("train", "heldout") for name, *_ in Corpus.open(tmp_path / place).documents(split)}
+        for place in ("together", "staged")
+    ]
+    assert names[0] == names[1]
+    assert len(names[0]) == 24 - sum(counts.values())
+
+
 def test_slurm_jobs_wait_for_one_another(made: DataRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "bin").mkdir()
     sbatch = tmp_path / "bin" / "sbatch"

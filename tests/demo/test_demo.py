@@ -1,4 +1,4 @@
-"""The demo itself, shortened, on the real standard library; and what it leaves, opened by transformers."""
+"""The demo, shortened, on the real standard library; its model is opened with transformers."""
 
 import json
 import os
@@ -26,13 +26,13 @@ from puna.train.recipe import Recipe
 from puna.train.run.metrics import read_metrics
 
 ROOT = Path(__file__).parents[2]
-# Measured by nobody: a run that is counted in steps needs no rates.
+# Not measured: a run that is counted in steps needs no rates.
 MACHINE = Machine("cpu", "test", 1, 8 << 30, {"fp32": 1e11, "bf16": 1e11}, False)
 
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory) -> tuple[Path, dict, str]:
-    """One short demo in a process of its own: (folder, its JSON, what it said)."""
+    """Run a short demo in a separate process: (folder, its JSON, its output)."""
     folder = tmp_path_factory.mktemp("demo")
     command = [sys.executable, "-m", "puna", "demo", "--minutes", "1", "--no-chat", "--json", "--bodies", "12"]
     command += ["--tune-minutes", "0.3"]
@@ -62,7 +62,7 @@ def test_even_a_minute_beats_a_compressor(demo):
 
 def test_steps_improve_on_the_counted_first_weights(demo, tmp_path):
     folder, _, _ = demo
-    # The first weights alone beat gzip. Steps are counted here, not minutes, so a busy machine ends at the same place.
+    # The initial weights alone beat gzip. The demo counts steps, not minutes, so a busy machine gives the same result.
     changes = [f"corpus={folder / 'corpora/demo'}", "train.tokens=0", "train.steps=60", "train.seq_len=128"]
     changes += ["train.batch=8", "train.compile=off", "model.hidden_size=128", "model.intermediate_size=256"]
     changes += ["model.num_hidden_layers=2", "model.num_attention_heads=4", "model.num_key_value_heads=4"]
@@ -186,7 +186,7 @@ def test_an_unfinished_demo_is_found_again_and_what_it_did_is_kept(tmp_path) -> 
 
 
 def test_a_demo_that_was_killed_and_interrupted_continues_where_it_was(demo, tmp_path) -> None:
-    """Killed before its first checkpoint, then interrupted in reinforcement: the same command continues each time."""
+    """Kill it before its first checkpoint, then interrupt reinforcement: the same command continues each time."""
     folder, _, _ = demo
     shutil.copytree(folder / "corpora", tmp_path / "corpora")
     command = [sys.executable, "-m", "puna", "demo", "--minutes", "1", "--no-chat", "--json", "--bodies", "4"]
@@ -194,7 +194,10 @@ def test_a_demo_that_was_killed_and_interrupted_continues_where_it_was(demo, tmp
     run = tmp_path / "runs/demo"
 
     def start(stop: signal.Signals | None = None, when: Path | None = None, holds: str = "") -> tuple[int, str, str]:
-        """Run the demo, and send it a signal once a file holds a text. Returns (exit code, stdout, stderr)."""
+        """Run the demo, and send it a signal once a file contains a text.
+
+        Returns (exit code, stdout, stderr).
+        """
         with open(tmp_path / "out", "w+") as out, open(tmp_path / "err", "w+") as err:
             process = subprocess.Popen(command, cwd=tmp_path, stdout=out, stderr=err)
             while stop is not None and when is not None and process.poll() is None:

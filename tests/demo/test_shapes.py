@@ -1,4 +1,4 @@
-"""The choice of the demo's model: by predicted bits per byte from measured step times, never worse when faster."""
+"""The choice of the demo's model by predicted bits per byte from measured step times."""
 
 import math
 
@@ -6,19 +6,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from puna.demo.shapes import MAX_PASSES, SEQ_LEN, SHAPES, Shape, choose, predicted_bits
+from puna.demo.shapes import MAX_PASSES, SEQ_LEN, SHAPES, Candidate, choose, predicted_bits
 
 CORPUS = 3_400_000
 
 
-def flops(shape: Shape) -> float:
-    """Of a token, roughly: products of the blocks and the head, forward and backward."""
+def flops(shape: Candidate) -> float:
+    """FLOPs per token, roughly: products of the blocks and the head, forward and backward."""
     h, i = shape.hidden_size, shape.intermediate_size
     return 6.0 * (shape.layers * (4 * h * h + 3 * h * i) + 4096 * h)
 
 
 def machine(rate: float):
-    """Estimates of step times on a machine that computes so many FLOP/s."""
+    """Estimates of step times on a machine with this many FLOP/s."""
     return lambda shape, rows: rows * SEQ_LEN * flops(shape) / rate + 0.02
 
 
@@ -39,7 +39,7 @@ def test_more_time_never_expects_to_end_worse(rate: float, seconds: float, more:
 
 
 def test_what_was_measured_wins_over_what_was_estimated() -> None:
-    """A shape that its estimate favours is not taken when its measured step is ten times as long."""
+    """A shape that its estimate favours is rejected when its measured step is ten times as long."""
     step = machine(7e10)
     favourite = chosen(7e10)[0].shape
     found = chosen(7e10, measure=lambda shape, rows: step(shape, rows) * (10 if shape == favourite else 1))
@@ -48,10 +48,10 @@ def test_what_was_measured_wins_over_what_was_estimated() -> None:
 
 
 def test_no_more_are_measured_than_could_win() -> None:
-    asked: list[tuple[Shape, int]] = []
+    asked: list[tuple[Candidate, int]] = []
     step = machine(7e10)
 
-    def measure(shape: Shape, rows: int) -> float:
+    def measure(shape: Candidate, rows: int) -> float:
         asked.append((shape, rows))
         return step(shape, rows)
 
@@ -77,7 +77,7 @@ def test_no_time_for_a_single_step_is_infinitely_bad() -> None:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_curves_fall_with_tokens(shape: Shape) -> None:
+def test_curves_fall_with_tokens(shape: Candidate) -> None:
     values = [predicted_bits(shape, 8, tokens) for tokens in (50_000, 300_000, 600_000, 2_000_000, 10_000_000)]
     assert values == sorted(values, reverse=True)
     assert values[-1] > 0

@@ -1,5 +1,4 @@
-"""Attention over blocks gives what a forward over everything gives, however the tokens are cut and wherever they
-lie."""
+"""Attention over blocks equals attention over everything, however the tokens are split and stored."""
 
 from collections.abc import Callable, Iterator
 from itertools import accumulate
@@ -22,13 +21,16 @@ from puna.model.config import ModelConfig
 from puna.model.llama import LlamaForCausalLM
 
 Maker = Callable[..., LlamaForCausalLM]
-# Per sequence, how many tokens arrive in each of three forwards.
+# The number of tokens per sequence in each of three forwards.
 CUTS = st.lists(st.lists(st.integers(0, 9), min_size=3, max_size=3), min_size=1, max_size=5)
 
 
 @pytest.fixture(params=["gather", "flex"])
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """How blocks are read. FlexAttention is written for the GPU, but gives its numbers everywhere."""
+    """The attention backend.
+
+    FlexAttention is written for the GPU, but computes the same everywhere.
+    """
     monkeypatch.setattr(flex_attention, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True)
     with patch.object(attention, "attention_backend", lambda *_: request.param):
         yield request.param
@@ -44,7 +46,7 @@ def test_pieces_give_what_the_whole_gives(
     generator = torch.Generator().manual_seed(seed)
     texts = [torch.randint(0, 512, (sum(cut),), generator=generator) for cut in cuts]
     pool = BlockPool(model.config, 5 * 27 + 1, block_size, device="cpu", dtype=torch.float32)
-    pool.store.fill_(1e6)  # whatever others left behind
+    pool.store.fill_(1e6)  # stale data of earlier requests
     shuffled = (torch.randperm(pool.num_blocks, generator=generator)).tolist()
     needed = [pool.blocks_for(len(text)) for text in texts]
     tables = [shuffled[end - n : end] for end, n in zip(accumulate(needed), needed, strict=True)]
@@ -85,13 +87,13 @@ def test_a_padded_decode_step_gives_what_the_whole_gives(
     others = [block for block in range(pool.num_blocks) if block not in mine]
     before = pool.store[:, :, :, others].clone()
     steps = DecodeGraphs(model, pool, capture=False)
-    hidden = steps.hidden([text[-1] for text in texts], [n - 1 for n in lengths], tables)  # the last tokens once more
+    hidden = steps.hidden([text[-1] for text in texts], [n - 1 for n in lengths], tables)  # the last tokens again
     assert hidden is not None
     assert steps.sizes == [bucket(len(lengths))]
     for text, got in zip(texts, hidden, strict=True):
         expected = model(torch.tensor([text]), head=lambda hidden, _: hidden)[0, -1]
         torch.testing.assert_close(got, expected, rtol=0, atol=2e-5)
-    assert torch.equal(pool.store[:, :, :, others], before), "rows that fill up write to the spare block alone"
+    assert torch.equal(pool.store[:, :, :, others], before), "padding rows write only to the null block"
 
 
 @given(
@@ -115,9 +117,9 @@ def test_flex_attention_visits_the_pages_it_sees_and_no_others(starts: list[int]
 @pytest.mark.slow
 @torch.inference_mode()
 def test_compiled_flex_attention_gives_the_same() -> None:
-    """Which reads the blocks a mask lists, where the other looks at all of them."""
+    """Compare the kernel that reads the blocks in a mask with the one that reads all of them."""
     generator = torch.Generator().manual_seed(0)
-    keys, values = torch.randn(2, 4, 9, 128, 32, generator=generator)  # two kinds, kv_heads, blocks, block_size, dim
+    keys, values = torch.randn(2, 4, 9, 128, 32, generator=generator)  # (2, kv_heads, blocks, block_size, dim)
     tables, starts = torch.tensor([[3, 0, 8], [7, 5, 1]]), torch.tensor([130, 300])
     query = torch.randn(2, 8, 32, generator=generator)
     with patch.object(paged_attention, "_flex", lambda _: torch.compile(flex_attention.flex_attention, dynamic=True)):

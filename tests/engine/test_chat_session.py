@@ -1,4 +1,4 @@
-"""Conversations: what was generated is rendered as it was, and nothing is lost when an answer is cut short."""
+"""Conversations: generated ids are reused unchanged, and an interrupted answer is kept."""
 
 from collections.abc import Callable, Sequence
 
@@ -31,7 +31,7 @@ def test_the_second_answer_follows_from_all_that_was_said(engine: Engine) -> Non
     assert engine.tokenizer is not None
     prompt = render(talk.messages[:4], engine.tokenizer, add_generation_prompt=True).ids
     said = talk.messages[2]["token_ids"]
-    assert any(prompt[i : i + len(said)] == said for i in range(len(prompt))), "ids are kept, not encoded again"
+    assert any(prompt[i : i + len(said)] == said for i in range(len(prompt))), "ids are reused, not encoded again"
     expected = engine.generate([prompt], PARAMS)[0]
     assert (talk.messages[4]["token_ids"], second) == (expected.ids, expected.text)
     assert talk.messages[2]["content"] == first
@@ -52,7 +52,7 @@ def test_what_was_said_is_not_computed_again(engine: Engine) -> None:
 
     engine._core.runner.forward = counted  # type: ignore[method-assign]
     "".join(talk.send("and the weather", PARAMS))
-    assert computed[0] >= known - 3, "all but the last token and what closes the turn"
+    assert computed[0] >= known - 3, "all except the last token and the end of the turn"
 
 
 def test_an_interrupted_answer_is_kept_as_far_as_it_went(engine: Engine) -> None:
@@ -62,7 +62,7 @@ def test_an_interrupted_answer_is_kept_as_far_as_it_went(engine: Engine) -> None
     next(answer)
     answer.close()
     assert len(talk.messages[1]["token_ids"]) == 2
-    assert list(talk.send("go on", PARAMS)), "the talk goes on"
+    assert list(talk.send("go on", PARAMS)), "the conversation continues"
 
 
 def test_what_does_not_fit_is_said_and_not_kept(engine: Engine) -> None:

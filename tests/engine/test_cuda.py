@@ -1,4 +1,4 @@
-"""On a GPU: every way to attention gives the same, captured steps give what others give, and steps overlap."""
+"""On a GPU: all attention backends agree, captured steps agree with others, and steps overlap."""
 
 from collections.abc import Callable, Iterator
 from unittest.mock import patch
@@ -104,11 +104,11 @@ def test_reading_a_step_does_not_wait_for_the_next_one() -> None:
     later = torch.cuda.Event()
     later.record()
     assert readout.tolist() == [2, 4, 6]
-    assert not later.query(), "what was asked afterwards still runs"
+    assert not later.query(), "the step submitted afterwards is still running"
 
 
 def close(model: LlamaForCausalLM, ours: list[int], theirs: list[int], our: list[float], their: list[float]) -> None:
-    """Assert equal tokens; where they part, that rounding decided between two that are about equally likely."""
+    """Assert equal tokens; where they diverge, both tokens must have nearly the same probability."""
     same = next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a != b), len(ours))
     atol = 0.15 if model.head_weight.dtype == torch.bfloat16 else 1e-3
     assert our[:same] == pytest.approx(their[:same], abs=atol)

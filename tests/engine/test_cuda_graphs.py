@@ -1,4 +1,4 @@
-"""Decode steps of a few sizes give what others give, and a size that cannot be captured is no loss."""
+"""Padded decode steps give the same results as others, and a size that cannot be captured still works."""
 
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -33,7 +33,7 @@ def test_texts_come_and_go_through_padded_steps(random_model: Maker, overlap: bo
 
 
 def test_other_weights_reach_steps_that_are_there(random_model: Maker) -> None:
-    """A captured graph reads weights where they lie, so an update has to put them there."""
+    """A captured graph reads weights at fixed addresses, so an update has to write them there."""
     first, second = (random_model(ModelConfig(preset="nano"), seed) for seed in (0, 1))
     expected = Engine(second, None).generate(PROMPTS, PARAMS)
     engine = Engine(first, None, decode_buckets=True)

@@ -1,4 +1,4 @@
-"""Embeddings and scores: what the engine reads without writing."""
+"""Embeddings and scores: requests that generate nothing."""
 
 from collections.abc import Callable
 
@@ -18,7 +18,7 @@ SCORE = SamplingParams(max_tokens=0, prompt_logprobs=2)
 def test_embeddings_are_the_mean_of_the_last_hidden_states(random_model: Maker) -> None:
     model = random_model(ModelConfig(preset="nano"))
     engine = Engine(model, None, step_tokens=16, max_batch=2)
-    prompts = [[1], [5, 6, 7], list(range(256))]  # the last longer than a step, and as long as the context
+    prompts = [[1], [5, 6, 7], list(range(256))]  # the last is longer than a step, and as long as the context
     beside = engine.submit([3], SamplingParams(max_tokens=100, temperature=0))
     vectors = engine.embed(prompts)
     assert vectors.shape == (3, 64)

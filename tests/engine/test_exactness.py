@@ -1,7 +1,7 @@
-"""The engine answers as the model does: whoever runs beside, however prompts are cut, cached, preempted or cancelled.
+"""The engine's results equal the model's, however prompts are batched, split, cached, preempted or cancelled.
 
-In fp32 a batch of another size rounds otherwise, so two tokens within 1e-4 of each other may change places; everything
-else equals a plain forward loop. In the deterministic mode logits are equal to the bit, without exception.
+In fp32 a batch of another size rounds differently, so two tokens within 1e-4 of each other may swap; everything else
+equals a plain forward loop. In the deterministic mode logits are equal to the bit, without exception.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,7 +23,7 @@ from puna.model.llama import LlamaForCausalLM
 Maker = Callable[..., LlamaForCausalLM]
 CONFIG = ModelConfig(preset="nano")
 
-# Few beginnings, so that prompts share them; lengths around blocks of 4 and 8.
+# Few prefixes, so that prompts share them; lengths around blocks of 4 and 8.
 PROMPTS = st.lists(
     st.builds(
         lambda family, length, tail: [*range(family * 50, family * 50 + length), *tail],
@@ -39,7 +39,7 @@ ENGINES = st.fixed_dictionaries(
         "max_batch": st.integers(1, 5),
         "block_size": st.sampled_from([4, 8, 16]),
         "step_tokens": st.sampled_from([1, 3, 7, 16, 64, 512]),
-        "kv_tokens": st.sampled_from([64, 80, 128, 1024]),  # 64: every request fits alone, hardly two together
+        "kv_tokens": st.sampled_from([64, 80, 128, 1024]),  # 64: every request fits alone, but hardly two together
         "prefix_cache": st.booleans(),
         "decode_buckets": st.booleans(),
         "overlap": st.booleans(),
@@ -52,7 +52,7 @@ def params_of(lengths: Sequence[int], **others: Any) -> list[SamplingParams]:
 
 
 def follows(model: LlamaForCausalLM, prompt: Sequence[int], ids: Sequence[int]) -> None:
-    """Assert that a plain forward chooses each of these ids after the prompt and the ids before it."""
+    """Assert that a plain forward selects each of these ids after the prompt and the ids before it."""
     with torch.no_grad():
         logits = model(torch.tensor([[*prompt, *ids]]))[0, len(prompt) - 1 : -1]
     short = logits.amax(-1) - logits.gather(-1, torch.tensor(ids)[:, None]).flatten()
@@ -74,7 +74,7 @@ def test_greedy_equals_a_plain_loop(
     model = random_model(CONFIG)
     lengths = data.draw(st.lists(st.integers(1, 20), min_size=len(prompts), max_size=len(prompts)))
     made = Engine(model, None, **engine)
-    for _ in range(2):  # the second time everything is known
+    for _ in range(2):  # the second time everything is cached
         for prompt, length, done in zip(prompts, lengths, made.generate(prompts, params_of(lengths)), strict=True):
             assert len(done.ids) == length
             follows(model, prompt, done.ids)
@@ -86,7 +86,7 @@ def test_greedy_equals_a_plain_loop(
 def test_neighbours_come_and_go(
     random_model: Maker, prompts: list[list[int]], engine: dict[str, Any], data: st.DataObject
 ) -> None:
-    """Requests arrive and are cancelled at any step, one of them with several sequences; the rest are right."""
+    """Requests arrive and are cancelled at any step, one of them with several sequences; the rest are correct."""
     model = random_model(CONFIG)
     made = Engine(model, None, **engine)
     arrivals = data.draw(st.lists(st.integers(0, 6), min_size=len(prompts), max_size=len(prompts)))
@@ -116,16 +116,16 @@ def test_neighbours_come_and_go(
 
 
 def spied(engine: Engine, seen: dict[tuple[int, ...], torch.Tensor]) -> Engine:
-    """Compare all logits that the engine computes with those that any engine computed for the same tokens."""
+    """Compare all logits of the engine with those that any engine computed for the same tokens."""
     forward = engine._core.runner.forward
 
     def compared(chunks: Sequence[Chunk], *said: torch.Tensor) -> torch.Tensor:
         logits = forward(chunks, *said)
-        if said:  # nobody knows yet what these are the logits of
+        if said:  # the context of these logits is not known yet
             return logits
         contexts = [tuple(chunk.sequence.ids[: row + 1]) for chunk in chunks for row in chunk.rows]
         for context, row in zip(contexts, logits, strict=True):
-            assert torch.equal(seen.setdefault(context, row), row), "the same tokens, other logits"
+            assert torch.equal(seen.setdefault(context, row), row), "same tokens, different logits"
         return logits
 
     engine._core.runner.forward = compared  # type: ignore[method-assign]
@@ -143,7 +143,7 @@ def test_deterministic_logits_are_equal_to_the_bit(
         model = fuse(model)
     seen: dict[tuple[int, ...], torch.Tensor] = {}
     results = []
-    # Alone, then in any company; the shape of a block is part of the mode.
+    # Alone, then in any batch; the shape of a block is part of the mode.
     alone = spied(Engine(model, None, block_size=block_size, prefix_cache=False, max_batch=1, deterministic=True), seen)
     assert (alone._core.runner.native_step is not None) == (block_size == 16 and kernels() is not None)
     params = SamplingParams(max_tokens=10, seed=3, prompt_logprobs=2 if scored else None, top_logprobs=3)
@@ -224,8 +224,8 @@ def test_a_long_prompt_does_not_hold_up_those_who_are_being_answered(random_mode
     core.scheduler.add(long)
     for made in range(2, 20):
         core.step()
-        assert short.outputs.qsize() == made, "a token at each step"
-    assert long.outputs.qsize() > 0, "and the prompt was computed beside it, in pieces"
+        assert short.outputs.qsize() == made, "one token per step"
+    assert long.outputs.qsize() > 0, "and the prompt was computed in chunks at the same time"
 
 
 def test_a_known_beginning_is_not_computed_again(random_model: Maker) -> None:
@@ -243,11 +243,11 @@ def test_a_known_beginning_is_not_computed_again(random_model: Maker) -> None:
     assert sum(computed) == 101
     computed.clear()
     engine.generate([[*system, 2]], params_of([1]))
-    assert sum(computed) == 1, "only the token that differs, though it lies within a block"
+    assert sum(computed) == 1, "only the token that differs, although it is within a block"
     engine.update_weights(())
     computed.clear()
     engine.generate([[*system, 2]], params_of([1]))
-    assert sum(computed) == 101, "other weights, other keys"
+    assert sum(computed) == 101, "new weights invalidate cached keys"
 
 
 def test_continuations_share_the_prompt_and_keep_their_own_seeds(random_model: Maker) -> None:
@@ -266,7 +266,7 @@ def test_continuations_share_the_prompt_and_keep_their_own_seeds(random_model: M
     alone = [engine.generate([prompt], SamplingParams(max_tokens=12, seed=5 + i))[0] for i in range(3)]
     assert [done.ids for done in three] == [done.ids for done in alone]
     assert len({tuple(done.ids) for done in three}) == 3
-    five = engine.generate([prompt, [1]], SamplingParams(max_tokens=12, seed=5, n=5))  # more than run at once
+    five = engine.generate([prompt, [1]], SamplingParams(max_tokens=12, seed=5, n=5))  # more than can run at once
     assert [done.ids for done in five[:3]] == [done.ids for done in three]
     assert len(five) == 10
     idle(engine)
@@ -277,7 +277,7 @@ def test_logprobs_of_prompt_and_text_are_the_models(random_model: Maker) -> None
     engine = Engine(model, None, step_tokens=16, max_batch=2)
     prompt = list(range(100, 150))
     params = SamplingParams(max_tokens=5, temperature=0, top_logprobs=4, prompt_logprobs=2)
-    engine.generate([prompt], params_of([1]))  # so that the prompt is known
+    engine.generate([prompt], params_of([1]))  # so that the prompt is cached
     done = engine.generate([prompt, [3]], params)[0]
     ids = [*prompt, *done.ids]
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""What goes wrong stays where it happened: the others are bit-equal to an undisturbed run, and no block is lost."""
+"""Failures stay isolated: other requests are bit-equal to an undisturbed run, and no block is lost."""
 
 import contextlib
 import itertools
@@ -33,7 +33,7 @@ def model(random_model: Maker) -> LlamaForCausalLM:
 
 @pytest.fixture(scope="module")
 def expected(model: LlamaForCausalLM) -> list[list[int]]:
-    """What each prompt gives when nothing happens."""
+    """The ids of each prompt without any failure."""
     return [done.ids for done in Engine(model, None, block_size=8, deterministic=True).generate(PROMPTS, PARAMS)]
 
 
@@ -47,7 +47,7 @@ def engine(model: LlamaForCausalLM, request: pytest.FixtureRequest) -> Iterator[
 
 
 def whole(engine: Engine) -> None:
-    """Assert that no block is lost and nobody waits."""
+    """Assert that no block is lost and no request waits."""
     engine._core.scheduler.pool.check()
     assert engine.stats()["blocks"]["held"] == 0
     assert not engine._core.scheduler.requests()
@@ -55,7 +55,7 @@ def whole(engine: Engine) -> None:
 
 
 def disturbed(engine: Engine, fault: Callable[[Sequence[Chunk]], Any]) -> None:
-    """Let `fault` look at, hold up or refuse each forward."""
+    """Let `fault` inspect, delay or reject each forward."""
     forward: Forward = engine._core.runner.forward
 
     def spoiled(chunks: Sequence[Chunk], *said: torch.Tensor) -> torch.Tensor:
@@ -129,7 +129,7 @@ def test_out_of_memory_in_a_prefill_ends_it_alone(engine: Engine, expected: list
 def test_memory_that_is_short_for_a_batch_is_enough_for_its_halves(
     engine: Engine, expected: list[list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("puna.engine.core.errors.gc.collect", lambda: 0)  # a quarter of a second each time, here
+    monkeypatch.setattr("puna.engine.core.errors.gc.collect", lambda: 0)  # takes a quarter of a second each time here
 
     def fault(chunks: Sequence[Chunk]) -> None:
         if len(chunks) > 2:
@@ -167,7 +167,7 @@ def test_an_engine_that_hangs_is_known_and_goes_on(engine: Engine, expected: lis
             assert gate.wait(60)
 
     sleep(0.1)
-    assert not engine.stuck(0.05), "nobody asked for anything"
+    assert not engine.stuck(0.05), "no request was made"
     disturbed(engine, fault)
     requests = submit(engine)
     assert inside.wait(60)
@@ -201,7 +201,7 @@ def test_new_weights_under_load_and_a_bad_update(
     with pytest.raises(PunaError):
         engine.update_weights([("no.such.weight", torch.zeros(1))])
     assert engine.update_weights(same.items()) == 2
-    assert [ids(request) for request in requests] == expected, "the same weights again: the same texts"
+    assert [ids(request) for request in requests] == expected, "the original weights give the original texts"
 
 
 def test_a_pool_that_is_too_small_for_all_serves_all(model: LlamaForCausalLM, expected: list[list[int]]) -> None:

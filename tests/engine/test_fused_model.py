@@ -1,4 +1,4 @@
-"""A model laid out for generation on a CPU: the same numbers up to rounding, and what quantizing costs."""
+"""A model laid out for generation on a CPU: equal up to rounding, and the error of quantization."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -42,7 +42,7 @@ def logprobs(engine: Engine) -> torch.Tensor:
     ("dtype", "quantize", "mean", "most"),
     [
         (torch.float32, None, 1e-5, 1e-4),
-        (torch.bfloat16, None, 0.018, 0.08),  # torch's own bfloat16 is 0.009 to 0.014 away, and 0.03 to 0.05 at most
+        (torch.bfloat16, None, 0.018, 0.08),  # torch: mean error 0.009 to 0.014, maximum 0.03 to 0.05
         (torch.bfloat16, "int8", 0.04, 0.15),
         (torch.bfloat16, "int4", 0.3, 1.3),
         (torch.float32, "int8", 0.04, 0.15),
@@ -92,20 +92,20 @@ def test_what_a_matrix_multiplies_with(kind: str | None, bound: float) -> None:
     for rows in (1, 2, 3, 4, 7, 40):
         assert (matrix(x[:rows]).float() - expected[:rows]).abs().max() < 0.02, "with few rows and with many"
     x[0, 9] = float("nan")
-    assert matrix(x[:1]).isnan().all(), "what is not finite does not pass for a number"
-    assert matrix(x[:0]).shape == (0, 192), "a step that ends no prompt wants no logits"
+    assert matrix(x[:1]).isnan().all(), "non-finite values stay non-finite"
+    assert matrix(x[:0]).shape == (0, 192), "a step that ends no prompt needs no logits"
     before = dense.clone()
     new = (torch.randn(64, 256) * 0.03).to(torch.bfloat16)
-    for row in (64, 100):  # in whole blocks of the packing, and across them
+    for row in (64, 100):  # full blocks of the packing, and partial ones
         matrix.assign(row, new)
         assert (matrix.dense()[row : row + 64].float() - new.float()).norm() <= max(bound, 1e-6) * new.float().norm()
     assert torch.equal(matrix.dense()[:64].float(), before[:64]) or kind == "int4", "others stay"
 
 
 def test_what_int4_cannot_hold_becomes_int8(random_model: Maker) -> None:
-    odd = CONFIG.model_copy(update={"intermediate_size": 336})  # no whole groups of 32
+    odd = CONFIG.model_copy(update={"intermediate_size": 336})  # not divisible into groups of 32
     kinds = [matrix.kind for matrix in packed_matrices(fuse(random_model(odd).to(torch.bfloat16), "int4"))]
-    assert kinds[3:12:4] == ["int8"] * 3, "what reads the feed-forward's width"
+    assert kinds[3:12:4] == ["int8"] * 3, "matrices that read the feed-forward's width"
     assert kinds[0] == kinds[-1] == "int4"
 
 
@@ -132,7 +132,7 @@ def test_a_step_in_one_call_computes_what_torch_does(
     whole = Engine(fuse(random_model(CONFIG).to(dtype), quantize), None)
     assert (whole._core.runner.native_step is not None) == (kernels() is not None)
     score = SamplingParams(max_tokens=40, temperature=0.7, seed=4)
-    done = whole.generate(PROMPTS * 4, score)  # 12 texts beside prompts, then fewer
+    done = whole.generate(PROMPTS * 4, score)  # 12 sequences with prompts, then fewer
     monkeypatch.setattr("puna.engine.cpu.native_step.kernels", lambda: None)
     monkeypatch.setattr("puna.engine.cpu.weight_layouts.kernels", lambda: None)
     without = Engine(fuse(random_model(CONFIG).to(dtype), quantize), None)
@@ -151,7 +151,7 @@ def test_a_step_in_one_call_computes_what_torch_does(
 def test_a_step_in_one_call_does_not_depend_on_company(
     random_model: Maker, dtype: torch.dtype, quantize: str | None
 ) -> None:
-    """To the bit: alone, in a batch, in pieces, and with another number of threads."""
+    """Bit-equal alone, in a batch, in chunks, and with another number of threads."""
     engine = Engine(fuse(random_model(CONFIG).to(dtype), quantize), None, prefix_cache=False)
     together = engine.generate(PROMPTS * 3, SCORE)
     pieces = Engine(engine.model, None, prefix_cache=False, step_tokens=7, max_batch=2).generate(PROMPTS * 3, SCORE)
@@ -174,7 +174,7 @@ def test_what_others_left_in_pages_reaches_nobody(random_model: Maker, dtype: to
 
 @pytest.mark.parametrize("config", [CONFIG, ModelConfig(preset="nano", head_dim=24)], ids=["panels", "no panels"])
 def test_pages_of_any_size(random_model: Maker, config: ModelConfig) -> None:
-    """What the kernels cannot do whole goes through torch, and nobody notices."""
+    """Block sizes that the kernels do not support fall back to torch with the same results."""
     expected = Engine(random_model(config), None).generate(PROMPTS, SCORE)
     for size in (5, 16, 32):
         engine = Engine(fuse(random_model(config)), None, block_size=size)

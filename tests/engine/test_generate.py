@@ -1,4 +1,4 @@
-"""The engine against transformers' generate, and its promises about batches, seeds, stops and streams."""
+"""The engine compared with transformers' generate, and its guarantees on batches, seeds, stops and streams."""
 
 from collections.abc import Callable
 
@@ -18,7 +18,7 @@ GREEDY = SamplingParams(max_tokens=24, temperature=0)
 
 
 class Bytes:
-    """A tokenizer of single bytes: enough to watch how text comes out. 256 ends a text."""
+    """A tokenizer of single bytes, which is enough to check text output. 256 ends a text."""
 
     vocab_size, eos_ids, drops_first_space = 257, [256], False
 
@@ -27,7 +27,7 @@ class Bytes:
 
 
 class Script:
-    """Stands in for the network and says the given ids one after the other, whatever it is asked."""
+    """Replaces the network and produces the given ids one after the other."""
 
     def __init__(self, ids: list[int]) -> None:
         self.config = ModelConfig(preset="nano")
@@ -111,7 +111,7 @@ def test_each_prompt_is_told_of_as_soon_as_it_and_those_before_have_ended(random
     rows = engine.generate_each(asked, params)
     first = next(rows)
     assert [done.ids for done in first] == whole[:2]
-    assert engine.stats()["running"] > 0  # the second is being written
+    assert engine.stats()["running"] > 0  # the second is still running
     assert [done.ids for done in (*first, *next(rows), *next(rows))] == whole
     assert next(rows, None) is None
     rows = engine.generate_each(asked, params)
@@ -119,7 +119,7 @@ def test_each_prompt_is_told_of_as_soon_as_it_and_those_before_have_ended(random
     rows.close()  # type: ignore[attr-defined]
     assert engine.stats()["running"] == engine.stats()["blocks"]["held"] == 0
     with pytest.raises(PunaError):
-        engine.generate_each([[]])  # at the call, not at the first answer
+        engine.generate_each([[]])  # raises at the call, not at the first answer
 
 
 def test_end_tokens_stop_ids_and_the_context_end_a_text(random_model: Maker) -> None:
@@ -147,7 +147,7 @@ def test_end_tokens_stop_ids_and_the_context_end_a_text(random_model: Maker) -> 
 def test_a_stream_is_the_text_up_to_the_first_stop_string(said: str, stops: list[str], ended: bool) -> None:
     ids = [*said.encode(), *([256] if ended else [])]
     params = SamplingParams(max_tokens=len(ids), temperature=0, stop=tuple(stops))
-    # The stop string that is complete first wins; several complete at once: the one that begins first.
+    # The stop string that is complete first wins; if several are complete at once, the one that starts first.
     expected = said
     for end in range(1, len(said) + 1):
         begins = [said[:end].find(stop) for stop in stops if stop in said[:end]]

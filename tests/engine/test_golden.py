@@ -1,4 +1,4 @@
-"""Two small pretrained Llamas reproduce what was recorded of them with transformers: ids, logits, loss, text."""
+"""Two small pretrained Llamas reproduce recorded results of transformers: ids, logits, loss, text."""
 
 import itertools
 import json
@@ -17,7 +17,7 @@ SPACE = "\u2581"  # how SentencePiece writes a space
 
 @pytest.fixture(params=MODELS)
 def golden(request: pytest.FixtureRequest, test_data: Path) -> tuple[dict[str, Any], Engine, list[str], list[float]]:
-    """What was recorded, the loaded model, and its SentencePiece pieces with their scores."""
+    """The recorded results, the loaded model, and its SentencePiece pieces with their scores."""
     folder = test_data / "weights" / request.param
     recorded = json.loads((folder / "golden.json").read_text())
     if request.param == "stories260K":
@@ -52,7 +52,7 @@ def decode(ids: list[int], pieces: list[str]) -> str:
 
 def test_greedy_ids_and_text(golden: tuple[dict[str, Any], Engine, list[str], list[float]]) -> None:
     recorded, engine, pieces, _ = golden
-    engine.end_ids = set()  # the record goes on past an end token
+    engine.end_ids = set()  # the recording continues past an end token
     cases = recorded["greedy"]
     longest = max(len(case["new_ids"]) for case in cases)
     completions = engine.generate(

@@ -1,4 +1,4 @@
-"""Grammars: what a text may be is decided before it is written, and nobody beside it notices."""
+"""Grammars constrain the generated text, without affecting other requests."""
 
 import json
 import re
@@ -65,7 +65,7 @@ def tokenizer() -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def engine(random_model: Maker, tokenizer: Tokenizer) -> Engine:
-    """Its vocabulary is smaller than the model's."""
+    """An engine whose tokenizer has fewer tokens than the model."""
     return Engine(random_model(ModelConfig(preset="nano")), tokenizer, block_size=8, deterministic=True, max_batch=16)
 
 
@@ -82,7 +82,7 @@ def test_200_texts_are_what_their_schemas_say(engine: Engine) -> None:
         if completion.finish_reason == "stop":
             jsonschema.validate(json.loads(completion.text), schema)
             finished += 1
-        else:  # long, but on the way to a text of the grammar
+        else:  # cut off, but a prefix of a text of the grammar
             matcher = quick._grammars.matcher(Grammar.json_schema(schema))
             assert not any(matcher.accept(token) for token in completion.ids)
     assert finished > 100

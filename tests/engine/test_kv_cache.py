@@ -1,4 +1,4 @@
-"""The block pool: nothing leaks, nothing is found that is not there, and nobody's blocks change under her."""
+"""The block pool: no leaks, no false hits, and blocks in use never change."""
 
 from collections.abc import Sequence
 
@@ -13,7 +13,7 @@ from puna.model.config import ModelConfig
 
 CONFIG = ModelConfig(preset="nano")
 SIZE = 4
-TOKENS = st.lists(st.integers(0, 1), min_size=1, max_size=14)  # two tokens only, so that beginnings agree
+TOKENS = st.lists(st.integers(0, 1), min_size=1, max_size=14)  # only two tokens, so that prefixes coincide
 
 
 def make(blocks: int) -> BlockPool:
@@ -21,7 +21,7 @@ def make(blocks: int) -> BlockPool:
 
 
 def write(pool: BlockPool, blocks: Sequence[int], tokens: Sequence[int], start: int = 0) -> None:
-    """Stand in for a forward: a slot's number says which tokens led to it, as keys and values do."""
+    """Stand in for a forward: each slot stores a number that encodes the tokens before it, as keys and values do."""
     for at in range(start, len(tokens)):
         value = hash(tuple(tokens[: at + 1])) % 65_521
         pool.store[:, :, :, blocks[at // SIZE], at % SIZE] = float(value)
@@ -32,7 +32,7 @@ def read(pool: BlockPool, blocks: Sequence[int], count: int) -> list[int]:
 
 
 class Pool(RuleBasedStateMachine):
-    """Sequences come, take what is known of them, write the rest, and go, in any order."""
+    """Sequences arrive, use what is cached of them, write the rest, and leave, in any order."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class Pool(RuleBasedStateMachine):
         found = self.pool.match_prefix(tokens)
         assert found.tokens <= len(tokens)
         expected = [hash(tuple(tokens[: at + 1])) % 65_521 for at in range(found.tokens)]
-        assert read(self.pool, found.blocks, found.tokens) == expected, "what is found is what these tokens make"
+        assert read(self.pool, found.blocks, found.tokens) == expected, "a hit contains the values of these tokens"
         rest = self.pool.allocate(self.pool.blocks_for(len(tokens)) - len(found.blocks))
         if rest is None:
             self.pool.release(found.blocks)
@@ -110,7 +110,7 @@ def test_a_longer_prompt_takes_whole_pages_and_a_copy_of_the_last() -> None:
     found = pool.match_prefix([1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12])
     assert found.tokens == 9
     assert found.blocks[:2] == first[:2]
-    assert found.blocks[2] not in first, "a block that is written on is a copy"
+    assert found.blocks[2] not in first, "a block that is written to is a copy"
 
 
 def test_a_hit_compares_tokens_not_only_digests(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Sampling against transformers' filters and against the distribution it claims to draw from."""
+"""Sampling compared with transformers' filters and with the intended distribution."""
 
 import pytest
 import torch
@@ -60,14 +60,14 @@ def test_rows_with_unlike_parameters_do_not_disturb_each_other() -> None:
         SamplingParams(min_p=1.0, temperature=1e-9),
     ]
     ids, _ = sample(logits, params, [0.999999] * 4)
-    assert torch.equal(ids, logits.argmax(-1)), "each of the four leaves only the likeliest token"
+    assert torch.equal(ids, logits.argmax(-1)), "each of the four keeps only the most likely token"
 
 
 @given(edge=st.sampled_from([0.0, 0.5, 1 - 2**-53]), seed=st.integers(0, 50))
 @settings(max_examples=60, deadline=None)
 def test_a_filtered_token_is_never_drawn(edge: float, seed: int) -> None:
     logits = torch.randn(1, 64, generator=torch.Generator().manual_seed(seed)) * 4
-    logits[0, [0, 63]] = float("-inf")  # at both ends, where a rounding error would land
+    logits[0, [0, 63]] = float("-inf")  # at both ends, where a rounding error would fall
     params = [SamplingParams(top_p=0.8)]
     ids, _ = sample(logits, params, [edge])
     assert probabilities(logits, params)[0, ids[0]] > 0
@@ -117,7 +117,7 @@ def test_penalties(prompt: list[int], text: list[int], penalty: float, seed: int
         SamplingParams(presence_penalty=0.5, frequency_penalty=0.25, logit_bias={3: -7.0, 19: 2.0}),
     ]
     ours = adjusted(logits, params, [History(prompt, text)] * 2)
-    seen = [token for token in [*prompt, *text] if token < 20]  # a padded embedding knows more than is ever said
+    seen = [token for token in [*prompt, *text] if token < 20]  # a padded embedding has more ids than the tokenizer
     theirs = RepetitionPenaltyLogitsProcessor(penalty)(torch.tensor([seen], dtype=torch.long), logits[:1].clone())
     torch.testing.assert_close(ours[:1], theirs)
     # OpenAI's formula (API reference, "Frequency and presence penalties").

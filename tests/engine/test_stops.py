@@ -1,4 +1,4 @@
-"""Text that comes out token by token, against a reference that looks at all bytes at once."""
+"""Streaming text compared with a reference that looks at all bytes at once."""
 
 import codecs
 
@@ -23,7 +23,7 @@ class Words:
 
 
 def reference(tokens: list[int], stops: list[str]) -> tuple[str, str, int]:
-    """(text, reason, tokens used): the text that is certain after each token is looked through from its start."""
+    """(text, reason, tokens used): searches the text that is certain after each token from its start."""
     for used in range(1, len(tokens) + 1):
         last = tokens[used - 1] == END or used == len(tokens)
         data = b"".join(PIECES[token] for token in tokens[:used] if token < END)
@@ -49,7 +49,7 @@ def test_pieces_join_to_the_text_before_the_first_stop_string(tokens: list[int],
     said = ""
     for token in tokens:
         said += sequence.append(token)
-        assert text.startswith(said), "nothing is said that would have to be taken back"
+        assert text.startswith(said), "no text is emitted that would have to be withdrawn"
         if sequence.finish_reason:
             break
     assert (said, sequence.finish_reason, len(sequence.output_ids)) == (text, reason, used)

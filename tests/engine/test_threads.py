@@ -1,4 +1,4 @@
-"""The engine's own thread: many callers at once, faults that stay where they happened, weights that change."""
+"""The engine's thread: many callers at once, isolated faults, weight updates."""
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -43,7 +43,7 @@ def undisturbed(model: LlamaForCausalLM, params: SamplingParams = GREEDY) -> lis
 
 
 def faulty(engine: Engine, fault: Callable[[Sequence[Chunk], torch.Tensor], None]) -> None:
-    """Let `fault` look at, spoil or refuse what each forward gives."""
+    """Let `fault` inspect, modify or reject the result of each forward."""
     forward = engine._core.runner.forward
 
     @torch.inference_mode()
@@ -92,7 +92,7 @@ def test_nan_in_one_row_fails_that_request_alone(engine: Engine, model: LlamaFor
         for chunk in chunks:
             if chunk.sequence.request.prompt == PROMPTS[2] and chunk.end > 12:
                 logits[at, 7] = float("nan")
-                # As a fault in a layer would: also in the keys and values, which others will be given some day.
+                # Like a fault in a layer: also in the keys and values, which other requests will be given later.
                 engine._core.scheduler.pool.store[:, :, :, chunk.sequence.block_table[0]] = float("nan")
             at += len(chunk.rows)
 
@@ -104,7 +104,7 @@ def test_nan_in_one_row_fails_that_request_alone(engine: Engine, model: LlamaFor
                 list(request)
         else:
             assert ids(list(request)) == expected
-    # Every block there is passes through somebody's hands.
+    # Use every block of the pool.
     for prompt in PROMPTS:
         if prompt != PROMPTS[2]:
             engine.generate([prompt], LONG)
@@ -167,7 +167,7 @@ def test_weights_change_in_place_under_load(engine: Engine, random_model: Maker)
         with torch.no_grad():
             logits = other(torch.tensor([said]))[0, len(request.prompt) - 1 + new : -1]
         own = logits.gather(-1, torch.tensor(ids(steps)[new:])[:, None]).flatten()
-        assert (logits.amax(-1) - own < 1e-4).all(), "from there on as the new model says, of all tokens so far"
+        assert (logits.amax(-1) - own < 1e-4).all(), "from there on the new model's result for all tokens so far"
 
 
 def test_wrong_weights_are_refused(engine: Engine) -> None:

@@ -85,7 +85,7 @@ def test_max_bytes_is_the_same_text_for_model_and_compressors(place, capsys):
     ("more", "sentence"),
     [
         (["--window", "65"], "longer than the model's context of 64"),
-        (["--window", "8", "--stride", "9"], "cannot move by 9"),
+        (["--window", "8", "--stride", "9"], "cannot have a stride of 9"),
         (["--split", "test"], "no split 'test'"),
         (["--max-bytes", "many"], "'many' is not a count"),
         (["--batch", "0"], "not a number of windows"),

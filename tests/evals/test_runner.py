@@ -103,7 +103,7 @@ def test_the_command_writes_results_with_intervals_and_baselines(model_directory
     ("damage", "more", "sentence"),
     [
         (None, ["--suite", "knowlege"], "no suite or benchmark 'knowlege'. Did you mean 'knowledge'?"),
-        (None, [], "Nothing to measure was named."),
+        (None, [], "No benchmark was given."),
         (None, ["--suite", "arc_easy", "--limit", "0"], "--limit 0 is below 1."),
         (None, ["--suite", "arc_easy", "--data", "/no/such/folder"], "no folder of evaluation data at /no/such/folder"),
         ("cut", ["--suite", "arc_easy"], "arc_easy_validation.jsonl, line 2: this is not JSON"),

@@ -1,4 +1,4 @@
-"""Shapes and counts, against published numbers and against the networks themselves."""
+"""Shapes and counts, compared with published numbers and with the networks themselves."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Where models are found. The Hub is a small server on this machine that speaks its protocol."""
+"""Finding models. The Hub is a small local server that implements its protocol."""
 
 import json
 import os
@@ -30,7 +30,7 @@ def saved(tmp_path: Path, random_model: Callable[..., LlamaForCausalLM]) -> Path
 
 @pytest.fixture
 def hub(saved: Path) -> Iterator[str]:
-    """The address of a Hub that holds org/tiny (the saved model), refuses org/gated, and knows nothing else."""
+    """The URL of a Hub that has org/tiny (the saved model), denies access to org/gated, and has nothing else."""
     files = {path.name: path.read_bytes() for path in saved.iterdir()} | {"pytorch_model.bin": b"a pickle"}
 
     class Handler(BaseHTTPRequestHandler):
@@ -72,7 +72,7 @@ def hub(saved: Path) -> Iterator[str]:
 
 
 def ask(hub: str, home: Path, name: str, weights: bool = True) -> "subprocess.CompletedProcess[str]":
-    """Call find_model in a process that takes `hub` for the Hub; prints the folder or the error."""
+    """Call find_model in a process that uses `hub` as the Hub; prints the folder or the error."""
     code = (
         "import sys\nfrom puna.core.errors import PunaError\nfrom puna.model.hub import find_model\n"
         f"try: print(find_model({name!r}, weights={weights}))\nexcept PunaError as e: sys.exit(str(e))"
@@ -91,7 +91,7 @@ def test_a_model_is_fetched_from_the_hub(hub: str, saved: Path, tmp_path: Path) 
     assert whole.returncode == 0, whole.stderr
     folder = Path(whole.stdout.strip())
     assert torch.equal(load_model(folder).lm_head.weight, load_model(saved).lm_head.weight)
-    assert not (folder / "pytorch_model.bin").exists(), "pickles are not even fetched"
+    assert not (folder / "pytorch_model.bin").exists(), "pickles are not even downloaded"
 
 
 @pytest.mark.parametrize(("name", "words"), [("org/nosuch", "neither a folder here nor"), ("org/gated", "is gated")])

@@ -1,4 +1,4 @@
-"""One layout: from a recipe to the planner, launch files and the trainer, and back, without a change on the way."""
+"""One layout: from a recipe to the planner, launch files and the trainer, and back, without any change."""
 
 import json
 import tomllib
@@ -55,7 +55,7 @@ def layouts(draw: st.DrawFn) -> Layout:
 
 @st.composite
 def recipes(draw: st.DrawFn) -> tuple[Recipe, int]:
-    """A recipe that the trainer runs, and the number of processes that it runs on."""
+    """A recipe that the trainer supports, and its number of processes."""
     replicate, shard = draw(sizes), draw(st.sampled_from([0, 1, 2, 4, 8]))
     rows, micro = draw(st.integers(1, 12)), draw(st.integers(0, 64))
     processes = replicate * (shard or draw(sizes))
@@ -72,7 +72,7 @@ def recipes(draw: st.DrawFn) -> tuple[Recipe, int]:
     return recipe, processes
 
 
-# -- there and back --------------------------------------------------------------------------------------------------
+# -- round trips -------------------------------------------------------------------------------------------------------
 
 
 @given(st.lists(layouts(), min_size=1, max_size=5))
@@ -142,7 +142,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_launch_files_and_a_plan_give_the_trainer_one_layout(
     folder: Path, sharding: str, dp: int, rows: int, recompute: str
 ) -> None:
-    """The same plan by `--emit` and by `train --plan`: one layout, one micro-batch, one recomputation."""
+    """The same plan through `--emit` and `train --plan`: one layout, one micro-batch, one recomputation."""
     h100 = find_accelerator("h100")
     layout = Layout.of(dp=dp, sharding=sharding, link_domain=h100.link_domain, micro_batch=rows, recompute=recompute)
     asked = Recipe(train={"steps": 1, "batch": dp * rows * 2})
@@ -178,7 +178,7 @@ def test_hybrid_shards_stay_in_a_scale_up_domain_beside_tp_and_cp(tp: int, cp: i
         ("hsdp", 1, 12, 2, 6),
         ("hsdp", 1, 4, 1, 4),
         ("hsdp", 8, 2, 2, 1),
-        ("hsdp", 2, 32, 8, 4),  # the figure on which --emit (4) and train --plan (8) once disagreed
+        ("hsdp", 2, 32, 8, 4),  # --emit (4) and train --plan (8) once disagreed here
     ],
 )
 def test_sharding_becomes_copies_and_shards(sharding: str, tp: int, dp: int, replicate: int, shard: int) -> None:
@@ -186,7 +186,7 @@ def test_sharding_becomes_copies_and_shards(sharding: str, tp: int, dp: int, rep
     layout = Layout.of(dp=dp, sharding=sharding, link_domain=h100.link_domain, tp=tp)
     assert (layout.dp_replicate, layout.dp_shard, layout.tp) == (replicate, shard, tp)
     assert LayoutConfig(**layout.recipe_values()["layout"]).resolve(tp * dp).dp_shard == shard
-    tree = {"tp": tp, "dp": dp, "sharding": sharding}  # as a plan of an older version has it
+    tree = {"tp": tp, "dp": dp, "sharding": sharding}  # as written by an older version
     assert from_json(tree, Path("plan.json"), h100.link_domain).dp_shard == shard
     shape = from_config(ModelConfig(preset="llama3-8b"))
     costs = CostModel("torchtitan", {})
@@ -194,7 +194,7 @@ def test_sharding_becomes_copies_and_shards(sharding: str, tp: int, dp: int, rep
 
 
 def test_a_wider_hybrid_group_is_costed_as_asked() -> None:
-    """HSDP over four nodes of eight: other collectives, and a smaller share of the states on each rank."""
+    """HSDP over four nodes of eight: different collectives, and a smaller share of the states on each rank."""
     shape, costs = from_config(ModelConfig(preset="llama3-8b")), CostModel("torchtitan")
     asked = Question("llama3-8b", shape, find_accelerator("h100"), 64, 8192, 64, costs=costs)
     inside, across = (predict(asked, Layout(dp_replicate=64 // shard, dp_shard=shard)) for shard in (8, 32))
@@ -202,7 +202,7 @@ def test_a_wider_hybrid_group_is_costed_as_asked() -> None:
     assert across.seconds["data"] != inside.seconds["data"]
 
 
-# -- what a recipe says ----------------------------------------------------------------------------------------------
+# -- recipes -----------------------------------------------------------------------------------------------------------
 
 SMOKE = Path(__file__).parents[2] / "recipes" / "smoke.toml"
 

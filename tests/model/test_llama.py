@@ -1,4 +1,4 @@
-"""The network against transformers, and its masks, cache-free paths and initial weights against themselves."""
+"""The network compared with transformers; its masks, paths without a cache and initial weights."""
 
 import subprocess
 import sys
@@ -15,7 +15,7 @@ from puna.model.torch_compat import has_varlen_attention
 
 
 def shrunk(preset: str) -> ModelConfig:
-    """The preset with the same ratio of heads, tying and rope, but 2 layers and a width that a test can pay."""
+    """The preset with the same ratio of heads, tying and rope, but 2 layers and a width that is fast to test."""
     big = ModelConfig(preset=preset)
     ratio = big.num_attention_heads // big.num_key_value_heads
     heads = max(4, ratio)
@@ -52,7 +52,7 @@ def test_logits_equal_transformers(preset: str, random_model: Callable[..., Llam
     twin = transformers_twin(model)
     ids = torch.randint(0, 320, (2, 96), generator=torch.Generator().manual_seed(1))
     assert (model(ids) - twin(ids).logits).abs().max() <= 1e-5
-    # Around and beyond the pretraining context (8192 for the scaled ones), where a wrong stretch would show.
+    # Around and beyond the pretraining context (8192 for the scaled ones), where a wrong scaling would show.
     longest = model.config.max_position_embeddings
     for start in (longest // 2, longest - 96):
         positions = torch.arange(start, start + 96)
@@ -104,7 +104,7 @@ def test_cu_seqlens_name_the_starts_of_all_documents() -> None:
     mask = DocumentMask.build(ids, "cpu", dense=False)
     assert mask.cu_seqlens is not None
     assert mask.cu_seqlens.tolist()[:5] == [0, 2, 5, 6, 10]
-    assert set(mask.cu_seqlens.tolist()[4:]) == {10}, "empty documents fill the rest"
+    assert set(mask.cu_seqlens.tolist()[4:]) == {10}, "empty documents pad the rest"
     assert mask.max_seqlen == 5
     assert mask.dense is None
 
@@ -185,7 +185,7 @@ def test_a_fresh_model_knows_nothing(tied: bool) -> None:
 
 
 def test_blocks_compile_as_one_graph_each_kind(tmp_path: object) -> None:
-    """In a process of its own, as compilation leaves state behind; the eager backend needs no compiler."""
+    """Runs in a separate process, because compilation leaves state behind; the eager backend needs no compiler."""
     code = """
 import torch
 from puna.model.config import ModelConfig

@@ -1,4 +1,4 @@
-"""Model directories: what transformers reads and writes, shards, and every way in which a directory can be wrong."""
+"""Model directories: compatibility with transformers, shards, and every way in which a directory can be wrong."""
 
 import json
 import shutil
@@ -21,7 +21,7 @@ IDS = torch.randint(0, 512, (2, 40), generator=torch.Generator().manual_seed(0))
 
 
 class Tokenizer:
-    """Stands in for puna.text's, which this room does not know."""
+    """Replaces puna.text's tokenizer, which this package does not import."""
 
     def __init__(self, vocab_size: int = 300) -> None:
         self.vocab_size, self.bos_id, self.eos_ids = vocab_size, 0, [1, 4]
@@ -78,6 +78,45 @@ def test_we_open_what_transformers_saved(tmp_path: Path, tied: bool) -> None:
     assert (load_model(tmp_path / "m")(IDS) - theirs(IDS).logits).abs().max() <= 1e-5
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("sharded", [False, True])
+@torch.no_grad()
+def test_a_stored_head_is_tied_only_where_it_is_the_embedding(
+    tmp_path: Path, dtype: torch.dtype, sharded: bool
+) -> None:
+    config = transformers.LlamaConfig(**ModelConfig(preset="nano", tie_word_embeddings=False).to_hf())
+    theirs = transformers.LlamaForCausalLM(config).to(dtype)
+    for own in (True, False):
+        folder = tmp_path / str(own)
+        if not own:
+            theirs.lm_head.weight.copy_(theirs.model.embed_tokens.weight)
+        theirs.save_pretrained(folder, max_shard_size="60KB" if sharded else "5GB")
+        values = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(values | {"tie_word_embeddings": True}))
+        loaded = transformers.LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        ours = load_model(folder, dtype=torch.float32)
+        assert ours.config.tie_word_embeddings is not own
+        assert (ours(IDS) - loaded(IDS).logits).abs().max() <= 1e-5
+        save(ours, tmp_path / f"{own} again")
+        assert load_config(tmp_path / f"{own} again").tie_word_embeddings is not own
+
+
+@torch.no_grad()
+def test_one_row_makes_a_head_of_its_own_and_a_wrong_shape_is_named(tmp_path: Path, random_model: Maker) -> None:
+    model = random_model(ModelConfig(preset="nano", tie_word_embeddings=True))
+    save(model, tmp_path / "m")
+    tensors = load_file(tmp_path / "m/model.safetensors")
+    head = tensors["model.embed_tokens.weight"].clone()
+    head[-1, -1] += 1
+    save_file(tensors | {"lm_head.weight": head}, tmp_path / "m/model.safetensors")
+    assert not load_config(tmp_path / "m").tie_word_embeddings
+    save_file(tensors | {"lm_head.weight": head[:-1]}, tmp_path / "m/model.safetensors")
+    with pytest.raises(PunaError, match=r"lm_head\.weight is \[511, 64\], not \[512, 64\]"):
+        load_model(tmp_path / "m")
+    (tmp_path / "m/model.safetensors").unlink()
+    assert load_config(tmp_path / "m").tie_word_embeddings, "without weights the file is all there is"
+
+
 def test_shards_hold_everything_once_and_no_more_than_asked(tmp_path: Path, random_model: Maker) -> None:
     model = random_model(ModelConfig(preset="nano"))
     save(model, tmp_path / "m", max_shard_bytes=150_000)
@@ -101,7 +140,7 @@ def test_files_of_a_directory(saved: Path) -> None:
     assert config["eos_token_id"] == [1, 4]
     assert config["dtype"] == config["torch_dtype"] == "float32"
     assert load_lineage(saved)["stage"] == "base"
-    assert "\n# model\n" in (saved / "README.md").read_text()
+    assert f"\n# {saved.parent.name}\n" in (saved / "README.md").read_text()
 
 
 def test_the_card_of_our_own_model_does_not_call_itself_llama(tmp_path: Path, random_model: Maker) -> None:
@@ -179,8 +218,8 @@ DAMAGE = {
     "config cut short": (lambda d: cut(d / "config.json"), "not valid JSON"),
     "config is a list": (lambda d: (d / "config.json").write_text("[]"), "not a JSON object"),
     "no weights": (lambda d: (d / "model.safetensors").unlink(), "no model.safetensors"),
-    "pickle only": (lambda d: (d / "model.safetensors").rename(d / "pytorch_model.bin"), "pickled weights only"),
-    "weights cut short": (lambda d: cut(d / "model.safetensors"), r"model.safetensors is damaged or cut short"),
+    "pickle only": (lambda d: (d / "model.safetensors").rename(d / "pytorch_model.bin"), "only pickled weights"),
+    "weights cut short": (lambda d: cut(d / "model.safetensors"), r"model.safetensors is damaged or truncated"),
     "weights empty": (lambda d: (d / "model.safetensors").write_bytes(b""), r"model.safetensors is damaged"),
     "tensor missing": (lambda d: edit_weights(d / "model.safetensors", lambda t: t.pop(NORM)), f"1 missing .{NORM}"),
     "tensor extra": (
@@ -191,7 +230,7 @@ DAMAGE = {
         lambda d: edit_weights(d / "model.safetensors", lambda t: t.update({NORM: torch.ones(63)})),
         r"model.norm.weight is \[63\], not \[64\]",
     ),
-    "other shape": (lambda d: edit_json(d / "config.json", hidden_size=32), "of another shape"),
+    "other shape": (lambda d: edit_json(d / "config.json", hidden_size=32), "of a different shape"),
     "untied without head": (
         lambda d: edit_json(d / "config.json", tie_word_embeddings=False),
         "1 missing .lm_head.weight",

@@ -1,4 +1,4 @@
-"""Questions to plan, shared by the tests of what answers them."""
+"""Planner questions for several test files."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +14,7 @@ from puna.plan.layouts.predict import Question
 
 @pytest.fixture(scope="session")
 def ask() -> Callable[..., Question]:
-    """A function that asks for a preset on so many accelerators: ask("llama3-8b", 8, "h100", batch=512)."""
+    """A function that builds a question for a preset: ask("llama3-8b", 8, "h100", batch=512)."""
 
     def asked(
         model: str = "llama3-8b",
@@ -26,7 +26,7 @@ def ask() -> Callable[..., Question]:
         stack: str = "megatron-core",
         **more: Any,
     ) -> Question:
-        """A question under the constants that are expected before anything is fitted."""
+        """A question with the constants expected before any fit."""
         shape, costs = from_config(ModelConfig(preset=model)), CostModel(stack, {})
         return Question(model, shape, find_accelerator(kind), count, seq_len, batch, costs=costs, **more)
 

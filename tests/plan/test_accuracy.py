@@ -1,4 +1,4 @@
-"""The validation as text, values and a page: the same numbers everywhere."""
+"""The validation as text, values and a page, with the same numbers everywhere."""
 
 import io
 import json
@@ -14,7 +14,7 @@ from puna.plan.output.accuracy import accuracy_text, accuracy_tree, memory_words
 RUNS = Path(os.environ.get("PUNA_TEST_DATA", "")) / ".." / "planner-data" / "published_runs_dev.yaml"
 pytestmark = pytest.mark.skipif(
     not os.environ.get("PUNA_TEST_DATA") or not RUNS.is_file(),
-    reason="wants planner-data/published_runs_dev.yaml beside PUNA_TEST_DATA",
+    reason="needs planner-data/published_runs_dev.yaml next to PUNA_TEST_DATA",
 )
 
 

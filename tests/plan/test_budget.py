@@ -1,4 +1,4 @@
-"""Budgets and dates: the rent is spent and not more, what is reached follows, and goals cost what they cost."""
+"""Budgets and dates: the rent stays within the budget, results follow from it, and goals have their cost."""
 
 from collections.abc import Callable, Sequence
 
@@ -10,6 +10,7 @@ from puna.core.errors import PunaError
 from puna.plan.equations.hardware import find_accelerator
 from puna.plan.layouts.defaults import divisible_batch
 from puna.plan.layouts.predict import Question
+from puna.plan.output.terminal import budget_text
 from puna.plan.run.budget import BudgetEstimate, fleets_below, plan_budget, sizes, smallest
 from puna.plan.run.pricing import Prices
 from puna.plan.run.reliability import DAY
@@ -64,7 +65,7 @@ def test_the_preset_nearest_to_twenty_tokens_a_parameter_is_named(ask: Ask) -> N
     assert spend(ask).optimal == "llama3-70b"
     small = spend(ask, budget=2e4, model="llama3-8b")
     assert small.optimal == "llama3-8b"
-    assert [one.model for one in small.presets][:2] == ["llama3.2-1b", "llama3-8b"], "one of each shape, by size"
+    assert [one.model for one in small.presets][:2] == ["llama3.2-1b", "llama3-8b"], "one per shape, by size"
 
 
 def test_more_money_goes_further(ask: Ask) -> None:
@@ -109,7 +110,7 @@ def test_a_fleet_and_a_budget_say_how_long(ask: Ask) -> None:
     assert found.run.question.accelerators == 256
     short = spend(ask, count=2048, days=30.0)
     assert short.run.rent_usd is not None
-    assert short.run.rent_usd.value == pytest.approx(2e6, rel=2e-3), "the money ends before the month does"
+    assert short.run.rent_usd.value == pytest.approx(2e6, rel=2e-3), "the money runs out before the month"
     assert short.days < 30
 
 
@@ -145,6 +146,48 @@ def test_half_of_the_smallest_fleet_is_too_slow(ask: Ask) -> None:
     assert size.days <= 10
     half = sizes(sized, [size.accelerators // 2 // 8 * 8], 1e12, TERMS)
     assert half[0].days > 10
+
+
+@pytest.mark.parametrize(("model", "tokens", "days"), [("llama3-8b", 2e12, 5.0), ("llama3-70b", 1e12, 20.0)])
+def test_the_smallest_fleet_is_so_to_a_node(ask: Ask, model: str, tokens: float, days: float) -> None:
+    def sized(count: int) -> Question:
+        return ask(model, count, batch=divisible_batch(512, count, "megatron-core"))
+
+    size, in_time = smallest(sized, tokens, days, TERMS)
+    assert in_time
+    assert size.days <= days
+    # A fleet can be fast enough only where accelerators times days are near the least there is.
+    smaller = sizes(sized, range(size.accelerators * 9 // 10 // 8 * 8, size.accelerators, 8), tokens, TERMS)
+    assert smaller
+    assert all(one.days > days for one in smaller)
+
+
+def test_a_model_that_its_batch_holds_back_says_so(ask: Ask) -> None:
+    def asked(name: str, count: int) -> Question:
+        return ask(name, count, batch=divisible_batch(128, count, "megatron-core"))
+
+    found = plan_budget(
+        lambda count: asked("llama3-8b", count),
+        find_accelerator("h100"),
+        budget_usd=None,
+        days=10.0,
+        accelerators=4096,
+        tokens=None,
+        presets=PRESETS,
+        preset_question=asked,
+        terms=TERMS,
+    )
+    assert found.reach.tokens_per_step == 128 * 8192
+    assert found.reach.tokens_with_larger_batch is not None
+    assert found.reach.tokens_with_larger_batch > 1.25 * found.reach.tokens
+    limited = {one.model: one.tokens_with_larger_batch for one in found.presets}
+    assert limited["llama3.2-1b"]
+    shown = budget_text(found)
+    assert "limited by its batch of 1.05M" in shown
+    # With a sequence for each accelerator nothing is limited.
+    wide = spend(ask, count=512, budget=None, model="llama3-8b", presets=("llama3-8b",))
+    assert wide.reach.tokens_with_larger_batch is None
+    assert "limited" not in budget_text(wide)
 
 
 @given(st.integers(1, 2**20), st.sampled_from([4, 8]))

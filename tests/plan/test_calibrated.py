@@ -1,4 +1,4 @@
-"""Puna's own runs: what was measured comes back out of the equations, and Muon costs what its products are."""
+"""Puna's own runs: the equations reproduce measurements, and Muon costs what its products cost."""
 
 import math
 from dataclasses import replace
@@ -121,7 +121,7 @@ def test_attention_lies_between_the_sizes_measured() -> None:
 
 
 def test_muon_is_three_products_an_iteration_or_few_long_ones() -> None:
-    square = replace(from_config(MODEL), ffn=256, layers=1)  # four square matrices and three
+    square = replace(from_config(MODEL), ffn=256, layers=1)  # four square matrices and three others
     assert muon_flops(square, 5, through_gram=True) == pytest.approx(7 * 5 * 6 * 256**3)
     shape = replace(from_config(MODEL), layers=1)
     m, n = 256, 688
@@ -172,7 +172,7 @@ def test_a_faster_device_is_never_slower(factor: float, what: str) -> None:
         value = getattr(MEASURED, what)
         update = {what: tuple(map(faster, value)) if isinstance(value, tuple) else faster(value)}
     better = MEASURED.model_copy(update=update)
-    # The accelerator stays as it is: it only says what the shares are shares of.
+    # The accelerator stays the same: it only defines what the shares refer to.
     before = predict_calibrated(question(), LAYOUT, MEASURED, muon_iterations=5).step_seconds
     assert predict_calibrated(question(), LAYOUT, better, muon_iterations=5).step_seconds <= before * (1 + 1e-9)
 
@@ -181,7 +181,7 @@ def test_a_cpu_that_was_not_measured_is_estimated() -> None:
     found = predict_calibrated(question(CPU), LAYOUT, None, muon_iterations=5)
     measured = predict_calibrated(question(), LAYOUT, MEASURED, muon_iterations=5)
     assert 0.5 < found.step_seconds / measured.step_seconds < 2
-    # The best products alone move the estimate.
+    # The best products alone change the estimate.
     slow = Calibration(device="a CPU", date="", matmul_tflops=0.19, matmul_fp32_tflops=0.08)
     assert (
         predict_calibrated(question(CPU), LAYOUT, slow).step_seconds

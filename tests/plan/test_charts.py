@@ -1,4 +1,4 @@
-"""Drawings stay within their frame, whatever the numbers."""
+"""Drawings stay within their frame for any numbers."""
 
 import re
 

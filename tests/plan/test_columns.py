@@ -1,4 +1,4 @@
-"""plan.jobs: columns of jobs, what a layout makes of a batch, and accelerators' figures as the model reads them."""
+"""Columns of jobs: how a layout divides a batch, and accelerators' figures as the model reads them."""
 
 import numpy as np
 import pytest
@@ -52,13 +52,13 @@ def test_narrower_products_are_never_slower(accelerator: Accelerator):
 
 
 def test_a_cpu_has_its_own_fp32_peak():
-    # Without bf16 products a CPU's two peaks are one.
+    # Without bf16 products a CPU's two peaks are the same.
     figures = {**H100.model_dump(), "name": "cpu", "generation": "cpu", "bf16_tflops": 1.0, "fp32_tflops": 1.0}
     assert peak(device_columns(Accelerator(**figures)), "fp32") == 1e12
 
 
 def test_what_a_layout_makes_of_a_batch():
-    # Llama 3, arXiv 2407.21783 table 4: 16M tokens in sequences of 8,192 on 16,384 GPUs, 16 of them a rank.
+    # Llama 3, arXiv 2407.21783 table 4: 16M tokens in sequences of 8,192 on 16,384 GPUs, 16 of them per rank.
     layout = LayoutColumns(tp=8, cp=1, pp=16, dp=128)
     jobs = JobColumns(LLAMA_8B, device_columns(H100), layout, seq_len=8192, batch=2048)
     assert layout.accelerators == 16384
@@ -94,7 +94,7 @@ def test_peaks_of_many_jobs_on_many_devices():
     assert jobs.peak_of(PRECISIONS.index("bf16")) == pytest.approx([989e12, 312e12, 2250e12])
     one = JobColumns(LLAMA_8B, device_columns(H100), LayoutColumns(), 8192, 8, PRECISIONS.index("fp8"))
     assert one.peak_flops() == 1979e12
-    # One device, many layouts: as a search asks.
+    # One device, many layouts, as in a search.
     several = JobColumns(LLAMA_8B, device_columns(H100), layouts, 8192, 8, codes[:2])
     assert several.peak_flops() == pytest.approx([1979e12, 989e12])
 

@@ -1,4 +1,4 @@
-"""plan.stacks: the shipped constants are in order, children take after their parents, and a job gets its own."""
+"""The shipped constants are consistent, stacks inherit from their parents, and a job gets its own stack's."""
 
 import tomllib
 from dataclasses import fields
@@ -142,7 +142,7 @@ def test_constants_are_a_generations_times_a_stacks():
 def test_facts_of_a_stack():
     old, new = one("megatron-2021", "ampere"), one("megatron-core")
     assert (old.flash, new.flash) == (0, 1)
-    # It overlaps nothing, whatever its parents or the fit say.
+    # It overlaps nothing, regardless of its parents and the fit.
     assert old.tensor_hidden == old.data_hidden == old.pipeline_hidden == 0
     assert new.tensor_hidden > 0
     assert one("deepspeed-zero3", "ampere").rails == 0
@@ -181,4 +181,4 @@ def test_an_interval_lies_around_the_prediction(generation, mixture):
     assert low * high == pytest.approx(1)
     assert 1.02 < high < 3
     known = interval("hopper", mixture=False)[1]
-    assert high >= known  # dense models on A100 and H100 are known best
+    assert high >= known  # dense models on A100 and H100 have the narrowest interval

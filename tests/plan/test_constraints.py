@@ -1,4 +1,4 @@
-"""Pinned parts of a layout: kept where they are legal, and named where they are not."""
+"""Constraints on a layout: kept if they are legal, and named if they are not."""
 
 import re
 from collections.abc import Callable

@@ -1,7 +1,7 @@
-"""plan.cost: every equation against its closed form or a published figure, and what must hold of any legal job.
+"""The cost model: every equation against its closed form or a published figure, and invariants of legal jobs.
 
-`IDEAL` is a machine whose units, memory and links reach all of their datasheet, hide nothing and start at once; with it
-each part of a step is one formula.
+`IDEAL` is a machine whose units, memory and links reach their datasheet's rates, hide nothing and start immediately, so
+that each part of a step is one formula.
 """
 
 import itertools
@@ -52,7 +52,7 @@ LATENT = Shape(
 H100, A100, B200 = (device_columns(find_accelerator(name)) for name in ("h100", "a100", "b200"))
 SHIPPED = load_constants()
 always = settings(deadline=None, max_examples=60)
-# No memory traffic, no launches, no latency, no stragglers: what is left is FLOPs over peaks and bytes over links.
+# No memory traffic, no launches, no latency, no stragglers: only FLOPs over peaks and bytes over links remain.
 IDEAL = Constants(
     reference_watts=700 / 989,
     power=0.0,
@@ -101,7 +101,7 @@ def job(
 
 
 def shipped(stack: str = "megatron-core", generation: str = "hopper", precision: str = "bf16") -> Constants:
-    """The fitted constants of one stack, as a search takes them."""
+    """The fitted constants of one stack, as a search receives them."""
     return constants_for(SHIPPED, Owners(((stack, generation, PRECISIONS.index(precision)),), 0))
 
 
@@ -138,8 +138,8 @@ def test_a_short_side_halves_the_rate(size):
 )
 @pytest.mark.parametrize("shape", [LLAMA_8B, LLAMA_70B, GPT3])
 def test_products_are_the_shapes_flops_wherever_they_lie(shape, layout):
-    # Summed over all accelerators the products' time is 6 FLOPs a parameter and token over the peak; the head's is that
-    # of the last stage. Norms' gains are no products.
+    # Summed over all accelerators, the products' time is 6 FLOPs per parameter and token over the peak; the head's is
+    # that of the last stage. The norms' gains are not products.
     jobs = job(shape, **layout)
     parts = step_time(jobs, IDEAL)
     ranks = jobs.layout.accelerators
@@ -155,7 +155,7 @@ def test_products_are_the_shapes_flops_wherever_they_lie(shape, layout):
 def test_products_of_a_mixture_are_its_active_parameters(layout):
     jobs = job(MIXTURE, **layout)
     parts = step_time(jobs, IDEAL)
-    unsplit = 48 * (2 * 2048 + 2048 * 128)  # norms' gains and routers are left out
+    unsplit = 48 * (2 * 2048 + 2048 * 128)  # without the norms' gains and routers
     counted = 6 * (MIXTURE.active_parameters() - unsplit) * 64 * 4096
     assert (parts["matmul"] + parts["head"]) * jobs.layout.accelerators * 989e12 == pytest.approx(counted, rel=1e-9)
 
@@ -197,7 +197,7 @@ def test_a_window_reads_less():
 
 def test_scores_written_out_cost_the_whole_square_and_pass_over_memory():
     old = replace(IDEAL, flash=0.0)
-    square = 4 * 4096 * 12288 * 96 * 4096 * 64  # two products of 2·s·h, whole square
+    square = 4 * 4096 * 12288 * 96 * 4096 * 64  # two products of 2·s·h, full square
     plain = step_time(job(GPT3), old)
     assert plain["attention"] == pytest.approx(3 * square / 989e12)
     slow = step_time(job(GPT3, device=H100), old)
@@ -224,7 +224,7 @@ def test_recomputation_does_again_what_it_says():
     assert full["recompute"] == pytest.approx(products + attention)  # 4/3 of the FLOPs, arXiv 2104.04473 equation 2
     assert blocks["recompute"] == pytest.approx(full["recompute"] / 2)
     assert ops["recompute"] == pytest.approx(products / 2)
-    # Without flash attention "selective" does the scores again, arXiv 2205.05198 section 5.
+    # Without flash attention "selective" recomputes the scores, arXiv 2205.05198 section 5.
     written = step_time(job(GPT3, recompute="selective"), replace(IDEAL, flash=0.0))
     assert written["recompute"] == pytest.approx(written["attention"] / 3)
 
@@ -241,7 +241,7 @@ def test_a_block_done_again_sends_again():
 
 @pytest.mark.parametrize(("pp", "vp"), [(2, 1), (8, 1), (8, 2), (16, 3)])
 def test_bubble_is_narayanans(pp, vp):
-    # arXiv 2104.04473 section 2.2: (p - 1)/(v·m) of the time that the work itself takes.
+    # arXiv 2104.04473 section 2.2: (p - 1)/(v·m) of the time of the work itself.
     shape = replace(GPT3, vocab=0)
     parts = step_time(job(shape, pp=pp, vp=vp, batch=64), replace(IDEAL, pipeline_hidden=1.0))
     work = sum(float(parts[name]) for name in COMPUTE_PARTS)
@@ -326,7 +326,7 @@ def test_ranks_beyond_a_pod_share_its_uplinks():
     device = replace(NO_TRAFFIC, pod=3072, oversubscription=7.0)
     inside, across = (group_rate(job(LLAMA_8B, device=device), IDEAL, ranks, 8) for ranks in (384, 768))
     assert inside == 50e9
-    assert across == 50e9  # eight of 3,072 do not fill a seventh of the uplinks
+    assert across == 50e9  # eight of 3,072 do not saturate a seventh of the uplinks
     crowded = group_rate(job(LLAMA_8B, device=device), IDEAL, 2, 3072)
     assert crowded == pytest.approx(50e9 / 7)
 
@@ -337,13 +337,13 @@ def test_a_domain_of_72_is_one_node():
     assert group_rate(job(LLAMA_8B, device=gb200), IDEAL, 128, 1) == min(gb200.link_rate, 72 * gb200.nic_rate)
 
 
-# -- what each way of being parallel sends -----------------------------------------------------------------------------
+# -- traffic of each kind of parallelism -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("sequence_parallel", [True, False])
 @pytest.mark.parametrize("tp", [2, 8])
 def test_tensor_parallel_volume_is_megatrons(tp, sequence_parallel):
-    # Four all-reduces of 2·b·s·h bytes a layer, two each way [arXiv 2104.04473 section 3.2]; as gathers and scatters
+    # Four all-reduces of 2·b·s·h bytes per layer, two each way [arXiv 2104.04473 section 3.2]; as gathers and scatters
     # they are the same bytes [arXiv 2205.05198 section 4.2.2].
     parts = step_time(job(GPT3, tp=tp, sequence_parallel=sequence_parallel), IDEAL)
     all_reduce = 2 * (2 * 4096 * 12288) * (tp - 1) / tp / 450e9
@@ -352,17 +352,17 @@ def test_tensor_parallel_volume_is_megatrons(tp, sequence_parallel):
 
 @pytest.mark.parametrize("cp", [2, 8])
 def test_context_parallel_ring_passes_keys_and_values(cp):
-    # 4·s·b·K·d/c·(c - 1) bytes a layer forward, twice that backward with their gradients; tokens of the others only.
+    # 4·s·b·K·d/c·(c - 1) bytes per layer forward, twice that backward with their gradients; tokens of the others only.
     parts = step_time(job(LLAMA_8B, seq_len=32768, cp=cp), IDEAL)
     once = 4 * 32768 / cp * 8 * 128 * (cp - 1) / 450e9
     assert parts["context"] == pytest.approx(64 * 32 * 3 * once)
     hidden = step_time(job(LLAMA_8B, seq_len=131072, cp=cp), replace(IDEAL, context_hidden=1.0))
-    assert hidden["context"] == 0  # at this length attention takes longer than passing on
+    assert hidden["context"] == 0  # at this length attention takes longer than sending
 
 
 @pytest.mark.parametrize("kind", ["ddp", "zero1", "zero2"])
 def test_data_parallel_volume_is_two_parameters_a_step(kind):
-    # arXiv 1910.02054 section 7: an all-reduce, or a reduce-scatter and a gather: 2·Ψ, whatever is sharded but weights.
+    # arXiv 1910.02054 section 7: an all-reduce, or a reduce-scatter and a gather: 2·Ψ, unless weights are sharded.
     parts = step_time(job(LLAMA_8B, dp=8, sharding=kind), IDEAL)
     dense, _ = rank_parameters(job(LLAMA_8B))
     assert parts["data"] == pytest.approx(2 * 2 * dense * 7 / 8 / 450e9)
@@ -395,7 +395,7 @@ def test_wide_gradients_send_more():
 def test_experts_sum_their_gradients_over_their_own_ranks():
     dense, routed = rank_parameters(job(MIXTURE, dp=8, ep=8))
     parts = step_time(job(MIXTURE, dp=8, ep=8, sharding="zero1"), IDEAL)
-    assert parts["data"] == pytest.approx(2 * 2 * dense * 7 / 8 / 450e9)  # each expert is on one rank alone
+    assert parts["data"] == pytest.approx(2 * 2 * dense * 7 / 8 / 450e9)  # each expert is on one rank only
     assert routed == pytest.approx(MIXTURE.routed_parameters() / 8)
 
 
@@ -408,7 +408,7 @@ def test_tokens_go_to_experts_within_a_node():
 
 @pytest.mark.parametrize("nodes", [2, 4])
 def test_a_token_is_sent_to_a_node_once(nodes):
-    # By brute force: the mean number of distinct other nodes that three random experts lie on.
+    # By brute force: the mean number of distinct other nodes that have three random experts.
     shape = replace(MIXTURE, top_k=3)
     chosen = itertools.product(range(nodes), repeat=3)
     others = np.mean([len(set(experts) - {0}) for experts in chosen])
@@ -450,7 +450,7 @@ def test_what_shows_of_hidden_traffic(sent, room, hidden):
     assert exposed(sent, sent, 1) == 0
 
 
-# -- what must always hold ---------------------------------------------------------------------------------------------
+# -- invariants -------------------------------------------------------------------------------------------------------
 
 powers = st.sampled_from([1, 2, 4, 8])
 shapes = st.sampled_from([LLAMA_8B, LLAMA_70B, LLAMA_405B, GPT3, MIXTURE, LATENT])
@@ -476,7 +476,7 @@ layouts = st.fixed_dictionaries(
 
 @st.composite
 def jobs_and_constants(draw: st.DrawFn) -> tuple[JobColumns, Constants]:
-    """A legal job of a model of real size, and some stack's fitted constants."""
+    """A legal job of a model of realistic size, and some stack's fitted constants."""
     layout, precision = draw(layouts), draw(st.sampled_from(PRECISIONS))
     layout["ep"] = min(layout["ep"], layout["dp"] * layout["cp"])
     layout["vp"] = layout["vp"] if layout["pp"] > 1 else 1
@@ -515,7 +515,7 @@ def test_more_bandwidth_is_never_slower(asked, field, times):
 @always
 @given(jobs_and_constants(), st.sampled_from(["peak", "watts"]), st.floats(1.01, 3))
 def test_faster_units_are_never_slower(asked, field, times):
-    # Within half a percent: of an expert's small products a unit with a higher peak reaches so much less of it.
+    # Within half a percent: with an expert's small products a unit with a higher peak reaches a smaller share of it.
     jobs, constants = asked
     faster = replace(jobs.device, **{field: getattr(jobs.device, field) * times})
     assert seconds(replace(jobs, device=faster), constants) <= seconds(jobs, constants) * 1.005
@@ -546,7 +546,7 @@ def test_hiding_more_is_never_slower(asked, field):
 @given(jobs_and_constants())
 def test_larger_micro_batches_launch_no_more_and_multiply_no_slower(asked):
     jobs, constants = asked
-    layout = replace(jobs.layout, pp=1, vp=1)  # which stage is the fullest may change with the head's share
+    layout = replace(jobs.layout, pp=1, vp=1)  # the fullest stage may change with the head's share
     smaller = replace(jobs, layout=layout, batch=2 * jobs.batch)
     larger = replace(smaller, layout=replace(layout, micro_batch=2 * layout.micro_batch))
     after, before = step_time(larger, constants), step_time(smaller, constants)

@@ -1,4 +1,4 @@
-"""What is filled in: batches as published, and such that layouts exist."""
+"""Defaults: batches as published, adjusted so that layouts exist."""
 
 from collections.abc import Callable
 
@@ -54,7 +54,7 @@ def test_a_batch_that_divides_stays() -> None:
     assert divisible_batch(2048, 16384, "megatron-core") == 2048
     assert divisible_batch(512, 8, "puna") == 512
     assert divisible_batch(512, 24, "puna") == 504
-    assert divisible_batch(512, 4096, "puna") == 4096, "data parallelism alone wants a sequence for each"
+    assert divisible_batch(512, 4096, "puna") == 4096, "data parallelism alone needs one sequence per rank"
 
 
 @given(st.integers(1, 10_000), st.integers(1, 10_000))

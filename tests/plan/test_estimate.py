@@ -1,4 +1,4 @@
-"""The whole answer: intervals by closed form, figures that hang together, a recipe's layout beside the best."""
+"""The complete answer: intervals by closed form, consistent figures, a recipe's layout compared with the best."""
 
 import math
 from collections.abc import Callable, Mapping

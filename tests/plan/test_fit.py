@@ -1,4 +1,4 @@
-"""plan.fit: known constants come back from rows that the model itself made, and the file it writes can be read."""
+"""The fit: known constants are recovered from generated rows, and the written file can be read."""
 
 import math
 import sys
@@ -36,12 +36,12 @@ MODELS = {
     "1b": {"layers": 16, "hidden": 2048, "heads": 16, "kv_heads": 16, "head_dim": 128, "ffn_hidden": 8192},
 }
 SPLITS = {"8b": (1, 1), "70b": (4, 2), "1b": (1, 1)}
-# What the rows are made with: other than what is expected before any row is seen.
+# Constants for generating rows: different from those expected before any row is seen.
 TRUTH = {"hopper.matmul_bf16": 0.60, "hopper.attention": 0.36, "megatron-core.elementwise": 2.2}
 
 
 def row(source: str, model: str, seq_len: int, step_seconds: float | None, **layout: Any) -> dict[str, Any]:
-    """One row on 64 H100s, all of its layout known."""
+    """One row on 64 H100s with a known layout."""
     tp, pp = SPLITS[model]
     values = {
         "id": f"{source}-{model}-{seq_len}",
@@ -67,7 +67,7 @@ def read(folder: Path, rows: list[dict[str, Any]]) -> list[PublishedRun]:
 
 
 def made_rows(folder: Path, sources: int, factor: float = 1.0) -> list[PublishedRun]:
-    """Rows that took what the model says with TRUTH; the last one `factor` times as long."""
+    """Rows with the model's times for TRUTH; the last one is `factor` times as long."""
     places = [(f"lab{i}", model, seq_len) for i in range(sources) for model in MODELS for seq_len in (2048, 32768)]
     seconds = predict_seconds(prepare(read(folder, [row(*place, None) for place in places])), TRUTH)
     seconds[-1] *= factor
@@ -78,7 +78,7 @@ def measured(rows: list[PublishedRun]) -> np.ndarray:
     return np.array([each.step_seconds for each in rows])
 
 
-# -- rows made ready ---------------------------------------------------------------------------------------------------
+# -- prepared rows -----------------------------------------------------------------------------------------------------
 
 
 def test_a_row_whose_layout_is_known_is_one_job(tmp_path):
@@ -94,7 +94,7 @@ def test_unknown_recomputation_is_as_much_as_it_takes_to_fit(tmp_path):
     easy["recompute"] = hard["recompute"] = None
     rows = read(tmp_path, [easy, hard])
     data = prepare(rows)
-    # The easy row needs none; the hard one some, and its time lies between that of none and of all.
+    # The easy row needs no recomputation; the hard one some, and its time is between that of none and of all.
     kinds = [RECOMPUTE[int(code)] for code in data.jobs.layout.recompute]
     shares = [{kinds[i]: data.weight[i] for i in np.flatnonzero(data.row == number)} for number in (0, 1)]
     assert shares[0] == {"none": 1.0}
@@ -122,7 +122,7 @@ def test_families_weigh_the_same(tmp_path):
     weights = family_weights(rows)
     assert len({each.family for each in rows}) == 6
     assert weights.sum() == pytest.approx(6)
-    assert weights[-1] == 1  # alone in its family
+    assert weights[-1] == 1  # the only row of its family
     assert weights[0] == weights[1] == 0.5
 
 
@@ -132,12 +132,12 @@ def test_constants_that_rows_speak_of(tmp_path):
     assert ("hopper", "matmul_bf16") in names
     assert ("hopper", "matmul_fp8") not in names
     assert ("ampere", "attention") not in names
-    # A stack without a parent has all quantities but the one that its generation has; a child only its own.
+    # A stack without a parent has all quantities except the one that its generation has; a child only its own.
     assert {q for owner, q in names if owner == "megatron-core"} == set(STACK) - {"matmul"}
     child = row("llama3-paper", "8b", 2048, None)
     names = parameters(read(tmp_path, [child]))
     assert {q for owner, q in names if owner == "llama3"} == set(CHILD_SPREAD)
-    assert ("megatron-core", "elementwise") in names  # what it is a child of is fitted too
+    assert ("megatron-core", "elementwise") in names  # its parent is fitted too
 
 
 # -- the fit -----------------------------------------------------------------------------------------------------------
@@ -158,12 +158,12 @@ def test_known_constants_come_back(tmp_path):
             "elementwise": stack["elementwise"] / memory,
         }
 
-    # Priors hold every constant back, and several make up for one another: what they make together comes back.
+    # Priors restrain every constant, and several compensate for one another: their combined effect is recovered.
     expected, truth, fitted = reached({}), reached(TRUTH), reached(values)
     for name in expected:
         left = abs(math.log(fitted[name] / truth[name]))
         assert left < 0.6 * abs(math.log(expected[name] / truth[name])), name
-    # What the rows were not made with stays about where it was expected.
+    # Constants that the rows do not depend on stay near their expected values.
     for name in ("nic", "hopper.link", "straggler"):
         quantity = name.rpartition(".")[2]
         expected_value = {**COMMON, **GENERATION}[quantity][0]
@@ -175,7 +175,7 @@ def test_the_same_rows_give_the_same_constants(tmp_path):
     rows = made_rows(tmp_path, 1)
     first = fit(rows)
     assert fit(rows) == first
-    again = fit(rows, start=first)  # from the solution there is little left to do
+    again = fit(rows, start=first)  # starting from the solution, little changes
     assert predict_seconds(prepare(rows), again) == pytest.approx(predict_seconds(prepare(rows), first), rel=0.01)
 
 
@@ -189,7 +189,7 @@ def test_one_odd_row_does_not_bend_the_others(tmp_path):
 
 def test_constants_stay_in_their_ranges(tmp_path):
     pytest.importorskip("scipy")
-    # Rows that no machine can have run: a tenth of the time.
+    # Rows that no machine could have produced: a tenth of the time.
     rows = made_rows(tmp_path, 1)
     fast = [row(each.source, each.model, each.seq_len, each.step_seconds / 10) for each in rows]
     for name, value in fit(read(tmp_path, fast)).items():

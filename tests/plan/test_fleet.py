@@ -1,4 +1,4 @@
-"""Fleets: the 350,000 H100 of January 2024 as the news counted them, equivalents by two rules, bad files."""
+"""Fleets: the 350,000 H100 of January 2024 as reported, equivalents by two rules, invalid files."""
 
 from pathlib import Path
 

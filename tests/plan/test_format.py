@@ -1,4 +1,4 @@
-"""How figures are said: in units that a person reads, both ends of an interval in the same."""
+"""Formatted figures: readable units, the same for both ends of an interval."""
 
 import math
 from collections.abc import Callable

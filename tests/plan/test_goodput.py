@@ -1,4 +1,4 @@
-"""The whole answer for one job, against Llama 3's record, and the plain word on 350,000 GPUs."""
+"""The complete answer for one job compared with Llama 3's record, and the advice on 350,000 GPUs."""
 
 import pytest
 from hypothesis import given

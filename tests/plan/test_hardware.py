@@ -1,4 +1,4 @@
-"""The catalogue of accelerators and fleets: figures against the published ones, names, and what is refused."""
+"""The catalogue of accelerators and fleets: published figures, names, and rejected input."""
 
 import re
 from pathlib import Path
@@ -18,7 +18,7 @@ from puna.plan.equations.hardware import (
     parse_fleet,
 )
 
-# Every id that stands in published_runs' `gpu` column, and the issue's list.
+# Every id in published_runs' `gpu` column, and the issue's list.
 PUBLISHED = (
     *("a100-40g", "a100-80g", "h100-sxm", "h100-pcie", "h200", "h800-sxm", "b200", "b300", "gb200", "gb300"),
     *("mi300x", "mi325x", "mi355x", "rtx4090", "rtx5090", "h100-96g-hbm2e-500w"),
@@ -53,7 +53,7 @@ def test_figures_are_in_order(accelerator: Accelerator) -> None:
     assert accelerator.link_domain >= accelerator.node_size
 
 
-# Columns of the shared hardware.yaml, and what they are called here.
+# Columns of the shared hardware.yaml, and their names here.
 SHARED = {
     "bf16": "bf16_tflops",
     "fp8": "fp8_tflops",

@@ -1,4 +1,4 @@
-"""The plan's page: one file that loads nothing, whole markup, every section, and names that cannot break out."""
+"""The plan's page: one self-contained file, valid markup, every section, and escaped names."""
 
 import re
 from collections.abc import Callable
@@ -17,7 +17,7 @@ VOID = {"meta", "line", "path", "circle", "rect", "br"}
 
 
 class Tags(HTMLParser):
-    """Checks that what is opened is closed, in order, and keeps the text."""
+    """Checks that elements are closed in order, and collects the text."""
 
     def __init__(self) -> None:
         super().__init__()

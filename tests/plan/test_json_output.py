@@ -1,4 +1,4 @@
-"""Answers as plain values: what JSON has, and nothing that it has not."""
+"""Answers as plain values that JSON can represent."""
 
 import json
 import math

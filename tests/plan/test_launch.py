@@ -1,4 +1,4 @@
-"""Launch files: what they say word for word (golden/), that platforms' schemas take them, and that they run."""
+"""Launch files: their exact text (golden/), validity under platforms' schemas, and that they run."""
 
 import os
 import re
@@ -25,7 +25,7 @@ from puna.plan.launch import ray_nodes
 from puna.plan.launch.emit import TARGETS, emit
 from puna.plan.launch.job import Launch
 from puna.train.recipe import Recipe
-from puna.train.run.directory import settle_corpus
+from puna.train.run.directory import resolve_corpus
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 GOLDEN = Path(__file__).parent / "golden"
@@ -72,7 +72,7 @@ def job(**changes: Any) -> Launch:
 
 
 def small(name: str, **changes: Any) -> Launch:
-    """The smoke recipe, as two processes on this machine."""
+    """The smoke recipe with two processes on this machine."""
     values: dict[str, Any] = {
         "name": name,
         "recipe": (RECIPES / "smoke.toml").read_text(),
@@ -89,12 +89,12 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-# -- what they say ---------------------------------------------------------------------------------------------------
+# -- contents ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_files_are_the_golden_ones(target: str) -> None:
-    """After a change that is meant: PUNA_WRITE_GOLDEN=1 pytest tests/plan/test_emit.py, then read the diff."""
+    """After an intended change: PUNA_WRITE_GOLDEN=1 pytest tests/plan/test_launch.py, then read the diff."""
     storage = "/mnt/llama" if target == "slurm" else "."
     result = emit(target, job(storage_dir=storage), Path("job"))
     assert [path.name for path in result.files] == ["recipe.toml", "worker.sh", *FILES[target]]
@@ -151,15 +151,14 @@ def test_one_node_needs_no_meeting_place() -> None:
     assert list(yaml.safe_load(Path("pods/pytorchjob.yaml").read_text())["spec"]["pytorchReplicaSpecs"]) == ["Master"]
 
 
-# -- what a person should know ---------------------------------------------------------------------------------------
+# -- warnings ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_layout_that_train_refuses_is_written_and_said() -> None:
-    result = emit("slurm", job(layout=Layout(tp=8, pp=2, dp_shard=4)), Path("job"))
-    assert len(result.warnings) == 1
-    assert result.warnings[0].startswith("puna train does not yet run tp 8, pp 2;")
-    with pytest.raises(PunaError, match="not in this version's trainer"):
-        load(Recipe, Path("job/recipe.toml"))
+def test_a_layout_with_split_matrices_and_stages_is_written_as_train_reads_it() -> None:
+    layout = Layout(tp=8, pp=2, dp_shard=4, sequence_parallel=True)
+    assert not emit("slurm", job(layout=layout), Path("job")).warnings
+    written = load(Recipe, Path("job/recipe.toml")).value
+    assert written.resolve_layout(64).model_dump(exclude={"micro_batch"}) == layout.model_dump(exclude={"micro_batch"})
 
 
 @pytest.mark.parametrize(
@@ -186,7 +185,7 @@ def test_a_corpus_to_be_built_is_built_before_and_named_by_its_folder() -> None:
     assert load(Recipe, Path("job/recipe.toml")).value.corpus == "corpora/smoke"
 
 
-# -- what cannot be --------------------------------------------------------------------------------------------------
+# -- errors ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -202,7 +201,7 @@ def test_a_corpus_to_be_built_is_built_before_and_named_by_its_folder() -> None:
         ("slurm", {"storage_dir": "data"}, "'data' is not an absolute path"),
         ("slurm", {"recipe": "train = ["}, "The recipe is not valid TOML"),
         ("slurm", {"recipe": "train = 3"}, "'train' is a value, not a section"),
-        ("slurm", {"recipe": "train.batch = 100"}, "100 rows cannot be shared evenly by 64"),
+        ("slurm", {"recipe": "train.batch = 100"}, "100 rows cannot be divided evenly among 64"),
         (
             "slurm",
             {"recipe": "train.batch = 640", "layout": Layout(dp_shard=64, micro_batch=3)},
@@ -219,7 +218,7 @@ def test_bad_input_is_one_sentence_and_nothing_is_written(target: str, changes: 
 
 def test_files_in_the_way_stay_as_they_are() -> None:
     emit("torchrun", small("small"), Path("job"))
-    emit("torchrun", small("small"), Path("job"))  # the same again is no change
+    emit("torchrun", small("small"), Path("job"))  # writing the same again changes nothing
     emit("slurm", small("small"), Path("job"))  # shares recipe.toml and worker.sh
     assert sorted(path.name for path in Path("job").iterdir()) == [
         "job.sbatch",
@@ -264,7 +263,7 @@ def test_any_folder_and_size_make_files_that_parse(folder: str, nodes: int, per_
 
 
 def _strings(value: object) -> list[str]:
-    """All strings in what was read from YAML."""
+    """All strings in parsed YAML."""
     if isinstance(value, dict):
         value = list(value.values())
     if isinstance(value, list):
@@ -280,7 +279,7 @@ def stub(name: str, body: str) -> None:
 
 
 def run(script: str, **environment: str) -> tuple[int, list[str], str]:
-    """Exit code, what the stubs were called with, and stderr."""
+    """Exit code, the calls of the stubs, and stderr."""
     calls = Path("calls")
     calls.unlink(missing_ok=True)
     path = f"{Path('bin').resolve()}:{os.environ['PATH']}"
@@ -410,12 +409,12 @@ def test_ray_runs_every_node_and_ends_with_the_first_that_fails() -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(
     "PUNA_TEST_RESTARTS" not in os.environ,
-    reason="gloo (torch 2.13) often misses its peers when torchrun starts killed processes again, and waits until it "
+    reason="gloo (torch 2.13) often misses its peers when torchrun restarts killed processes, and waits until it "
     "gives up; set PUNA_TEST_RESTARTS=1 and have some minutes",
 )
 def test_the_emitted_script_trains_and_survives_the_loss_of_a_process(tmp_path: Path) -> None:
     shutil.copytree(RECIPES, "recipes")
-    settle_corpus(load(Recipe, RECIPES / "smoke.toml").value, Path("corpora"))
+    resolve_corpus(load(Recipe, RECIPES / "smoke.toml").value, Path("corpora"))
     emit("torchrun", small("small", checkpoint_every=5, max_restarts=2), Path("job"))
     text = Path("job/recipe.toml").read_text().replace("steps = 30", "steps = 300")
     Path("job/recipe.toml").write_text(text)
@@ -441,7 +440,7 @@ def test_the_emitted_script_trains_and_survives_the_loss_of_a_process(tmp_path: 
 
 
 # -- schemas ---------------------------------------------------------------------------------------------------------
-# Field names and types of the published definitions, as far as these files use them; any other field is an error.
+# Field names and types of the published definitions, as far as these files use them; other fields are errors.
 # TrainJob, TrainingRuntime: kubeflow/trainer v2.3.0, manifests/base/crds. PyTorchJob: v1.9.3 of the same repository.
 # RayJob: ray-project/kuberay v1.7.0, helm-chart/kuberay-operator/crds. SkyPilot: 0.14.1, sky/utils/schemas.py.
 

@@ -1,4 +1,4 @@
-"""The machine at hand: CPUs as /proc/cpuinfo describes them, GPUs as nvidia-smi names them, and calibrations."""
+"""This machine: CPUs from /proc/cpuinfo, GPUs from nvidia-smi, and calibrations."""
 
 import json
 from pathlib import Path
@@ -97,7 +97,7 @@ def test_what_was_measured_wins() -> None:
     assert "2026-11-23" in found.sources["stream_gb_per_s"]
     assert read_calibration("another") is not None
     assert read_calibration("a third") is None
-    # What was reached cannot be above the peak, which on a CPU is an estimate.
+    # A measured rate cannot be above the peak, which is an estimate on a CPU.
     write_calibration(measured.model_copy(update={"matmul_fp32_tflops": 4 * slow}))
     assert this_machine().accelerator.fp32_tflops == 4 * slow
 

@@ -1,4 +1,4 @@
-"""plan.memory against the papers' closed forms and printed figures, measured peaks, and what must always hold."""
+"""Predicted memory: the papers' closed forms and printed figures, measured peaks, and invariants."""
 
 import os
 from dataclasses import replace
@@ -41,7 +41,7 @@ from puna.plan.evidence.published_runs import PublishedRun, jobs_of, read_runs
 RUNS = Path(os.environ.get("PUNA_TEST_DATA", "")) / ".." / "planner-data" / "published_runs_dev.yaml"
 needs_runs = pytest.mark.skipif(
     "PUNA_TEST_DATA" not in os.environ or not RUNS.exists(),
-    reason="PUNA_TEST_DATA does not lead to planner-data/published_runs_dev.yaml",
+    reason="PUNA_TEST_DATA does not contain planner-data/published_runs_dev.yaml",
 )
 
 DEVICE = device_columns(find_accelerator("a100"))
@@ -50,7 +50,7 @@ KORTHIKANTI = MemoryRules(mask_bytes=2, flash=0, logit_bytes=4, logit_split_byte
 
 
 def gpt(layers: int, hidden: int, heads: int, vocab: int = 51200) -> Shape:
-    """A GPT: plain feed-forward four times as wide, one key for each query."""
+    """A GPT: plain feed-forward four times as wide, one key per query."""
     return Shape(layers, hidden, heads, heads, hidden // heads, 4 * hidden, vocab, gated=False, tied=True)
 
 
@@ -98,7 +98,7 @@ def test_selective_recomputation_saves_what_the_paper_prints(shape, saved):
 
 @pytest.mark.parametrize("vp", [1, 3])
 def test_first_stage_of_a_pipeline(vp):
-    # arXiv 2205.05198 section 4.3: L layers whatever the number of stages, (1 + (p - 1)/(p m)) times that when
+    # arXiv 2205.05198 section 4.3: L layers for any number of stages, (1 + (p - 1)/(p m)) times that when
     # interleaved, and the embedding's dropout mask sbhp/t.
     jobs = job(GPT3, tp=8, pp=8, vp=vp, recompute="selective", sharding="ddp")
     penalty = 1 + 7 / (8 * vp) if vp > 1 else 1
@@ -138,7 +138,7 @@ def test_single_precision_has_one_copy_of_everything():
         assert sum(parts[name] for name in STATES) == pytest.approx(16 * LLAMA_8B.num_parameters(), rel=1e-9)
         assert parts["gathered"] == 0
         half = memory(job(LLAMA_8B, dp=8), rules_for(stack))
-        assert parts["activations"] == pytest.approx(2 * half["activations"], rel=1e-3)  # a mask stays a byte
+        assert parts["activations"] == pytest.approx(2 * half["activations"], rel=1e-3)  # a mask is one byte
 
 
 @pytest.mark.parametrize(("sharding", "printed"), [("ddp", 120), ("zero1", 31.4), ("zero2", 16.6), ("zero3", 1.88)])
@@ -170,14 +170,14 @@ def test_experts_lie_over_their_own_ranks():
     assert spread.routed == pytest.approx(dense.routed / 8)
     assert spread.dense == pytest.approx(dense.dense)
     assert (dense.expert_ranks, spread.expert_ranks) == (16, 2)
-    # More expert ranks than data ranks: they take the tensor ranks in too, none is split further.
+    # More expert ranks than data ranks: they include the tensor ranks, and no expert is split further.
     wide = stage_parameters(job(MIXTURE, tp=2, dp=16, ep=32))
     assert wide.routed == pytest.approx(dense.routed / 32)
     assert wide.expert_ranks == 1
 
 
 def test_last_stage_can_be_the_fullest():
-    # One micro-batch: as many activations everywhere, and the logits on the last stage alone.
+    # One micro-batch: equal activations everywhere, and the logits only on the last stage.
     parts = memory(job(LLAMA_8B, 8192, 1, pp=2, micro_batch=1), rules_for("torchtitan"))
     assert parts["logits"] > 8192 * 128256 * 14
 
@@ -189,7 +189,7 @@ def test_context_parallelism_splits_the_sequence():
     assert four["gathered"] > one["gathered"]  # keys and values of the other three quarters
 
 
-# -- what must always hold ---------------------------------------------------------------------------------------------
+# -- invariants -------------------------------------------------------------------------------------------------------
 
 shapes = st.sampled_from([GPT3, LLAMA_8B, MIXTURE, LATENT])
 rules_of_stacks = st.sampled_from(sorted(STACK_RULES)).map(rules_for)
@@ -233,7 +233,7 @@ def test_more_ranks_never_need_more(shape, layout, rules, way):
 
 @given(shapes, layouts, rules_of_stacks)
 def test_more_stages_hold_less_of_the_model(shape, layout, rules):
-    # Their activations stay: as many more micro-batches are in flight. A stack may give up resharding in pipelines.
+    # Their activations stay: more micro-batches are in flight. A stack may give up resharding in pipelines.
     assume(shape.layers % (2 * layout["pp"]) == 0 and not (layout["pp"] == 1 and rules.pipeline_whole))
     fewer, more = (memory(job(shape, batch=4096, **{**layout, "pp": layout["pp"] * by}), rules) for by in (1, 2))
     assert sum(more[name] for name in STATES) < sum(fewer[name] for name in STATES)
@@ -290,7 +290,7 @@ def test_fits_keeps_a_margin():
 
 @pytest.mark.parametrize("recompute", ["none", "selective", "full"])
 def test_agrees_with_the_trainers_own_prediction(recompute):
-    # train.planning.memory counts Puna's own tensors; the planner must not tell another story about the same run.
+    # train.planning.memory counts Puna's own tensors; the planner must agree about the same run.
     from puna.train.planning.memory import predict_memory
     from puna.train.recipe import Recipe
 
@@ -312,7 +312,7 @@ def test_agrees_with_the_trainers_own_prediction(recompute):
 
 
 def stack_of(row: PublishedRun) -> str:
-    """The rules' name: torchtitan compiles its loss since 2025, and rows of then say so."""
+    """The name of the stack in the rules: torchtitan compiles its loss since 2025, and rows since then say so."""
     return "torchtitan-2025" if row.source == "torchtitan" and "2025" in str(row.values.get("stack")) else row.stack
 
 
@@ -339,7 +339,7 @@ def test_measured_peaks_of_torchtitan():
     defaults = MemoryRules()
     assert fitted(rows, sizes) == (defaults.fragmentation, defaults.tensor_buffers)
     assert np.median(np.abs(predicted(rows) / sizes - 1)) < 0.03
-    # Each row by constants that were fitted without it.
+    # Each row with constants that were fitted without it.
     errors = []
     for index, row in enumerate(rows):
         others = rows[:index] + rows[index + 1 :]
@@ -350,11 +350,11 @@ def test_measured_peaks_of_torchtitan():
 
 
 def visible_bytes(accelerator: Accelerator) -> float:
-    """What torch says a program can have: 79.1 of an H100's 80 GiB, 139.8 of an H200's 141, 267.7 on a B300."""
+    """The memory that torch reports as usable: 79.1 of an H100's 80 GiB, 139.8 of an H200's 141, 267.7 on a B300."""
     return 267.7 * GIB if accelerator.name in ("b300", "gb300") else 0.99 * accelerator.memory_gb * GIB
 
 
-# Rows that ran and are said not to fit, with why.
+# Rows that ran but are predicted not to fit, with the reason.
 DO_NOT_FIT = {
     "bloom-0070": "its optimizer states were sharded, which the row does not say",
     "opt-0071": "FSDP over an unknown number of ranks; half of its layout is published",

@@ -1,4 +1,4 @@
-"""plan.predict: one answer whose parts add up, that the search agrees with, and that knows what it rests on."""
+"""Predictions: parts add up, agree with the search, and list their assumptions."""
 
 from dataclasses import replace
 
@@ -130,7 +130,7 @@ def test_a_question_that_cannot_be_answered_is_refused_in_a_sentence(fields, wor
             ask(question(**fields))
 
 
-# -- the best of all ---------------------------------------------------------------------------------------------------
+# -- the best layout---------------------------------------------------------------------------------------------------
 
 
 def test_the_choice_is_what_the_search_puts_first(choice):
@@ -184,7 +184,7 @@ def test_no_legal_layout_is_a_sentence():
         choose(question(accelerators=7, batch=5))
 
 
-# -- what it rests on --------------------------------------------------------------------------------------------------
+# -- assumptions ------------------------------------------------------------------------------------------------------
 
 
 def test_sensitivities_only_ever_slow_down(choice):
@@ -196,7 +196,7 @@ def test_sensitivities_only_ever_slow_down(choice):
     assert effects == sorted(effects, reverse=True)
 
 
-@pytest.mark.parametrize("gpu", ["h100", "mi300x", "b200"])  # nothing was fitted for the second: what is expected moves
+@pytest.mark.parametrize("gpu", ["h100", "mi300x", "b200"])  # nothing was fitted for the second, so its priors move
 def test_slower_products_slow_by_no_more_than_that(gpu):
     answer = predict(question(gpu=gpu, accelerators=1, batch=8, stack="puna"), Layout.of(dp=1, micro_batch=8))
     slower = {line.assumption: line.step_seconds for line in answer.sensitivities}
@@ -204,7 +204,7 @@ def test_slower_products_slow_by_no_more_than_that(gpu):
     assert 1 < slower["rate of matrix products"] / answer.step_seconds < 1 + 1.01 * share * (1 / 0.95 - 1)
     attention = answer.seconds["attention"] / answer.step_seconds
     assert slower["rate of attention"] / answer.step_seconds == pytest.approx(1 + attention / 4, rel=1e-3)
-    assert slower["network cards"] == pytest.approx(answer.step_seconds)  # there is nobody to talk to
+    assert slower["network cards"] == pytest.approx(answer.step_seconds)  # there is no other machine
 
 
 def test_sensitivity_to_overlap_asks_for_none():
@@ -215,7 +215,7 @@ def test_sensitivity_to_overlap_asks_for_none():
     assert lines["data-parallel overlap"] == pytest.approx(bare.step_seconds)
 
 
-# -- in words ----------------------------------------------------------------------------------------------------------
+# -- text -------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -242,7 +242,7 @@ def test_a_layout_in_one_line(layout, stack, words):
     assert describe_layout(layout, stack) == words
 
 
-# -- what must always hold ---------------------------------------------------------------------------------------------
+# -- invariants -------------------------------------------------------------------------------------------------------
 
 
 @settings(deadline=None, max_examples=20)

@@ -1,4 +1,4 @@
-"""Rent, owning and energy, against the sums that stand in model cards and in the news."""
+"""Rent, ownership and energy, compared with figures in model cards and in the news."""
 
 import pytest
 from hypothesis import given
@@ -29,7 +29,7 @@ def test_renting_llama_3_1_405b() -> None:
     assert answer.rent is not None
     assert answer.rent.middle == pytest.approx(91e6, rel=0.01)
     assert bill(parse_fleet("16384xh100"), 1, Prices(rent_usd_per_hour=2.0)).rent.low == 16_384 * 24 * 2.0  # type: ignore[union-attr]
-    # The card counts 700 W for each hour and nothing else: 21.6 GWh.
+    # The card counts only 700 W for each hour: 21.6 GWh.
     assert answer.tdp_mwh == pytest.approx(21.6e3, rel=0.01)
 
 

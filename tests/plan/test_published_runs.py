@@ -1,4 +1,4 @@
-"""plan.runs: published rows as jobs, what they measured in seconds, and one sentence for every mistake in a file."""
+"""Published rows as jobs, their measurements in seconds, and one clear message for every mistake in a file."""
 
 import copy
 import math
@@ -24,7 +24,7 @@ yaml = pytest.importorskip("yaml")
 RUNS = Path(os.environ.get("PUNA_TEST_DATA", "")) / ".." / "planner-data" / "published_runs_dev.yaml"
 needs_runs = pytest.mark.skipif(
     "PUNA_TEST_DATA" not in os.environ or not RUNS.exists(),
-    reason="PUNA_TEST_DATA does not lead to planner-data/published_runs_dev.yaml",
+    reason="PUNA_TEST_DATA does not contain planner-data/published_runs_dev.yaml",
 )
 
 LLAMA_8B = {
@@ -72,7 +72,7 @@ def write(folder: Path, *rows: Any, models: Any = MODELS) -> Path:
 
 
 def changed(**fields: Any) -> dict[str, Any]:
-    """ROW with other fields; those in `layout` are merged into its layout."""
+    """ROW with changed fields; those in `layout` are merged into its layout."""
     row = copy.deepcopy(ROW) | {key: value for key, value in fields.items() if key != "layout"}
     row["layout"] |= fields.get("layout", {})
     return row
@@ -128,14 +128,14 @@ def test_old_stacks_did_not_shard_nor_split_sequences(tmp_path):
 def test_half_precision_counts_as_bf16(tmp_path):
     row = read(tmp_path, precision="fp16")
     assert row.precision == "bf16"
-    assert row.family[2] == "fp16"  # a family of its own all the same
+    assert row.family[2] == "fp16"  # nevertheless a separate family
 
 
 def test_what_is_not_printed_has_several_readings(tmp_path):
     row = read(tmp_path, src="llama3-paper", layout={"vp": None, "mbs": None}, recompute=None)
     layouts = layouts_of(row)
-    assert {layout.vp for layout in layouts} == {1, 2, 4, 8, 16}  # divisors of 16 layers a stage
-    assert {layout.micro_batch for layout in layouts} == {1, 2, 4, 8}  # 16 sequences a rank, two fill the pipeline
+    assert {layout.vp for layout in layouts} == {1, 2, 4, 8, 16}  # divisors of 16 layers per stage
+    assert {layout.micro_batch for layout in layouts} == {1, 2, 4, 8}  # 16 sequences per rank, two fill the pipeline
     assert [RECOMPUTE[layout.recompute] for layout in layouts[:2]] == ["none", "full"]
     assert all(layout.accelerators == 16 for layout in layouts)
 
@@ -153,7 +153,7 @@ def test_jobs_know_their_rows_and_their_networks(tmp_path):
     assert list(index) == [0, 1, 1, 2]
     assert list(jobs.device.pod) == [np.inf, 3072, 3072, np.inf]  # arXiv 2407.21783 section 3.3.1
     assert list(jobs.device.oversubscription) == [1, 7, 7, 1]
-    assert list(jobs.device.nic_rate) == [50e9, 50e9, 50e9, 12.5e9]  # 800 Gbit/s a node in the fms-fsdp README
+    assert list(jobs.device.nic_rate) == [50e9, 50e9, 50e9, 12.5e9]  # 800 Gbit/s per node in the fms-fsdp README
     assert list(jobs.micro_batches) == [16, 16, 16, 16]
 
 
@@ -175,7 +175,7 @@ def test_stack_of_a_row(fields, stack):
     assert stack_of(changed(**fields)) == stack
 
 
-# -- what was measured -------------------------------------------------------------------------------------------------
+# -- measurements -----------------------------------------------------------------------------------------------------
 
 
 def test_speeds_become_seconds_of_a_step(tmp_path):
@@ -212,7 +212,7 @@ def test_hardware_flops_give_the_days_that_narayanan_prints(
     row = changed(src="sc21", model="wide", gpu="a100-80g", gpus=gpus, seq=2048, measured={"hw_tflops_gpu": tflops})
     row["layout"] |= {"gbs": batch, "tp": 8, "pp": 1, "vp": 1, "dp": gpus // 8}
     step = read_runs(write(tmp_path, row, models={"wide": wide}))[0].step_seconds
-    assert step * tokens / (batch * 2048) / 86400 == pytest.approx(days, rel=0.035)  # equation 4 leaves attention out
+    assert step * tokens / (batch * 2048) / 86400 == pytest.approx(days, rel=0.035)  # equation 4 omits attention
 
 
 # -- the development rows ----------------------------------------------------------------------------------------------
@@ -235,13 +235,13 @@ def test_every_published_row_is_read_and_has_readings():
 
 @needs_runs
 def test_printed_utilisations_agree_with_printed_times():
-    # Where a source prints a time and TFLOP/s, both must say the same in the convention that is assumed for it.
+    # If a source prints a time and TFLOP/s, both must agree in the convention assumed for it.
     off = []
     for row in read_runs(RUNS):
         measured = row.values["measured"]
         if "model_tflops_gpu" not in measured or not {"step_s", "tok_s_gpu"} & set(measured):
             continue
-        if row.model == "gpt-oss-120b" or row.source == "llm-foundry":  # counted otherwise; fp8 peaks
+        if row.model == "gpt-oss-120b" or row.source == "llm-foundry":  # counted differently; fp8 peaks
             continue
         flops = float(row.shape.flops_per_token(row.seq_len, causal=not row.full_square)) * row.batch * row.seq_len
         off.append(flops / (row.step_seconds * row.gpus) / (measured["model_tflops_gpu"] * 1e12) - 1)
@@ -254,7 +254,7 @@ def test_printed_utilisations_agree_with_printed_times():
 
 
 def refused(path: Path, *words: str) -> None:
-    """Reading fails with one sentence that has all of `words`."""
+    """Reading fails with one message that contains all of `words`."""
     with pytest.raises(PunaError) as caught:
         read_runs(path)
     for word in words:

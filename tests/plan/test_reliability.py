@@ -97,7 +97,7 @@ def test_intervals_are_no_shorter_than_a_write() -> None:
 
 
 def test_spares_as_opt_kept_them() -> None:
-    """OPT-175B lost about two of its 124 hosts a day and kept 12 to 18 to spare (its logbook, 2022)."""
+    """OPT-175B lost about two of its 124 hosts per day and kept 12 to 18 spare hosts (its logbook, 2022)."""
     rules = Reliability(failures_per_node_day=2 / 124, hardware_share=1)
     assert 12 <= spares_needed(992, rules) <= 18
 

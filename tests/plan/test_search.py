@@ -1,4 +1,4 @@
-"""plan.search against brute force: the same layouts, one by one, by the rules as they are written in the papers."""
+"""The search compared with brute force: the same layouts, one by one, by the rules in the papers."""
 
 import itertools
 from dataclasses import fields
@@ -40,7 +40,7 @@ LLAMA_405B = from_config(ModelConfig(preset="llama3.1-405b"))
 def workload(
     shape: Shape, accelerators: int, batch: int, stack: str = "megatron-core", gpu: str = "h100", seq_len: int = 2048
 ) -> Workload:
-    """Something to train on so many of one GPU."""
+    """A workload for this many of one GPU."""
     accelerator = find_accelerator(gpu)
     return Workload(
         shape=shape,
@@ -70,7 +70,7 @@ def rows(layouts: LayoutColumns) -> list[tuple[int, ...]]:
 
 
 def by_hand(asked: Workload) -> list[tuple[int, ...]]:
-    """Every layout that divides what it must: one nested loop, one rule a line."""
+    """Every layout that divides what it must: one nested loop, one rule per line."""
     shape, stack, count = asked.shape, asked.costs.facts, asked.accelerators
     found = []
     sizes = range(1, count + 1)
@@ -81,11 +81,11 @@ def by_hand(asked: Workload) -> list[tuple[int, ...]]:
             continue  # the sizes multiply out
         dp = count // (tp * cp * pp)
         if asked.batch % dp or count % ep or (dp * cp) % ep or (shape.experts and shape.experts % ep):
-            continue  # whole sequences for a rank, whole experts
+            continue  # whole sequences and experts per rank
         if shape.heads % tp or shape.kv_heads % tp or tp > asked.device.link_domain:
-            continue  # whole heads, inside a node
+            continue  # whole heads, within a node
         if cp > 1 and (asked.seq_len % (2 * cp) or asked.seq_len // cp < 128):
-            continue  # two chunks of a sequence for a rank, so that causality loads all alike
+            continue  # two chunks of a sequence per rank, so that causal attention is balanced
         if pp > shape.layers:
             continue
         stage = -(-shape.layers // pp)
@@ -94,12 +94,12 @@ def by_hand(asked: Workload) -> list[tuple[int, ...]]:
             if rest or stage % vp or (pp == 1 and vp > 1):
                 continue
             if pp > 1 and (passes < pp or (vp > 1 and passes % pp)):
-                continue  # the pipeline fills; interleaving goes round in groups of pp
+                continue  # the pipeline fills; interleaving works in groups of pp
             for sharding, recompute in itertools.product(stack.shardings, stack.recomputations):
                 if pp > 1 and sharding in ("zero3", "hsdp"):
-                    continue  # weights gathered again for every micro-batch of a pipeline
+                    continue  # weights are gathered again for every micro-batch of a pipeline
                 codes = SHARDING.index(sharding), RECOMPUTE.index(recompute)
-                room = max(1, asked.device.link_domain // (tp * cp))  # hsdp: the most ranks inside a node
+                room = max(1, asked.device.link_domain // (tp * cp))  # hsdp: the most ranks within a node
                 inside = max(size for size in range(1, min(room, dp) + 1) if dp % size == 0)
                 shard = {"ddp": 1, "hsdp": inside}.get(sharding, dp)
                 found.append((tp, cp, pp, vp, dp, ep, micro_batch, *codes, tp > 1, shard))
@@ -170,7 +170,7 @@ def test_the_fastest_that_fit_come_first(asked):
 )
 def test_all_that_is_found_is_legal_and_has_a_finite_time(shape, accelerators, sequences, stack, gpu):
     asked = workload(shape, accelerators, accelerators * sequences, stack, gpu)
-    found = searched(asked)  # with a batch that every number of ranks divides there is always one
+    found = searched(asked)  # if every number of ranks divides the batch there is always one
     layout = found.jobs.layout
     assert np.all(layout.accelerators == accelerators)
     assert np.all(asked.batch % (layout.dp * layout.micro_batch) == 0)
@@ -201,7 +201,7 @@ def test_405b_on_16384_with_the_layout_that_trained_it():
     published = (layout.tp == 8) & (layout.cp == 1) & (layout.pp == 16) & (layout.recompute == 0) & found.fits
     assert published.any()
     assert set(layout.dp[published]) == {128}
-    # Not the fastest by this model, which would split sequences where Meta split matrices: about a tenth behind.
+    # Not the fastest by this model, which would split sequences where Meta split matrices, but about a tenth slower.
     assert found.step_seconds[published].min() < 1.15 * found.step_seconds[0]
 
 
@@ -217,7 +217,7 @@ def test_405b_at_131072_tokens_needs_context_parallelism():
 
 def test_70b_does_not_fit_one_node_without_help():
     asked = workload(from_config(ModelConfig(preset="llama3-70b")), 8, 8, "megatron-core", seq_len=8192)
-    assert not searched(asked).fits.any()  # 18 bytes a parameter over eight are 158 GB
+    assert not searched(asked).fits.any()  # 18 bytes per parameter over eight are 158 GB
 
 
 # -- tables of layouts -------------------------------------------------------------------------------------------------
@@ -252,7 +252,7 @@ def test_pareto_is_what_nothing_beats(asked):
     chosen = pareto(found)
     assert np.all(np.diff(needed[chosen]) > 0)
     assert np.all(np.diff(took[chosen]) < 0)
-    for row in range(len(found)):  # everything else is beaten, or matched, by one of them
+    for row in range(len(found)):  # one of them beats or matches everything else
         assert np.any((took[chosen] <= took[row]) & (needed[chosen] <= needed[row]))
     assert needed[chosen[0]] == needed.min()
     assert took[chosen[-1]] == took.min()

@@ -1,4 +1,4 @@
-"""plan.shape against published parameter counts, published FLOPs formulas and figures, and the trainer's own config."""
+"""Shapes compared with published parameter counts, FLOPs formulas and figures, and the trainer's config."""
 
 import os
 from dataclasses import fields
@@ -18,7 +18,7 @@ from puna.plan.evidence.published_runs import read_runs
 RUNS = Path(os.environ.get("PUNA_TEST_DATA", "")) / ".." / "planner-data" / "published_runs_dev.yaml"
 needs_runs = pytest.mark.skipif(
     "PUNA_TEST_DATA" not in os.environ or not RUNS.exists(),
-    reason="PUNA_TEST_DATA does not lead to planner-data/published_runs_dev.yaml",
+    reason="PUNA_TEST_DATA does not contain planner-data/published_runs_dev.yaml",
 )
 
 MLA = {"q_lora": 1536, "kv_lora": 512, "nope_dim": 128, "rope_dim": 64, "value_dim": 128}
@@ -83,7 +83,7 @@ def test_a_mixture_to_the_last_parameter():
     [
         (DEEPSEEK_V3, 671e9, 37e9),  # arXiv 2412.19437
         (KIMI_K2, 1.04e12, 32.6e9),  # arXiv 2507.20534
-        (QWEN3_30B, 30.5e9, 3.3e9),  # arXiv 2505.09388; its active ones count the embedding too
+        (QWEN3_30B, 30.5e9, 3.3e9),  # arXiv 2505.09388; its active count includes the embedding
         (PALM, 540.35e9, 540.35e9),  # arXiv 2204.02311 table 1
     ],
 )
@@ -139,7 +139,7 @@ def test_flops_give_palms_utilisation():
 
 
 def test_flops_give_llama_3s_utilisation():
-    # arXiv 2407.21783 table 4: 430 TFLOP/s a GPU are 43 %, and its 3.8e25 FLOPs are 6ND (section 3.2.1).
+    # arXiv 2407.21783 table 4: 430 TFLOP/s per GPU are 43 %, and its 3.8e25 FLOPs are 6ND (section 3.2.1).
     shape = from_config(ModelConfig(preset="llama3.1-405b"))
     assert 15.6e12 * 6 * shape.num_parameters() == pytest.approx(3.8e25, rel=0.01)
 
@@ -156,7 +156,7 @@ def test_window_of_every_second_layer(seq_len):
     shape = Shape(36, 2880, 64, 8, 64, 2880, 201088)
     windowed = Shape(**{**vars(shape), "window": 128})
     pairs = np.arange(1, seq_len + 1)
-    seen = (pairs.mean() + np.minimum(pairs, 128).mean()) / 2  # keys a query sees, averaged over both kinds of layers
+    seen = (pairs.mean() + np.minimum(pairs, 128).mean()) / 2  # keys per query, averaged over both kinds of layers
     products = 6 * windowed.active_parameters()
     all_seen = shape.flops_per_token(seq_len, causal=True) - products
     assert windowed.flops_per_token(seq_len, causal=True) - products == pytest.approx(
@@ -177,10 +177,10 @@ def test_flops_are_those_that_megatron_bridge_prints():
             ratios.setdefault(row.model, []).append(flops / measured["model_tflops_gpu"] / 1e12)
     assert len(ratios) >= 6
     for model, values in ratios.items():
-        assert np.median(values) == pytest.approx(1, abs=0.006), model  # routers count here, there they do not
+        assert np.median(values) == pytest.approx(1, abs=0.006), model  # routers count here, but not there
 
 
-# -- shapes as others write them ---------------------------------------------------------------------------------------
+# -- shapes in other formats -------------------------------------------------------------------------------------------
 
 PUBLISHED = {
     "layers": 36,
@@ -264,7 +264,7 @@ def test_columns_are_the_shapes_one_by_one(rows, seq_len, causal):
 @settings(deadline=None, max_examples=50)
 @given(shapes, st.sampled_from(["layers", "hidden", "heads", "ffn", "vocab"]), st.integers(1, 10_000))
 def test_more_of_anything_is_never_less_work(shape, field, seq_len):
-    grown = (field, "dense_layers") if field == "layers" else (field,)  # twice the layers, as many of them mixtures
+    grown = (field, "dense_layers") if field == "layers" else (field,)  # twice the layers, with as many mixtures
     more = Shape(**{f.name: getattr(shape, f.name) * (2 if f.name in grown else 1) for f in fields(Shape)})
     assert more.num_parameters() > shape.num_parameters()
     assert more.flops_per_token(seq_len, causal=True) >= shape.flops_per_token(seq_len, causal=True)

@@ -1,4 +1,4 @@
-"""The simulation against the closed forms, within the error of its dice; conservation; the fleet of 350,000."""
+"""The simulation compared with the closed forms, within its sampling error; conservation; the fleet of 350,000."""
 
 import math
 
@@ -13,7 +13,7 @@ from puna.plan.run.simulate import ACTIVITIES, EXAMPLE_JOBS, FleetYear, JobKind,
 
 
 def _error(year: FleetYear, restart_seconds: float) -> float:
-    """Standard error of one job's effective time: so many failures, each costing about a restart and an interval."""
+    """Standard error of one job's effective time: this many failures, each costing about a restart and an interval."""
     kind = year.kinds[0]
     cost = math.hypot(restart_seconds, kind.interval_seconds)
     return math.sqrt(kind.interruptions) * cost / (year.days * DAY)
@@ -42,7 +42,7 @@ def test_one_job_does_as_the_closed_form_says(accelerators: int, rules: Reliabil
 
 
 def test_nodes_in_repair_are_as_many_as_little_says() -> None:
-    """Little's law: mean in repair = failures a day x share that needs repair x days in repair."""
+    """Little's law: mean in repair = failures per day x share that needs repair x days in repair."""
     rules = Reliability()
     year = simulate_fleet(20_000, [JobKind("one", 1, 16_384)], days=1000, seed=5)
     expected = 2048 * rules.failures_per_node_day * rules.hardware_share * rules.repair_days
@@ -89,7 +89,7 @@ def test_a_year_of_350_000() -> None:
     used = sum(kind.jobs * kind.accelerators for kind in EXAMPLE_JOBS)
     assert year.failures == pytest.approx(used / 8 * 3.8e-3 * 365, rel=0.02)
     assert year.spare_nodes > year.spare_nodes_needed
-    # The larger the job the less of its time it keeps, and each as the closed form says.
+    # The larger the job, the smaller its effective share, and each equals the closed form.
     kept = [kind.effective_time for kind in year.kinds]
     assert kept == sorted(kept)
     for kind in year.kinds:

@@ -1,4 +1,4 @@
-"""Remedies: each changes one thing, works, and none is invented where nothing helps."""
+"""Suggestions: each changes one thing and works, and there is none where nothing helps."""
 
 from collections.abc import Callable
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""The brief on the terminal: bars that measure, every figure with its interval, one line for every part."""
+"""The output on the terminal: bars to scale, every figure with its interval, one line per part."""
 
 import io
 import re
@@ -96,7 +96,7 @@ def test_one_screen_says_it_all(ask: Ask) -> None:
     assert len(lines) < 50
     assert max(map(len, lines)) <= 130
     assert text.count(" – ") >= 8, "intervals"
-    assert "[" not in text.replace("[0", ""), "no markup is left over"
+    assert "[" not in text.replace("[0", ""), "no markup is left"
 
 
 def test_what_does_not_fit_has_no_run_but_suggest(ask: Ask) -> None:
@@ -106,7 +106,7 @@ def test_what_does_not_fit_has_no_run_but_suggest(ask: Ask) -> None:
     assert "--fleet" in text
     assert "MFU" not in text
     bars = next(line for line in text.splitlines() if "┃" in line)
-    assert re.search(r"┃[█▓▒░]", bars), "the bar goes on beyond what there is"
+    assert re.search(r"┃[█▓▒░]", bars), "the bar continues beyond the limit"
 
 
 def test_explain_tells_every_part_and_its_source(ask: Ask) -> None:

@@ -1,4 +1,4 @@
-"""plan.validate: the statistics by hand, a prediction for every published row, and how right those are."""
+"""Validation: statistics by hand, a prediction for every published row, and their accuracy."""
 
 import json
 import math
@@ -31,7 +31,7 @@ yaml = pytest.importorskip("yaml")
 RUNS = Path(os.environ.get("PUNA_TEST_DATA", "")) / ".." / "planner-data" / "published_runs_dev.yaml"
 needs_runs = pytest.mark.skipif(
     "PUNA_TEST_DATA" not in os.environ or not RUNS.exists(),
-    reason="PUNA_TEST_DATA does not lead to planner-data/published_runs_dev.yaml",
+    reason="PUNA_TEST_DATA does not contain planner-data/published_runs_dev.yaml",
 )
 
 LLAMA_405B = {
@@ -123,12 +123,12 @@ def test_the_rival_takes_other_families_usual_utilisation(tmp_path):
                 row("a", took(0.2), src="a"),
                 row("b", took(0.3), src="b"),
                 row("c", took(0.4), src="c"),
-                row("d", took(0.9), src="d", split="extra"),  # not a development row: nobody learns from it
+                row("d", took(0.9), src="d", split="extra"),  # not a development row: not used for fitting
                 row("e", took(0.5, "a100"), src="e", gpu="a100-80g"),
             ],
         )
     )
-    # The weighted median of the others' on the same accelerator; for the A100, which has none, of all in bf16.
+    # The weighted median of the others on the same accelerator; for the A100, which has none, of all rows in bf16.
     usual = flops / (constant_mfu(rows) * 8 * np.array([each.accelerator.bf16_tflops * 1e12 for each in rows]))
     assert usual == pytest.approx([0.3, 0.2, 0.2, 0.3, 0.3])
 
@@ -176,7 +176,7 @@ def test_nothing_measured_is_nothing_to_validate(tmp_path):
 
 
 def check_told(told: dict[str, Any]) -> None:
-    """One row's prediction is finite, positive, adds up and can be written as JSON."""
+    """A row's prediction is finite, positive, adds up and can be written as JSON."""
     for key in ("step_s", "step_s_low", "step_s_high", "tok_s_gpu", "model_tflops_gpu", "mem_gib", "mfu_full_pct"):
         assert 0 < told[key] < math.inf, key
     assert told["step_s_low"] < told["step_s"] < told["step_s_high"]
@@ -203,8 +203,8 @@ def test_a_prediction_beside_its_measurement(tmp_path):
 
 
 def test_llama_3s_table_4_is_within_the_interval(tmp_path):
-    # arXiv 2407.21783 table 4; DP of the third row follows from its 16,384 GPUs and 16M tokens a step. The paper prints
-    # no interleaving and no micro-batch: both are chosen. Only the first row is among those that were fitted.
+    # arXiv 2407.21783 table 4; DP of the third row follows from its 16,384 GPUs and 16M tokens per step. The paper
+    # prints neither interleaving nor micro-batch: both are chosen. Only the first row is among those that were fitted.
     rows = [
         {
             "id": f"table-4-{gpus}-{cp}",
@@ -228,8 +228,8 @@ def test_llama_3s_table_4_is_within_the_interval(tmp_path):
     for each in told:
         check_told(each)
         assert each["step_s_low"] <= each["measured_step_s"] <= each["step_s_high"], each["id"]
-        assert each["mem_gib"] < 80  # they ran, on 80 GB, and recomputed nothing
-    # Fewer sequences for each pipeline make a larger bubble: 43 % become 41 % of the peak.
+        assert each["mem_gib"] < 80  # they ran on 80 GB without recomputation
+    # Fewer sequences per pipeline make a larger bubble: 43 % become 41 % of the peak.
     assert told[0]["mfu_causal_pct"] > told[1]["mfu_causal_pct"]
 
 
@@ -251,7 +251,7 @@ def test_every_published_row_predicts():
 
 @needs_runs
 def test_shipped_constants_are_about_as_right_as_when_they_were_fitted(published):
-    # A guard against changes of the model that the constants do not know of; bench/plan_accuracy has the figures.
+    # Guards against changes of the model without new constants; bench/plan_accuracy has the figures.
     scores = {score.name: score for score in published.scores}
     dense = scores["dense, A100 and H100, development rows"]
     assert dense.rows == 314

@@ -217,6 +217,7 @@ def test_http_1_0_has_no_chunks(url: str, stream: bool) -> None:
 # -- bodies ----------------------------------------------------------------------------------------------------------
 
 BODY = json.dumps({"messages": MESSAGES}).encode()
+ZIPPED = gzip.compress(BODY, mtime=0)
 
 
 def post(api: httpx.Client, data: bytes, coding: str) -> httpx.Response:
@@ -226,9 +227,8 @@ def post(api: httpx.Client, data: bytes, coding: str) -> httpx.Response:
 
 @pytest.mark.parametrize(
     ("data", "coding"),
-    [(gzip.compress(BODY), "gzip"), (gzip.compress(BODY), "GZIP"), (gzip.compress(BODY), "x-gzip"),
-     (zlib.compress(BODY), "deflate"), (BODY, "identity")],
-)  # fmt: skip
+    [(ZIPPED, "gzip"), (ZIPPED, "GZIP"), (ZIPPED, "x-gzip"), (zlib.compress(BODY), "deflate"), (BODY, "identity")],
+)
 def test_a_body_in_a_coding(api: httpx.Client, data: bytes, coding: str) -> None:
     assert post(api, data, coding).status_code == 200
 
@@ -239,7 +239,7 @@ def test_bodies_that_cannot_be_decoded(api: httpx.Client) -> None:
         assert is_error(answer, 415)
         assert "gzip" in answer.headers["accept-encoding"]
     assert is_error(post(api, BODY, "gzip"), 400)
-    assert is_error(post(api, gzip.compress(BODY)[:-12], "gzip"), 400)
+    assert is_error(post(api, gzip.compress(BODY, mtime=0)[:-12], "gzip"), 400)
 
 
 def test_a_body_that_grows_beyond_the_limit_is_refused(api: httpx.Client) -> None:

@@ -330,7 +330,7 @@ def test_a_server_that_does_not_come_up(fake_llama: Path, capsys) -> None:
         (["--backend", "openai"], "needs an address"),
         (["--backend", "vllm"], "no model to start"),
         (["--backend", "openai", "--upstream", "nowhere"], "is not an address"),
-        (["x", "--upstream", "http://localhost:1"], "Say which"),
+        (["x", "--upstream", "http://localhost:1"], "Select it with"),
         (["--backend", "openai", "--upstream", "http://localhost:1", "--quantize", "int8"], "own engine"),
         ([], "No model was given"),
     ],

@@ -37,7 +37,7 @@ def run_ours(source: str, function: str, inputs):
     """Runs sources that the test itself got from our generators, in this process."""
     names: dict = {}
     exec(source, names)
-    return [programs.CallResult(names[function](*arguments)) for arguments in inputs]
+    return [programs.ProgramOutcome(names[function](*arguments)) for arguments in inputs]
 
 
 @pytest.mark.parametrize("name", ["code.synthesis", "code.repair"])
@@ -82,7 +82,7 @@ def test_visible_examples_alone_earn_nothing() -> None:
     shown = [right for _, right in problem.data["visible"]]
 
     def evaluate(_source, _function, inputs):
-        return [programs.CallResult(value) for value in [*shown, *["no"] * (len(inputs) - len(shown))]]
+        return [programs.ProgramOutcome(value) for value in [*shown, *["no"] * (len(inputs) - len(shown))]]
 
     verdict = programs.grade(problem.data, "def f(xs): ...", evaluate)
     assert (verdict.score, verdict.breakdown["visible"], verdict.breakdown["hidden"]) == (0, 1, 0)

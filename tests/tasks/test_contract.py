@@ -128,12 +128,12 @@ GOLDEN: dict[str, str] = json.loads("""
 
 def our_evaluate(stages, _source, _function, inputs):
     """Evaluates one of our own programs by its stages; everything else fails."""
-    return [programs.CallResult(pipelines.apply(stages, value)) for (value,) in inputs]
+    return [programs.ProgramOutcome(pipelines.apply(stages, value)) for (value,) in inputs]
 
 
 def never_run(_source, _function, inputs):
     """Stands for a sandbox in which every program fails."""
-    return [programs.CallResult(error="NameError")] * len(inputs)
+    return [programs.ProgramOutcome(error="NameError")] * len(inputs)
 
 
 def check(task: Task, problem: Problem, answer, stages=None):

@@ -1,4 +1,4 @@
-"""Run as two processes in test_checkpoint.py: loads what one process saved into FSDP2 shards, saves it changed."""
+"""Run as two processes in test_checkpoint.py: loads one process's checkpoint into FSDP2 shards and saves it changed."""
 
 import errno
 import os
@@ -21,7 +21,7 @@ FINGERPRINT = {"corpus": "abc"}
 
 def network() -> nn.Module:
     torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 3))  # 5 and 3 rows: shards of different size
+    return nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 3))  # 5 and 3 rows: shards of different sizes
 
 
 def state_of(module: nn.Module) -> dict[str, Any]:
@@ -47,11 +47,11 @@ def main(run_dir: Path) -> None:
             tensor.mul_(2)
         guard["accepted"].add_(1)
         keeper.save(2, state, {"tokens": 20}, wait=False)
-        for tensor in tensors:  # training goes on while it is written
+        for tensor in tensors:  # training continues while it is written
             tensor.zero_()
         keeper.wait()
 
-    if dist.get_rank() == 1:  # one process meets a full disk, and both must say so
+    if dist.get_rank() == 1:  # one process has a full disk, and both must report it
         dcp.filesystem._write_item = full
     said = ""
     keeper.save(3, state, {}, wait=False)
@@ -62,7 +62,7 @@ def main(run_dir: Path) -> None:
     assert "No space left" in said, said
     assert keeper.steps() == [1, 2]
     keeper.close()
-    dist.barrier()  # nobody takes the group down while others still speak
+    dist.barrier()  # keep the group until all processes have finished communicating
     dist.destroy_process_group()
 
 

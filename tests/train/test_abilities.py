@@ -1,4 +1,4 @@
-"""The section on abilities: every stage and figure is there, and model text stays text."""
+"""The section on abilities: every stage and figure is shown, and model text is escaped."""
 
 from puna.train.report.abilities import abilities
 
@@ -48,6 +48,13 @@ def test_every_stage_has_its_figures_and_intervals():
     assert page.index("before") < page.index("after RL")
     assert "pass@8" in page
     assert "None" not in page
+
+
+def test_columns_of_samples_are_left_out_where_none_were_drawn():
+    stages = [{**stage, "pass_1": None, "pass_1_interval": None, "pass_k": None} for stage in ROW["stages"]]
+    page = abilities([{**ROW, "stages": stages}])
+    assert "61.5%" in page
+    assert "pass@" not in page
 
 
 def test_what_a_model_wrote_stays_text():

@@ -1,4 +1,4 @@
-"""The counted first weights: close to the empirical bigram distribution, and what a fresh model predicts with them."""
+"""Counted initial weights: close to the empirical bigram distribution, and the predictions of a fresh model."""
 
 import numpy as np
 import pytest

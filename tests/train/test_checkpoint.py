@@ -1,4 +1,4 @@
-"""Checkpoints: whole or absent, checked before use, and independent of the number of processes."""
+"""Checkpoints: complete or absent, verified before use, and independent of the number of processes."""
 
 import errno
 import json
@@ -85,7 +85,7 @@ def test_training_may_change_the_weights_while_they_are_written(
     keeper.save(5, state, {}, wait=False)
     for tensor in flat(state):
         tensor.fill_(99)
-    assert keeper.steps() == []  # nothing under the final name before it is whole
+    assert keeper.steps() == []  # nothing under the final name before it is complete
     go.set()
     keeper.wait()
     assert keeper.steps() == [5]
@@ -179,18 +179,18 @@ def test_a_full_disk_leaves_the_checkpoint_before_and_says_so(
             failing = partial(keeper.save, 20, make_state(20), {}, wait=True)
         else:
             keeper.save(20, make_state(20), {}, wait=False)
-            failing = partial(keeper.save, 30, make_state(30), {}, wait=False)  # where it surfaces
+            failing = partial(keeper.save, 30, make_state(30), {}, wait=False)  # where the error is raised
         with pytest.raises(PunaError, match=r"step 20 was not saved\. No space left .* in place: step-10"):
             failing()
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step-10"]
     state = make_state(0)
     assert keeper.load(state) == {"step": 10, "tokens": 100}
-    keeper.save(30, make_state(30), {}, wait=True)  # with room again it goes on
+    keeper.save(30, make_state(30), {}, wait=True)  # works again once there is space
     assert keeper.steps() == [10, 30]
 
 
 def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
-    """torch's zip writer hides the disk's error behind one of its own; a device that is always full shows that."""
+    """torch's zip writer hides the disk's error behind its own; a device that is always full shows that."""
     keeper = saved(tmp_path, 10)
     big = {"w": torch.zeros(300_000)}
 

@@ -1,4 +1,4 @@
-"""Bits per byte, against a loop over single tokens and against closed forms."""
+"""Bits per byte, compared with a loop over single tokens and with closed forms."""
 
 import math
 from types import SimpleNamespace
@@ -19,7 +19,7 @@ VOCAB = 40
 
 
 class Texts:
-    """A corpus of given ids: token i stands for i % 3 bytes, except BOS (0) and end (1), which stand for none."""
+    """A corpus of given ids: token i decodes to i % 3 bytes, except BOS (0) and end (1), which decode to none."""
 
     vocab_size = VOCAB
     tokenizer = SimpleNamespace(token_bytes=lambda token: b"" if token < 2 else b"x" * (token % 3))
@@ -133,7 +133,7 @@ def test_max_bytes_takes_each_source_by_its_share():
 def test_refuses_what_cannot_be_measured(model):
     with pytest.raises(PunaError, match="stride between 1 and the window"):
         bits_per_byte(model, Texts(texts([9])), window=8, stride=9)
-    with pytest.raises(PunaError, match="holds no text"):
+    with pytest.raises(PunaError, match="has no text"):
         bits_per_byte(model, Texts([[0], [0, 1]]), window=8)
 
 

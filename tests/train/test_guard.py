@@ -1,4 +1,4 @@
-"""The guard: what it skips, what it lets through, and what follows from many skips."""
+"""The guard: what it skips, what it accepts, and the decisions after many skips."""
 
 import math
 import statistics
@@ -19,7 +19,7 @@ def feed(guard: Guard, losses: list[float], norms: list[float] | None = None) ->
 
 
 def calm(count: int) -> list[float]:
-    """A loss that falls slowly and wobbles."""
+    """A loss that falls slowly with noise."""
     return [4.0 - 0.005 * i + 0.02 * math.sin(i) for i in range(count)]
 
 
@@ -55,7 +55,7 @@ def test_a_fall_is_no_spike() -> None:
 
 def test_spikes_are_looked_for_only_once_a_quarter_of_the_window_is_filled() -> None:
     guard = Guard(GuardConfig(window=128), "cpu")
-    assert feed(guard, [*calm(31), 9.0])[-1] is False  # 31 values known
+    assert feed(guard, [*calm(31), 9.0])[-1] is False  # 31 known values
     guard = Guard(GuardConfig(window=128), "cpu")
     assert feed(guard, [*calm(32), 9.0])[-1] is True
 
@@ -63,7 +63,7 @@ def test_spikes_are_looked_for_only_once_a_quarter_of_the_window_is_filled() -> 
 def test_skipped_values_do_not_enter_the_statistics() -> None:
     guard = Guard(GuardConfig(window=16), "cpu")
     feed(guard, calm(16))
-    assert feed(guard, [50.0] * 40) == [True] * 40  # else fifty would soon be the mean
+    assert feed(guard, [50.0] * 40) == [True] * 40  # otherwise fifty would soon be the mean
     assert feed(guard, [4.0]) == [False]
 
 

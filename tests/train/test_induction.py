@@ -1,4 +1,4 @@
-"""Heads that are written down: they look where they should, copy, and leave the first predictions as they were."""
+"""Computed heads: they attend where they should, copy, and leave the initial predictions unchanged."""
 
 import numpy as np
 import pytest
@@ -64,7 +64,7 @@ def test_the_first_heads_look_one_and_two_tokens_back():
 def test_the_second_block_looks_at_what_followed_this_token_before():
     model = _model()
     half = torch.randperm(96, generator=torch.Generator().manual_seed(2))[:24]
-    ids = torch.cat((half, half))[None]  # every token of the second half was there 24 tokens ago
+    ids = torch.cat((half, half))[None]  # every token of the second half also occurred 24 tokens before
     rope = model.model.rotary(torch.arange(48))
     x = model.model.layers[0](model.model.embed_tokens(ids), rope)
     weights = _attention(model, 1, x)

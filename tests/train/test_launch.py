@@ -1,4 +1,4 @@
-"""Several processes on one machine: what they are told, how they end, how they are stopped."""
+"""Several processes on one machine: their environment, how they end, how they are stopped."""
 
 import os
 import signal
@@ -50,7 +50,7 @@ def test_only_the_first_process_speaks(tmp_path: Path, capfd: pytest.CaptureFixt
 
 
 def start(tmp_path: Path, body: str) -> subprocess.Popen[bytes]:
-    """A launcher in a process of its own, with two workers that are ready."""
+    """A launcher in a separate process, with two workers that are ready."""
     command = script(tmp_path, f"{body}\npathlib.Path({str(tmp_path)!r}, f'ready{{rank}}').touch()\ntime.sleep(60)")
     program = f"import sys; from puna.train.run.launch import launch; sys.exit(launch({command!r}, 2))"
     process = subprocess.Popen([sys.executable, "-c", program])

@@ -1,4 +1,4 @@
-"""What a person watching sees: one block on a terminal, plain lines elsewhere."""
+"""The live view: one block on a terminal, plain lines elsewhere."""
 
 import io
 import re
@@ -23,7 +23,7 @@ TRAIN = {
 }  # fmt: skip
 EVAL = {"kind": "eval", "step": 50, "bits_per_byte": 1.2345, "loss": 3.0}
 SAMPLE = {"kind": "sample", "step": 50, "prompt": "def ", "text": "f(x):\n\treturn [bold]x \x1b[31m" + "y" * 200}
-SKIP = {"kind": "event", "step": 41, "event": "skip", "detail": "loss [14.2]: the update was left out"}
+SKIP = {"kind": "event", "step": 41, "event": "skip", "detail": "loss [14.2]: the update was skipped"}
 END = {
     "kind": "end", "step": 100, "tokens": 409_600, "seconds": 20.0, "tokens_per_second": 20_480.0,
     "step_seconds": 0.208, "peak_memory_bytes": 2**30, "over_prediction": {"memory": -0.01, "step_seconds": 0.04},
@@ -41,7 +41,7 @@ def show(events, terminal):
 
 
 def frames(text):
-    """The text with colours and cursor moves taken out."""
+    """The text without colours and cursor moves."""
     return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
 
 

@@ -1,4 +1,4 @@
-"""The chunked loss against torch's plain cross entropy, value and gradients."""
+"""The chunked loss compared with torch's plain cross entropy, value and gradients."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The measured machine: rates that a machine can have, memory within the system's, container limits obeyed."""
+"""Measurements of the machine: plausible rates, memory within the system's, container limits."""
 
 import subprocess
 import sys
@@ -35,7 +35,7 @@ def test_bf16_is_used_only_where_it_is_clearly_faster(bf16: float, expected: str
 
 
 def test_a_compiler_that_fails_is_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CXX", "false")  # found on the path, builds nothing
+    monkeypatch.setenv("CXX", "false")  # found on the path, but builds nothing
     machine.has_compiler.cache_clear()
     assert machine.has_compiler() is False
     machine.has_compiler.cache_clear()
@@ -67,12 +67,12 @@ def test_an_unlimited_container_has_the_whole_machine(monkeypatch: pytest.Monkey
 def test_the_peak_of_memory_counts_this_process_and_can_start_again() -> None:
     script = """
 import numpy
-from puna.train.measure.machine import forget_peak_process_memory, peak_process_memory
+from puna.train.measure.machine import reset_peak_process_memory, peak_process_memory
 before = peak_process_memory()
 block = numpy.ones(40_000_000)
 high = peak_process_memory()
 del block
-forget_peak_process_memory()
+reset_peak_process_memory()
 print(before, high, peak_process_memory())
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

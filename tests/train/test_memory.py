@@ -1,4 +1,4 @@
-"""Predicted memory: activations as autograd counts them, sharding as arithmetic says, refusal in one sentence."""
+"""Predicted memory: activations as counted by autograd, sharding by arithmetic, refusal with one message."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ import pytest
 from puna.core.errors import PunaError
 from puna.core.recipe import check
 from puna.train.measure.machine import Machine
-from puna.train.planning.memory import Prediction, check_fits, largest_preset_that_fits, predict_memory
+from puna.train.planning.memory import MemoryPrediction, check_fits, largest_preset_that_fits, predict_memory
 from puna.train.recipe import Recipe
 
 MODEL = {"vocab_size": 512, "hidden_size": 128, "intermediate_size": 344, "num_attention_heads": 4}
@@ -20,7 +20,7 @@ def recipe(**sections: Any) -> Recipe:
 
 
 def saved_bytes(layers: int, precision: str, recompute: str, rows: int, seq: int) -> int:
-    """Bytes of all distinct tensors that autograd keeps after a forward pass, weights themselves aside."""
+    """Bytes of all distinct tensors that autograd keeps after a forward pass, except the weights."""
     import torch
 
     from puna.model.config import ModelConfig
@@ -60,7 +60,7 @@ def test_a_block_keeps_what_autograd_says_it_keeps(precision: str, recompute: st
         model={**MODEL, "num_key_value_heads": 2, "num_hidden_layers": 2},
         train={"precision": precision, "seq_len": seq, "batch": rows, "recompute": recompute},
     )
-    prediction = Prediction(value, "cpu", 1)
+    prediction = MemoryPrediction(value, "cpu", 1)
     expected = prediction.block_bytes_per_token(recompute) * rows * seq * 2
     if prediction.casts:
         expected += 2 * 2 * value.model.block_parameters()  # autocast's bf16 copies of two blocks' weights
@@ -91,7 +91,7 @@ def test_what_should_save_memory_does(smaller: dict[str, Any], larger: dict[str,
     shape = {"preset": "mini", "vocab_size": 32768}
     less = recipe(model=shape, train={"batch": 16, "compile": "on", **smaller})
     more = recipe(model=shape, train={"batch": 16, "compile": "on", **larger})
-    # Loss chunks matter where logits are the peak; the mask on CPUs alone.
+    # Loss chunks matter where logits are the peak; the mask only on CPUs.
     assert predict_memory(less, device_type="cpu").total < predict_memory(more, device_type="cpu").total
 
 

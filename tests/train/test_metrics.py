@@ -1,4 +1,4 @@
-"""The diary of a run: what is written survives, what will happen again is set aside, who listens hears it."""
+"""The log of a run: lines survive, lines of repeated steps are moved aside, observers are called."""
 
 import errno
 import json
@@ -66,7 +66,7 @@ def test_resuming_sets_later_lines_aside_and_keeps_the_rest_byte_for_byte(tmp_pa
     path = tmp_path / "metrics.jsonl"
     before = path.read_bytes().splitlines(keepends=True)
     with open(path, "ab") as file:
-        file.write(b'{"kind": "train", "st')  # torn by a power cut
+        file.write(b'{"kind": "train", "st')  # cut off by a power failure
     log = MetricsLog(tmp_path, LogConfig(), resume_step=20)
     assert path.read_bytes() == b"".join(before[:3])
     log.write(train(30, 0.5))
@@ -95,7 +95,7 @@ def test_a_resume_that_finds_the_disk_full_loses_no_line(tmp_path, monkeypatch):
 
 def test_a_new_run_does_not_write_over_an_old_one(tmp_path):
     MetricsLog(tmp_path, LogConfig()).write(train(1))
-    with pytest.raises(PunaError, match="already holds the lines of a run"):
+    with pytest.raises(PunaError, match="already contains a run"):
         MetricsLog(tmp_path, LogConfig())
     assert len(read_metrics(tmp_path)) == 1
 
@@ -135,7 +135,7 @@ def test_reading_tolerates_a_last_line_torn_anywhere(tmp_path_factory, steps, da
 def test_missing_and_damaged_files_are_sentences(tmp_path):
     with pytest.raises(PunaError, match="does not exist"):
         read_metrics(tmp_path / "nowhere")
-    with pytest.raises(PunaError, match=r"holds no metrics\.jsonl"):
+    with pytest.raises(PunaError, match=r"has no metrics\.jsonl"):
         read_metrics(tmp_path)
     (tmp_path / "metrics.jsonl").write_text('{"kind": "train", "step": 1}\nrubbish\n{"kind": "train", "step": 2}\n')
     with pytest.raises(PunaError, match="line 2"):
@@ -179,7 +179,7 @@ def test_a_tracker_that_is_not_installed_names_its_extra(tmp_path, monkeypatch, 
 
 
 def fake_wandb(calls, fails=False):
-    """As much of wandb's interface as is used, recording calls."""
+    """The part of wandb's interface that is used, recording calls."""
 
     class Run:
         config = SimpleNamespace(update=lambda *a, **k: calls.append(("config", a, k)))

@@ -1,4 +1,4 @@
-"""The optimizer: AdamW against torch's, Muon against singular values, skipping, schedules."""
+"""The optimizer: AdamW compared with torch's, Muon with singular values, skipping, schedules."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""A run that promised a time keeps it when the machine becomes slower or faster, and its schedule stays whole."""
+"""A run with a promised time keeps it on a slower or faster machine, with a complete schedule."""
 
 import contextlib
 import json
@@ -16,7 +16,7 @@ from puna.train.pace import TOLERANCE, Horizon, replan
 from puna.train.pretrain import train
 from puna.train.recipe import Recipe
 from puna.train.report.run_data import load_run, summary
-from puna.train.run.directory import settle_corpus
+from puna.train.run.directory import resolve_corpus
 from puna.train.run.metrics import read_metrics
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -57,7 +57,7 @@ def test_a_new_number_of_steps_ends_within_the_promise(
     )
     end = step * planned + (after.total - step) * now
     if may_extend or slower >= 1:
-        # Within the tolerance, or as near as one step comes.
+        # Within the tolerance, or as close as one step allows.
         assert abs(end - promised) <= max(TOLERANCE * promised, now) + 1e-6
     else:
         assert after.total <= total
@@ -74,12 +74,12 @@ def recipe(tmp_path: Path) -> Recipe:
         "log.eval_every=0",
     ]
     with contextlib.chdir(RECIPES.parent):
-        return settle_corpus(load(Recipe, RECIPES / "smoke.toml", [*words, "checkpoint.every=4"]).value, tmp_path)
+        return resolve_corpus(load(Recipe, RECIPES / "smoke.toml", [*words, "checkpoint.every=4"]).value, tmp_path)
 
 
 @pytest.fixture
 def step_seconds(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
-    """A clock on which a step takes as long as the test says, from the given step on."""
+    """A clock on which a step takes the time that the test sets, from the given step on."""
     pace = {"now": 1.0}
 
     class Fake(Clock):
@@ -122,7 +122,7 @@ def test_a_run_that_becomes_slower_has_fewer_steps_and_the_whole_schedule(
     assert said
     assert said[-1]["total_steps"] == event["step"]
     factors = [e["lr_factor"] for e in events if e["kind"] == "train"]
-    assert factors[-1] < 0.35  # the decay came to its end
+    assert factors[-1] < 0.35  # the decay completed
     run = load_run(tmp_path / "run")
     assert summary(run)["total_steps"] == event["step"]
 

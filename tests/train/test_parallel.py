@@ -66,7 +66,7 @@ def test_a_world_alone_has_all_rows_and_sums_are_its_own():
 
 
 def test_a_layout_that_needs_other_processes_is_refused():
-    with pytest.raises(PunaError, match="needs 4 processes, but 3 run"):
+    with pytest.raises(PunaError, match="needs 4 processes, but 3 are running"):
         LayoutConfig(dp_replicate=2, dp_shard=2).resolve(3)
     assert LayoutConfig(dp_replicate=2).resolve(8).dp_shard == 4
 

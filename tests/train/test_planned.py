@@ -1,4 +1,4 @@
-"""A plan's layout in a recipe: what `puna plan --json` prints is taken, and what cannot run is a sentence."""
+"""A plan's layout in a recipe: the output of `puna plan --json` is applied, and unsupported plans are rejected."""
 
 import json
 import re
@@ -58,11 +58,11 @@ def test_what_puna_plan_prints_is_taken(tmp_path: Path) -> None:
     assert taken.layout.resolve(8).data_parallel == layout.data_parallel == 8
     assert taken.train.micro_batch == layout.micro_batch
     assert f"train.micro_batch = {layout.micro_batch}" in told
-    # The planner sees the recipe as it saw the plan, but that the trainer shards weights where gradients are.
+    # The planner gets the same recipe as before, except that the trainer shards weights where gradients are sharded.
     seen = taken.resolve_layout(8)
     assert (seen.data_parallel, seen.micro_batch) == (layout.data_parallel, layout.micro_batch)
     assert taken.model == found.model
-    # A plan for a budget has the run one level deeper.
+    # A plan for a budget nests the run one level deeper.
     assert apply_plan(found, plan(tmp_path, {"budget_usd": 1, "run": estimate_tree(whole)}), 8)[0] == taken
 
 
@@ -74,7 +74,7 @@ def test_sharding_is_two_sizes(tmp_path: Path, sharding: str, replicate: int, sh
     tree = {**best(dp=16, micro_batch=1, sharding=sharding), "accelerator": "h100-sxm"}
     taken, told = apply_plan(recipe("train.batch=16"), plan(tmp_path, tree), 16)
     assert (taken.layout.dp_replicate, taken.layout.dp_shard) == (replicate, shard)
-    assert ("shards weights too" in told) == (sharding in ("zero1", "zero2"))
+    assert ("also shards weights" in told) == (sharding in ("zero1", "zero2"))
 
 
 @pytest.mark.parametrize(
@@ -96,9 +96,9 @@ def test_a_lean_plan_is_enough(tmp_path: Path) -> None:
         ([], "is not a plan"),
         ({}, "no best layout"),
         ({"best": 3}, "no best layout"),
-        (best(tp=8), "layout with tp 8, which this version's trainer does not run. Plan again with --stack puna"),
-        (best(cp=2, pp=4), "layout with cp 2, pp 4"),
-        (best(dp=4), "is a plan for 4 processes, but 2 run"),
+        (best(tp=8, dp=1), "is a plan for 8 processes, but 2 are running"),
+        (best(tp=2, pp=4, dp=1), "is a plan for 8 processes, but 2 are running"),
+        (best(dp=4), "is a plan for 4 processes, but 2 are running"),
         (best(dp="many"), "best.layout.dp = 'many'"),
         (best(micro_batch=0), "best.layout.micro_batch = 0"),
         (best(dp=float("inf")), "best.layout.dp = inf"),
@@ -107,13 +107,18 @@ def test_a_lean_plan_is_enough(tmp_path: Path) -> None:
         (best(sharding="zero9"), "best.layout.sharding = 'zero9'"),
         (best(recompute=None), "best.layout.recompute = None"),
         (best(micro_batch=3), "do not divide the recipe's train.batch = 8"),
-        ({**best(), "parameters": 405e9}, "plans a model of 405B parameters, but the recipe's has 5.26M"),
+        ({**best(), "parameters": 405e9}, "plans a model of 405B parameters, but the recipe has 5.26M"),
         ({**best(sharding="hsdp"), "accelerator": "h9000"}, "h9000"),
     ],
 )
 def test_what_cannot_be_is_a_sentence(tmp_path: Path, tree: Any, words: str) -> None:
     with pytest.raises(PunaError, match=re.escape(words)):
         apply_plan(recipe(), plan(tmp_path, tree), 2)
+
+
+def test_a_layout_that_does_not_divide_the_model_is_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(PunaError, match=re.escape("layout.tp = 8 does not divide the model's")):
+        apply_plan(recipe(), plan(tmp_path, best(tp=8, dp=1)), 8)
 
 
 def test_a_file_that_is_not_there_or_no_json_is_a_sentence(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The report page: right numbers, sound markup, nothing from outside, any state of a run."""
+"""The report page: correct numbers, valid markup, nothing external, any state of a run."""
 
 import json
 import math
@@ -92,7 +92,7 @@ def write(folder, events, evaluation=None, recipe='name = "laptop"\n'):
 
 
 class Page(HTMLParser):
-    """Checks that tags close in order and gathers text, ids and attributes."""
+    """Checks that tags close in order and collects text, ids and attributes."""
 
     def __init__(self, text):
         super().__init__()
@@ -155,7 +155,7 @@ def test_a_miss_has_one_sign_for_memory_time_and_speed(page):
 
 def test_nothing_that_was_given_becomes_markup(page, tmp_path):
     assert "script" not in page.tags
-    assert EVIL in "".join(page.pieces)  # the sample reads as it was written
+    assert EVIL in "".join(page.pieces)  # the sample is shown literally
     assert not any(name.startswith("on") for name, _ in page.attributes)
 
 

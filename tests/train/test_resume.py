@@ -1,4 +1,7 @@
-"""Runs that are stopped: killed, interrupted, skipped, rolled back. What comes after must be as if nothing had been."""
+"""Stopped runs: killed, interrupted, skipped, rolled back.
+
+The result must be the same as without a stop.
+"""
 
 import contextlib
 import dataclasses
@@ -26,19 +29,19 @@ from puna.train.pretrain import train
 from puna.train.recipe import Recipe
 from puna.train.run import verify_resume as verify
 from puna.train.run.checkpoint import _manifest_hash
-from puna.train.run.directory import settle_corpus
+from puna.train.run.directory import resolve_corpus
 from puna.train.run.metrics import read_metrics
 from puna.train.run.verify_resume import verify_resume
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 STEPS = 12
-# Measured by nobody: these runs need no rates, and measuring takes longer than they do.
+# Not measured: these runs need no rates, and measuring takes longer than the runs.
 MACHINE = Machine("cpu", "test", 1, 8 << 30, {"fp32": 1e11, "bf16": 1e11}, False)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _one_thread() -> Iterator[None]:
-    """Few threads: other tests run beside these. Children inherit the setting."""
+    """Few threads, because other tests run at the same time. Children inherit the setting."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
@@ -51,7 +54,7 @@ def _one_thread() -> Iterator[None]:
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Forty files of the standard library, as recipes/data/smoke.toml says."""
     with contextlib.chdir(RECIPES.parent):
-        recipe = settle_corpus(load(Recipe, RECIPES / "smoke.toml").value, tmp_path_factory.mktemp("corpora"))
+        recipe = resolve_corpus(load(Recipe, RECIPES / "smoke.toml").value, tmp_path_factory.mktemp("corpora"))
     return Path(recipe.corpus)
 
 
@@ -64,7 +67,7 @@ def recipe(corpus: Path) -> Recipe:
 
 @pytest.fixture(scope="module")
 def straight(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that nothing happened to."""
+    """An undisturbed run."""
     run_dir = tmp_path_factory.mktemp("runs") / "straight"
     assert train(recipe, run_dir, machine=MACHINE)["kind"] == "end"
     return run_dir
@@ -83,7 +86,7 @@ def events(run_dir: Path, name: str) -> list[dict[str, Any]]:
 
 
 def assert_same_run(one: Path, other: Path) -> None:
-    """Every step's loss and the final weights, bit for bit."""
+    """Compare every step's loss and the final weights, bit for bit."""
     assert losses(one) == losses(other)
     want, have = (load_file(path / "model" / "model.safetensors") for path in (one, other))
     assert want.keys() == have.keys()
@@ -91,7 +94,7 @@ def assert_same_run(one: Path, other: Path) -> None:
 
 
 def forked(command: list[str], processes: int) -> int:
-    """Stands in for `launch`: the same orders to processes that have torch loaded already."""
+    """Replaces `launch`: the same orders to processes that have already imported torch."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["puna.train.pretrain"])
     port = 20000 + os.getpid() % 20000
@@ -116,7 +119,7 @@ def fast_processes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def kill_before(step: int, recipe: Recipe, run_dir: Path) -> None:
-    """Train in another process that dies of SIGKILL right before `step`."""
+    """Train in a separate process that dies of SIGKILL right before `step`."""
     recipe_file = run_dir.with_suffix(".toml")
     recipe_file.write_text(dump(recipe))
     order = {"recipe": str(recipe_file), "run_dir": str(run_dir), "machine": dataclasses.asdict(MACHINE)}
@@ -159,7 +162,7 @@ def test_a_longer_run_goes_on_from_the_end(recipe: Recipe, straight: Path, tmp_p
 
 
 def test_a_checkpoint_of_an_earlier_version_goes_on(recipe: Recipe, straight: Path, tmp_path: Path) -> None:
-    """Pretraining once wrote fewer numbers beside its tensors."""
+    """Earlier versions of pretraining wrote fewer numbers next to the tensors."""
     run_dir = tmp_path / "run"
     shutil.copytree(straight, run_dir)
     shutil.rmtree(run_dir / "model")
@@ -181,7 +184,7 @@ def test_verify_resume_proves_it_over_1_2_and_4_processes(recipe: Recipe, tmp_pa
     assert [check.compared for check in checks[1:3]] == [10, 1]
     assert len(checks) == 5
 
-    # The proof can fail: each kind of difference is found.
+    # The verification can fail: each kind of difference is found.
     def spoil(path: Path, change: Callable[[bytes], bytes]) -> None:
         path.write_bytes(change(path.read_bytes()))
 
@@ -199,7 +202,7 @@ def test_verify_resume_proves_it_over_1_2_and_4_processes(recipe: Recipe, tmp_pa
 def test_verify_resume_refuses_what_cannot_be_proved(recipe: Recipe, tmp_path: Path) -> None:
     with pytest.raises(PunaError, match="too few"):
         verify_resume(recipe, tmp_path, steps=3)
-    with pytest.raises(PunaError, match="cannot be shared evenly by 1, 3 processes"):
+    with pytest.raises(PunaError, match="cannot be divided evenly among 1, 3 processes"):
         verify_resume(recipe, tmp_path, processes=(1, 3))
 
 
@@ -207,7 +210,7 @@ def test_verify_resume_refuses_what_cannot_be_proved(recipe: Recipe, tmp_path: P
 
 
 def start(recipe: Recipe, run_dir: Path, *words: str) -> "subprocess.Popen[str]":
-    """`puna train` as a person starts it, writing to a pipe."""
+    """`puna train` as started by a user, writing to a pipe."""
     recipe_file = run_dir.with_suffix(".toml")
     recipe_file.write_text(dump(recipe))
     command = [sys.executable, "-m", "puna", "train", str(recipe_file), "--run-dir", str(run_dir), *words]
@@ -236,14 +239,14 @@ def test_sigterm_to_two_processes_saves_and_leaves_with_143(recipe: Recipe, tmp_
     event = read_metrics(run_dir)[-1]
     assert (event["event"], event["signal"]) == ("interrupted", "SIGTERM")
     assert f"puna train --resume {run_dir}" in event["detail"]
-    # One process takes over from the two.
+    # One process continues the run of two.
     resumed = changed(load(Recipe, run_dir / "recipe.toml").value, "train", steps=event["step"] + 2, compile="off")
     assert train(resumed, run_dir, resume=True, machine=MACHINE)["step"] == event["step"] + 2
     assert [step for step, _ in losses(run_dir)] == list(range(1, event["step"] + 3))
 
 
 def test_ctrl_c_twice_leaves_at_once_with_130(recipe: Recipe, tmp_path: Path) -> None:
-    # Steps long enough that the second Ctrl-C comes within the same one as the first.
+    # Steps are long enough that the second Ctrl-C falls within the same step as the first.
     slow = changed(recipe, "train", steps=1000, batch=1 << 12, micro_batch=64)
     slow = changed(slow, "checkpoint", every=0)
     run_dir = tmp_path / "run"
@@ -263,7 +266,7 @@ def test_ctrl_c_twice_leaves_at_once_with_130(recipe: Recipe, tmp_path: Path) ->
 
 
 def test_one_ctrl_c_finishes_the_step_and_saves(recipe: Recipe, tmp_path: Path) -> None:
-    """In this process: the trainer listens while it trains, and gives the signals back afterwards."""
+    """In this process: the trainer handles signals while it trains, and restores the handlers afterwards."""
     before = signal.getsignal(signal.SIGINT)
     hooks = {5: lambda loop: os.kill(os.getpid(), signal.SIGINT)}
     event = train(recipe, tmp_path, hooks=hooks, machine=MACHINE)
@@ -281,7 +284,7 @@ def _text(run_dir: Path) -> str:
 
 
 def plant(bad: set[int]) -> Callable[[Loop], None]:
-    """A hook (for step 0) after which the batches of these data steps give a loss that is not a number."""
+    """A hook (for step 0) after which the batches of these data steps have a NaN loss."""
 
     def hook(loop: Loop) -> None:
         check = loop.state.guard.check
@@ -315,11 +318,11 @@ def test_many_bad_steps_are_gone_around(recipe: Recipe, tmp_path: Path) -> None:
     assert (event["kind"], event["step"]) == ("end", STEPS)
     (rollback,) = events(tmp_path, "rollback")
     assert (rollback["step"], rollback["from_step"]) == (4, 8)
-    assert len(events(tmp_path, "skip")) == 3  # after the roll-back the data begin behind them
+    assert len(events(tmp_path, "skip")) == 3  # after the roll-back training continues with later data
 
 
 def test_a_run_that_does_not_recover_stops_with_a_sentence(recipe: Recipe, tmp_path: Path) -> None:
     careful = changed(recipe, "guard", max_skips=3, max_rollbacks=1)
-    with pytest.raises(PunaError, match="Training does not recover: 3 of the last"):
+    with pytest.raises(PunaError, match="Training is not recovering: 3 of the last"):
         train(careful, tmp_path, hooks={0: plant(set(range(5, 99)))}, machine=MACHINE)
     assert len(events(tmp_path, "stopped")) == 1

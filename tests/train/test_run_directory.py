@@ -1,4 +1,4 @@
-"""New and resumed runs from the command line: what is refused, and what a person is told. None of it needs torch."""
+"""New and resumed runs from the command line: rejected input and messages, all without torch."""
 
 import json
 import subprocess
@@ -26,7 +26,7 @@ def recipe(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def run_dir(tmp_path: Path, recipe: Path) -> Path:
-    """A run that has got as far as step 20."""
+    """A run that has reached step 20."""
     folder = tmp_path / "run"
     (folder / "checkpoints" / "step-20").mkdir(parents=True)
     (folder / "recipe.toml").write_text(dump(load(Recipe, recipe).value))
@@ -34,7 +34,7 @@ def run_dir(tmp_path: Path, recipe: Path) -> Path:
 
 
 def refused(capsys: pytest.CaptureFixture[str], *argv: object) -> str:
-    """The sentence that a command is refused with; it leaves with 2 and nothing on stdout."""
+    """The error message of a rejected command, which exits with 2 and prints nothing on stdout."""
     assert main([str(word) for word in argv]) == 2
     out, err = capsys.readouterr()
     assert out == ""
@@ -56,7 +56,7 @@ def test_a_directory_with_a_run_names_both_ways_out(
     recipe: Path, run_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sentence = refused(capsys, "train", recipe, "--run-dir", run_dir)
-    assert "already holds a run" in sentence
+    assert "already contains a run" in sentence
     assert f"puna train --resume {run_dir}" in sentence
     assert "--run-dir DIR" in sentence
 
@@ -79,7 +79,7 @@ def test_a_directory_in_use_is_refused(recipe: Path, run_dir: Path, capsys: pyte
         ("optimizer.kind=adamw", "optimizer.kind = adamw"),
         ("train.precision=bf16", "train.precision = bf16"),
         ("start_from=models/x", "start_from = models/x"),
-        ("train.steps=10", "checkpoint of step 20 already"),
+        ("train.steps=10", "already has a checkpoint of step 20"),
         ("train.stepps=40", "Did you mean 'steps'?"),
         ("model", "is not an override"),
     ],
@@ -112,10 +112,10 @@ def test_words_of_the_command_line(
 ) -> None:
     assert "No recipe was given" in refused(capsys, "train")
     assert "small.toml does not exist" in refused(capsys, "train", tmp_path / "missing" / "small.toml")
-    assert "holds no run to resume" in refused(capsys, "train", "--resume", tmp_path / "empty")
+    assert "has no run to resume" in refused(capsys, "train", "--resume", tmp_path / "empty")
     assert "--resume alone" in refused(capsys, "train", "--resume", run_dir, "--run-dir", tmp_path)
     assert "not a number of processes" in refused(capsys, "train", recipe, "--nproc", 0)
-    # An override after an option is an override too.
+    # An override after an option is also an override.
     assert "unknown key" in refused(capsys, "train", recipe, "--run-dir", tmp_path / "new", "train.stepps=1")
     assert not (tmp_path / "new").exists()
 

@@ -103,9 +103,9 @@ def test_layouts_are_those_of_the_trainer() -> None:
     assert (hybrid.sharding, hybrid.data_parallel, hybrid.micro_batch) == ("hsdp", 4, 2)
     again = recipe("train.recompute=full", "train.micro_batch=3", "train.batch=9").resolve_layout(1)
     assert (again.recompute, again.micro_batch) == ("full", 3)
-    with pytest.raises(PunaError, match="cannot be shared evenly by 3"):
+    with pytest.raises(PunaError, match="cannot be divided evenly among 3"):
         recipe().resolve_layout(3)
-    with pytest.raises(PunaError, match="needs 2 processes, but 4 run"):
+    with pytest.raises(PunaError, match="needs 2 processes, but 4 are running"):
         recipe("layout.dp_replicate=2", "layout.dp_shard=1").resolve_layout(4)
 
 

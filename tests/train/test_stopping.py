@@ -1,4 +1,4 @@
-"""Being asked to stop: every process hears the same answer, and no signal is lost between two steps."""
+"""Stopping: every process gets the same answer, and no signal is lost between two steps."""
 
 import os
 import signal
@@ -27,13 +27,13 @@ def test_a_signal_that_comes_while_the_processes_ask_each_other_is_heard_the_nex
     stop = StopRequest(first=False)
 
     def reduced(asked: torch.Tensor, op: object) -> None:
-        os.kill(os.getpid(), signal.SIGTERM)  # after this process has said that nobody asked it
+        os.kill(os.getpid(), signal.SIGTERM)  # after this process has reported that it received no signal
 
     monkeypatch.setattr(dist, "is_initialized", lambda: True)
     monkeypatch.setattr(dist, "get_world_size", lambda: 2)
     monkeypatch.setattr(dist, "all_reduce", reduced)
     with stop.listening():
-        assert not stop.agreed()  # as the other process, which heard the same, answers
+        assert not stop.agreed()  # as the other process, with the same information, answers
         assert stop.agreed()
         assert stop.name == "SIGTERM"
 

@@ -1,4 +1,4 @@
-"""The training loop: what happens between two steps must not make the steps dearer."""
+"""The training loop: work between two steps must not slow down the steps."""
 
 import contextlib
 from functools import partial
@@ -12,7 +12,7 @@ from puna.train.loop import Loop
 from puna.train.measure.machine import Machine
 from puna.train.pretrain import train
 from puna.train.recipe import Recipe
-from puna.train.run.directory import settle_corpus
+from puna.train.run.directory import resolve_corpus
 from puna.train.run.metrics import read_metrics
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -29,7 +29,7 @@ def test_a_compiled_run_samples_eagerly(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=count))
     words = ["train.steps=3", "train.compile=on", "log.sample_every=1", "checkpoint.every=0"]
     with contextlib.chdir(RECIPES.parent):
-        recipe = settle_corpus(load(Recipe, RECIPES / "smoke.toml", words).value, tmp_path)
+        recipe = resolve_corpus(load(Recipe, RECIPES / "smoke.toml", words).value, tmp_path)
     compiled: dict[int, int] = {}
 
     def note(loop: Loop) -> None:

@@ -1,4 +1,4 @@
-"""A model directory that the tests of tuning start from: tiny, with a tokenizer that knows the chat tokens."""
+"""A model directory for the tests of tuning: tiny, with a tokenizer that has the chat tokens."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +13,7 @@ from puna.model.store import save_model
 from puna.text.tokenizer import Tokenizer
 from puna.train.measure.machine import Machine
 
-# Measured by nobody: these runs need no rates, and measuring takes longer than they do.
+# Not measured: these runs need no rates, and measuring takes longer than the runs.
 MACHINE = Machine("cpu", "test", 1, 8 << 30, {"fp32": 1e11, "bf16": 1e11}, False)
 
 
@@ -32,7 +32,7 @@ def machine() -> Machine:
 
 @pytest.fixture(scope="session")
 def tokenizer() -> Tokenizer:
-    """A small one, kept as a file: what the stages below learn depends on it."""
+    """A small tokenizer, stored as a file because the results of the stages depend on it."""
     return Tokenizer.load(Path(__file__).parent / "golden" / "tokenizer.json")
 
 

@@ -1,4 +1,4 @@
-"""Run by torchrun in test_rl.py: the stage of a recipe, with the test's own reward."""
+"""Run by torchrun in test_rl.py: the stage of a recipe, with the test's reward."""
 
 import json
 import sys
@@ -16,7 +16,7 @@ from puna.tune.stage import run_stage
 
 
 def likes_e(task: Task, problem: Problem, text: str) -> Verdict:
-    """A reward that a random model earns now and then: a tenth of the answer is the letter e."""
+    """A reward that a random model earns sometimes: a tenth of the answer is the letter e."""
     share = sum(letter in "eE" for letter in text) / max(1, len(text))
     return Verdict(float(share > 0.1), {"share": share}, "")
 

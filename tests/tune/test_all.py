@@ -1,4 +1,4 @@
-"""The whole way: stages follow each other, each is measured beside its control, and an interrupted way goes on."""
+"""All stages: they run in order, each is compared with its control, and an interrupted run resumes."""
 
 import json
 import os
@@ -20,7 +20,7 @@ from puna.tune.stages import check_stage, load_stage
 from puna.tune.way import run as all_stages
 from puna.tune.way.gain import gain
 from puna.tune.way.recipe import AllRecipe
-from puna.tune.way.run import Way
+from puna.tune.way.run import TuningPipeline
 
 RECIPES = Path(__file__).parents[2] / "recipes" / "tune"
 TASKS = [{"name": "planning.grid", "levels": [1], "count": 12}]
@@ -44,7 +44,7 @@ def values(model_dir: Path) -> dict[str, Any]:
 
 @pytest.fixture
 def _scripted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sampled answers of which every other one is right; the tiny model alone would never be."""
+    """Sampled answers of which every other one is right; the tiny model alone would never solve a problem."""
     from puna.tasks.catalogue import find
 
     def answer(engine: Any, problems: Any, *, samples: int, seed: int, **_: Any) -> list[Answer]:
@@ -80,13 +80,13 @@ def test_the_way_is_gone_measured_and_resumed(
     event = all_stages.run(recipe, tmp_path / "run", resume=True, machine=machine)
     assert event["kind"] == "end"
     assert seen[:4] == [0, 1, 2, 0]
-    assert seen[4] == 1  # the stage that was interrupted goes on, those before it are not done again
+    assert seen[4] == 1  # the interrupted stage resumes, those before it are not repeated
     names = [row["stage"] for row in event["rows"]]
     expected = ["before", "1-sft", "1-again", "1-again-control", "1-dpo", "1-dpo-control", "1-average"]
     assert names == expected
     verdicts = {row["stage"]: row["verdict"] for row in event["rows"]}
     assert verdicts["1-dpo"].startswith("no difference shown (")
-    assert verdicts["1-dpo"].endswith("over what it began with)")
+    assert verdicts["1-dpo"].endswith("over the initial model)")
     assert verdicts["before"] == verdicts["1-dpo-control"] == ""
     state = json.loads((tmp_path / "run" / "all.json").read_text())
     assert state["1-dpo"]["parent"].endswith("1-again/model")
@@ -95,7 +95,7 @@ def test_the_way_is_gone_measured_and_resumed(
     report = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
     assert "1-average" in report
     assert "planning.grid" in report
-    # A way that is over is not gone again.
+    # A finished run is not repeated.
     before = len(seen)
     all_stages.run(recipe, tmp_path / "run", resume=True, machine=machine)
     assert len(seen) == before
@@ -117,7 +117,7 @@ def test_mistakes_show_before_anything_is_computed(values: dict[str, Any], tmp_p
         ("measure", {"tasks": [{"name": "planning.gird"}]}, "no task 'planning.gird'"),
     ):
         with pytest.raises(PunaError) as error:
-            Way(check(AllRecipe, {**values, section: wrong}, "test"), tmp_path).check()
+            TuningPipeline(check(AllRecipe, {**values, section: wrong}, "test"), tmp_path).check()
         assert sentence in str(error.value)
     for change, sentence in (({"sft": {}}, "sft is empty"), ({"annotate": {}}, "reward needs annotate")):
         with pytest.raises(PunaError, match=sentence):
@@ -133,7 +133,7 @@ def test_a_gain_is_one_whose_interval_is_above_zero() -> None:
     close = gain([row(55, 100)], [row(50, 100)], "greedy")
     assert close.verdict == "no difference shown"
     assert close.difference == pytest.approx(0.05)
-    # Two shares of 100 tries: the textbook's interval of their difference is 13.8 points to each side.
+    # Two shares of 100 attempts: the textbook's interval of their difference is 13.8 points on each side.
     assert close.high - close.difference == pytest.approx(0.138, abs=0.005)
 
 
@@ -141,10 +141,11 @@ def test_the_command_takes_recipe_and_model(tmp_path: Path, capsys: pytest.Captu
     run_dir = str(tmp_path / "run")
     recipe = str(RECIPES / "laptop.toml")
     assert main(["tune", "all", recipe, str(tmp_path / "nothing"), "--run-dir", run_dir]) == 2
-    assert "nothing is not a folder" in capsys.readouterr().err
+    assert "nothing does not exist" in capsys.readouterr().err
     assert main(["tune", "all", recipe, "--run-dir", run_dir]) == 2
     assert "No model was given" in capsys.readouterr().err
-    assert main(["tune", "all", recipe, "models/x", "--run-dir", run_dir, "--nproc", "2"]) == 2
+    (tmp_path / "config.json").write_text("{}")  # looks like a model, and is never opened
+    assert main(["tune", "all", recipe, str(tmp_path), "--run-dir", run_dir, "--nproc", "2"]) == 2
     assert "runs in one process" in capsys.readouterr().err
 
 
@@ -152,6 +153,6 @@ def test_the_command_takes_recipe_and_model(tmp_path: Path, capsys: pytest.Captu
 def test_the_recipes_that_come_along_are_right(path: Path, model_dir: Path) -> None:
     recipe = load_stage(path).value
     if isinstance(recipe, AllRecipe):
-        Way(recipe.model_copy(update={"model": str(model_dir)}), Path("nowhere")).check()
+        TuningPipeline(recipe.model_copy(update={"model": str(model_dir)}), Path("nowhere")).check()
     else:
         assert check_stage({**recipe.model_dump(mode="json")}, str(path)) == recipe

@@ -1,4 +1,4 @@
-"""On-policy distillation: the student comes to write as its teacher does, on what it writes itself."""
+"""On-policy distillation: the student learns to write like its teacher, on its own answers."""
 
 from functools import partial
 
@@ -69,14 +69,14 @@ def test_a_teacher_with_another_tokenizer_is_refused(recipe, tmp_path, machine, 
     other = train_tokenizer(["some other text, quite another one"] * 30, 320)
     small = config.model_copy(update={"vocab_size": other.vocab_size})
     save_model(tmp_path / "t", small, random_model(small).state_dict(), other, dtype=torch.float32, lineage={})
-    for name, said in ((str(tmp_path / "t"), "another tokenizer"), ("", "no teacher")):
+    for name, said in ((str(tmp_path / "t"), "a different tokenizer"), ("", "no teacher")):
         wrong = recipe.model_copy(update={"teacher": name})
         with pytest.raises(PunaError, match=said):
             run(wrong, tmp_path / f"run-{bool(name)}", machine=machine)
 
 
 def test_its_state_is_the_queue_and_the_curricula(recipe, tmp_path, machine):
-    """Two updates on one set; what is left after the first goes through a checkpoint."""
+    """Two updates on one set; the rest after the first is stored in the checkpoint."""
     seen = []
 
     class Looked(Distill):

@@ -1,4 +1,4 @@
-"""Two processes fine-tune as one does: rows are shared, the loss and the steps are the same."""
+"""Two processes fine-tune like one: rows are shared, the loss and the steps are the same."""
 
 import json
 import subprocess
@@ -26,7 +26,10 @@ def tune(stage: str, recipe: Path, run_dir: Path, processes: int, *words: str) -
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("stage", "layout"), [("sft", "layout.dp_replicate=2"), ("dpo", "layout.dp_shard=2")])
+@pytest.mark.parametrize(
+    ("stage", "layout"),
+    [("sft", "layout.dp_replicate=2"), ("dpo", "layout.dp_shard=2"), ("sft", "layout.tp=2"), ("dpo", "layout.tp=2")],
+)
 def test_two_processes_are_one(stage: str, layout: str, model_dir: Path, tmp_path: Path) -> None:
     data = tmp_path / "data.jsonl"
     rows = [{"prompt": row["prompt"], "response": row["chosen"]} for row in ROWS] if stage == "sft" else ROWS

@@ -1,4 +1,4 @@
-"""Loss masks and packing: exactly the assistant's tokens count, whatever is cut off or packed together."""
+"""Loss masks and packing: exactly the assistant's tokens count, with any truncation and packing."""
 
 import json
 from pathlib import Path
@@ -33,7 +33,7 @@ def dialogue_of(turns: list[tuple[str, str]]) -> Dialogue:
 
 
 def said(turns: list[tuple[str, str]]) -> str:
-    """What the assistant says, by the format's definition: its text without white space around it, and the end."""
+    """The assistant's text, by the format's definition: without white space around it, and with the end token."""
     text = "".join(text.strip() + "<|eot_id|>" for role, text in turns if role == "assistant")
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
@@ -55,7 +55,7 @@ def test_exactly_the_assistants_tokens_count(
     cut = [example_of(dialogue_of(turns), tokenizer, seq_len) for turns in dialogues]
     for full, short in zip(whole, cut, strict=True):
         assert full is not None
-        if short is None:  # nothing of the assistant's is left
+        if short is None:  # nothing of the assistant's text is left
             assert all(target == IGNORE for target in full.targets[:seq_len])
         else:
             assert (short.inputs, short.targets) == (full.inputs[:seq_len], full.targets[:seq_len])
@@ -80,7 +80,7 @@ def test_best_fit_fills_rows(lengths: list[int], capacity: int, rows: int) -> No
     assert all(sum(lengths[index] for index in row) <= capacity for row in packed)
     left = set(range(len(lengths))) - set(used)
     for row in packed:
-        # Nothing that is left over would have fitted, and a row begins with what waited longest.
+        # No remaining example would have fitted, and a row starts with the one that waited longest.
         assert all(sum(lengths[index] for index in row) + lengths[other] > capacity for other in left)
         assert row[0] == min(index for later in packed[packed.index(row) :] for index in later)
 
@@ -151,7 +151,7 @@ def test_a_mixture_keeps_its_shares_and_fills_its_rows(data: SFTDataConfig, toke
     packed = [row for _ in range(30) for row in mixed.rows(8)[0]]
     assert 0.65 < mixed.drawn[0] / sum(mixed.drawn) < 0.85
     fill = sum(len(example.inputs) for row in packed for example in row) / (64 * len(packed))
-    assert fill > 0.8  # of rows that hold two examples, seldom three
+    assert fill > 0.8  # for rows of two examples, seldom three
     files = sources_of(data, 0)[0][0]
     passes = [[files.dialogue(40 * epoch + i).messages[0]["content"] for i in range(40)] for epoch in range(2)]
     assert sorted(passes[0]) == sorted(passes[1])
@@ -169,5 +169,5 @@ def test_held_out_dialogues_are_not_among_the_examples(data: SFTDataConfig) -> N
 
 def test_examples_that_never_fit_are_an_error(data: SFTDataConfig, tokenizer: Tokenizer) -> None:
     sources = sources_of(data, 0)[0]
-    with pytest.raises(PunaError, match="leave nothing to learn in 5 tokens"):
+    with pytest.raises(PunaError, match="have nothing to learn in 5 tokens"):
         Mixture(sources, tokenizer, 5, seed=0, drop=False).rows(2)

@@ -1,4 +1,4 @@
-"""The loop of a stage: what is resumed, rolled back or interrupted comes out as if nothing had been."""
+"""The loop of a stage: resumed, rolled-back and interrupted runs give the same results as undisturbed ones."""
 
 import os
 import signal
@@ -27,7 +27,7 @@ STEPS = 8
 
 
 class CopyRecipe(StageRecipe):
-    """A stage of the test's own."""
+    """A stage defined by the test."""
 
     stage: Literal["copy"] = "copy"
 
@@ -225,7 +225,7 @@ def test_an_objective_may_end_the_stage_early(recipe: CopyRecipe, tmp_path: Path
 
 
 def test_what_does_not_fit_is_one_sentence(recipe: CopyRecipe, tmp_path: Path, machine: Machine) -> None:
-    with pytest.raises(PunaError, match="names no model"):
+    with pytest.raises(PunaError, match="has no model"):
         run_stage(recipe.model_copy(update={"model": ""}), tmp_path / "a", Copy, machine=machine)
     with pytest.raises(PunaError, match="longer than the context"):
         run_stage(changed(recipe, "train", seq_len=512), tmp_path / "b", Copy, machine=machine)

@@ -1,4 +1,4 @@
-"""LoRA: an adapter at first does nothing, merged it does what it did beside the weights, and PEFT agrees."""
+"""LoRA: a new adapter has no effect, a merged one gives the same results, and PEFT agrees."""
 
 import json
 from pathlib import Path
@@ -103,7 +103,7 @@ def test_a_stage_with_adapters_ends_merged_and_as_an_adapter(model_dir: Path, tm
 
 @torch.no_grad()
 def test_peft_gives_the_same_logits(tmp_path: Path) -> None:
-    """golden/make_lora.py wrote what PEFT computes with this adapter on this network."""
+    """golden/make_lora.py recorded what PEFT computes with this adapter on this network."""
     golden = json.loads(GOLDEN.read_text())
     base, adapter = tmp_path / "base", tmp_path / "adapter"
     for folder in (base, adapter):
@@ -138,5 +138,5 @@ def test_what_cannot_be_adapted_or_merged_is_one_sentence(model_dir: Path, tmp_p
     with pytest.raises(PunaError, match="Did you mean 'q_proj'"):
         adapted(model_dir, targets=["q_prj"])
     (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "use_dora": true}')
-    with pytest.raises(PunaError, match=r"no plain LoRA adapter \(use_dora\)"):
+    with pytest.raises(PunaError, match=r"not a plain LoRA adapter \(use_dora\)"):
         merge_adapter(model_dir, tmp_path, tmp_path / "out")

@@ -1,4 +1,4 @@
-"""Measuring on held-out problems: nothing is trained on, nothing depends on order or batch, numbers are the field's."""
+"""Measuring on held-out problems: never trained on, independent of order and batch, with standard estimators."""
 
 import itertools
 from pathlib import Path

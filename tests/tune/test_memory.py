@@ -1,4 +1,4 @@
-"""What a stage of tuning needs: adapters alone have states, and whoever learns from its own answers has a generator."""
+"""Memory of a tuning stage: only adapters have states, and on-policy stages have a generator."""
 
 import pytest
 import torch

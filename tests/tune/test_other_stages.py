@@ -21,7 +21,7 @@ from puna.tasks.heldout import is_heldout
 from puna.text.tokenizer import Tokenizer
 from puna.train.measure.machine import Machine
 from puna.train.recipe import Recipe
-from puna.train.run.directory import settle_corpus
+from puna.train.run.directory import resolve_corpus
 from puna.train.run.metrics import read_metrics
 from puna.tune.average import stage as average
 from puna.tune.average.recipe import AverageRecipe
@@ -54,7 +54,7 @@ def test_the_best_is_picked_and_of_equals_the_shortest() -> None:
 
 @pytest.fixture
 def scripted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A model that answers every other sample right."""
+    """A model that solves every other sample."""
     from puna.tasks.catalogue import find
 
     def answer(engine: Any, problems: Any, *, samples: int, seed: int, **_: Any) -> list[Any]:
@@ -114,7 +114,7 @@ def test_an_interrupted_run_goes_on_behind_the_last_whole_line(
     monkeypatch.setattr("puna.tune.rejection.stage.sample", original)
     with open(tmp_path / "run" / "samples.jsonl", "ab") as file:
         file.write(b'{"prompt": 32, "sam')
-    with pytest.raises(PunaError, match="exists already"):
+    with pytest.raises(PunaError, match="already exists"):
         rejection.run(recipe, tmp_path / "run")
     assert rejection.run(recipe, tmp_path / "run", resume=True)["kind"] == "end"
     for name in ("samples.jsonl", "sft.jsonl", "preferences.jsonl"):
@@ -173,7 +173,7 @@ def test_a_longer_context_keeps_the_weights_and_slows_the_angles(rope: str) -> N
     assert longer.max_position_embeddings == 2048
     assert longer.parameter_shapes() == config.parameter_shapes()
     before, after = rotary_frequencies(config), rotary_frequencies(longer)
-    assert after[-1].item() == pytest.approx(before[-1].item() / 4, rel=1e-4)  # the slowest turns four times slower
+    assert after[-1].item() == pytest.approx(before[-1].item() / 4, rel=1e-4)  # the slowest rotates four times slower
     assert (after <= before * (1 + 1e-6)).all()
     if rope == "theta":
         assert after[0] == before[0]
@@ -183,7 +183,7 @@ def test_a_model_is_extended_and_measured_before_and_after(tmp_path: Path, machi
     from puna.data.corpus import Corpus
 
     with contextlib.chdir(RECIPES.parent):
-        corpus = settle_corpus(load(Recipe, RECIPES / "smoke.toml").value, tmp_path / "corpora").corpus
+        corpus = resolve_corpus(load(Recipe, RECIPES / "smoke.toml").value, tmp_path / "corpora").corpus
     tokenizer = Corpus.open(Path(corpus)).tokenizer
     config = ModelConfig(preset="nano", vocab_size=tokenizer.vocab_size, max_position_embeddings=64)
     model = LlamaForCausalLM(config)
@@ -198,7 +198,7 @@ def test_a_model_is_extended_and_measured_before_and_after(tmp_path: Path, machi
     assert load_model(tmp_path / "run" / "model")(torch.ones(1, 100, dtype=torch.long)).shape[1] == 100
     measured = [line for line in read_metrics(tmp_path / "run") if line["kind"] == "eval"]
     assert [line["step"] for line in measured] == [0, 6]
-    # What was measured first is known after an interruption too.
+    # The first measurement is kept across an interruption.
 
     def interrupt(line: dict[str, Any]) -> None:
         if line["kind"] == "train":

@@ -1,4 +1,4 @@
-"""Preferences: files in their shapes, losses equal to TRL's, and stages that learn what they are shown."""
+"""Preferences: file formats, losses equal to TRL's, and stages that learn the preferences."""
 
 import json
 from pathlib import Path
@@ -21,7 +21,7 @@ from puna.tune.preference.ranked import formatting, ranked_of
 from puna.tune.preference.recipe import DPORecipe, RewardRecipe
 from puna.tune.preference.reward import Judge, Reward, RewardHead
 from puna.tune.rows.dialogues import Row
-from puna.tune.rows.packing import lay_out, token_logprobs
+from puna.tune.rows.packing import collate, token_logprobs
 from puna.tune.stage import prepare_stage, run_stage
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "preferences.json").read_text())
@@ -77,7 +77,7 @@ SIDES = {"chosen": GOOD, "rejected": BAD}
 USER = {"role": "user", "content": ASKED}
 SHAPES = [
     {"prompt": ASKED, **SIDES},
-    {"prompt": [USER], **SIDES, "source": "thumbs"},  # as the assistant page exports it
+    {"prompt": [USER], **SIDES, "source": "thumbs"},  # as exported by the assistant
     {
         "conversations": [{"from": "human", "value": ASKED}],
         "chosen": {"from": "gpt", "value": GOOD},
@@ -122,7 +122,7 @@ def test_an_edited_answer_is_best_and_a_lone_thumb_is_no_pair() -> None:
         ({"prompt": ASKED, "text": GOOD}, "line 1: the row has no chosen and rejected answer"),
         ({"prompt": ASKED, "chosen": "", "rejected": BAD}, "line 1: its answer is empty"),
         ({"prompt": ASKED, "responses": [GOOD]}, "line 1: its responses are not a ranking"),
-        (SIDES, "line 1: its sides are no dialogues"),
+        (SIDES, "line 1: its sides are not dialogues"),
         ({"prompt": ASKED, "chosen": [USER], "rejected": BAD}, "line 1: an answer does not begin and end"),
         ({"prompt": [{"role": "cat", "content": "Hi"}], **SIDES}, "line 1: message 1 has the role 'cat'"),
     ],
@@ -149,7 +149,7 @@ def test_real_preferences_are_read(test_data: Path) -> None:
 
 @pytest.fixture
 def values(model_dir: Path, tmp_path: Path) -> dict[str, Any]:
-    """Pairs whose better answer is the one in lower case."""
+    """Pairs whose better answer is in lower case."""
     path = tmp_path / "pairs.jsonl"
     words = ["sun", "moon", "tree", "river", "stone", "cloud", "bird", "fish", "road", "house", "light", "rain", "snow"]
     said = [(word, f"{word} {other}") for word in [*words, "leaf", "sand", "wind"] for other in words[:3]]
@@ -176,7 +176,7 @@ def test_preferences_are_learned(loss: str, values: dict[str, Any], tmp_path: Pa
     before, after = evals(tmp_path / "run")
     assert after["loss"] < before["loss"]
     assert after["accuracy"] > 0.9
-    if loss == "dpo":  # nothing has moved yet: the policy is the reference
+    if loss == "dpo":  # no update yet: the policy is the reference
         assert before["loss"] == pytest.approx(0.693147, abs=1e-5)
 
 
@@ -196,7 +196,7 @@ def test_logprobs_of_answers_that_share_a_row_are_those_of_each_alone(
     model = load_model(model_dir)
     sums = []
     for rows in ([together], apart):
-        laid = lay_out(rows)
+        laid = collate(rows)
         with torch.no_grad():
             tokens = model(
                 laid.ids,
@@ -206,7 +206,7 @@ def test_logprobs_of_answers_that_share_a_row_are_those_of_each_alone(
             )
         counted = objective._counted(laid)
         sums.append((laid.matrix(tokens) * counted).sum(1))
-        # The end of the turn is form: it is learned, but prefers nobody.
+        # The end of the turn is formatting: it is learned, but does not count in the preference.
         assert (laid.mask.sum(1) - counted.sum(1)).tolist() == [1.0, 1.0]
     assert torch.allclose(sums[0], sums[1], atol=1e-5)
 
@@ -243,7 +243,7 @@ def test_a_reward_model_learns_ranks_and_transformers_reads_it(
     ids = torch.tensor([[*ranked.prompt, *ranked.answers[0].ids]])
     with torch.no_grad():
         assert theirs(input_ids=ids).logits.item() == pytest.approx(high, abs=1e-4)
-    with pytest.raises(PunaError, match="holds no reward model"):
+    with pytest.raises(PunaError, match="does not contain a reward model"):
         Judge(model_dir)
 
 

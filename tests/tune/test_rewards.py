@@ -1,4 +1,4 @@
-"""Rewards: each answer's own, whatever happens to the others."""
+"""Rewards: each answer has its own, independent of the others."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Reinforcement end to end, on a task of the test's own: it learns, resumes to the bit, and knows when to stop."""
+"""Reinforcement end to end on a test task: it learns, resumes to the bit, and stops when it should."""
 
 import json
 import math
@@ -31,7 +31,7 @@ STEPS = 6
 
 
 def likes_e(task, problem, text):
-    """A reward that a random model earns now and then: a tenth of the answer is the letter e."""
+    """A reward that a random model earns sometimes: a tenth of the answer is the letter e."""
     share = sum(letter in "eE" for letter in text) / max(1, len(text))
     return Verdict(float(share > 0.1), {"share": share}, "")
 
@@ -67,7 +67,7 @@ def lines(folder, kind="train"):
 
 
 def numbers(folder):
-    """What must be the same in two runs: everything but times."""
+    """Everything that must be the same in two runs: all except times."""
     return [
         (e["step"], e["loss"], {k: v for k, v in e["metrics"].items() if not k.startswith("time_")})
         for e in lines(folder)
@@ -96,7 +96,7 @@ def test_the_reward_rises_and_every_step_is_accounted_for(values, tmp_path, mach
 
 
 def test_an_interrupted_stage_reproduces_every_step_to_the_bit(values, tmp_path, machine):
-    """Interrupted between two updates on one set of answers: they come from the checkpoint."""
+    """Interrupted between two updates on one set of answers: the rest comes from the checkpoint."""
     recipe = recipe_of(values, policy={"method": "grpo", "kl": 0.05})
     run(recipe, tmp_path / "straight", machine)
 
@@ -116,7 +116,7 @@ def test_an_interrupted_stage_reproduces_every_step_to_the_bit(values, tmp_path,
 
 
 def test_adapters_alone_learn_and_the_engine_writes_with_them(values, tmp_path, machine):
-    # The last weights: whether they are the best is another matter.
+    # The last weights, not the best ones.
     train = {"steps": 4, "final": "last"}
     recipe = recipe_of(values, lora={"rank": 4}, optimizer={"lr": 0.05}, train=train, rollout={"updates": 1})
     run(recipe, tmp_path / "run", machine)
@@ -129,13 +129,13 @@ def test_adapters_alone_learn_and_the_engine_writes_with_them(values, tmp_path, 
     assert torch.equal(before["model.embed_tokens.weight"], after["model.embed_tokens.weight"])
 
 
-@pytest.mark.parametrize("shard", [1, 2])
-def test_two_processes_ask_and_learn_what_one_does(values, tmp_path, machine, shard):
-    """Copies of the network or its halves: the same problems, answers and losses, up to rounding."""
+@pytest.mark.parametrize("layout", [{"dp_shard": 1, "dp_replicate": 2}, {"dp_shard": 2}, {"tp": 2}])
+def test_two_processes_ask_and_learn_what_one_does(values, tmp_path, machine, layout):
+    """Copies of the network, its halves or split matrices: the same problems, answers and losses, up to rounding."""
     tree = {**values, "train": {**values["train"], "steps": 2}, "policy": {"method": "dapo"}}
     alone = recipe_of(tree)
     run(alone, tmp_path / "one", machine)
-    tree["layout"] = {"dp_shard": shard, "dp_replicate": 2 // shard}
+    tree["layout"] = layout
     worker = Path(__file__).with_name("rl_worker.py")
     assert launch([sys.executable, str(worker), json.dumps(tree), str(tmp_path / "two")], 2) == 0
     for one, two in zip(lines(tmp_path / "one"), lines(tmp_path / "two"), strict=True):
@@ -155,11 +155,12 @@ def test_every_method_learns_from_a_set(values, tmp_path, machine, method):
     assert first["grad_norm"] > 0
     assert math.isfinite(second["loss"])
     assert second["metrics"]["dropped"] == 0
-    assert second["metrics"]["kl_old"] > first["metrics"]["kl_old"], "the second pass is off its policy"
+    assert second["metrics"]["kl_old"] > first["metrics"]["kl_old"], "the second pass is off-policy"
 
 
 def test_a_start_without_signal_is_refused(values, tmp_path, machine):
-    with pytest.raises(PunaError, match=r"planning\.grid 0\.0%: below 2% there is nothing to reinforce.*puna tune sft"):
+    sentence = r"planning\.grid 0\.0%\): below 2% there is nothing to reinforce.*puna tune sft"
+    with pytest.raises(PunaError, match=sentence):
         run(recipe_of(values), tmp_path / "run", machine, scorer=lambda *_: Verdict(0.0, {}, ""))
 
 
@@ -179,7 +180,7 @@ def test_collapse_goes_back_to_the_best_weights_with_lower_rates(values, tmp_pat
     assert back[0]["step"] == 0
     assert "Back at step 0" in back[0]["detail"]
     after = [line for line in lines(tmp_path / "run") if line["lr_factor"] < 0.002]
-    assert after, "the stage went on with lower rates"
+    assert after, "the stage continued with lower rates"
     assert event["best"]["score"] >= lines(tmp_path / "run", "eval")[0]["metrics"]["score"]
 
 
@@ -214,7 +215,7 @@ def test_no_held_out_problem_is_learned_from(values, tmp_path, machine, monkeypa
 
 @pytest.mark.parametrize("levels", [[2], [3, 2]])
 def test_only_levels_that_are_named_are_asked(values, tmp_path, machine, levels):
-    """However rarely their problems are solved: what was asked for is not replaced by something easier."""
+    """However rarely their problems are solved: they are not replaced by easier ones."""
     seen = set()
 
     def rarely(task, problem, text):
@@ -233,7 +234,7 @@ def test_only_levels_that_are_named_are_asked(values, tmp_path, machine, levels)
     [
         ({"tasks": [{"name": "planning.gird"}]}, "planning.grid"),
         ({"tasks": [{"name": "planning.grid", "levels": [99]}]}, "no level 99"),
-        ({"tasks": [{"name": "planning.grid"}, {"name": "planning.grid"}]}, "stands there twice"),
+        ({"tasks": [{"name": "planning.grid"}, {"name": "planning.grid"}]}, "is listed twice"),
         ({"rollout": {"samples": 1}}, "Set 2 or more"),
         ({"rollout": {"max_tokens": 128}}, "no room for a problem"),
         ({"curriculum": {"low": 0.9}}, "low must be below"),
@@ -246,7 +247,7 @@ def test_a_recipe_that_cannot_be_run_says_why(values, sections, said):
 
 
 def test_verdicts_of_the_tasks_are_the_default(values, tmp_path, machine):
-    with pytest.raises(PunaError, match="nothing to reinforce"):  # a random model draws no path
+    with pytest.raises(PunaError, match="nothing to reinforce"):  # a random model finds no path
         rl.run(recipe_of(values), tmp_path / "run", machine=machine)
 
 
@@ -256,7 +257,7 @@ HEALTHY = {"reward": 0.5, "reward_error": 0.03, "ended": 0.9, "length": 20.0}
 @pytest.mark.parametrize(
     ("found", "said"),
     [
-        ({"ended": 0.1}, "end by themselves; it was 90%"),
+        ({"ended": 0.1}, "end with an end token; it was 90%"),
         ({"length": 200.0}, "200 tokens long; it was 20"),
     ],
 )
@@ -272,14 +273,14 @@ def test_alarms_about_answers(found, said):
 
 def test_a_reward_of_few_problems_may_move_by_chance():
     draw = random.Random(0)
-    for _ in range(20):  # runs of 100 sets, of 16 problems that each earn 0 or 1, and 0.3 on average
+    for _ in range(20):  # runs of 100 sets of 16 problems with rewards 0 or 1, 0.3 on average
         alarm = Alarm(AlarmConfig())
         for _ in range(100):
             earned = [float(draw.random() < 0.3) for _ in range(16)]
             found = {"reward": statistics.mean(earned), "reward_error": statistics.stdev(earned) / 4}
             assert alarm.answers({**HEALTHY, **found}) == ""
         told = [alarm.answers({**HEALTHY, "reward": 0.0, "reward_error": 0.0}) for _ in range(8)]
-        assert any(told), "it fell for good"
+        assert any(told), "a lasting fall"
 
 
 def test_alarms_about_updates_and_a_falling_reward():

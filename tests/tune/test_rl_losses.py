@@ -1,4 +1,4 @@
-"""Losses of reinforcement against TRL's, against closed forms, and against what breaks them."""
+"""Losses of reinforcement compared with TRL's and with closed forms, and with extreme inputs."""
 
 import json
 from pathlib import Path
@@ -43,7 +43,7 @@ def test_loss_and_gradient_are_those_of_trl(name):
     mask = torch.tensor(case["mask"])
     logprobs = torch.tensor(case["logprobs"], requires_grad=True)
     old = torch.tensor(case["old_logprobs"])
-    if old.ndim == 1:  # TRL's RLOO keeps sums: any logprobs with this sum have the same ratio
+    if old.ndim == 1:  # TRL's RLOO stores sums: any logprobs with this sum have the same ratio
         old = old[:, None] / mask.sum(-1, keepdim=True) * mask
     clip = (case["settings"]["epsilon"], case["settings"].get("epsilon_high", case["settings"]["epsilon"]))
     reference = case["ref_logprobs"]
@@ -59,10 +59,10 @@ def test_loss_and_gradient_are_those_of_trl(name):
         kl=case["settings"].get("beta", 0.0),
     )
     loss.backward()
-    # TRL averages GRPO over all answers, also those it masks; ours counts what is left (only dapo masks here).
+    # TRL averages GRPO over all answers, including masked ones; Puna counts the others (only dapo masks here).
     torch.testing.assert_close(loss.item(), case["loss"], atol=1e-6, rtol=1e-6)
     torch.testing.assert_close(logprobs.grad, torch.tensor(case["gradient"]), atol=1e-6, rtol=1e-6)
-    assert metrics["clipped"] > 0, "the case should clip something, or it shows little"
+    assert metrics["clipped"] > 0, "the case should clip something to be meaningful"
     assert metrics["dropped"] == 0
 
 
@@ -111,7 +111,7 @@ def test_parts_of_a_batch_add_up_to_the_whole(seed, kind, cut):
 @given(st.integers(0, 10**6), st.sampled_from(KINDS))
 @settings(max_examples=40, deadline=None)
 def test_the_first_step_follows_the_policy_gradient(seed, kind):
-    """Where the policy is the writer every ratio is 1: the gradient is -advantage * weight, of REINFORCE."""
+    """If the policy is the writer, every ratio is 1: the gradient is -advantage * weight, as in REINFORCE."""
     draw = torch.Generator().manual_seed(seed)
     old = -torch.rand(3, 5, generator=draw)
     logprobs, advantage = old.clone().requires_grad_(), torch.randn(3, generator=draw)

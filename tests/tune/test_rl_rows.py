@@ -1,4 +1,4 @@
-"""Rows with a shared prompt: every number is that of the answer on its own."""
+"""Rows with a shared prompt: all results equal those of each answer on its own."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from puna.core.errors import PunaError
-from puna.tune.rows.packing import EMPTY, Answer, Group, Row, grouped, lay_out, split, token_logprobs
+from puna.tune.rows.packing import EMPTY, Answer, AnswerGroup, Row, collate, grouped, split, token_logprobs
 
 IDS = st.lists(st.integers(0, 500), min_size=1, max_size=6)
 
@@ -21,7 +21,7 @@ def answers(draw):
 @st.composite
 def groups(draw):
     found = draw(st.lists(answers(), min_size=1, max_size=4))
-    return Group(draw(IDS), found, [float(i) for i in range(len(found))], [1 + i for i in range(len(found))])
+    return AnswerGroup(draw(IDS), found, [float(i) for i in range(len(found))], [1 + i for i in range(len(found))])
 
 
 @given(st.lists(groups(), min_size=1, max_size=4), st.integers(12, 30))
@@ -42,7 +42,7 @@ def test_every_chosen_token_is_there_once_with_its_own(some, seq_len):
     if not rows:
         assert not wanted
         return
-    laid = lay_out(rows)
+    laid = collate(rows)
     flat = zip(
         laid.advantage[laid.answer].tolist(),
         laid.place.tolist(),
@@ -66,8 +66,8 @@ def test_numbers_are_those_of_each_answer_alone(config, random_model):
         return Answer(ids(count), [1] * (count - 2) + [0, 1], [0.0] * count, True)
 
     three = [answer(5), answer(3), answer(7)]
-    some = [Group(ids(9), three, [1.0, 2.0, 3.0], [1, 1, 1]), Group(ids(4), [answer(6)], [4.0], [1])]
-    laid = lay_out(split(some, 40))
+    some = [AnswerGroup(ids(9), three, [1.0, 2.0, 3.0], [1, 1, 1]), AnswerGroup(ids(4), [answer(6)], [4.0], [1])]
+    laid = collate(split(some, 40))
     assert laid.ids.shape == (2, 24)
     with torch.no_grad():
         hidden = model.model(laid.ids, laid.positions, laid.document_mask())
@@ -101,11 +101,11 @@ def test_chunks_change_no_number_and_no_gradient():
 
 def test_an_answer_that_does_not_fit_is_refused_with_its_size():
     with pytest.raises(PunaError, match="5 tokens with an answer of 6"):
-        split([Group([1] * 5, [Answer([1] * 6, [1] * 6, [0.0] * 6, True)], [0.0], [1])], 10)
+        split([AnswerGroup([1] * 5, [Answer([1] * 6, [1] * 6, [0.0] * 6, True)], [0.0], [1])], 10)
 
 
 def test_a_process_without_rows_computes_a_loss_of_nothing():
-    laid = lay_out([EMPTY])
+    laid = collate([EMPTY])
     hidden = torch.randn(1, 1, 4, requires_grad=True)
     logprobs, _ = token_logprobs(hidden, torch.randn(9, 4), laid.source, laid.target)
     laid.matrix(logprobs).sum().backward()
@@ -114,7 +114,7 @@ def test_a_process_without_rows_computes_a_loss_of_nothing():
 
 def test_one_answer_in_a_row_needs_no_mask():
     rows = [Row([1, 2], [(Answer([3], [1], [0.0], True), 1.0, 1)])]
-    assert lay_out(rows).document_mask() is None
+    assert collate(rows).document_mask() is None
 
 
 @given(st.lists(st.tuples(answers(), st.sampled_from([0.0, 1.0])), min_size=1, max_size=6))

@@ -11,7 +11,7 @@ from puna.engine.generate import Completion, SamplingParams
 from puna.tasks.catalogue import find
 from puna.text.bytelevel import END_OF_TURN
 from puna.text.chat import render
-from puna.tune.rl.sampling import ask
+from puna.tune.rl.sampling import generate_rollouts
 from puna.tune.rollout import VLLMGenerator, make_generator, send_weights, vllm_generator
 
 GRID, TOOLS = find("planning.grid"), find("tools.calculator")
@@ -48,14 +48,16 @@ class Scripted:
 
 def test_the_trainers_forward_finds_the_engines_log_probabilities(generator, tokenizer, config, random_model):
     model = random_model(config)
-    asked = ask(generator, tokenizer, [(GRID, GRID.sample(1, 1))], samples=3, seeds=[5], max_tokens=20, seq_len=200)
-    assert len(asked[0].samples) == 3
-    for sample in asked[0].samples:
+    groups = generate_rollouts(
+        generator, tokenizer, [(GRID, GRID.sample(1, 1))], samples=3, seeds=[5], max_tokens=20, seq_len=200
+    )
+    assert len(groups[0].samples) == 3
+    for sample in groups[0].samples:
         answer = sample.answer
         assert sum(answer.mask) == len(answer.ids) == len(answer.logprobs) <= 20
-        ids = torch.tensor([asked[0].prompt + answer.ids])
+        ids = torch.tensor([groups[0].prompt + answer.ids])
         with torch.no_grad():
-            logprobs = model(ids)[0].log_softmax(-1)[len(asked[0].prompt) - 1 : -1]
+            logprobs = model(ids)[0].log_softmax(-1)[len(groups[0].prompt) - 1 : -1]
         own = logprobs.gather(1, torch.tensor(answer.ids)[:, None]).squeeze(1)
         torch.testing.assert_close(own, torch.tensor(answer.logprobs), atol=1e-4, rtol=1e-4)
         assert set(sample.versions) == {1}
@@ -64,18 +66,20 @@ def test_the_trainers_forward_finds_the_engines_log_probabilities(generator, tok
 def test_answers_do_not_depend_on_who_is_asked_beside(generator, tokenizer):
     problems = [(GRID, GRID.sample(number, 1)) for number in range(3)]
     options = {"samples": 2, "max_tokens": 12, "seq_len": 200}
-    together = ask(generator, tokenizer, problems, seeds=[7, 8, 9], **options)
-    alone = ask(generator, tokenizer, problems[1:2], seeds=[8], **options)
+    together = generate_rollouts(generator, tokenizer, problems, seeds=[7, 8, 9], **options)
+    alone = generate_rollouts(generator, tokenizer, problems[1:2], seeds=[8], **options)
     assert [s.answer.ids for s in together[1].samples] == [s.answer.ids for s in alone[0].samples]
 
 
 def test_programs_are_heard_of_first_and_the_order_stays_that_of_the_problems(generator, tokenizer):
-    code, heard = find("code.synthesis"), []
+    code, ended = find("code.synthesis"), []
     problems = [(GRID, GRID.sample(1, 1)), (code, code.sample(1, 1)), (GRID, GRID.sample(2, 1))]
     options = {"samples": 2, "seeds": [1, 2, 3], "max_tokens": 8, "seq_len": 250}
-    asked = ask(generator, tokenizer, problems, **options, ended=lambda sample: heard.append(sample.problem.task))
-    assert heard == ["code.synthesis"] * 2 + ["planning.grid"] * 4
-    assert [one.problem for one in asked] == [problem for _, problem in problems]
+    groups = generate_rollouts(
+        generator, tokenizer, problems, **options, ended=lambda sample: ended.append(sample.problem.task)
+    )
+    assert ended == ["code.synthesis"] * 2 + ["planning.grid"] * 4
+    assert [one.problem for one in groups] == [problem for _, problem in problems]
 
 
 def test_an_episode_keeps_its_ids_and_marks_what_tools_said(tokenizer):
@@ -83,8 +87,10 @@ def test_an_episode_keeps_its_ids_and_marks_what_tools_said(tokenizer):
     call = '<tool_call>\n{"name": "calculator", "arguments": {"expression": "2*3"}}\n</tool_call>'
     scripted = Scripted(tokenizer, [call, "so", f"answer: {problem.data['answer']}"])
     # The second sample answers at once; the first calls and then answers.
-    asked = ask(scripted, tokenizer, [(TOOLS, problem)], samples=2, seeds=[1], max_tokens=99, seq_len=2000)
-    first, second = asked[0].samples
+    groups = generate_rollouts(
+        scripted, tokenizer, [(TOOLS, problem)], samples=2, seeds=[1], max_tokens=99, seq_len=2000
+    )
+    first, second = groups[0].samples
     assert first.verdict.passed
     assert first.verdict.breakdown["calls"] == 1
     assert not second.verdict.passed
@@ -98,14 +104,16 @@ def test_an_episode_keeps_its_ids_and_marks_what_tools_said(tokenizer):
     assert "6" in tokenizer.decode(others)
     assert all(lp == 0 for lp, learn in zip(answer.logprobs, answer.mask, strict=True) if not learn)
     # What the model went on from is what the trainer will see, token for token.
-    assert scripted.asked[1] == asked[0].prompt + answer.ids[: len(scripted.asked[1]) - len(asked[0].prompt)]
+    assert scripted.asked[1] == groups[0].prompt + answer.ids[: len(scripted.asked[1]) - len(groups[0].prompt)]
 
 
 def test_an_episode_that_is_cut_off_learns_no_end_it_did_not_choose(tokenizer):
     call = '<tool_call>\n{"name": "calculator", "arguments": {"expression": "2*3"}}\n</tool_call>'
     scripted = Scripted(tokenizer, [call, "answer: 1"], end="")
-    asked = ask(scripted, tokenizer, [(TOOLS, TOOLS.sample(3, 1))], samples=1, seeds=[1], max_tokens=99, seq_len=2000)
-    answer = asked[0].samples[0].answer
+    groups = generate_rollouts(
+        scripted, tokenizer, [(TOOLS, TOOLS.sample(3, 1))], samples=1, seeds=[1], max_tokens=99, seq_len=2000
+    )
+    answer = groups[0].samples[0].answer
     end = tokenizer.special[END_OF_TURN]
     assert not answer.ended
     assert end in answer.ids
@@ -115,8 +123,10 @@ def test_an_episode_that_is_cut_off_learns_no_end_it_did_not_choose(tokenizer):
 @pytest.mark.parametrize("end", ["<|eot_id|>", "<|end_of_text|>", "<|eom_id|>"])
 def test_every_end_token_ends_and_is_learned(tokenizer, end):
     scripted = Scripted(tokenizer, ["answer: U"], end=end)
-    asked = ask(scripted, tokenizer, [(GRID, GRID.sample(3, 1))], samples=1, seeds=[1], max_tokens=20, seq_len=200)
-    answer = asked[0].samples[0].answer
+    groups = generate_rollouts(
+        scripted, tokenizer, [(GRID, GRID.sample(3, 1))], samples=1, seeds=[1], max_tokens=20, seq_len=200
+    )
+    answer = groups[0].samples[0].answer
     assert answer.ended
     assert answer.ids[-1] == tokenizer.special[end]
     assert answer.mask[-1] == 1
@@ -130,7 +140,7 @@ def test_a_problem_without_room_says_so(generator, tokenizer):
     problem = GRID.sample(1, 1)
     length = len(render(problem.messages(), tokenizer, add_generation_prompt=True).ids)
     with pytest.raises(PunaError, match=f"is {length} tokens long"):
-        ask(generator, tokenizer, [(GRID, problem)], samples=1, seeds=[1], max_tokens=8, seq_len=length)
+        generate_rollouts(generator, tokenizer, [(GRID, problem)], samples=1, seeds=[1], max_tokens=8, seq_len=length)
 
 
 @pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM is installed here")

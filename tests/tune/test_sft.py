@@ -1,4 +1,4 @@
-"""Supervised fine-tuning: the loss is transformers', a stage resumes exactly, and what it learns is measured."""
+"""Supervised fine-tuning: the loss equals transformers', a stage resumes exactly, and its results are measured."""
 
 import json
 import os
@@ -81,7 +81,7 @@ def test_the_loss_of_packed_rows_is_transformers_loss_of_each_dialogue(
 def test_rows_in_which_nothing_counts_have_no_loss_and_no_gradient(
     values: dict[str, Any], tmp_path: Path, machine: Machine, chunk: int
 ) -> None:
-    """One process' share of a batch may be all prompt."""
+    """One process's share of a batch may be all prompt."""
     values["train"]["loss_chunk"] = chunk
     stage = prepare_stage(
         check(SFTRecipe, values, "test"), tmp_path / "run", World(0, 1, torch.device("cpu")), machine=machine
@@ -129,7 +129,7 @@ def test_speed_is_told_as_a_share_of_the_peak_where_every_weight_learns(
     run_stage(check(SFTRecipe, values, "test"), tmp_path / "adapters", SFT, machine=machine)
     assert [line["mfu"] for line in events(tmp_path / "adapters", "train")] == [None]
     values["train"]["fp8"] = True
-    with pytest.raises(PunaError, match="adapters are not multiplied in fp8"):
+    with pytest.raises(PunaError, match="adapters do not support fp8"):
         check(SFTRecipe, values, "test")
     del values["lora"]
     with pytest.raises(PunaError, match="this device has no fp8 units"):
@@ -170,7 +170,7 @@ def test_the_command_tunes_and_refuses_with_one_sentence(
         assert len(lines) == 1, lines
         return lines[0]
 
-    assert "already holds a run" in refused("sft", str(recipe), "--run-dir", str(run_dir))
+    assert "already contains a run" in refused("sft", str(recipe), "--run-dir", str(run_dir))
     assert "Did you mean 'sft'?" in refused("sfft", str(recipe))
     assert "unknown key 'train.stepps'" in refused("sft", str(recipe), "train.stepps=5")
     assert "both empty" in refused("sft", str(recipe), "data.files=[]", "data.tasks=[]", "--run-dir", f"{run_dir}2")
@@ -191,5 +191,5 @@ def test_a_batch_in_which_nothing_counts_is_an_error(
 
     original = module.render  # type: ignore[attr-defined]
     monkeypatch.setattr(module, "render", masked)
-    with pytest.raises(PunaError, match="leave nothing to learn"):
+    with pytest.raises(PunaError, match="have nothing to learn in"):
         run_stage(check(SFTRecipe, values, "test"), tmp_path / "run", SFT, machine=machine)

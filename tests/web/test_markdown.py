@@ -1,5 +1,6 @@
 """A model's text as HTML: what it should look like, and that no text becomes anything that acts."""
 
+import re
 from html.parser import HTMLParser
 
 import pytest
@@ -8,15 +9,18 @@ from hypothesis import strategies as st
 from pygments.token import STANDARD_TYPES
 from xss_vectors import VECTORS
 
-from puna.web.markdown import Live, blocks, render
+from puna.web.markdown import Live, blocks, mathml, render
 
 TAGS = {
     *("p", "h3", "h4", "h5", "h6", "blockquote", "ul", "ol", "li", "hr", "div", "figure", "figcaption", "pre", "code"),
     *("table", "thead", "tbody", "tr", "th", "td", "strong", "em", "s", "br", "span", "button"),
+    *mathml.ELEMENTS,
 }
 CLASSES = {"link", "alt", "address", "image", "table", "code", "plain", "left", "right", "center"}
-CLASSES |= set(STANDARD_TYPES.values())
-VALUES = {"role": {"link"}, "tabindex": {"0"}, "type": {"button"}}
+CLASSES |= {"maths", "display", "long", "boxed", "struck", "ruled"} | set(STANDARD_TYPES.values())
+VALUES = {"role": {"link"}, "tabindex": {"0"}, "type": {"button"}, "dir": {"rtl"}, "display": {"block", "inline"}}
+VALUES |= {name: {"true", "false"} for name in mathml.TRUTHS} | mathml.FIXED
+LENGTH = re.compile(r"-?\d{1,2}(\.\d+)?(em|ex)?")
 
 
 class Check(HTMLParser):
@@ -42,6 +46,12 @@ class Check(HTMLParser):
             elif name == "start":
                 assert tag == "ol"
                 assert value.isdigit()
+            elif name == "data-source":
+                assert tag == "span"
+            elif name in mathml.LENGTHS:
+                assert tag in mathml.ELEMENTS
+                assert LENGTH.fullmatch(value)
+                assert -1 <= float(value.rstrip("emx")) <= 20
             else:
                 assert value in VALUES[name], (tag, name, value)
 
@@ -62,12 +72,12 @@ def test_there_are_many_vectors() -> None:
 def test_no_text_becomes_anything_that_acts(number: int) -> None:
     html = render(VECTORS[number])
     seen = Check(html)
-    for hidden in "\u202e\u2066\u2067\u2069\u200e\u200f\u061c\x00\x1b":
+    for hidden in "\u202e\u2066\u2067\u2069\x00\x1b\U000e0041":
         assert hidden not in html
     assert "".join(seen.text).strip()  # and it is shown, not swallowed
 
 
-@given(st.text(alphabet=st.sampled_from(list("<>&\"'[]()!`~*_#|- \n\\=/:;abjsx\u202e\0")), max_size=200))
+@given(st.text(alphabet=st.sampled_from(list("<>&\"'[]()!`~*_#|- \n\\=/:;abjsx\u202e\0$^{}@.。「")), max_size=200))
 @settings(max_examples=150)
 def test_any_text_at_all(text: str) -> None:
     Check(render(text))

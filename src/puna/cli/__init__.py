@@ -1,1 +1,1 @@
-"""The roof: one module a command. Each parses, calls one function and prints; none holds logic."""
+"""The command line: one module per command, which parses, calls one function and prints."""

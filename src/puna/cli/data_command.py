@@ -1,4 +1,4 @@
-"""Build corpora from files, the standard library or the Hub, and look into them."""
+"""build and inspect corpora: from files, the standard library or the Hub"""
 
 import argparse
 from pathlib import Path
@@ -15,23 +15,27 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     build = commands.add_parser("build", help="build a corpus directory from a recipe")
     build.add_argument("recipe", type=Path, help="data recipe (.toml)")
     build.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. heldout.share=0.02 root=/data")
-    build.add_argument("-o", "--out", type=Path, required=True, help="corpus directory to make")
-    build.add_argument("--replace", action="store_true", help="replace an existing corpus once the new one is whole")
+    build.add_argument("-o", "--out", type=Path, required=True, help="corpus directory to create")
+    build.add_argument("--replace", action="store_true", help="replace an existing corpus once the new one is complete")
     build.add_argument("--json", action="store_true", help="print the manifest as JSON")
-    many = build.add_argument_group("many processes or machines", "through datatrove (extra 'cluster')")
+    many = build.add_argument_group("many processes or machines", "with datatrove (extra 'cluster')")
     many.add_argument("--executor", choices=["local", "slurm"], help="run the stages as local processes or Slurm jobs")
-    many.add_argument("--tasks", type=int, default=8, help="parts the sources are read in (default 8)")
-    many.add_argument("--workers", type=int, default=2, help="parts at the same time, local (default 2)")
+    many.add_argument("--tasks", type=int, default=8, help="number of parts to split the sources into (default: 8)")
+    many.add_argument(
+        "--workers", type=int, default=2, help="parts processed at the same time, with local (default: 2)"
+    )
     many.add_argument("--partition", default="", help="Slurm partition")
-    many.add_argument("--time", default="24:00:00", help="Slurm time limit of a part (default 24:00:00)")
-    inspect = commands.add_parser("inspect", help="counts, sources, licences, drops, histograms, three documents")
+    many.add_argument("--time", default="24:00:00", help="Slurm time limit of a part (default: 24:00:00)")
+    inspect = commands.add_parser(
+        "inspect", help="print counts, sources, licences, drops, histograms and three documents"
+    )
     inspect.add_argument("corpus", type=Path, help="corpus directory")
-    inspect.add_argument("--verify", action="store_true", help="hash every shard again")
+    inspect.add_argument("--verify", action="store_true", help="recompute the hash of every shard")
     inspect.add_argument("--json", action="store_true", help="print everything as one JSON value")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Build or inspect."""
+    """Run the action that was named."""
     (_build if args.action == "build" else _inspect)(args)
 
 
@@ -53,7 +57,7 @@ def _build(args: argparse.Namespace) -> None:
             replace=args.replace,
         )
         if manifest is None:
-            say(f"The jobs are submitted; the last one writes {args.out}.")
+            say(f"The jobs were submitted; the last one writes {args.out}.")
             return
     else:
         from puna.data.build import build_corpus
@@ -67,7 +71,7 @@ def _build(args: argparse.Namespace) -> None:
     _show_drops(manifest["drops"])
     say(
         f"{args.out}: {train['documents']:,} documents, {format_count(train['tokens'])} tokens, "
-        f"{format_bytes(train['bytes'])} to train on; {heldout['documents']:,} documents, "
+        f"{format_bytes(train['bytes'])} for training; {heldout['documents']:,} documents, "
         f"{format_bytes(heldout['bytes'])} held out."
     )
 

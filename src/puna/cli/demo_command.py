@@ -1,4 +1,4 @@
-"""Raise a small model on this machine, from its own files to a page to talk in."""
+"""raise a small model on this machine, from its own files to a page to talk to it"""
 
 import argparse
 import socket
@@ -9,21 +9,36 @@ from typing import Any
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("--minutes", type=float, default=5.0, help="training time (default: 5)")
+    parser.add_argument("--minutes", type=float, default=5.0, metavar="M", help="training time (default: 5)")
     parser.add_argument(
-        "--folder", type=Path, default=Path(), help="where corpora/, runs/ and models/ go (default: here)"
+        "--folder", type=Path, default=Path(), help="folder for corpora/, runs/ and models/ (default: the current one)"
     )
-    parser.add_argument("--bodies", type=int, default=96, help="function bodies sampled for each measurement of code")
     parser.add_argument(
-        "--tune-minutes", type=float, help="tuning time, 0 for none (default: 1.2 times --minutes, at most 6)"
+        "--bodies",
+        type=int,
+        default=96,
+        metavar="N",
+        help="function bodies sampled for each measurement of code (default: 96)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the data order, the demonstrations and what is sampled")
-    parser.add_argument("--no-chat", action="store_true", help="do not serve the page to talk in at the end")
+    parser.add_argument(
+        "--tune-minutes",
+        type=float,
+        metavar="M",
+        help="tuning time, 0 for none (default: 1.2 times --minutes, at most 6)",
+    )
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        metavar="N",
+        help="seed of the data order, the demonstrations and the samples (default: 0)",
+    )
+    parser.add_argument("--no-chat", action="store_true", help="do not serve the chat page at the end")
     parser.add_argument("--json", action="store_true", help="print what was measured as JSON on stdout")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Run the demo, print what it measured, serve the model's page when a person sits there."""
+    """Run the demo, print what it measured, and serve the model's page if stdin and stdout are a terminal."""
     from puna.core.console import console, print_json, show_table
     from puna.demo.run import run_demo
     from puna.train.report.live import LiveView
@@ -53,10 +68,10 @@ def run(args: argparse.Namespace) -> None:
     )
     for ability in result["abilities"]:
         about = f"{ability['ability']}: {ability['task']}, level {ability['level']}"
-        show_table((about, "greedy", "95 % interval", "pass@1", "pass@k"), [_stage(row) for row in ability["stages"]])
+        show_table((about, "right", "95 % interval"), [_stage(row) for row in ability["stages"]])
     out = console(stderr=False)
     out.print(f"\nreport  {result['report']}\nmodel   {result['model']}", markup=False)
-    out.print(f"talk    puna serve {result['model']}   (or, in the terminal: puna chat)\n", markup=False)
+    out.print(f"chat    puna serve {result['model']}   (or, in the terminal: puna chat)\n", markup=False)
     if not args.no_chat and sys.stdin.isatty() and sys.stdout.isatty():
         from puna.cli import serve_command
 
@@ -67,17 +82,11 @@ def run(args: argparse.Namespace) -> None:
 
 def _stage(row: dict[str, Any]) -> tuple[str, ...]:
     low, high = row["greedy_interval"]
-    return (
-        row["stage"],
-        f"{row['greedy']:.0%}",
-        f"{low:.0%} to {high:.0%}",
-        f"{row['pass_1']:.0%}",
-        f"{row['pass_k']:.0%} (k = {row['k']})",
-    )
+    return (row["stage"], f"{row['greedy']:.0%}", f"{low:.0%} to {high:.0%}")
 
 
 def _free_port(wanted: int) -> int:
-    """The wanted port, or 0, which lets the system choose, where something listens on it already."""
+    """Return the wanted port if it is free, else 0, which lets the system choose one."""
     with socket.socket() as probe:
         try:
             probe.bind(("127.0.0.1", wanted))

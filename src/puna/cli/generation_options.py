@@ -1,4 +1,4 @@
-"""The options of the commands that generate text, and what they make of them."""
+"""The options of the commands that generate text, and the values made from them."""
 
 import argparse
 from typing import TYPE_CHECKING
@@ -8,21 +8,49 @@ if TYPE_CHECKING:
 
 
 def add_options(parser: argparse.ArgumentParser, *, max_tokens: int) -> None:
-    """Declare sampling, device and precision."""
-    parser.add_argument("--max-tokens", type=int, default=max_tokens, help=f"at most this many (default {max_tokens})")
-    parser.add_argument("--temperature", type=float, default=0.8, help="0 is greedy (default 0.8)")
-    parser.add_argument("--top-k", type=int, default=0, help="only the k likeliest tokens (default: all)")
-    parser.add_argument("--top-p", type=float, default=0.95, help="only tokens that together hold this (default 0.95)")
-    parser.add_argument("--min-p", type=float, default=0.0, help="only tokens this fraction as likely as the likeliest")
-    parser.add_argument("--seed", type=int, help="the same seed gives the same text")
-    parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this (may be repeated)")
-    parser.add_argument("--greedy", action="store_true", help="always the likeliest token")
-    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 … (default: cuda where there is one)")
+    """Declare the options of sampling, device and output."""
+    parser.add_argument(
+        "--max-tokens",
+        type=int,
+        default=max_tokens,
+        metavar="N",
+        help="largest number of tokens to generate (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--temperature",
+        type=float,
+        default=0.8,
+        metavar="T",
+        help="sampling temperature; 0 is greedy (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--top-k", type=int, default=0, metavar="K", help="sample from the K most likely tokens (default: all)"
+    )
+    parser.add_argument(
+        "--top-p",
+        type=float,
+        default=0.95,
+        metavar="P",
+        help="sample from the most likely tokens that together have probability P (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--min-p",
+        type=float,
+        default=0.0,
+        metavar="P",
+        help="sample from tokens at least P times as likely as the most likely one (default: %(default)s)",
+    )
+    parser.add_argument("--seed", type=int, metavar="N", help="the same seed gives the same text")
+    parser.add_argument(
+        "--stop", action="append", default=[], metavar="TEXT", help="stop before this text (repeatable)"
+    )
+    parser.add_argument("--greedy", action="store_true", help="always take the most likely token")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 … (default: cuda if available)")
     parser.add_argument("--json", action="store_true", help="print one JSON value instead of a stream")
 
 
 def sampling_params(args: argparse.Namespace) -> "SamplingParams":
-    """The sampling parameters that were asked for. Raises PunaError when they mean nothing."""
+    """Return the sampling parameters of the options. Raises PunaError for invalid values."""
     from puna.engine.generate import SamplingParams
 
     return SamplingParams(
@@ -37,8 +65,10 @@ def sampling_params(args: argparse.Namespace) -> "SamplingParams":
 
 
 def load(args: argparse.Namespace, *, fast: bool = False) -> "Engine":
-    """Load `args.model` onto the device, laid out for speed if `fast`. Raises PunaError when it cannot be, or has no
-    tokenizer."""
+    """Load `args.model` onto the device, with the fast kernels if `fast`.
+
+    Raises PunaError when it cannot be loaded or has no tokenizer.
+    """
     from puna.core.errors import PunaError
     from puna.engine.generate import load_engine
     from puna.model.hub import model_directory
@@ -47,12 +77,14 @@ def load(args: argparse.Namespace, *, fast: bool = False) -> "Engine":
     engine = load_engine(directory, device=device_of(args.device), fast=fast)
     if engine.tokenizer is None:
         raise PunaError(
-            f"{directory} has no tokenizer (tokenizer.json or tokenizer.model).", "Put the model's own beside it."
+            f"{directory} has no tokenizer (tokenizer.json or tokenizer.model).",
+            "Copy the model's own tokenizer into that folder.",
         )
     return engine
 
 
 def device_of(name: str) -> str:
+    """Return the torch device of an option's value. Raises PunaError for one that this machine does not have."""
     import torch
 
     from puna.core.errors import PunaError
@@ -61,11 +93,9 @@ def device_of(name: str) -> str:
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
         if torch.device(name).type == "meta":
-            raise RuntimeError("it holds no numbers")
+            raise RuntimeError("it does not store data")
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).strip().splitlines()[0].rstrip(".")
-        raise PunaError(
-            f"--device {name} cannot be used ({reason}).", "Use cpu or a device this machine has."
-        ) from None
+        raise PunaError(f"--device {name} cannot be used ({reason}).", "Use cpu or a device of this machine.") from None
     return name

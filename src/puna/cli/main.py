@@ -1,52 +1,52 @@
-"""The `puna` command: finds the module of a command and runs it.
+"""The `puna` command: imports the module of a command and runs it.
 
-Each module `puna.cli.<name>` offers `arguments(parser)` and `run(args) -> None`. Only the module that was asked for is
-imported, so `puna --help` needs neither torch nor rich. `PunaError` prints as one line and exits with 2.
+Each module `puna.cli.<name>_command` has `arguments(parser)` and `run(args) -> None`. Only the module of the command is
+imported, so `puna --help` needs neither torch nor rich. A `PunaError` is printed as one sentence and exits with 2.
 """
 
-import argparse
 import importlib
 import os
 import signal
 import sys
+from argparse import Namespace
 from collections.abc import Sequence
 
+from puna.cli.help import Parser
 from puna.core.errors import PunaError, nearest
 from puna.version import __version__
 
 COMMANDS = {
-    "plan": "know what a training run takes before it starts",
-    "demo": "raise a small model on this machine, from its own files to a page to talk in",
-    "doctor": "look at this machine: what can be used, what is missing, how to get it",
+    "plan": "plan what a training run takes before it starts",
+    "demo": "raise a small model on this machine and open a page to talk to it",
+    "doctor": "show what works on this machine, what is missing and how to get it",
     "data": "build and inspect corpora",
     "tokenizer": "train and compare tokenizers",
     "train": "train a model from a recipe, or resume a run",
     "tune": "tune a model after pretraining, one stage at a time",
     "verify-resume": "prove on this machine that stopping and resuming changes nothing",
-    "report": "draw a run as one self-contained HTML page",
+    "report": "write a run's report as one self-contained HTML page",
     "tasks": "generate problems that can be checked, and check answers",
-    "eval": "measure a model",
+    "eval": "evaluate a model",
     "sample": "continue a prompt",
     "chat": "talk to a model in the terminal",
-    "sandbox": "run untrusted code apart, and attack the walls",
-    "serve": "answer over HTTP: the OpenAI API and a page to talk in",
-    "model": "look into a model directory",
-    "import": "bring in a model in Hugging Face layout",
-    "export": "write a model as GGUF, for Ollama or as ONNX",
+    "sandbox": "check how well this machine isolates untrusted code",
+    "serve": "serve models over HTTP: the OpenAI API and a chat page",
+    "model": "inspect a model directory",
+    "import": "import a model in Hugging Face layout",
+    "export": "export a model as GGUF, for Ollama or as ONNX",
     "recipe": "show every field of a recipe, its value and its origin",
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command. Returns the exit code: 0, 2 for bad input, 130 when interrupted."""
+    """Run one command and return the exit code: 0, 2 for bad input, 130 when interrupted."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    top = argparse.ArgumentParser(
+    top = Parser(
         prog="puna",
         description="Raise a Llama-class language model, from raw files to a prompt.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="commands:\n"
-        + "\n".join(f"  {name:<14} {text}" for name, text in COMMANDS.items())
-        + "\n\npuna COMMAND --help tells more.",
+        + "\n".join(f"  {name:<14}   {text}" for name, text in COMMANDS.items())
+        + "\n\nRun puna COMMAND --help for the options of a command.",
     )
     top.add_argument("--version", action="version", version=f"puna {__version__}")
     top.add_argument("command", metavar="COMMAND", nargs="?")
@@ -55,17 +55,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.command is None:
             top.print_help()
             return 0
-        print(f"puna: unknown command '{args.command}'. {nearest(args.command, COMMANDS)}", file=sys.stderr)
+        _complain(f"puna: unknown command '{args.command}'. {nearest(args.command, COMMANDS)}")
         return 2
     name = argv[0]
     module = importlib.import_module(f"puna.cli.{name.replace('-', '_')}_command")
-    parser = argparse.ArgumentParser(prog=f"puna {name}", description=(module.__doc__ or "").strip().splitlines()[0])
+    parser = Parser(prog=f"puna {name}", description=(module.__doc__ or "").strip())
     module.arguments(parser)
     try:
         args = _parse(parser, argv[1:])
         module.run(args)
     except PunaError as error:
-        print(f"puna {name}: {error}", file=sys.stderr)
+        _complain(f"puna {name}: {error}")
         return 2
     except KeyboardInterrupt:
         print(f"puna {name}: interrupted.", file=sys.stderr)
@@ -76,7 +76,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:
+def _complain(sentence: str) -> None:
+    """Print an error; on a terminal it is wrapped between words."""
+    if sys.stderr.isatty():
+        from puna.core.console import say_plain
+
+        say_plain(sentence)
+    else:
+        print(sentence, file=sys.stderr)
+
+
+def _parse(parser: Parser, argv: list[str]) -> Namespace:
     """Parse, with overrides allowed after options too, which argparse alone refuses (`data build R -o DIR seed=1`)."""
     args, rest = parser.parse_known_args(argv)
     where = next((name for name in ("overrides", "words") if hasattr(args, name)), None)

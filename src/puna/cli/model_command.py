@@ -1,7 +1,7 @@
-"""Look into a model directory.
+"""inspect a model directory
 
 `puna model inspect` shows shape, parameters, memory, cost of a token, tokenizer and lineage. For a repository on
-Hugging Face it fetches the small files only, not the weights.
+Hugging Face it downloads the small files only, not the weights.
 """
 
 import argparse
@@ -16,25 +16,30 @@ if TYPE_CHECKING:
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     commands = parser.add_subparsers(dest="action", required=True, metavar="inspect")
-    inspect = commands.add_parser("inspect", help="shape, parameters, memory, FLOPs, tokenizer, lineage")
+    inspect = commands.add_parser("inspect", help="print shape, parameters, memory, FLOPs, tokenizer and lineage")
     inspect.add_argument("model", metavar="DIR|HF-ID", help="model or run directory, or org/name on Hugging Face")
     inspect.add_argument(
-        "--seq-len", type=int, default=0, help="length for FLOPs and the cache (default: the model's context)"
+        "--seq-len",
+        type=int,
+        default=0,
+        metavar="N",
+        help="sequence length for FLOPs and cache (default: the model's context)",
     )
     inspect.add_argument("--json", action="store_true", help="print everything as one JSON value")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Gather and print."""
+    """Collect the data and print it."""
     from puna.core.console import print_json
     from puna.core.errors import PunaError
     from puna.model.hub import find_model
-    from puna.model.store import load_config
 
     directory = find_model(args.model, weights=False)
+    from puna.model.store import load_config
+
     config = load_config(directory)
     if args.seq_len < 0:
-        raise PunaError(f"--seq-len {args.seq_len} is negative.", "Give a number of tokens.")
+        raise PunaError(f"--seq-len {args.seq_len} is negative.", "Use a positive number of tokens.")
     facts = describe(directory, config, args.seq_len or config.max_position_embeddings)
     if args.json:
         print_json(facts)
@@ -43,7 +48,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def describe(directory: Path, config: "ModelConfig", seq_len: int) -> dict[str, Any]:
-    """Everything that is shown, as plain values: bytes, FLOPs per token, counts."""
+    """Return everything that is printed, as plain values: bytes, FLOPs per token, counts."""
     import torch
 
     from puna.core.errors import PunaError
@@ -53,7 +58,7 @@ def describe(directory: Path, config: "ModelConfig", seq_len: int) -> dict[str, 
 
     try:
         dtype = str(stored_dtype(directory)).removeprefix("torch.")
-    except PunaError:  # only the small files are here
+    except PunaError:  # only the small files were downloaded
         values = read_json(directory / "config.json")
         dtype = values.get("dtype") or values.get("torch_dtype") or "bfloat16"
     item = getattr(torch, dtype).itemsize
@@ -130,7 +135,7 @@ def _print(facts: dict[str, Any]) -> None:
             "cache",
             f"{format_bytes(memory['cache_per_token'])} a token, {format_bytes(memory['cache_at_seq_len'])} {at}",
         ),
-        ("training", f"{format_count(flops['full'])}FLOP a token {at}, the whole attention square counted"),
+        ("training", f"{format_count(flops['full'])}FLOP a token {at}, the full attention square counted"),
         ("", f"{format_count(flops['causal'])}FLOP a token, its causal triangle counted"),
     ]
     tokenizer = facts["tokenizer"]

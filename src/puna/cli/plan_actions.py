@@ -8,7 +8,7 @@ from puna.core.errors import PunaError
 
 
 def fleet(args: argparse.Namespace) -> None:
-    """A fleet on one page, from its file or as 8xh100+64xa100; with --days, that many simulated days of jobs."""
+    """Print a fleet, from its file or as 8xh100+64xa100; with --days, simulate that many days of jobs."""
     from puna.core.console import console, print_json
     from puna.plan.equations.hardware import parse_fleet
     from puna.plan.output.json_output import plain
@@ -18,7 +18,7 @@ def fleet(args: argparse.Namespace) -> None:
     from puna.plan.run.terms import read_terms
 
     if len(args.words) < 2:
-        raise PunaError("Which fleet?", "Give a file such as fleets/meta-2024.toml, or 350000xh100.")
+        raise PunaError("No fleet was given.", "Use a file such as fleets/meta-2024.toml, or 350000xh100.")
     name, *overrides = args.words[1:]
     if name.endswith(".toml") and not name[0].isdigit():  # 8xmy-gpu.toml is a fleet of one kind
         priced = [] if args.price is None else [f"prices.rent_usd_per_hour={args.price}"]
@@ -29,13 +29,13 @@ def fleet(args: argparse.Namespace) -> None:
         reliability = terms.reliability
         if rest:
             raise PunaError(
-                f"'{rest[0]}' means nothing to puna plan fleet.", "Overrides begin with prices. or reliability."
+                f"'{rest[0]}' is not an option of puna plan fleet.", "Overrides begin with prices. or reliability."
             )
         found = fleet_brief(parse_fleet(name), prices=terms.prices, reliability=reliability)
     year = None
     if args.days is not None:
         if not (args.days >= 1 and args.days == int(args.days)):
-            raise PunaError(f"--days {args.days:g} cannot be simulated.", "Give whole days, such as 365.")
+            raise PunaError(f"--days {args.days:g} cannot be simulated.", "Use whole days, such as 365.")
         year = simulate_fleet(found.count, days=int(args.days), reliability=reliability)
     if args.json:
         print_json(plain(found) | ({"simulated": plain(year)} if year else {}))
@@ -44,7 +44,7 @@ def fleet(args: argparse.Namespace) -> None:
 
 
 def goodput(args: argparse.Namespace) -> None:
-    """One job's failures and what to do about them."""
+    """Print one job's failures and what to do about them."""
     from puna.core.console import console, print_json
     from puna.core.units import parse_count
     from puna.plan.output.json_output import plain
@@ -53,10 +53,10 @@ def goodput(args: argparse.Namespace) -> None:
     from puna.plan.run.reliability import Reliability
 
     if args.gpus is None or args.days is None:
-        raise PunaError("How many GPUs, and for how long?", "Try: puna plan goodput --gpus 16384 --days 54.")
+        raise PunaError("--gpus and --days were not given.", "Try: puna plan goodput --gpus 16384 --days 54.")
     if args.rate is not None and not args.rate > 0:
         raise PunaError(
-            f"--rate {args.rate:g} is not a failure rate.", "Give failures of a node a day, such as 3.8e-3."
+            f"--rate {args.rate:g} is not a failure rate.", "Use failures per node and day, such as 3.8e-3."
         )
     rules = Reliability() if args.rate is None else Reliability(failures_per_node_day=args.rate)
     parameters = parse_count(args.parameters) if args.parameters else None
@@ -68,7 +68,7 @@ def goodput(args: argparse.Namespace) -> None:
 
 
 def calibrate(args: argparse.Namespace) -> None:
-    """Measure this device; plans for this machine use what was found."""
+    """Measure this device; later plans for this machine use the result."""
     from puna.core.console import print_json, say, show_table
     from puna.plan.evidence.local_device import Calibration, calibration_path
     from puna.train.measure.calibrate import calibrate as measure
@@ -77,26 +77,26 @@ def calibrate(args: argparse.Namespace) -> None:
     if args.json:
         print_json(found.model_dump(exclude_none=True))
         return
-    told = [(name, getattr(found, name)) for name in Calibration.model_fields]
+    measured = [(name, getattr(found, name)) for name in Calibration.model_fields]
     show_table(
-        ["measured", "", "what it is"],
+        ["measured", "", "meaning"],
         [
             [name, _shown(value), Calibration.model_fields[name].description or ""]
-            for name, value in told
+            for name, value in measured
             if value not in (None, ())
         ],
     )
-    say(f"Stored in {calibration_path()}; plans for this machine use it from now on.")
+    say(f"Stored in {calibration_path()}; plans for this machine use it.")
 
 
 def predict(args: argparse.Namespace) -> None:
-    """A prediction for every row of a file of published runs."""
+    """Print a prediction for every row of a file of published runs."""
     from puna.core.console import print_json, show_table
     from puna.plan.evidence.validate import predict_rows
     from puna.plan.output.json_output import plain
 
     if args.runs is None:
-        raise PunaError("Which runs?", "Give a file of published runs with --runs.")
+        raise PunaError("No runs were given.", "Give a file of published runs with --runs.")
     rows = predict_rows(args.runs)
     if args.json:
         print_json(plain(rows))
@@ -139,16 +139,16 @@ def validate(args: argparse.Namespace) -> None:
 
 
 def _known_runs() -> Path:
-    """The development rows of the shared data, where this machine has them."""
+    """Return the file of published runs in the shared test data. Raises PunaError where there is none."""
     shared = os.environ.get("PUNA_TEST_DATA")
     path = Path(shared) / ".." / "planner-data" / "published_runs_dev.yaml" if shared else None
     if path is None or not path.is_file():
-        raise PunaError("Which runs?", "Give a file of published runs with --runs, or set PUNA_TEST_DATA.")
+        raise PunaError("No runs were given.", "Give a file of published runs with --runs, or set PUNA_TEST_DATA.")
     return path.resolve()
 
 
 def _shown(value: object) -> str:
-    """A measurement in a table's cell: significant digits, records by their fields, several on lines."""
+    """Format a measurement for a table: numbers in significant digits, records field by field."""
     from pydantic import BaseModel
 
     if isinstance(value, tuple):

@@ -1,4 +1,4 @@
-"""Show every field of a recipe, its value and its origin."""
+"""show every field of a recipe, its value and its origin"""
 
 import argparse
 from pathlib import Path
@@ -12,13 +12,13 @@ from puna.core.units import format_count
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument("action", choices=["show"], help="show: print key, value, origin and meaning of every field")
-    parser.add_argument("recipe", type=Path, metavar="RECIPE", help="a recipe of training, data or tuning (.toml)")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="values that win over the recipe's")
+    parser.add_argument("recipe", type=Path, metavar="RECIPE", help="recipe of training, data or tuning (.toml)")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides of the recipe's values")
     parser.add_argument("--json", action="store_true", help="print one JSON value")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Print the recipe, and for a training recipe what follows from it: parameters, FLOPs per token, tokens."""
+    """Print the recipe; for a training recipe also parameters, FLOPs per token and tokens."""
     tree, totals = read_toml(args.recipe), dict[str, Any]()
     if "sources" in tree:
         from puna.data.recipe import DataRecipe

@@ -1,6 +1,6 @@
-"""draw a run as one self-contained HTML page
+"""write a run's report as one self-contained HTML page
 
-The page is one file without scripts or requests; it can be drawn while the run is still going on.
+The page is one file without scripts or requests. It can be written while the run is still going.
 """
 
 import argparse
@@ -8,16 +8,16 @@ from pathlib import Path
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """What the command takes."""
+    """Declare the command's arguments."""
     parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="run directory, such as runs/laptop")
     parser.add_argument(
-        "-o", "--output", type=Path, metavar="FILE", help="where to write (default: RUN_DIR/report.html)"
+        "-o", "--output", type=Path, metavar="FILE", help="file to write (default: RUN_DIR/report.html)"
     )
-    parser.add_argument("--json", action="store_true", help="print the run's figures as JSON too")
+    parser.add_argument("--json", action="store_true", help="also print the run's figures as JSON")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Draw the page and print its path."""
+    """Write the page and print its path."""
     from puna.core.console import print_json
     from puna.train.report.page import write_report
     from puna.train.report.run_data import load_run, summary

@@ -1,6 +1,6 @@
-"""Continue a prompt.
+"""continue a prompt
 
-The text streams to stdout as it is made, the prompt in front of it.
+The prompt and its continuation stream to stdout.
 """
 
 import argparse
@@ -12,14 +12,16 @@ from puna.cli import generation_options
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument("model", metavar="MODEL", help="model or run directory")
-    parser.add_argument("-p", "--prompt", required=True, metavar="TEXT", help="what to continue; - reads stdin")
+    parser.add_argument("-p", "--prompt", required=True, metavar="TEXT", help="text to continue; - reads stdin")
     generation_options.add_options(parser, max_tokens=128)
 
 
 def run(args: argparse.Namespace) -> None:
-    """Stream, or print JSON."""
+    """Stream the text, or print JSON."""
     from puna.core.console import print_json
+    from puna.model.hub import model_directory
 
+    model_directory(args.model)  # a wrong path is reported before torch is loaded
     params = generation_options.sampling_params(args)
     engine = generation_options.load(args)
     assert engine.tokenizer is not None

@@ -1,10 +1,10 @@
-"""Run untrusted code apart, and attack the walls.
+"""check how well this machine isolates untrusted code
 
-puna sandbox check              the level that this machine reaches, wall by wall, and every attack run against it
-puna sandbox check --no-attacks the walls alone
-puna sandbox check --json       the same as one JSON value
+puna sandbox check                the level this machine reaches, wall by wall, and the result of every attack
+puna sandbox check --no-attacks   the walls alone
+puna sandbox check --json         the same as one JSON value
 
-PUNA_SANDBOX=bwrap, docker:IMAGE, podman:IMAGE, ssh:HOST or command:WORDS checks the sandbox at that place.
+PUNA_SANDBOX=bwrap, docker:IMAGE, podman:IMAGE, ssh:HOST or command:WORDS checks the sandbox there.
 """
 
 import argparse
@@ -21,18 +21,16 @@ LEVELS = ("limits", "confined", "isolated")
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.description = (__doc__ or "").strip()
-    parser.add_argument("action", choices=["check"], help="what to do")
-    parser.add_argument("--floor", choices=LEVELS, help="fail below this level")
-    parser.add_argument("--ceiling", choices=LEVELS, default="isolated", help="raise no more walls than this level has")
-    parser.add_argument("--kind", choices=["resource", "escape", "reward"], help="attacks of this kind only")
-    parser.add_argument("--no-attacks", action="store_true", help="look at the walls, attack nothing")
-    parser.add_argument("--json", action="store_true", help="plain values, for machines")
+    parser.add_argument("action", choices=["check"], help="check the sandbox")
+    parser.add_argument("--floor", choices=LEVELS, help="fail if the level is below this one")
+    parser.add_argument("--ceiling", choices=LEVELS, default="isolated", help="use no more walls than this level has")
+    parser.add_argument("--kind", choices=["resource", "escape", "reward"], help="run attacks of this kind only")
+    parser.add_argument("--no-attacks", action="store_true", help="check the walls without attacks")
+    parser.add_argument("--json", action="store_true", help="print one JSON value")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Grade this machine, attack it, print both; PunaError when an attack got through or the floor is not reached."""
+    """Grade this machine and attack it. Raises PunaError when an attack succeeds or the floor is not reached."""
     from puna.core.console import print_json, progress, show_table
     from puna.sandbox import check
     from puna.sandbox.attacks import ATTACKS
@@ -57,7 +55,9 @@ def run(args: argparse.Namespace) -> None:
     else:
         facts = check.machine()
         print(f"level: {sandbox.level}   ({facts['user']}, Python {facts['python']}, {facts['system']})\n")
-        show_table(["wall", "stands"], [[name, f"no: {why}" if why else "yes"] for name, why in sandbox.walls.items()])
+        show_table(
+            ["wall", "in place"], [[name, f"no: {why}" if why else "yes"] for name, why in sandbox.walls.items()]
+        )
         if outcomes:
             print()
             show_table(
@@ -72,12 +72,12 @@ def run(args: argparse.Namespace) -> None:
     if bad:
         raise PunaError(
             f"{len(bad)} of {len(outcomes)} attacks were not contained: {', '.join(one.name for one in bad)}.",
-            "Run no untrusted code here.",
+            "Do not run untrusted code here.",
         )
     if args.floor and ORDER.index(sandbox.level) < ORDER.index(args.floor):
         raise PunaError(
             f"This machine's sandbox reaches level '{sandbox.level}', below the floor '{args.floor}'.",
-            "The walls above say what is missing.",
+            "The table above shows which protections are missing.",
         )
 
 

@@ -1,4 +1,4 @@
-"""Serve models over HTTP: OpenAI's API at /v1, and the assistant at /.
+"""serve models over HTTP: OpenAI's API at /v1, and the assistant at /
 
 SIGTERM or Ctrl-C lets requests in progress finish; a second one exits at once.
 """
@@ -7,7 +7,7 @@ import argparse
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import quote, urlsplit
 
 if TYPE_CHECKING:
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    parser.add_argument("models", metavar="MODEL", nargs="*", help="model or run directories; NAME=DIR names one")
+    parser.add_argument("models", metavar="MODEL", nargs="*", help="model or run directories; NAME=DIR sets a name")
     where = parser.add_argument_group("where")
     where.add_argument(
-        "--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1: this machine only)"
+        "--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine only)"
     )
-    where.add_argument("--port", type=int, default=8000, help="port (default 8000)")
+    where.add_argument("--port", type=int, default=8000, metavar="N", help="port (default: 8000)")
     where.add_argument(
-        "--allowed-host", action="append", default=[], metavar="NAME", help="host name to answer to; * for any"
+        "--allowed-host", action="append", default=[], metavar="NAME", help="accepted host name; * for any"
     )
     where.add_argument(
         "--public-origin",
@@ -39,44 +39,49 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--cors-origin", action="append", default=[], metavar="URL", help="allow pages of this origin to call the API"
     )
     where.add_argument(
-        "--api-key-file", type=Path, metavar="FILE", help="require a key from this file: one a line, KEY or NAME = KEY"
+        "--api-key-file",
+        type=Path,
+        metavar="FILE",
+        help="require a key of this file: one per line, KEY or NAME = KEY",
     )
     where.add_argument("--no-page", action="store_true", help="serve the API only, without pages and accounts")
     where.add_argument(
         "--accounts",
         action=argparse.BooleanOptionalAction,
-        help="make everyone sign in (default: when other machines can reach the server)",
+        help="require everyone to sign in (default: if other machines can reach the server)",
     )
     where.add_argument("--data", default="", metavar="DIR", help="where data is stored: a directory or postgres://…")
     limits = parser.add_argument_group("limits")
     limits.add_argument(
-        "--max-queue", type=int, default=64, metavar="N", help="sequences that may wait; more get 429 (default 64)"
+        "--max-queue", type=int, default=64, metavar="N", help="sequences that may wait; more get 429 (default: 64)"
     )
-    limits.add_argument("--max-body", type=float, default=10.0, metavar="MB", help="largest request (default 10 MB)")
+    limits.add_argument("--max-body", type=float, default=10.0, metavar="MB", help="largest request (default: 10 MB)")
     limits.add_argument(
-        "--timeout", type=float, default=600.0, metavar="S", help="time limit for a request (default 600)"
+        "--timeout", type=float, default=600.0, metavar="S", help="time limit for a request (default: 600)"
     )
-    limits.add_argument("--drain", type=float, default=30.0, metavar="S", help="time to finish on SIGTERM (default 30)")
+    limits.add_argument(
+        "--drain", type=float, default=30.0, metavar="S", help="time to finish on SIGTERM (default: 30)"
+    )
     engine = parser.add_argument_group("engine")
     engine.add_argument(
-        "--max-batch", type=int, default=64, metavar="N", help="sequences generated at once (default 64)"
+        "--max-batch", type=int, default=64, metavar="N", help="sequences generated at once (default: 64)"
     )
     engine.add_argument("--kv-tokens", type=int, metavar="N", help="tokens in the KV cache (default: what fits)")
     engine.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 … (default: cuda if available)")
     engine.add_argument(
-        "--dtype", choices=("float32", "bfloat16"), help="precision (default: what is fast on this device)"
+        "--dtype", choices=("float32", "bfloat16"), help="precision (default: the faster one on this device)"
     )
     engine.add_argument(
         "--quantize", choices=("int8", "int4"), help="store weights in this format (CPU): less memory, faster answers"
     )
-    engine.add_argument("--deterministic", action="store_true", help="the same text whatever else is running; slower")
+    engine.add_argument("--deterministic", action="store_true", help="same text regardless of other requests; slower")
     other = parser.add_argument_group("another engine behind this server")
     other.add_argument(
         "--backend",
         metavar="NAME",
         default="native",
         help="engine to use: native (default: Puna's own), vllm, llama.cpp, openai, or a backend of a plugin. With any "
-        "but native, MODEL is a model of that server, by default its first",
+        "except native, MODEL is a model of that server, by default its first",
     )
     other.add_argument(
         "--include",
@@ -94,26 +99,28 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Load the models, and serve until a signal ends it."""
+    """Load the models, and serve until a signal ends the server."""
     from rich.markup import escape
 
     from puna.apps.assistant import AssistantProduct
     from puna.core.console import console, say
     from puna.core.plugins import include_all
     from puna.serve.app import create_app
-    from puna.serve.backends.base import Models
+    from puna.serve.backends.base import Models, refuse_equal_names
     from puna.serve.run import listen, serve
 
     include_all(args.include)
     settings = settings_of(args)
     load = _loader(args.backend)
     _check_backend(args)
+    given = [_named(words, args.backend) for words in args.models or [""]]
+    refuse_equal_names([one.name for one in given if one.name])
     listening = listen(settings)
     try:
-        # A thread that used torch keeps torch's helper threads, which take cores from the engine's thread (a quarter
-        # of the speed of 32 streams on two cores). So models are loaded on threads that end.
+        # A thread that used torch keeps torch's helper threads, which take cores from the engine's thread (a quarter of
+        # the speed of 32 streams on two cores). So models are loaded on threads that end.
         with ThreadPoolExecutor(1) as apart:
-            backends = list(apart.map(lambda name: load(name, args, settings), args.models or [""]))
+            backends = list(apart.map(lambda one: load(one, args, settings), given))
         products = [] if args.no_page else [AssistantProduct()]
         app = create_app(settings, Models(backends), products=products)
     except BaseException:
@@ -123,7 +130,7 @@ def run(args: argparse.Namespace) -> None:
     def started() -> None:
         shown = "localhost" if settings.host in ("127.0.0.1", "0.0.0.0", "::", "::1") else settings.host
         address = f"http://{shown}:{listening.getsockname()[1]}"
-        say(f"{address} answers; the API is at /v1.")
+        say(f"Serving on {address}; the API is at /v1.")
         if settings.public_origin:
             say(f"Browsers reach it at {settings.public_origin}{settings.root_path}/")
         for backend in backends:
@@ -133,7 +140,7 @@ def run(args: argparse.Namespace) -> None:
                 context = f"{backend.card.max_model_len:,} tokens of context"
                 say(escape(f"  {backend.card.id}: {context}, {backend.card.stage}"))
         if settings.reachable and not app.state.web.auth.required:
-            say("Anyone who reaches this address can use it. --accounts makes people sign in.")
+            say("Anyone who can reach this address can use it. --accounts makes people sign in.")
         if link := app.state.web.owner_link(address):
             say("Open this link to become the owner and invite others. It works once, within a day:")
             # Not wrapped, so that the link can be copied.
@@ -142,8 +149,33 @@ def run(args: argparse.Namespace) -> None:
     serve(app, listening, started=started)
 
 
-def _loader(backend: str) -> "Callable[[str, argparse.Namespace, Settings], Backend]":
-    """What opens one model with this backend. Raises PunaError for a backend that there is not."""
+class _Given(NamedTuple):
+    """A model as it was given: the name it is served by ("" where the engine decides), and where it is."""
+
+    name: str
+    place: str
+
+
+def _named(words: str, backend: str) -> _Given:
+    """Read MODEL or NAME=MODEL. A path that exists is a path, even with "=" in it. Raises PunaError."""
+    from puna.core.errors import PunaError
+    from puna.model.hub import model_directory, model_name
+
+    name, equals, place = words.partition("=")
+    if not equals or Path(words).exists():
+        name, place = "", words
+    elif not name or not place:
+        raise PunaError(f"'{words}' names no model.", "Write NAME=DIR, or DIR alone.")
+    if backend == "native" or (backend == "vllm" and Path(place).is_dir()):
+        place = str(model_directory(place))
+    if not name:
+        is_local = backend == "native" or (place and Path(place).exists())
+        name = model_name(place).removesuffix(".gguf") if is_local else place
+    return _Given(name, place)
+
+
+def _loader(backend: str) -> "Callable[[_Given, argparse.Namespace, Settings], Backend]":
+    """Return the function that opens one model with this backend. Raises PunaError for an unknown backend."""
     from puna.core.errors import PunaError, nearest
     from puna.serve.backends.plugins import BACKENDS, BUILT_IN
 
@@ -153,27 +185,26 @@ def _loader(backend: str) -> "Callable[[str, argparse.Namespace, Settings], Back
         return _connect
     if backend not in BACKENDS:
         hint = nearest(backend, (*BUILT_IN, *BACKENDS))
-        raise PunaError(f"There is no backend '{backend}'.", f"{hint} One in a file of your own needs --include.")
+        raise PunaError(f"There is no backend '{backend}'.", f"{hint} A backend in your own file needs --include.")
     return _open
 
 
-def _open(given: str, args: argparse.Namespace, settings: "Settings") -> "Backend":
-    """The backend of one model that a plugin opens."""
+def _open(given: _Given, args: argparse.Namespace, settings: "Settings") -> "Backend":
+    """Open one model with a plugin's backend."""
     from puna.serve.backends.plugins import BACKENDS
 
-    name, equals, model = given.partition("=")
-    return BACKENDS[args.backend](model if equals else given, name or args.backend, settings)
+    return BACKENDS[args.backend](given.place, given.name or args.backend, settings)
 
 
 def settings_of(args: argparse.Namespace) -> "Settings":
-    """The settings for the options. Raises PunaError for invalid values."""
+    """Build the settings from the options. Raises PunaError for invalid values."""
     from puna.core.errors import PunaError
     from puna.serve.settings import Settings
     from puna.web.accounts.key_file import read_keys
 
     for name, least in (("max_queue", 0), ("max_batch", 1), ("max_body", 0.001), ("timeout", 0.001), ("drain", 0)):
         if not getattr(args, name) >= least:
-            raise PunaError(f"--{name.replace('_', '-')} {getattr(args, name)} is too small.", "Give a larger number.")
+            raise PunaError(f"--{name.replace('_', '-')} {getattr(args, name)} is too small.", "Use a larger number.")
     return Settings(
         host=args.host,
         port=args.port,
@@ -215,24 +246,21 @@ def _root_path(given: str) -> str:
     return path
 
 
-def _load(given: str, args: argparse.Namespace, settings: "Settings") -> "Backend":
+def _load(given: _Given, args: argparse.Namespace, settings: "Settings") -> "Backend":
     """Load one model. Raises PunaError when it cannot be loaded or memory is too small."""
     import torch
 
     from puna.cli.generation_options import device_of
+    from puna.core.console import say
     from puna.engine.core.memory_errors import out_of_memory
     from puna.engine.generate import load_engine
-    from puna.model.hub import model_directory
     from puna.model.store import load_stage
     from puna.serve.backends.native.backend import NativeBackend
     from puna.serve.backends.native.introduction import read_introduction
 
-    name, equals, place = given.partition("=")
-    directory = model_directory(place if equals else given)
-    # A run stores its model in a subdirectory: the run's name says more.
-    name = name if equals else (Path(given) if Path(given).exists() else directory).resolve().name
+    directory = Path(given.place)
     dtype = getattr(torch, args.dtype) if args.dtype else None
-    with out_of_memory(str(directory), "Give fewer --kv-tokens or --max-batch, or a smaller model."):
+    with out_of_memory(str(directory), "Use fewer --kv-tokens or --max-batch, or a smaller model."):
         engine = load_engine(
             directory,
             device=device_of(args.device),
@@ -243,9 +271,11 @@ def _load(given: str, args: argparse.Namespace, settings: "Settings") -> "Backen
             kv_tokens=args.kv_tokens,
             deterministic=args.deterministic,
         )
+        if engine.tokenizer is None:
+            say(f"{given.name} has no tokenizer: it answers only /v1/completions, with token ids for a prompt.")
         return NativeBackend(
             engine,
-            name,
+            given.name,
             settings,
             stage="chat" if load_stage(directory) == "chat" else "base",
             root=str(directory),
@@ -260,17 +290,17 @@ def _check_backend(args: argparse.Namespace) -> None:
     if args.backend == "native":
         if args.upstream:
             raise PunaError(
-                "--upstream is the address of another engine.", "Say which: --backend vllm|llama.cpp|openai."
+                "--upstream is the address of another engine.", "Select it with --backend vllm|llama.cpp|openai."
             )
         if not args.models:
-            raise PunaError("No model was given.", "Give a model directory: puna serve models/demo")
+            raise PunaError("No model was given.", "Pass a model directory: puna serve models/demo")
         return
     if args.backend == "openai" and not args.upstream:
-        raise PunaError("--backend openai needs an address.", "Give it: --upstream URL")
+        raise PunaError("--backend openai needs an address.", "Add --upstream URL.")
     if args.backend not in ("vllm", "llama.cpp", "openai") and args.upstream:
-        raise PunaError(f"--backend {args.backend} takes no --upstream.", "Leave it out.")
+        raise PunaError(f"--backend {args.backend} does not support --upstream.", "Omit it.")
     if args.backend in ("vllm", "llama.cpp") and not args.upstream and not args.models:
-        raise PunaError(f"There is no model to start {args.backend} with.", "Give one, or the --upstream URL.")
+        raise PunaError(f"There is no model to start {args.backend} with.", "Pass one, or the --upstream URL.")
     started_vllm = args.backend == "vllm" and not args.upstream
     for name, given in (
         ("--device", args.device != "auto"),
@@ -280,18 +310,15 @@ def _check_backend(args: argparse.Namespace) -> None:
         ("--deterministic", args.deterministic),
     ):
         if given:
-            raise PunaError(f"{name} is for Puna's own engine.", f"Leave it out with --backend {args.backend}.")
+            raise PunaError(f"{name} is for Puna's own engine.", f"Omit it with --backend {args.backend}.")
 
 
-def _connect(given: str, args: argparse.Namespace, settings: "Settings") -> "Backend":
+def _connect(given: _Given, args: argparse.Namespace, settings: "Settings") -> "Backend":
     """Connect to a model of another engine; without an address, that engine is started."""
     from puna.serve.backends.upstream.backend import UpstreamBackend
     from puna.serve.backends.upstream.launch import start_llama, start_vllm
 
-    name, equals, model = given.partition("=")
-    if not equals:
-        model = given
-        name = Path(given).resolve().name.removesuffix(".gguf") if given and Path(given).exists() else given
+    name, model = given
     child = None
     if not args.upstream:
         vllm = args.backend == "vllm"

@@ -1,6 +1,6 @@
 """generate problems that can be checked, and check answers
 
-puna tasks list                                    every task, what is scored, and what a constant answer scores
+puna tasks list                                    every task, what is scored, and the score of a constant answer
 puna tasks sample planning.grid --level 3 [-n K]   problems; --json writes them as lines for a file
 puna tasks score FILE                              scores of a file of answers, with 95 % intervals
 """
@@ -12,22 +12,20 @@ from pathlib import Path
 from puna.core.errors import PunaError
 
 LISTED = 50
-"""Problems on which `list` measures constant answers, enough to tell 10 % from 30 %."""
+"""Problems per task on which `list` measures constant answers, enough to distinguish 10 % from 30 %."""
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.description = (__doc__ or "").strip()
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
-    listed = actions.add_parser("list", help="every task, its levels and what is scored")
+    listed = actions.add_parser("list", help="list every task, its levels and what is scored")
     listed.add_argument("--json", action="store_true", help="print one JSON list, with a baseline for every level")
     sample = actions.add_parser("sample", help="generate problems")
-    sample.add_argument("task", metavar="TASK", help="name of a task, see puna tasks list")
-    sample.add_argument("--level", type=int, default=1, help="difficulty, from 1 (default: 1)")
-    sample.add_argument("--seed", type=int, default=0, help="of the first problem (default: 0)")
-    sample.add_argument("-n", "--count", type=int, default=1, metavar="K", help="how many (default: 1)")
-    sample.add_argument("--solve", action="store_true", help="show the reference answer too")
+    sample.add_argument("task", metavar="TASK", help="name of a task (see puna tasks list)")
+    sample.add_argument("--level", type=int, default=1, metavar="N", help="difficulty, from 1 (default: 1)")
+    sample.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the first problem (default: 0)")
+    sample.add_argument("-n", "--count", type=int, default=1, metavar="K", help="number of problems (default: 1)")
+    sample.add_argument("--solve", action="store_true", help="also print the reference answer")
     sample.add_argument("--json", action="store_true", help="print one JSON object per line, as `score` reads them")
     score = actions.add_parser("score", help="score a file of answers")
     score.add_argument("file", type=Path, metavar="FILE", help="JSON lines of task, level, seed, answer")
@@ -44,7 +42,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Run the action that was named."""
+    """Run the given action."""
     from puna.core.plugins import include_all
 
     include_all(args.include)
@@ -87,7 +85,7 @@ def _sample(args: argparse.Namespace) -> None:
     from puna.tasks.catalogue import find
 
     if args.count < 1:
-        raise PunaError(f"-n {args.count} is not a number of problems.", "Give 1 or more.")
+        raise PunaError(f"-n {args.count} is not a number of problems.", "Use 1 or more.")
     task = find(args.task)
     for seed in range(args.seed, args.seed + args.count):
         problem = task.sample(seed, args.level)

@@ -2,17 +2,17 @@
 
 puna tune sft RECIPE [key=value ...]     supervised fine-tuning on dialogues and demonstrations
 puna tune reward RECIPE                  a reward model, from preferences
-puna tune rejection RECIPE               many answers to each prompt; the best are kept to tune on
+puna tune rejection RECIPE               sample many answers to each prompt and keep the best
 puna tune dpo RECIPE                     direct preference optimisation (IPO, SimPO, KTO)
 puna tune rl RECIPE                      reinforcement learning with verifiable rewards
 puna tune distill RECIPE                 on-policy distillation from a larger model
 puna tune average RECIPE                 the mean of several models
 puna tune extend RECIPE                  a longer context
-puna tune all RECIPE MODEL               all of it in Llama 3's order, each stage beside a control
-puna tune STAGE --resume RUN_DIR         go on with a run that was stopped
+puna tune all RECIPE MODEL               all stages in Llama 3's order, each compared with a control
+puna tune STAGE --resume RUN_DIR         continue an interrupted run
 
-The end of a stage is a model directory, RUN_DIR/model. Exit codes are those of puna train: 0 at the end, 2 when
-something given is wrong, 130 when Ctrl-C stopped it (a checkpoint is saved) and 143 when SIGTERM did.
+A stage writes a model directory, RUN_DIR/model. Exit codes are those of puna train: 0 when the stage is finished, 2 for
+bad input, 130 when Ctrl-C stopped it (a checkpoint is saved) and 143 when SIGTERM did.
 """
 
 import argparse
@@ -26,13 +26,11 @@ from puna.core.errors import PunaError, nearest
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.description = (__doc__ or "").strip()
-    parser.add_argument("stage", metavar="STAGE", help="one of those above")
+    parser.add_argument("stage", metavar="STAGE", help="one of the stages above")
     words = "recipe file, the model to start from (or its key model), overrides of its keys"
     parser.add_argument("words", nargs="*", metavar="RECIPE [MODEL] key=value", help=words)
-    parser.add_argument("--run-dir", type=Path, help="where the run lives (default: runs/<recipe name>)")
-    parser.add_argument("--resume", type=Path, metavar="RUN_DIR", help="go on with this run instead of a recipe")
+    parser.add_argument("--run-dir", type=Path, metavar="DIR", help="run directory (default: runs/<recipe name>)")
+    parser.add_argument("--resume", type=Path, metavar="RUN_DIR", help="continue this run")
     parser.add_argument("--nproc", type=int, default=1, metavar="N", help="processes on this machine (default: 1)")
     parser.add_argument("--json", action="store_true", help="print the last event as JSON on stdout")
     parser.add_argument(
@@ -41,29 +39,36 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         type=Path,
         metavar="FILE.py",
-        help="load tasks from this file (repeatable); give it again with --resume",
+        help="load tasks from this file (repeatable); pass it again with --resume",
     )
 
 
 def run(args: argparse.Namespace) -> None:
-    """Check everything that needs no torch, then run the stage here or start the processes that do."""
+    """Check everything that needs no torch, then run the stage here or start its processes."""
     from puna.core.console import print_json, show_table
     from puna.core.plugins import include_all
+    from puna.train.run.directory import say_finished
     from puna.tune.recipe import STAGES
-    from puna.tune.stages import new_stage, resumed_stage, runner
+    from puna.tune.stages import finished_stage, new_stage, resumed_stage, runner, settled
     from puna.tune.way.report import stage_table
 
     include_all(args.include)
     if args.stage not in STAGES:
-        raise PunaError(f"'{args.stage}' is no stage of tuning.", nearest(args.stage, STAGES))
+        raise PunaError(f"'{args.stage}' is not a stage of tuning.", nearest(args.stage, STAGES))
     if args.nproc < 1:
-        raise PunaError(f"--nproc {args.nproc} is not a number of processes.", "Give 1 or more.")
+        raise PunaError(f"--nproc {args.nproc} is not a number of processes.", "Use 1 or more.")
     rank = int(os.environ.get("RANK", 0))
     if args.resume:
         if args.run_dir:
-            raise PunaError("--resume and --run-dir were both given.", "--resume alone says where the run lives.")
+            raise PunaError("--resume and --run-dir were both given.", "--resume alone names the run directory.")
         run_dir = args.resume
         recipe = resumed_stage(run_dir, args.words, stage=args.stage, first=rank == 0)
+        if finished := finished_stage(run_dir, recipe):
+            if rank == 0:
+                say_finished(run_dir, finished, f"puna tune {args.stage}")
+                if args.json:
+                    print_json(finished)
+            return
     else:
         if not args.words:
             raise PunaError("No recipe was given.", f"Try: puna tune {args.stage} RECIPE, or --resume RUN_DIR.")
@@ -71,8 +76,9 @@ def run(args: argparse.Namespace) -> None:
         if words and "=" not in words[0]:
             words[0] = f"model={words[0]}"
         recipe, run_dir = new_stage(path, words, args.run_dir, stage=args.stage, first=rank == 0)
+    recipe = settled(recipe)
     if args.nproc > 1 and args.stage in ("all", "average", "rejection"):
-        raise PunaError(f"puna tune {args.stage} runs in one process.", "Leave --nproc out.")
+        raise PunaError(f"puna tune {args.stage} runs in one process.", "Omit --nproc.")
     if args.nproc > 1 and "RANK" not in os.environ:
         from puna.train.run.launch import launch
 
@@ -88,7 +94,7 @@ def run(args: argparse.Namespace) -> None:
     try:
         event = runner(args.stage)(recipe, run_dir, resume=bool(args.resume), observers=observers)
     except KeyboardInterrupt:
-        # At once: not after the checkpoint that a background thread may be writing. No file is ever half written.
+        # As in puna train: without waiting for a checkpoint in the background.
         print("puna tune: interrupted.", file=sys.stderr, flush=True)
         os._exit(128 + signal.SIGINT)
     if args.json and rank == 0:

@@ -26,6 +26,7 @@ from puna.core.files import disk_errors, read_json, require_space
 from puna.core.units import format_count
 from puna.model.card import public_name
 from puna.model.config import ModelConfig
+from puna.model.hub import model_name
 from puna.model.llama import rotary_frequencies
 from puna.model.store import load_config, load_lineage, read_tensor, stored_dtype, tensor_files
 from puna.text.tokenizer import Tokenizer
@@ -95,7 +96,7 @@ def export_gguf(directory: Path, out: Path, scheme: str, *, name: str = "", veri
     text = sum(len(token.encode()) + 24 for token in (*words.tokens, *words.merges))
     require_space(out.parent, sum(sizes.values()) + text + (1 << 20), f"{out.name}")
     writer = GGUFWriter(None, "llama")
-    _metadata(writer, directory, config, scheme, public_name(name or directory.name))
+    _metadata(writer, directory, config, scheme, public_name(name or model_name(directory)))
     write_vocabulary(writer, words, tokenizer.chat_template)
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     with disk_errors(out):

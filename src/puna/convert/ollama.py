@@ -11,6 +11,7 @@ from pathlib import Path
 from puna.convert.gguf import ExportedFile, export_gguf, sampling_defaults
 from puna.core.files import new_directory, write_text
 from puna.model.config import ModelConfig
+from puna.model.hub import model_name
 from puna.model.store import load_config, load_stage
 from puna.text.templates import CHAT_TEMPLATE
 from puna.text.tokenizer import Tokenizer
@@ -76,7 +77,7 @@ def export_ollama(
 
     Raises PunaError as `export_gguf`, and when `out` exists. The folder appears when both files are complete.
     """
-    name = name or directory.name
+    name = name or model_name(directory)
     config, tokenizer = load_config(directory), Tokenizer.load(directory)
     file = f"{name}-{scheme.upper()}.gguf"
     kind = load_stage(directory)

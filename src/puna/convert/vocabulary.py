@@ -53,6 +53,7 @@ def vocabulary(tokenizer: Tokenizer, vocab_size: int, name: str) -> Vocabulary:
     special, ends = tokenizer.special, tokenizer.eos_ids
     eos = special.get(END_OF_TEXT, ends[0] if ends else None)
     eot = special.get(END_OF_TURN, next((i for i in ends if i != eos), None))
+    eom = special.get(END_OF_MESSAGE, next((i for i in ends if i not in (eos, eot)), None))
     return Vocabulary(
         tokens,
         kinds,
@@ -60,7 +61,7 @@ def vocabulary(tokenizer: Tokenizer, vocab_size: int, name: str) -> Vocabulary:
         tokenizer.bos_id,
         eos,
         eot,
-        special.get(END_OF_MESSAGE),
+        eom,
         special.get(PAD),
     )
 

@@ -1,1 +1,1 @@
-"""What every room stands on: errors, console, files, units and recipes. No torch here."""
+"""Shared by all packages: errors, console, files, units and recipes. No torch."""

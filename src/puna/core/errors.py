@@ -16,6 +16,7 @@ its traceback. All of these can be imported from `puna`.
 """
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
@@ -72,3 +73,21 @@ def nearest(name: str, known: Iterable[str]) -> str:
     if close:
         return f"Did you mean '{close[0]}'?"
     return f"Known: {', '.join(names)}." if names else ""
+
+
+def reason_of(error: BaseException) -> str:
+    """What another library says went wrong, for a message of ours: one line, without the names of its classes.
+
+    The system's own words (such as "No space left on device") where they are the cause.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno is not None and cause.strerror:
+            return cause.strerror
+        cause = cause.__cause__ or cause.__context__
+    lines = str(error).strip().splitlines()
+    first = lines[0].rstrip(" .:") if lines else ""
+    names_a_class = re.search(
+        r"\b[A-Z]\w*[a-z][A-Z]\w*|\b\w+(Error|Exception)\b| object at 0x", re.sub(r"\S+://\S+", "", first)
+    )
+    return first if first and not names_a_class else "the reason is not known"

@@ -11,7 +11,9 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +92,20 @@ def read_json(path: Path) -> Any:
 
 
 @contextlib.contextmanager
+def removed_if_empty(folder: Path) -> Iterator[None]:
+    """When the block fails, remove `folder` and its parents again, where they are new and empty."""
+    folder = Path(os.path.abspath(folder))
+    new = [place for place in (folder, *folder.parents) if not place.exists()]
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):  # not there, or not empty
+            for place in new:
+                place.rmdir()
+        raise
+
+
+@contextlib.contextmanager
 def new_directory(path: Path, *, replace: bool = False) -> Iterator[Path]:
     """Yield a temporary folder next to `path`; rename it to `path` if the block succeeds, remove it if it fails.
 
@@ -100,7 +116,7 @@ def new_directory(path: Path, *, replace: bool = False) -> Iterator[Path]:
     if path.exists() and (not replace or not path.is_dir()):
         raise PunaError(f"{path} exists already.", "Choose another name or remove it first.")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with disk_errors(path):
+    with disk_errors(path), removed_if_empty(path.parent):
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         try:
@@ -120,6 +136,25 @@ def new_directory(path: Path, *, replace: bool = False) -> Iterator[Path]:
                 os.rename(temporary, path)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def give_usual_mode(path: Path) -> None:
+    """Give a file the mode of its neighbours, for libraries that write with one of their own (safetensors: 0600).
+
+    The mode is read from a file made for it: the process' umask cannot be read without changing it for all threads.
+    """
+    probe = path.with_name(f".{path.name}.{os.getpid()}.mode")
+    with disk_errors(path):
+        probe.touch()
+        try:
+            path.chmod(stat.S_IMODE(probe.stat().st_mode))
+        finally:
+            probe.unlink(missing_ok=True)
+
+
+def _remove_lone_lock(path: Path, failed: type[BaseException] | None, *_: object) -> None:
+    if failed is not None and path.is_dir() and [entry.name for entry in path.iterdir()] == [".lock"]:
+        (path / ".lock").unlink(missing_ok=True)
 
 
 def sync_directory(path: Path) -> None:
@@ -154,11 +189,15 @@ def require_space(folder: Path, needed: int, what: str) -> None:
 def lock_directory(path: Path) -> Iterator[None]:
     """Hold `path`/.lock for this process; the lock ends with the process, however it ends.
 
+    A block that fails before it has written anything leaves no folder behind that was not there before.
     Raises PunaError if a running process holds it.
     """
     if path.exists() and not path.is_dir():
         raise PunaError(f"{path} is a file, not a folder.", "Choose another name.")
     with contextlib.ExitStack() as stack:
+        stack.enter_context(removed_if_empty(path))
+        if not path.exists():
+            stack.push(partial(_remove_lone_lock, path))
         with disk_errors(path):
             path.mkdir(parents=True, exist_ok=True)
             file = stack.enter_context(open(path / ".lock", "a+", encoding="utf-8"))

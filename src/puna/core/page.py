@@ -65,7 +65,9 @@ def table(
     ours: int | None = None,
     head: bool = True,
 ) -> str:
-    """An HTML table; cells are escaped unless they are Html. The first cell of a row is its header.
+    """An HTML table, which scrolls by itself where it is wider than the page. Cells are escaped unless they are Html.
+
+    The first cell of a row is its header.
 
     numeric: right-aligned columns. drawing: a column of bars. ours: the row to highlight.
     """
@@ -86,4 +88,5 @@ def table(
         for at, row in enumerate(rows)
     )
     kind = "" if drawing is None else ' class="bars"'
-    return f"<table{kind}>{f'<thead><tr>{header}</tr></thead>' if head else ''}<tbody>{body}</tbody></table>"
+    whole = f"<table{kind}>{f'<thead><tr>{header}</tr></thead>' if head else ''}<tbody>{body}</tbody></table>"
+    return f'<div class="scroll">{whole}</div>'

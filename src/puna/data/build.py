@@ -191,7 +191,11 @@ def _require_documents(
 def _given_tokenizer(recipe: DataRecipe) -> "Tokenizer | None":
     from puna.text.tokenizer import Tokenizer
 
-    return Tokenizer.load(Path(recipe.tokenizer.path).expanduser()) if recipe.tokenizer.path else None
+    if not recipe.tokenizer.path:
+        return None
+    tokenizer = Tokenizer.load(Path(recipe.tokenizer.path).expanduser())
+    say(f"Tokenizer {recipe.tokenizer.path}: {tokenizer.choices}.")
+    return tokenizer
 
 
 def _train_tokenizer(recipe: DataRecipe, spool: Spool, order: np.ndarray) -> "Tokenizer":

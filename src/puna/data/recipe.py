@@ -87,7 +87,7 @@ class FilterConfig(Config):
     languages: list[str] = Field(default_factory=list, description="text: keep these languages (en, de, zh, ...)")
     ignore: list[str] = Field(default_factory=list, description="reasons to ignore, e.g. 'gopher.stop_words'")
     invalid_utf8: Literal["drop", "replace"] = Field(
-        "drop", description="a file that is not UTF-8: drop it, or replace invalid bytes by U+FFFD"
+        "drop", description="a document that is not UTF-8: drop it, or replace invalid bytes by U+FFFD"
     )
 
     @model_validator(mode="after")

@@ -1,8 +1,9 @@
-"""What the demo's model says of itself on its page: one line of what it can do, and problems to start with.
+"""The introduction on the page of the demo's model.
 
-Starters are held-out problems that the tuned model solves (checked, not believed), each with what the model wrote
-before it was tuned. They go to `introduction` in the model directory's puna.json, from where the server's model card
-and the page take them; any model directory may have one.
+It has one line about what the model can do, and starter problems. Starters are held-out problems that the tuned model
+solves (verified by the task's check), each with what the model wrote before tuning. They are stored under
+`introduction` in the model directory's puna.json, from where the server's model card and the page read them; any model
+directory may have one.
 """
 
 import itertools
@@ -15,12 +16,12 @@ from puna.core.files import read_json, write_json
 ASKED = 24
 """Held-out problems of each ability that are tried as starters."""
 STARTERS = 2
-"""Of each ability, at most."""
+"""Starters per ability, at most."""
 LONGEST = 400
-"""Characters of an answer that are shown."""
+"""Characters of an answer to show."""
 VERBS = {
     "code.synthesis": "write small Python functions",
-    "code.tracing": "say what a small program prints",
+    "code.tracing": "predict what a small program prints",
     "rewriting.list": "rewrite short lists of numbers",
     "planning.grid": "find the way through a small grid",
 }
@@ -32,7 +33,7 @@ def introduce(model: Path, before: Path, abilities: Sequence[dict[str, Any]], *,
     model, before: model directories after and before tuning. abilities: rows of `tune_demo`.
     """
     each = [_starters(model, before, row, max_tokens=max_tokens) for row in abilities]
-    # One of each ability first: a phone shows three.
+    # One of each ability first, because a phone shows only three.
     starters = [one for several in itertools.zip_longest(*each) for one in several if one]
     found = {"about": about(abilities), "starters": starters}
     path = model / "puna.json"
@@ -41,15 +42,18 @@ def introduce(model: Path, before: Path, abilities: Sequence[dict[str, Any]], *,
 
 
 def about(abilities: Sequence[dict[str, Any]]) -> str:
-    """What the model can and cannot do, in one line, with the shares of held-out problems that it solves greedily."""
+    """Describe in one line what the model can and cannot do.
+
+    Includes the shares of held-out problems that it solves greedily.
+    """
     shares = {row["task"]: next(s["greedy"] for s in row["stages"] if s["stage"] == row["kept"]) for row in abilities}
     able = [f"{VERBS.get(task, task)} ({share:.0%} right)" for task, share in shares.items()]
     listed = f"{', '.join(able[:-1])} and {able[-1]}" if len(able) > 1 else "".join(able)
-    return f"It can {listed}. It has read nothing but Python, and cannot talk about anything else."
+    return f"It can {listed}. It was trained only on Python, and cannot talk about anything else."
 
 
 def _starters(model: Path, before: Path, row: dict[str, Any], *, max_tokens: int) -> list[dict[str, str]]:
-    """Problems that the model solves now, those first that it did not solve before."""
+    """Problems that the model solves now, starting with those that it did not solve before."""
     from puna.engine.generate import load_engine
     from puna.tasks.heldout import heldout_problems
     from puna.tune.measure import answer

@@ -1,7 +1,7 @@
-"""What a demo has done, in demo.json of its run directory: an interrupted demo continues from there.
+"""The progress of a demo, stored in demo.json of its run directory.
 
-Every part writes its result when it ends; a part that is found there is not done again. Training and tuning also keep
-checkpoints of their own and continue within themselves.
+An interrupted demo continues from there. Every part records its result when it ends; a part with a recorded result is
+skipped. Training and tuning also have their own checkpoints and continue within themselves.
 """
 
 import itertools
@@ -14,8 +14,11 @@ from puna.core.files import read_json, write_json
 STATE = "demo.json"
 
 
-class Progress:
-    """One demo: its settings, the results of its parts, and the seconds that were spent on it, over all processes."""
+class DemoProgress:
+    """One demo: its settings, the results of its parts, and the seconds spent on it.
+
+    Seconds cover all processes.
+    """
 
     def __init__(self, run_dir: Path, settings: dict[str, Any]) -> None:
         self.run_dir = run_dir
@@ -27,25 +30,25 @@ class Progress:
 
     @property
     def seconds(self) -> float:
-        """Spent so far, earlier processes included."""
+        """Seconds spent so far, including earlier processes."""
         return self._before + time.perf_counter() - self._begin
 
     def keep(self, part: str, result: Any) -> None:
-        """Write down the result of a part (plain values)."""
+        """Record the result of a part (plain values)."""
         self.done[part] = result
         write_json(self.run_dir / STATE, {"settings": self.settings, "seconds": self.seconds, "done": self.done})
 
 
-def find(runs: Path, settings: dict[str, Any]) -> tuple[Progress, bool]:
-    """The demo to continue: the newest one that is unfinished and has the same settings, else a new one.
+def find(runs: Path, settings: dict[str, Any]) -> tuple[DemoProgress, bool]:
+    """Find the demo to continue: the newest unfinished one with the same settings, or a new one.
 
-    Returns it and whether it was begun before. A new one is runs/demo, or the first of demo-2, demo-3, ... that is
-    free: nothing of an earlier demo is lost.
+    Returns it and whether it had been started before. A new one is runs/demo, or the first free one of demo-2, demo-3,
+    ...: nothing of an earlier demo is lost.
     """
     begun = sorted(runs.glob(f"demo*/{STATE}"), key=lambda path: path.stat().st_mtime, reverse=True)
     for path in begun:
         state = read_json(path)
         if state.get("settings") == settings and "end" not in state.get("done", {}):
-            return Progress(path.parent, settings), True
+            return DemoProgress(path.parent, settings), True
     names = itertools.chain(("demo",), (f"demo-{i}" for i in itertools.count(2)))
-    return Progress(next(runs / name for name in names if not (runs / name).exists()), settings), False
+    return DemoProgress(next(runs / name for name in names if not (runs / name).exists()), settings), False

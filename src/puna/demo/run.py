@@ -3,10 +3,10 @@
     measure the machine -> build a corpus -> choose a model -> train -> measure the model -> tune -> report -> page
 
 The corpus is the standard library of the running Python: real code and prose that every machine has. The model and
-the number of steps follow from step times measured here and the time allowed (`demo.shapes`). What is expected is
-printed before and compared with what came out; every row of a comparison is shown, whoever wins it. An interrupted demo
-continues where it stopped (`demo.progress`), and each part keeps its time: training by changing the number of its
-steps, tuning by taking what is left.
+the number of steps follow from step times measured here and the time allowed (`demo.shapes`). Expectations are printed
+first and compared with the results; every row of a comparison is shown, whichever wins. An interrupted demo continues
+where it stopped (`demo.progress`), and each part keeps its time: training by changing the number of its steps, tuning
+by using what is left.
 """
 
 import math
@@ -27,8 +27,8 @@ from puna.data.build import build_corpus
 from puna.data.corpus import Corpus
 from puna.data.recipe import DataRecipe
 from puna.demo.introduction import introduce
-from puna.demo.progress import Progress, find
-from puna.demo.shapes import SEQ_LEN, Option, Shape, choose, most_steps
+from puna.demo.progress import DemoProgress, find
+from puna.demo.shapes import SEQ_LEN, Candidate, Option, choose, most_steps
 from puna.demo.tuning import MAX_TOKENS, tune_demo
 from puna.engine.generate import Engine
 from puna.evals.completions import completions, function_heads
@@ -47,12 +47,12 @@ CORPUS_RECIPE = {
     "tokenizer": {"vocab_size": 4096},
 }
 VOCAB_SIZE = 4096
-NEW_TOKENS = 96  # of a sampled function body, at most
+NEW_TOKENS = 96  # maximum tokens of a sampled function body
 TUNE_MINUTES = 6.0
 OTHER_SECONDS = 180.0
-"""All but training and tuning: corpus, step times, sampled bodies, compressors (two cores with AVX2, 2026-11-30)."""
+"""Seconds of all other parts: corpus, step times, sampled bodies, compressors (two cores with AVX2, 2026-11-30)."""
 MOST_TUNING, LEAST_TUNING = 1.1, 0.5
-"""Of tuning's time: it gets what the parts before it have left of the demo's, within these bounds."""
+"""Bounds on the time for tuning, which gets what the parts before it have left of the demo's time."""
 
 
 def run_demo(
@@ -64,16 +64,16 @@ def run_demo(
     tune_minutes: float | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Go the whole way; returns what was measured and where everything lies.
+    """Run the demo; returns the measurements and the paths of its results.
 
-    minutes: of training. folder: `corpora/`, `runs/` and `models/` are made in it; an unfinished demo with the same
-    settings that is found there is continued. bodies: function bodies sampled for each of the three measurements of
-    code. tune_minutes: of tuning, measuring included; None: 1.2 times `minutes`, at most 6; 0: none. seed: of the data
-    order, the demonstrations and what is sampled.
-    Raises PunaError when the machine is too small, or the run was interrupted (the same call continues it).
+    minutes: of training. folder: receives `corpora/`, `runs/` and `models/`; an unfinished demo with the same settings
+    in it is continued. bodies: function bodies sampled for each of the three measurements of code. tune_minutes: of
+    tuning, including measurements; None: 1.2 times `minutes`, at most 6; 0: none. seed: of the data order, the
+    demonstrations and the samples. Raises PunaError when the machine is too small, or the run was interrupted (the same
+    call continues it).
     """
     if minutes <= 0:
-        raise PunaError(f"minutes = {minutes:g} is not a time to train for.", "Give a number above 0, for example 5.")
+        raise PunaError(f"minutes = {minutes:g} is not a training time.", "Use a number above 0, for example 5.")
     tune_minutes = min(TUNE_MINUTES, 1.2 * minutes) if tune_minutes is None else tune_minutes
     settings = {"minutes": minutes, "tune_minutes": tune_minutes, "bodies": bodies, "seed": seed}
     progress, begun = find(folder / "runs", settings)
@@ -81,9 +81,14 @@ def run_demo(
 
 
 class Demo:
-    """One demo: the parts in order, each of which writes its result down and is skipped when it is there."""
+    """One demo: runs the parts in order.
 
-    def __init__(self, folder: Path, progress: Progress, observers: Sequence[Callable[[dict[str, Any]], None]]) -> None:
+    Each records its result and is skipped if a result is recorded.
+    """
+
+    def __init__(
+        self, folder: Path, progress: DemoProgress, observers: Sequence[Callable[[dict[str, Any]], None]]
+    ) -> None:
         self.folder, self.progress, self.observers = folder, progress, observers
         self.run_dir = progress.run_dir
         self.minutes: float = progress.settings["minutes"]
@@ -93,20 +98,20 @@ class Demo:
 
     @property
     def machine(self) -> "Machine":
-        """This machine, measured when it is first asked for."""
+        """This machine, measured on first use."""
         from puna.train.measure.machine import measure
 
         self._machine = self._machine or measure()
         return self._machine
 
     def run(self, begun: bool) -> dict[str, Any]:
-        """All parts; what came of them."""
+        """Run all parts and return their results."""
         if begun:
             done = ", ".join(name for name in self.progress.done) or "nothing yet"
             say(f"Continuing the demo in {self.run_dir} (finished: {done}).")
-        self._say_promise()
+        self._print_promise()
         _heading(1, "This machine")
-        _say_machine(self.machine)
+        _print_machine(self.machine)
         _heading(2, "A corpus: the standard library of this Python")
         corpus_dir = self.folder / "corpora" / "demo"
         corpus = _corpus(corpus_dir)
@@ -148,27 +153,27 @@ class Demo:
         if "recipe" not in done:
             options = self._options(corpus, corpus_dir)
             best, seconds = options[0], 60 * self.minutes
-            if best.steps == most_steps(best.rows, corpus.num_tokens()):  # passes over the corpus end it, not the time
+            if best.steps == most_steps(best.rows, corpus.num_tokens()):  # limited by passes, not by time
                 seconds = 0.0
             recipe = self._draft(best.shape, best.rows, corpus_dir, steps=best.steps, seconds=seconds)
             shown = [_plain(option) for option in options]
             self.progress.keep("recipe", {"recipe": recipe.model_dump(mode="json"), "options": shown})
         recipe = check(Recipe, done["recipe"]["recipe"], "the demo's recipe")
-        _say_plan(recipe, done["recipe"]["options"], self.minutes)
+        _print_plan(recipe, done["recipe"]["options"], self.minutes)
         return recipe
 
     def _options(self, corpus: Corpus, corpus_dir: Path) -> list[Option]:
         machine, seconds = self.machine, 60 * self.minutes
 
-        def starting(shape: Shape) -> float:
+        def starting(shape: Candidate) -> float:
             return bigram_flops(self._draft(shape, 8, corpus_dir).model) / (0.7 * machine.matmul_flops["fp32"])
 
-        def estimate(shape: Shape, rows: int) -> float:
+        def estimate(shape: Candidate, rows: int) -> float:
             step = expected_step(self._draft(shape, rows, corpus_dir), machine)
             assert step is not None
             return step.step_seconds
 
-        def measure(shape: Shape, rows: int) -> float:
+        def measure(shape: Candidate, rows: int) -> float:
             from puna.train.pretrain import step_seconds
 
             with tempfile.TemporaryDirectory(prefix="puna-") as scratch:
@@ -190,13 +195,13 @@ class Demo:
             )
         return options
 
-    def _draft(self, shape: Shape, rows: int, corpus_dir: Path, *, steps: int = 1, seconds: float = 0.0) -> Recipe:
+    def _draft(self, shape: Candidate, rows: int, corpus_dir: Path, *, steps: int = 1, seconds: float = 0.0) -> Recipe:
         seed = self.progress.settings["seed"]
         name = self.run_dir.name
         return demo_recipe(shape, rows, corpus=str(corpus_dir), name=name, steps=steps, seconds=seconds, seed=seed)
 
     def _train(self, recipe: Recipe, corpus: Corpus) -> dict[str, Any]:
-        """The run's last event."""
+        """Train and return the run's last event."""
         from puna.train.pretrain import train
 
         done = self.progress.done
@@ -205,7 +210,7 @@ class Demo:
             event = train(
                 recipe,
                 self.run_dir,
-                resume=(self.run_dir / "metrics.jsonl").exists(),  # before the first checkpoint too: from step 0
+                resume=(self.run_dir / "metrics.jsonl").exists(),  # also before the first checkpoint: from step 0
                 observers=self.observers,
                 hooks={
                     0.0: code.at("at initialisation"),
@@ -223,7 +228,7 @@ class Demo:
         return dict(event)
 
     def _compare(self, recipe: Recipe, corpus: Corpus, event: dict[str, Any]) -> dict[str, Any]:
-        """Bits per byte next to compressors, and code that parses; written for the report."""
+        """Compare bits per byte with compressors, and count code that parses, for the report."""
         from puna.evals.compressors import compressors
 
         done = self.progress.done
@@ -233,7 +238,7 @@ class Demo:
         first = {"name": "its first weights", "value": done["code"]["first_bits_per_byte"]}
         rows = [
             {**model, "note": _window_note(recipe)},
-            {**first, "note": "counted from the corpus, no step made"},
+            {**first, "note": "counted from the corpus, no training step"},
             *done["compressors"],
         ]
         code = done["code"]
@@ -242,7 +247,7 @@ class Demo:
         return evaluation
 
     def _tune(self, event: dict[str, Any]) -> list[dict[str, Any]]:
-        """Three abilities at four stages, tuned in what is left of the time."""
+        """Tune three abilities in the remaining time and measure them at four stages."""
         done = self.progress.done
         if "abilities" not in done:
             if "tuning" not in done:
@@ -265,7 +270,7 @@ class Demo:
         return list(done["abilities"])
 
     def _publish(self, trained: Path, name: str) -> tuple[Path, Path]:
-        """The report, drawn anew, and a copy of the model where the next command expects it, over an earlier demo's."""
+        """Draw the report again, and copy the model to its public path, replacing an earlier demo's."""
         from puna.train.report.page import write_report
 
         model = self.folder / "models" / name
@@ -273,16 +278,19 @@ class Demo:
             shutil.copytree(trained, place, dirs_exist_ok=True)
         return write_report(self.run_dir), model
 
-    def _say_promise(self) -> None:
+    def _print_promise(self) -> None:
         left = max(0.0, self.promised - self.progress.seconds)
         done = datetime.now().astimezone() + timedelta(seconds=left)
         say(f"About {format_seconds(left)} in all, until {done:%H:%M}.")
 
 
 class CodeMeasure:
-    """Code ability over the run: bodies sampled for the same held-out function heads, and how many of them parse."""
+    """Code ability over the run: how many sampled bodies of held-out functions parse.
 
-    def __init__(self, corpus: Corpus, progress: Progress) -> None:
+    The function heads are the same each time.
+    """
+
+    def __init__(self, corpus: Corpus, progress: DemoProgress) -> None:
         self.corpus, self.progress = corpus, progress
         self.heads = function_heads(corpus, limit=progress.settings["bodies"])
         self.found: dict[str, Any] = progress.done.get(
@@ -290,7 +298,7 @@ class CodeMeasure:
         )
 
     def at(self, label: str) -> Callable[["Loop"], None]:
-        """A hook for the loop that measures the weights of that moment, once."""
+        """Return a hook for the loop that measures the current weights once."""
         from puna.train.pretrain import Pretraining
 
         def measure(loop: "Loop") -> None:
@@ -315,9 +323,9 @@ class CodeMeasure:
 
 
 def demo_recipe(
-    shape: Shape, rows: int, *, corpus: str, name: str, steps: int = 1, seconds: float = 0.0, seed: int = 0
+    shape: Candidate, rows: int, *, corpus: str, name: str, steps: int = 1, seconds: float = 0.0, seed: int = 0
 ) -> Recipe:
-    """The demo's recipe for a shape. seconds: of training, promised; 0: none."""
+    """The demo's recipe for a shape. seconds: the promised training time; 0: none."""
     return check(
         Recipe,
         {
@@ -361,17 +369,17 @@ def demo_recipe(
 
 
 def _end(event: dict[str, Any]) -> None:
-    """Raise PunaError when a run did not come to its end."""
+    """Raise PunaError when a run did not finish."""
     if event["kind"] != "end":
         detail = event["detail"].partition(";")[0]
         raise PunaError(f"{detail[0].upper()}{detail[1:]}.", "The same command continues from there.")
 
 
 def _corpus(directory: Path) -> Corpus:
-    """The demo's corpus: the one that is there already, else a new one."""
+    """The demo's corpus: the existing one, or a new one."""
     if (directory / "manifest.json").is_file():
         corpus = Corpus.open(directory)
-        say(f"{directory} is there already ({format_count(corpus.num_tokens())} tokens); remove it to build it again.")
+        say(f"{directory} already exists ({format_count(corpus.num_tokens())} tokens); remove it to build it again.")
         return corpus
     build_corpus(check(DataRecipe, CORPUS_RECIPE, "the demo's corpus"), directory)
     return Corpus.open(directory)
@@ -392,7 +400,7 @@ def _heading(number: int, text: str) -> None:
     say(f"\n[bold]{number}  {text}[/bold]")
 
 
-def _say_machine(machine: "Machine") -> None:
+def _print_machine(machine: "Machine") -> None:
     rates = ", ".join(f"{name} {rate / 1e9:,.0f} GFLOP/s" for name, rate in machine.matmul_flops.items())
     compiler = "torch.compile has a compiler" if machine.has_compiler else "no compiler: blocks run eagerly"
     say(f"{machine.name}, {machine.cores} cores, {format_bytes(machine.memory_bytes)} free; {compiler}")
@@ -402,7 +410,7 @@ def _say_machine(machine: "Machine") -> None:
         say(f"[yellow]{warning}[/yellow]")
 
 
-def _say_plan(recipe: Recipe, options: Sequence[dict[str, Any]], minutes: float) -> None:
+def _print_plan(recipe: Recipe, options: Sequence[dict[str, Any]], minutes: float) -> None:
     model, tokens, best = recipe.model, recipe.total_steps * recipe.tokens_per_step, options[0]
     size, step = format_count(model.num_parameters()), f"{recipe.tokens_per_step:,} tokens"
     say(f"{model.num_hidden_layers} layers, {model.hidden_size} wide: {size} parameters")

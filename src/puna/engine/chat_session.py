@@ -20,15 +20,29 @@ class ChatSession:
             raise PunaError(
                 "Chat needs a tokenizer, and this model has none.", "Put the model's tokenizer into its directory."
             )
-        if system and not chat:
-            raise PunaError("A base model has no system message.", "Leave --system out, or use a chat model.")
         self.engine, self.tokenizer, self.chat = engine, engine.tokenizer, chat
-        self._system: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
-        self.messages = list(self._system)
+        self.system = ""
+        self.messages: list[dict[str, Any]] = []
+        self.set_system(system)
+
+    def set_system(self, text: str) -> None:
+        """Set the system message and forget all others. Raises PunaError for a base model."""
+        if text and not self.chat:
+            raise PunaError("A base model has no system message.", "Leave it out, or use a chat model.")
+        self.system = text
+        self.reset()
 
     def reset(self) -> None:
         """Forget all messages except the system message."""
-        self.messages = list(self._system)
+        self.messages = [{"role": "system", "content": self.system}] if self.system else []
+
+    def take_back(self) -> str | None:
+        """Forget the last message and its answer; returns the message, None where there is none."""
+        if len(self.messages) < 2 or self.messages[-1]["role"] != "assistant":
+            return None
+        message, _ = self.messages[-2:]
+        del self.messages[-2:]
+        return str(message["content"])
 
     def send(self, text: str, params: SamplingParams) -> Generator[str, None, None]:
         """Stream the answer to `text`. If the consumer stops early (or is interrupted), what it received is kept.

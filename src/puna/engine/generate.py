@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from puna.core.errors import PunaError, nearest
-from puna.core.files import read_json
 from puna.engine.core.engine_core import EngineCore
 from puna.engine.core.engine_loop import EngineLoop
 from puna.engine.core.model_runner import ModelRunner, make_block_pool
@@ -32,6 +31,7 @@ from puna.engine.validation import check_capacity, check_params, check_prompt
 from puna.model.llama import LlamaForCausalLM
 from puna.model.store import check_vocabulary, load_model
 from puna.model.torch_compat import multiplies_bfloat16
+from puna.text.control import declared_ends
 from puna.text.tokenizer import Tokenizer
 
 __all__ = ["Completion", "Engine", "Grammar", "SamplingParams", "load_engine"]
@@ -331,9 +331,6 @@ def load_engine(
     if any((directory / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
         tokenizer = Tokenizer.load(directory)
         check_vocabulary(model.config, tokenizer.vocab_size, str(directory))
-    path = directory / "generation_config.json"
-    ends = (read_json(path) if path.is_file() else read_json(directory / "config.json")).get("eos_token_id")
-    end_ids = [] if ends is None else ends if isinstance(ends, list) else [ends]
-    engine = Engine(model, tokenizer, end_ids=end_ids, **options)
+    engine = Engine(model, tokenizer, end_ids=declared_ends(directory), **options)
     engine.precision = why
     return engine

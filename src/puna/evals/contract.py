@@ -80,8 +80,8 @@ class Transcript(NamedTuple):
 class Likelihood(NamedTuple):
     """How likely one continuation is.
 
-    logprob: the sum of its tokens' log probabilities, in nats. tokens: their number. greedy: whether each of them was
-    the likeliest token.
+    logprob: the sum of its tokens' log probabilities, in nats. tokens: their number, at least 1. greedy: whether each
+    of them was the likeliest token.
     """
 
     logprob: float
@@ -164,11 +164,12 @@ def most_likely(by: str) -> Scorer:
 
     def score(item: Item, response: Sequence[Likelihood]) -> Score:
         assert isinstance(item.ask, Choices)
+        _require_tokens(response)
         lengths = item.ask.lengths or tuple(map(len, item.ask.continuations))
         values = {
             "sum": [one.logprob for one in response],
             "character": [one.logprob / max(1, size) for one, size in zip(response, lengths, strict=True)],
-            "token": [one.logprob / max(1, one.tokens) for one in response],
+            "token": [one.logprob / one.tokens for one in response],
         }
         best = {name: max(range(len(row)), key=row.__getitem__) for name, row in values.items()}
         chosen, sums = best[by], values["sum"]
@@ -184,8 +185,16 @@ def most_likely(by: str) -> Scorer:
 
 def exact_continuation(item: Item, response: Sequence[Likelihood]) -> Score:
     """Score 1 if every token of the single continuation is the likeliest (LAMBADA)."""
-    [one] = response
     import math
+
+    [one] = response
+    _require_tokens(response)
 
     return Score(float(one.greedy), "", "" if one.greedy else "other words are likelier",
                  {"probability": math.exp(max(one.logprob, -700.0)), "logprob": one.logprob})  # fmt: skip
+
+
+def _require_tokens(response: Sequence[Likelihood]) -> None:
+    """Raise ValueError for a continuation without tokens: its log probability of 0 would beat every other one."""
+    if any(one.tokens < 1 for one in response):
+        raise ValueError("a continuation has no tokens")

@@ -5,6 +5,7 @@ A file is named by its path in the data folder without compression: `gsm8k/test.
 the Hub's parquet conversion, which have the same columns.
 """
 
+import contextlib
 import csv
 import io
 import json
@@ -14,7 +15,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from puna.core.errors import DataError, MissingFiles
-from puna.data.reading.readers import read_chunks
+from puna.data.reading.chunks import read_chunks
+from puna.evals.origins import origin
 
 PACKINGS = ("", ".gz", ".xz", ".zst", ".bz2")
 Row = dict[str, Any]
@@ -38,6 +40,11 @@ class EvalData:
     def __init__(self, place: Path | None, *, hub: bool = False, instruct: bool = True) -> None:
         self.place, self.hub, self.instruct = place, hub, instruct
 
+    @property
+    def described(self) -> str:
+        """The folder in words."""
+        return "no folder of evaluation data was named" if self.place is None else f"the folder is {self.place}"
+
     @staticmethod
     def find(given: Path | None, *, hub: bool = False, instruct: bool = True) -> "EvalData":
         """Return the given folder, or the one that PUNA_EVAL_DATA or PUNA_TEST_DATA names; its subfolder `eval` if any.
@@ -58,6 +65,13 @@ class EvalData:
         if self.place is None:
             return None
         return next((path for packing in PACKINGS if (path := self.place / (name + packing)).is_file()), None)
+
+    def has(self, pattern: str) -> bool:
+        """Whether any file here matches a pattern of names, compressed or not."""
+        place = self.place
+        return place is not None and any(
+            path.is_file() for packing in PACKINGS for path in place.glob(_deep(pattern) + packing)
+        )
 
     def text(self, name: str) -> str:
         """Read a file as text. Raises MissingFiles if it is missing, DataError if it is damaged."""
@@ -113,35 +127,58 @@ class EvalData:
         path = self.path(name)
         if path is None and self.place is None:
             raise MissingFiles(
-                f"The benchmark's file {name} is not here: no folder of evaluation data was named.",
-                "Give --data DIR, set PUNA_EVAL_DATA, or fetch with --hub.",
+                f"The benchmark's file {name} is not here: {self.described}.",
+                f"{_how(name)} Give --data DIR, set PUNA_EVAL_DATA, or fetch with --hub.",
             )
         if path is None:
-            raise MissingFiles(f"{self.place / name} is not there.", "Check --data, or fetch it with --hub.")  # type: ignore[operator]
+            raise MissingFiles(f"{self.place / name} is not there.", f"{_how(name)} Or fetch it with --hub.")  # type: ignore[operator]
         return path
 
 
-class _Present(Exception):
+def _deep(pattern: str) -> str:
+    """A pattern for `glob` in which the last star also matches folders, as in fnmatch."""
+    folder, star, rest = pattern.rpartition("/*")
+    return f"{folder}/**/*{rest}" if star else pattern
+
+
+def _how(name: str) -> str:
+    """Where a missing file comes from, in a sentence."""
+    found = origin(name)
+    return "Check --data." if found is None else f"It comes from {found.source} ({found.form})."
+
+
+class FirstFile(NamedTuple):
+    """The first file that a benchmark reads. here: in the folder. hub: whether --hub fetches it."""
+
+    name: str
+    here: bool
+    hub: bool
+
+
+class _Found(Exception):
     pass
 
 
 class _Probe(EvalData):
-    """Finds out whether files exist, without reading them."""
+    """Finds out which file is read first, without reading it."""
+
+    first: FirstFile | None = None
+
+    def rows(self, name: str, *columns: str, hub: OnHub | None = None) -> list[Row]:
+        self.first = FirstFile(name, self.path(name) is not None, hub is not None)
+        raise _Found
 
     def _required(self, name: str) -> Path:
-        super()._required(name)
-        raise _Present
+        self.first = FirstFile(name, self.path(name) is not None, False)
+        raise _Found
 
 
-def is_held(load: Callable[[EvalData], object], data: EvalData) -> bool:
-    """Whether the first file that a loader reads exists. True for a loader that makes its own items."""
-    try:
-        load(_Probe(data.place))
-    except _Present:
-        return True
-    except MissingFiles:
-        return False
-    return True
+def first_file(load: Callable[[EvalData], object], data: EvalData) -> FirstFile | None:
+    """Return the first file that a loader reads; None for a loader that makes its own items."""
+    probe = _Probe(data.place, hub=True)
+    with contextlib.suppress(_Found):
+        load(probe)
+    return probe.first
 
 
 def _row(path: Path, number: int, line: str) -> Row:

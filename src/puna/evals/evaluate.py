@@ -20,8 +20,9 @@ from puna.data.corpus import Corpus
 from puna.engine.generate import Engine
 from puna.evals.contamination import contamination, seen_items
 from puna.evals.contract import Benchmark, Item, MultiTurn
-from puna.evals.datasets import EvalData, MissingFiles
+from puna.evals.datasets import EvalData, MissingFiles, first_file
 from puna.evals.generation import Sampling
+from puna.evals.origins import origin
 from puna.evals.output.compare import compare
 from puna.evals.output.model_card import write_cards
 from puna.evals.output.report import write_report
@@ -31,40 +32,85 @@ from puna.model.store import load_lineage, load_stage
 from puna.tasks.sandboxed import require
 from puna.version import __version__
 
+SHOWN = 3
+"""How many files and benchmarks an error names."""
 Loaded = list[tuple[Benchmark, list[Item], int]]
 """Benchmarks, the items to run, and the number of items that each has."""
 
 
 def load_items(
-    benchmarks: Sequence[Benchmark], data: EvalData, limit: int | None, *, named: bool, say: Callable[[str], None] = say
+    benchmarks: Sequence[Benchmark],
+    data: EvalData,
+    limit: int | None,
+    *,
+    named: bool,
+    suites: Sequence[str] = (),
+    say: Callable[[str], None] = say,
 ) -> Loaded:
     """Load the items of each benchmark.
 
     named: the benchmarks were named one by one, so that missing files are an error; of a suite the others run, and a
-    note says what is left out. Raises PunaError, before anything is asked, if programs must be run and there is no
-    sandbox for them.
+    note says what is left out. suites: those that were named; one of which only Puna's own tasks could run is refused.
+    Raises PunaError, before anything is asked, also if programs must be run and there is no sandbox for them.
     """
+    missing = set() if named else {one.name for one in benchmarks if not _reachable(one, data)}
+    _refuse(suites, benchmarks, missing, data)  # before the items of Puna's tasks are made
     found: Loaded = []
-    left_out: list[str] = []
     for benchmark in benchmarks:
+        if benchmark.name in missing:
+            continue
         try:
             items = benchmark.load(data)
         except MissingFiles:
             if named or len(benchmarks) == 1:
                 raise
-            left_out.append(benchmark.name)
+            missing.add(benchmark.name)
             continue
         if benchmark.code or benchmark.sandbox:
             require()
         found.append((benchmark, chosen(benchmark, items, limit), len(items)))
+    _refuse(suites, benchmarks, missing, data)
+    left_out = [one for one in benchmarks if one.name in missing]
+    names = ", ".join(one.name for one in left_out)
     if left_out and not found:
-        raise PunaError(
-            f"The files of {', '.join(left_out)} are not here.",
-            "Give --data DIR, set PUNA_EVAL_DATA, or fetch with --hub.",
-        )
+        raise _nothing_of(names, left_out, data)
     if left_out:
-        say(f"Left out, as their files are not in {data.place}: {', '.join(left_out)}.")
+        say(f"Left out, as their files are not here ({data.described}): {names}. See puna eval list.")
     return found
+
+
+def _reachable(benchmark: Benchmark, data: EvalData) -> bool:
+    """Whether the first file of a benchmark is here, can be fetched as was asked, or is not needed."""
+    file = None if _own(benchmark) else first_file(benchmark.load, data)
+    return file is None or file.here or (file.hub and data.hub)
+
+
+def _refuse(suites: Sequence[str], benchmarks: Sequence[Benchmark], missing: set[str], data: EvalData) -> None:
+    """Raise MissingFiles for a suite of which only Puna's own tasks would be left."""
+    for suite in suites:
+        public = [one for one in benchmarks if suite in (*one.suites, "all") and not _own(one)]
+        if public and all(one.name in missing for one in public):
+            raise _nothing_of(suite, public, data)
+
+
+def _own(benchmark: Benchmark) -> bool:
+    """Whether a benchmark is one of Puna's tasks, which need no files."""
+    return "puna" in benchmark.suites
+
+
+def _nothing_of(what: str, benchmarks: Sequence[Benchmark], data: EvalData) -> MissingFiles:
+    """The error for a suite whose public benchmarks are all missing: which files, where from, and what to do."""
+    wanted = {one.name: first_file(one.load, data) for one in benchmarks}
+    files = dict.fromkeys(file.name for file in wanted.values() if file is not None)
+    lines = [f"{name}, from {found.source} ({found.form})" for name in files if (found := origin(name)) is not None]
+    more = f"; and {len(files) - SHOWN} more (puna eval list)" if len(files) > SHOWN else ""
+    fetched = [name for name, file in wanted.items() if file is not None and file.hub and not data.hub]
+    hub = f"--hub fetches {', '.join(fetched[:SHOWN])}{' and others' if fetched[SHOWN:] else ''}. " if fetched else ""
+    return MissingFiles(
+        f"Nothing of {what} is here: {data.described}.",
+        f"{hub}Or put into a folder, and name it with --data or PUNA_EVAL_DATA: {'; '.join(lines[:SHOWN])}{more}. "
+        "Puna's own tasks need no files: --suite puna.",
+    )
 
 
 def askable(loaded: Loaded, *, chat: bool, say: Callable[[str], None] = say) -> Loaded:

@@ -16,7 +16,7 @@ from puna.evals.datasets import EvalData
 from puna.evals.evaluate import Loaded, evaluate, load_items
 from puna.evals.generation import Sampling
 from puna.evals.runner import OnProgress
-from puna.model.hub import model_directory
+from puna.model.hub import model_directory, model_name
 from puna.model.store import load_stage, stored_dtype
 from puna.train.measure.machine import best_device
 
@@ -100,8 +100,8 @@ def evaluate_model(
 
 
 def default_folder(directory: Path) -> Path:
-    """Where results go when nobody says: evals/<name of the model or run>."""
-    return Path("evals") / (directory.parent.name if directory.name == "model" else directory.name)
+    """The default folder of results: evals/<name of the model>."""
+    return Path("evals") / model_name(directory)
 
 
 def _loaded(benchmarks: str | Sequence[str | Benchmark], data: EvalData, limit: int | None) -> Loaded:
@@ -112,7 +112,8 @@ def _loaded(benchmarks: str | Sequence[str | Benchmark], data: EvalData, limit: 
         chosen |= {one.name: one} if isinstance(one, Benchmark) else {found.name: found for found in select(one)}
     names = [name.strip() for one in wanted if isinstance(one, str) for name in one.split(",")]
     known = suites()
-    return load_items(list(chosen.values()), data, limit, named=all(name not in known for name in names))
+    named = [name for name in names if name in known]
+    return load_items(list(chosen.values()), data, limit, named=not named, suites=named)
 
 
 def _path(given: str | Path | None) -> Path | None:

@@ -2,8 +2,9 @@
 
 All questions go through here, those of Puna's benchmarks and of lm-evaluation-harness alike, so that both get the same
 numbers. As in the harness, a context and its continuation are encoded as one text and split where the context alone
-ends; a space at the end of the context belongs to the continuation. A prompt that is too long for the model loses its
-beginning, and the result says so.
+ends; a space at the end of the context belongs to the continuation. A continuation that merged into the context's last
+token has nothing left of its own and is encoded alone: without a token its log probability would be 0, the highest
+there is. A prompt that is too long for the model loses its beginning, and the result says so.
 """
 
 import hashlib
@@ -58,16 +59,27 @@ class Sampling(NamedTuple):
 def encode_pair(tokenizer: Tokenizer, context: str, continuation: str) -> tuple[list[int], list[int]]:
     """Encode a context, with begin-of-text if the tokenizer has one, and its continuation.
 
-    An empty context is begin-of-text alone, or the end token of a tokenizer that has none.
+    An empty context is begin-of-text alone, or the end token of a tokenizer that has none. Raises PunaError for an
+    empty continuation.
     """
+    if not continuation:
+        raise PunaError(
+            f"A continuation is empty (after '{context[-60:]}'), so it has no probability.",
+            "Give each choice at least one character.",
+        )
     blanks = len(context) - len(context.rstrip())
     if blanks:
         context, continuation = context[:-blanks], context[-blanks:] + continuation
-    start = [tokenizer.bos_id] if tokenizer.bos_id is not None else []
     if not context:
-        return start or tokenizer.eos_ids[:1], tokenizer.encode(continuation)
+        return begin_ids(tokenizer), tokenizer.encode(continuation)
+    start = [tokenizer.bos_id] if tokenizer.bos_id is not None else []
     whole, first = tokenizer.encode(context + continuation), tokenizer.encode(context)
-    return start + first, whole[len(first) :]
+    return start + first, whole[len(first) :] or tokenizer.encode(continuation)
+
+
+def begin_ids(tokenizer: Tokenizer) -> list[int]:
+    """Return what stands for an empty context: begin-of-text, or else an end token; empty without either."""
+    return [tokenizer.bos_id] if tokenizer.bos_id is not None else tokenizer.eos_ids[:1]
 
 
 def likelihoods(engine: Engine, pairs: Sequence[Pair]) -> list[ScoredContinuation]:
@@ -77,13 +89,21 @@ def likelihoods(engine: Engine, pairs: Sequence[Pair]) -> list[ScoredContinuatio
 
 
 def score_ids(engine: Engine, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[ScoredContinuation]:
-    """Score ids of (context, continuation). Of a continuation longer than the context, the last ids are scored."""
+    """Score ids of (context, continuation). Of a continuation longer than the model's context, the last ids are scored.
+
+    Raises PunaError if there is nothing to score: no id in the continuation, or none before its only one.
+    """
     longest = engine.model.config.max_position_embeddings
     prompts, params, cuts, counts = [], [], [], []
     for context, continuation in pairs:
         begins = bool(context) and engine.tokenizer is not None and context[0] == engine.tokenizer.bos_id
         ids, cut = _fit([*context, *continuation], longest, keep_first=begins)
         count = min(len(continuation), len(ids) - 1)
+        if count < 1:
+            raise PunaError(
+                f"A continuation of {len(continuation)} tokens after {len(context)} of context has no token to score.",
+                "Give it one token or more, and a context (or a tokenizer with a begin or end token).",
+            )
         prompts.append(ids)
         cuts.append(cut)
         counts.append(count)
@@ -91,7 +111,7 @@ def score_ids(engine: Engine, pairs: Sequence[tuple[Sequence[int], Sequence[int]
     done = engine.generate(prompts, params) if prompts else []
     scored = []
     for completion, count, cut in zip(done, counts, cuts, strict=True):
-        rows = completion.prompt_logprobs[len(completion.prompt_logprobs) - count :] if count else []
+        rows = completion.prompt_logprobs[len(completion.prompt_logprobs) - count :]
         total = sum(row[0].logprob for row in rows)
         greedy = all(row[0].logprob >= row[1].logprob for row in rows)
         scored.append(ScoredContinuation(Likelihood(total, count, greedy), cut))

@@ -11,7 +11,7 @@ from typing import Any
 
 from puna.core.errors import PunaError
 from puna.engine.generate import Engine, SamplingParams
-from puna.evals.generation import fitted, likelihoods, score_ids, tokenizer_of
+from puna.evals.generation import begin_ids, fitted, likelihoods, score_ids, tokenizer_of
 from puna.text.tokenizer import Tokenizer
 
 
@@ -39,10 +39,15 @@ def engine_model(engine: Engine, *, chat: bool = False) -> Any:
             return [(one.likelihood.logprob, one.likelihood.greedy) for one in found]
 
         def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
-            first = tokenizer.bos_id if tokenizer.bos_id is not None else tokenizer.eos_ids[0]
+            first = begin_ids(tokenizer)
+            if not first:
+                raise PunaError("The tokenizer has no token to begin a document with.", "Add one to its files.")
             totals = []
-            for request in requests:
-                windows = get_rolling_token_windows(tokenizer.encode(request.args[0]), first, longest - 1, 1)
+            for number, request in enumerate(requests, 1):
+                ids = tokenizer.encode(request.args[0])
+                if not ids:
+                    raise PunaError(f"Document {number} of the task is empty: it has no token to score.", "Remove it.")
+                windows = get_rolling_token_windows(ids, first[0], longest - 1, 1)
                 pairs = [make_disjoint_window(window) for window in windows]
                 totals.append(sum(one.likelihood.logprob for one in score_ids(engine, pairs)))
             return totals

@@ -164,12 +164,39 @@ def _check_settings(folder: Path, settings: dict[str, Any]) -> None:
         write_json(path, settings)
         return
     before = read_json(path)
-    other = sorted(key for key in {*before, *settings} if before.get(key) != settings.get(key))
+    other = [key for key in {**_SETTINGS, **before, **settings} if before.get(key) != settings.get(key)]
     if other:
+        words = ", another ".join(_difference(key, before.get(key), settings.get(key)) for key in other)
         raise PunaError(
-            f"{folder} holds results that were measured with another {', '.join(other)}.",
+            f"{folder} holds results that were measured with another {words}.",
             "Choose another folder with -o, or remove that one.",
         )
+
+
+_SETTINGS = {
+    "weights_sha256": "model (its weights differ)",
+    "tokenizer_sha256": "tokenizer",
+    "form": "form of asking",
+    "dtype": "precision",
+    "device": "device",
+    "deterministic": "arithmetic",
+    "samples": "number of sampled answers",
+    "temperature": "temperature",
+    "top_p": "top_p",
+    "seed": "seed",
+    "puna": "version of Puna",
+}
+"""The settings in words."""
+_VALUES = {("deterministic", True): "without --fast", ("deterministic", False): "with --fast"}
+
+
+def _difference(key: str, before: Any, now: Any) -> str:
+    """One setting in words, with both values where they say something."""
+    words = _SETTINGS.get(key, key)
+    if key.endswith("_sha256"):
+        return words
+    then, today = ("not recorded" if value is None else _VALUES.get((key, value), value) for value in (before, now))
+    return f"{words} ({then}, now {today})"
 
 
 def _read(path: Path) -> dict[tuple[str, str], Row]:

@@ -1,1 +1,1 @@
-"""The model: its shapes, how it lies over devices, the network itself and the directories it is kept in."""
+"""The model: its shapes, its layout over devices, the network itself and model directories."""

@@ -1,4 +1,4 @@
-"""The model card: a short README.md that says what a model directory holds and where it comes from."""
+"""The model card: a short README.md that describes a model directory and its origin."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -9,7 +9,10 @@ from puna.version import __version__
 
 
 def model_card(name: str, config: ModelConfig, lineage: Mapping[str, Any], dtype: str) -> str:
-    """README.md of a model directory. lineage: entries of puna.json; dtype: precision of the weights, as text."""
+    """README.md of a model directory.
+
+    lineage: entries of puna.json; dtype: precision of the weights, as text.
+    """
     name = public_name(name)
     shape = (
         f"{config.num_hidden_layers} layers, {config.hidden_size} wide, {config.num_attention_heads} query and "
@@ -28,14 +31,15 @@ def model_card(name: str, config: ModelConfig, lineage: Mapping[str, Any], dtype
     use = 'from transformers import pipeline\npipeline("text-generation", "path/to/this/folder")("Once")'
     return (
         f"{front}\n# {name}\n\n| | |\n|---|---|\n{table}\n\n"
-        f"Written by Puna {__version__}; `puna.json` holds the full lineage.\n\n```python\n{use}\n```\n"
+        f"Written by Puna {__version__}; `puna.json` has the full lineage.\n\n```python\n{use}\n```\n"
     )
 
 
 def public_name(name: str) -> str:
-    """What a model is called to others: a folder's name, with a prefix where it begins with "Llama".
+    """Return the public name of a model.
 
-    As a name's beginning that is reserved for models built with Meta's weights (Llama Community License, 1.b).
+    It is the folder's name, with a prefix if it starts with "Llama". Names that start with "Llama" are reserved for
+    models built with Meta's weights (Llama Community License, 1.b).
     """
     return f"puna-{name}" if name.lower().startswith("llama") else name
 

@@ -1,45 +1,46 @@
-"""Shapes of a Llama: what it is made of, how many parameters it has and what a token costs. Pure Python, no torch.
+"""Shapes of a Llama: dimensions, parameter counts and FLOPs per token.
 
-Field names are those of transformers' LlamaConfig, so that `config.json` reads and writes without a dictionary in
-between. Parameter counts are checked against the published ones (tests/model/test_config.py).
+Pure Python, no torch. Field names are those of transformers' LlamaConfig, so that `config.json` is read and written
+without a mapping. Parameter counts are tested against the published ones (tests/model/test_config.py).
 """
 
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from puna.core.errors import PunaError, nearest
+from puna.core.errors import nearest
 from puna.core.recipe import Config
+from puna.model.hf_config import read_hf
 
 
 class RopeScaling(Config):
-    """How rotary frequencies are stretched for contexts longer than those of pretraining."""
+    """How rotary frequencies are scaled for contexts longer than those of pretraining."""
 
     rope_type: Literal["llama3", "linear"] = Field("llama3", description="llama3 (Llama 3.1's rule) or linear")
-    factor: float = Field(8.0, gt=0, description="how many times longer the context becomes")
+    factor: float = Field(8.0, gt=0, description="factor by which the context becomes longer")
     low_freq_factor: float = Field(
         1.0, gt=0, description="llama3: wavelengths above original/low are divided by factor"
     )
-    high_freq_factor: float = Field(4.0, gt=0, description="llama3: wavelengths below original/high stay as they are")
+    high_freq_factor: float = Field(4.0, gt=0, description="llama3: wavelengths below original/high are unchanged")
     original_max_position_embeddings: int = Field(8192, gt=0, description="llama3: context length of pretraining")
 
 
 class ModelConfig(Config):
-    """One dense Llama (2, 3, 3.1, 3.2). `preset` fills every field that is not given."""
+    """A dense Llama (2, 3, 3.1, 3.2). `preset` fills every field that is not given."""
 
-    preset: str | None = Field(None, description="start from a named shape; other fields given here win")
+    preset: str | None = Field(None, description="start from a named shape; other fields given here override it")
     vocab_size: int = Field(4096, gt=0, description="rows of the embedding; at least the tokenizer's size")
     hidden_size: int = Field(256, gt=0, description="width of the residual stream")
     intermediate_size: int = Field(688, gt=0, description="width of the SwiGLU feed-forward")
     num_hidden_layers: int = Field(6, gt=0, description="transformer blocks")
     num_attention_heads: int = Field(8, gt=0, description="query heads")
     num_key_value_heads: int = Field(4, gt=0, description="key and value heads (fewer than query heads: GQA)")
-    head_dim: int = Field(0, ge=0, description="width of one head; 0 means hidden_size / num_attention_heads")
-    max_position_embeddings: int = Field(2048, gt=0, description="longest context, tokens")
+    head_dim: int = Field(0, ge=0, description="width of each head; 0 means hidden_size / num_attention_heads")
+    max_position_embeddings: int = Field(2048, gt=0, description="maximum context length, tokens")
     rope_theta: float = Field(10000.0, gt=0, description="base of the rotary frequencies")
     rope_scaling: RopeScaling | None = Field(None, description="context extension; none for plain RoPE")
     rms_norm_eps: float = Field(1e-5, gt=0, description="epsilon of RMSNorm")
-    tie_word_embeddings: bool = Field(False, description="the head shares the embedding's weights")
+    tie_word_embeddings: bool = Field(False, description="share the embedding's weights with the head")
     initializer_range: float = Field(0.02, gt=0, description="standard deviation of the initial weights")
 
     @model_validator(mode="before")
@@ -65,7 +66,7 @@ class ModelConfig(Config):
         if not self.head_dim:
             raise ValueError(
                 f"model.hidden_size = {self.hidden_size} is not divisible by num_attention_heads = "
-                f"{self.num_attention_heads}. Change one of them, or give head_dim"
+                f"{self.num_attention_heads}. Change one of them, or set head_dim"
             )
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(
@@ -73,13 +74,13 @@ class ModelConfig(Config):
                 f"{self.num_key_value_heads}. Each key-value head must serve the same number of query heads"
             )
         if self.head_dim % 2:
-            raise ValueError(f"model.head_dim = {self.head_dim} is odd. Rotary embedding turns pairs; make it even")
+            raise ValueError(f"model.head_dim = {self.head_dim} is odd. Rotary embedding rotates pairs; make it even")
         return self
 
     # -- counts ------------------------------------------------------------------------------------------------------
 
     def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Every parameter by the name it has in transformers' LlamaForCausalLM, with its shape."""
+        """Every parameter by its name in transformers' LlamaForCausalLM, with its shape."""
         hidden, ffn, head_dim = self.hidden_size, self.intermediate_size, self.head_dim
         q, kv = self.num_attention_heads * head_dim, self.num_key_value_heads * head_dim
         shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (self.vocab_size, hidden)}
@@ -102,7 +103,7 @@ class ModelConfig(Config):
         return shapes
 
     def num_parameters(self) -> int:
-        """All trainable parameters; tied weights count once."""
+        """Count all trainable parameters; tied weights count once."""
         return (
             self.embedding_parameters()
             + self.head_parameters()
@@ -111,32 +112,32 @@ class ModelConfig(Config):
         )
 
     def embedding_parameters(self) -> int:
-        """The input embedding."""
+        """Parameters of the input embedding."""
         return self.vocab_size * self.hidden_size
 
     def head_parameters(self) -> int:
-        """The output head; 0 when it is tied to the embedding."""
+        """Parameters of the output head; 0 when it is tied to the embedding."""
         return 0 if self.tie_word_embeddings else self.vocab_size * self.hidden_size
 
     def block_parameters(self) -> int:
-        """One transformer block: four attention projections, three of the feed-forward, two norms."""
+        """Parameters of a block: four attention projections, three of the feed-forward, two norms."""
         heads = 2 * self.num_attention_heads + 2 * self.num_key_value_heads
         return self.hidden_size * (heads * self.head_dim + 3 * self.intermediate_size + 2)
 
     def matmul_parameters(self) -> int:
-        """Parameters that every token is multiplied with: all but the embedding lookup and the norms' gains.
+        """Parameters that every token is multiplied with: all except the embedding lookup.
 
-        A tied embedding counts, as it is the head. The gains are counted as in the published 6N arithmetic (they are
-        below 0.01 %).
+        A tied embedding counts, because it is the head. The norms' gains are included, as in the published 6N
+        arithmetic (they are below 0.01 %).
         """
         return self.num_parameters() - (0 if self.tie_word_embeddings else self.embedding_parameters())
 
     def flops_per_token(self, seq_len: int, *, attention: Literal["full", "causal"] = "full") -> float:
         """FLOPs of forward and backward for one training token at `seq_len`.
 
-        6 per matmul parameter, plus the scores and the weighted sum: 12·layers·heads·head_dim·seq_len when the whole
-        square is counted ("full": PaLM appendix B, torchtitan, llm-foundry) or half of that when only the causal
-        triangle is ("causal": Megatron-Bridge). The two differ by 12.5 % for Llama 3 8B at 8192.
+        6 per matmul parameter, plus the scores and the weighted sum: 12·layers·heads·head_dim·seq_len when the full
+        square is counted ("full": PaLM appendix B, torchtitan, llm-foundry), or half of that when only the causal
+        triangle is counted ("causal": Megatron-Bridge). The two differ by 12.5 % for Llama 3 8B at 8192.
         """
         square = 12 * self.num_hidden_layers * self.num_attention_heads * self.head_dim * seq_len
         return 6.0 * self.matmul_parameters() + (square if attention == "full" else square / 2)
@@ -144,7 +145,10 @@ class ModelConfig(Config):
     # -- config.json -------------------------------------------------------------------------------------------------
 
     def to_hf(self) -> dict[str, Any]:
-        """The shape part of `config.json`. RoPE is written in the old (transformers 4) and the new (5) form."""
+        """The shape part of `config.json`.
+
+        RoPE is written in the old (transformers 4) and the new (5) form.
+        """
         rope = {"rope_type": "default"} if self.rope_scaling is None else self.rope_scaling.model_dump()
         values: dict[str, Any] = {
             "architectures": ["LlamaForCausalLM"],
@@ -170,42 +174,20 @@ class ModelConfig(Config):
         }
         return values
 
-    @classmethod
-    def from_hf(cls, values: dict[str, Any], name: str = "config.json") -> "ModelConfig":
-        """Read `config.json` as transformers 4 or 5 wrote it.
+    def to_file(self) -> dict[str, Any]:
+        """`to_hf` with the old form of RoPE alone, which transformers 5 reads as well: one place to edit it."""
+        return {key: value for key, value in self.to_hf().items() if key != "rope_parameters"}
 
-        Raises PunaError for anything that is not a dense Llama: another model type, biases, another activation, or a
-        RoPE rule we do not know.
+    @classmethod
+    def from_hf(cls, values: Any, name: str = "config.json") -> "ModelConfig":
+        """Read `config.json` as transformers 4 or 5 wrote it, with transformers' defaults (see `hf_config`).
+
+        Raises PunaError, naming the key, for a shape that is missing, values of a wrong type or that contradict each
+        other, and anything that is not a dense Llama: another model type, biases, another activation or RoPE rule.
         """
-        kind = values.get("model_type")
-        if kind != "llama":
-            raise PunaError(f"{name}: model_type is {kind!r}.", "Puna runs dense Llama models (model_type 'llama').")
-        if values.get("attention_bias") or values.get("mlp_bias"):
-            raise PunaError(
-                f"{name}: the model has biases.", "Llama 2, 3, 3.1 and 3.2 have none; this one cannot be run."
-            )
-        if values.get("hidden_act", "silu") != "silu":
-            raise PunaError(
-                f"{name}: hidden_act is {values['hidden_act']!r}.", "Llama uses silu; this one cannot be run."
-            )
-        rope = dict(values.get("rope_parameters") or values.get("rope_scaling") or {})
-        theta = rope.pop("rope_theta", None) or values.get("rope_theta") or 10000.0
-        rope_type = rope.pop("rope_type", None) or rope.pop("type", None) or "default"
-        scaling = None
-        if rope_type in ("llama3", "linear"):
-            known = {k: v for k, v in rope.items() if k in RopeScaling.model_fields and v is not None}
-            scaling = {"rope_type": rope_type, **known}
-        elif rope_type != "default":
-            raise PunaError(f"{name}: RoPE type {rope_type!r} is not known.", "Known: default, linear, llama3.")
-        heads = values.get("num_attention_heads")
-        fields = {
-            key: values[key]
-            for key in cls.model_fields
-            if key in values and values[key] is not None and key not in ("preset", "rope_theta", "rope_scaling")
-        }
         from puna.core.recipe import check
 
-        return check(cls, {"num_key_value_heads": heads, **fields, "rope_theta": theta, "rope_scaling": scaling}, name)
+        return check(cls, read_hf(values, name), name)
 
 
 def _llama(
@@ -233,7 +215,7 @@ _SMALL: dict[str, Any] = {
 _LLAMA2: dict[str, Any] = {"vocab": 32000, "max_position_embeddings": 4096, "rope_theta": 10000.0}
 
 # Shapes published in the models' config.json and in arXiv 2307.09288 (Llama 2) and 2407.21783 (Llama 3); the small
-# ones are ours.
+# ones are Puna's own.
 PRESETS: dict[str, dict[str, Any]] = {
     "llama2-7b": _llama(4096, 11008, 32, 32, 32, **_LLAMA2),
     "llama2-13b": _llama(5120, 13824, 40, 40, 40, **_LLAMA2),

@@ -2,8 +2,8 @@
 
 Token ids are embedded, pass through pre-norm blocks of grouped-query attention with rotary positions and a SwiGLU
 feed-forward, are normed once more and multiplied with the head (arXiv 2302.13971, 2307.09288, 2407.21783). Parameter
-names are those of transformers' LlamaForCausalLM, so a published checkpoint loads as it is. Nothing here knows about
-devices, sharding, compilation or recomputation: `train.parallel` applies those from outside, block by block.
+names are those of transformers' LlamaForCausalLM, so published checkpoints load without conversion. Nothing here knows
+about devices, sharding, compilation or recomputation: `train.parallel` applies those from outside, block by block.
 """
 
 import hashlib
@@ -21,30 +21,30 @@ from puna.model.torch_compat import has_varlen_attention
 
 
 class Cache(Protocol):
-    """Keys and values of earlier tokens, as the engine keeps them."""
+    """Keys and values of earlier tokens, as stored by the engine."""
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Keep the new tokens' key and value and let each query see its own sequence up to itself.
+        """Store the new tokens' keys and values and attend to each query's sequence up to itself.
 
-        query: (batch, seq, heads, head_dim), as the result; key and value: (batch, seq, kv_heads, head_dim).
+        query and result: (batch, seq, heads, head_dim); key and value: (batch, seq, kv_heads, head_dim).
         """
         ...
 
 
 @dataclass(frozen=True)
 class DocumentMask:
-    """Says that tokens attend only within their own document, in the form that the device's attention wants."""
+    """Restricts attention to a token's own document, in the form that the device needs."""
 
     dense: Tensor | None  # bool (rows, 1, seq, seq), block-diagonal and causal
-    cu_seqlens: Tensor | None  # int32 (documents + 1,), where documents start when all rows are laid end to end
-    max_seqlen: int  # tokens in a row, which no document exceeds: the same every step, so nothing recompiles
+    cu_seqlens: Tensor | None  # int32 (documents + 1,), where documents start when all rows are concatenated
+    max_seqlen: int  # tokens in a row, which no document exceeds; constant, so nothing recompiles
 
     @classmethod
     def build(cls, document_ids: Tensor, device: torch.device | str, *, dense: bool | None = None) -> "DocumentMask":
-        """Make the mask of a batch. document_ids: (rows, seq), on the CPU so that no device is waited for.
+        """Create the mask of a batch. document_ids: (rows, seq), on the CPU to avoid a device sync.
 
-        A document is a run of equal ids within one row. dense: None chooses flash attention's variable-length form on
-        CUDA (it takes bf16 and fp16 only: pass True for fp32 there), else the dense form.
+        A document is a run of equal ids within one row. dense: None selects flash attention's variable-length form on
+        CUDA (it supports only bf16 and fp16: pass True for fp32 there), and otherwise the dense form.
         """
         device = torch.device(device)
         rows, seq = document_ids.shape
@@ -55,7 +55,7 @@ class DocumentMask:
             mask = (run[:, :, None] == run[:, None, :]).tril()[:, None]
             return cls(mask.to(device, non_blocking=True), None, seq)
         begin = starts.flatten().nonzero().flatten()
-        # Empty documents at the end round their number up, so that a compiled block sees few different shapes.
+        # Pad with empty documents to a rounded number, so that a compiled block sees few different shapes.
         padded = 1 << (len(begin)).bit_length()
         cu_seqlens = torch.full((padded + 1,), rows * seq, dtype=torch.int32)
         cu_seqlens[: len(begin)] = begin
@@ -71,7 +71,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = x.float()
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
         wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
         return (wide * self.weight).to(x.dtype)
 
@@ -97,11 +97,11 @@ def rotary_frequencies(config: ModelConfig) -> Tensor:
 
 
 class RotaryEmbedding(nn.Module):
-    """Positions -> (cos, sin), float32, (..., seq, 1, head_dim / 2): broadcast over heads (arXiv 2104.09864)."""
+    """Positions -> (cos, sin), float32, (..., seq, 1, head_dim / 2), for all heads (arXiv 2104.09864)."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        # Neither parameter nor buffer: `to_empty`, `to(bfloat16)` and checkpoints must not touch it.
+        # Neither a parameter nor a buffer: `to_empty`, `to(bfloat16)` and checkpoints must not touch it.
         self.frequencies = rotary_frequencies(config)
 
     def forward(self, positions: Tensor) -> tuple[Tensor, Tensor]:
@@ -112,9 +112,10 @@ class RotaryEmbedding(nn.Module):
 
 
 def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
-    """Turn each pair (i, i + head_dim / 2) of x (batch, seq, heads, head_dim) by its position's angle.
+    """Rotate each pair (i, i + head_dim / 2) by its position's angle.
 
-    Halves are paired, not neighbours: transformers' convention, to which published weights are permuted.
+    x: (batch, seq, heads, head_dim). Pairs are halves, not neighbours: transformers' convention, to which published
+    weights are permuted.
     """
     cos, sin = rope
     first, second = x.chunk(2, dim=-1)
@@ -124,10 +125,11 @@ def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
 def attend(
     query: Tensor, key: Tensor, value: Tensor, mask: DocumentMask | None = None, visible: Tensor | None = None
 ) -> Tensor:
-    """Causal grouped-query attention of query (batch, seq, heads, head_dim) over (batch, length, kv_heads, head_dim).
+    """Causal grouped-query attention.
 
-    visible: bool (batch, 1, seq, length) replaces the causal rule. SDPA shares each key-value head among its query
-    heads itself: half the memory of repeating them, forward and backward, on the CPU too (torch 2.13, November 2026).
+    query: (batch, seq, heads, head_dim); key and value: (batch, length, kv_heads, head_dim). visible: bool (batch, 1,
+    seq, length) replaces the causal rule. SDPA itself shares each key-value head among its query heads: half the memory
+    of repeating them, forward and backward, on the CPU too (torch 2.13, November 2026).
     """
     if mask is not None and mask.cu_seqlens is not None:
         from torch.nn.attention.varlen import varlen_attn
@@ -214,7 +216,7 @@ class LlamaModel(nn.Module):
         cache: Cache | None = None,
     ) -> Tensor:
         if positions is None:
-            # Rotary attention depends on distances alone, so documents in a row need not start at zero.
+            # Rotary attention depends only on distances, so documents in a row need not start at zero.
             positions = torch.arange(input_ids.shape[1], device=input_ids.device)
         rope = self.rotary(positions)
         x = self.embed_tokens(input_ids)  # (batch, seq, hidden)
@@ -224,7 +226,7 @@ class LlamaModel(nn.Module):
 
 
 class LlamaForCausalLM(nn.Module):
-    """The whole network. With tied embeddings there is no `lm_head`: the embedding is the head."""
+    """The complete network. With tied embeddings there is no `lm_head`: the embedding is the head."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -257,17 +259,17 @@ class LlamaForCausalLM(nn.Module):
 
     @torch.no_grad()
     def init_weights(self, seed: int = 0) -> None:
-        """Fill every parameter from `seed`; the numbers depend on nothing else (device, sharding, precision aside)."""
+        """Initialize all parameters from `seed`; the values depend on neither device nor sharding."""
         for name, parameter in self.named_parameters():
             copy_whole(initial_weight(self.config, name, parameter.shape, seed), parameter)
 
 
 def initial_weight(config: ModelConfig, name: str, shape: torch.Size | tuple[int, ...], seed: int) -> Tensor:
-    """The first value of parameter `name`, float32 on the CPU, drawn from a generator of its own.
+    """The initial value of parameter `name`, float32 on the CPU, drawn from its own generator.
 
     Matrices are normal with variance 1 / fan-in. Those that write into the residual stream are zero, so every block
     starts as the identity (arXiv 1901.09321, nanochat); the head is nearly zero, so the first loss is log(vocab). The
-    embedding is normal with deviation 1, or `initializer_range` when it has to be the head as well.
+    embedding is normal with deviation 1, or `initializer_range` if it is also the head.
     """
     if len(shape) == 1:
         return torch.ones(shape, device="cpu")
@@ -284,10 +286,11 @@ def initial_weight(config: ModelConfig, name: str, shape: torch.Size | tuple[int
 
 def copy_whole(whole: Tensor, parameter: Tensor) -> None:
     """Copy a whole tensor into `parameter`; where that is a shard (DTensor), each rank keeps its own part."""
-    from torch.distributed.tensor import DTensor, distribute_tensor
+    from torch.distributed.tensor import DTensor
 
     if isinstance(parameter, DTensor):
-        local = whole.to(device=parameter.device, dtype=parameter.dtype)
-        parameter.copy_(distribute_tensor(local, parameter.device_mesh, parameter.placements, src_data_rank=None))
+        (part,) = parameter.__create_chunk_list__()  # an empty one where there are more ranks than rows
+        own = whole[tuple(slice(o, o + s) for o, s in zip(part.offsets, part.sizes, strict=True))]
+        parameter.to_local().copy_(own)
     else:
         parameter.copy_(whole)

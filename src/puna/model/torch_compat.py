@@ -1,8 +1,8 @@
-"""What the installed torch can do beyond the oldest version we run on: asked once, here, and nowhere else.
+"""Features of the installed torch beyond the oldest supported version.
 
-`torch.nn.attention.varlen.varlen_attn` (torch 2.10) is flash attention over rows of unequal length without padding. Its
-causal switch and its grouped-query switch came later, and reading keys from pages (torch 2.12) later still, so the
-signature is asked instead of the version.
+They are detected here, and nowhere else. `torch.nn.attention.varlen.varlen_attn` (torch 2.10) is flash attention over
+rows of unequal length without padding. Its causal and grouped-query switches were added later, and reading keys from
+pages (torch 2.12) later still, so the signature is checked instead of the version.
 """
 
 import inspect
@@ -13,7 +13,10 @@ import torch
 
 
 def has_varlen_attention() -> bool:
-    """Whether causal variable-length attention with grouped heads can run here: the function is there, and CUDA is."""
+    """Whether causal variable-length attention with grouped heads can run here.
+
+    It needs the function, and CUDA.
+    """
     return {"window_size", "enable_gqa"} <= _varlen_parameters()
 
 
@@ -24,7 +27,7 @@ def has_paged_attention() -> bool:
 
 @lru_cache(maxsize=1)
 def has_compiled_flex() -> bool:
-    """Whether FlexAttention can be compiled for the GPU here: there is one, and Triton with it."""
+    """Whether FlexAttention can be compiled for a GPU here: needs a GPU, and Triton."""
     if not torch.cuda.is_available():
         return False
     from torch.utils._triton import has_triton
@@ -34,9 +37,9 @@ def has_compiled_flex() -> bool:
 
 @lru_cache(maxsize=1)
 def multiplies_bfloat16() -> bool:
-    """Whether products of bfloat16 run on instructions of this CPU's own, and then beat those of float32.
+    """Whether this CPU has instructions for bfloat16 products, which then beat float32.
 
-    ONEDNN_MAX_CPU_ISA, which holds oneDNN to fewer instructions, counts: without a word for bf16 in it there are none.
+    ONEDNN_MAX_CPU_ISA, which restricts oneDNN to fewer instructions, is respected: without bf16 in it there are none.
     """
     limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper()
     if limit and limit != "DEFAULT" and not any(word in limit for word in ("BF16", "FP16", "AMX")):
@@ -47,7 +50,7 @@ def multiplies_bfloat16() -> bool:
 
 @lru_cache(maxsize=1)
 def _varlen_parameters() -> frozenset[str]:
-    # Flash attention runs from Ampere on.
+    # Flash attention needs Ampere or later.
     if not torch.cuda.is_available() or torch.cuda.get_device_capability() < (8, 0):
         return frozenset()
     try:

@@ -4,19 +4,21 @@ A value is written in one of these forms, which may be mixed as long as all of t
 
 1. a line that begins with `answer:` (any case; `the answer:`, `final answer:` and Markdown's `*`, `#`, `>` before it);
 2. `\boxed{…}` with balanced braces;
-3. if there is neither, one fenced block.
+3. if there is neither, one fenced block that is closed.
 
 The last one counts. If another differs from it, the model hedged, and the text has no answer. Reasoning up to the last
 `</think>` is ignored; reasoning that never ends leaves no answer. Numbers are ASCII digits only: a parser that accepts
 every Unicode digit, rounds, or takes a number from anywhere in the text rewards noise.
 
-A program is one fenced block (several that differ are a hedge), or the whole text if it begins with `def`.
+A program is one closed fenced block (several that differ are a hedge), or the whole text if it begins with `def`.
 
 Everything here takes time linear in the text and accepts any text.
 """
 
 import re
 from typing import NamedTuple
+
+from puna.tasks.fences import fenced_blocks
 
 MAX_VALUE = 10_000
 """The longest value or program, in characters."""
@@ -26,7 +28,6 @@ MAX_MARKS = 200
 # Every quantifier is bounded or followed by something that it cannot match, so no text makes the search slow.
 _LINE = re.compile(r"^[ \t>*#_]{0,12}(?:the )?(?:final )?answer[*_]{0,3}[ \t]{0,4}:[*_]{0,3}", re.IGNORECASE)
 _INTEGER = re.compile(r"-?(?:0|[1-9][0-9]*)")
-_FENCE = re.compile(r"[ \t]{0,3}```")
 
 
 class Extracted(NamedTuple):
@@ -120,16 +121,7 @@ def _boxed(text: str) -> list[tuple[int, str]]:
 
 def _fenced(text: str) -> list[str]:
     """The content of each closed fenced block."""
-    blocks: list[str] = []
-    block: list[str] | None = None
-    for line in text.split("\n"):
-        if _FENCE.match(line):
-            if block is not None:
-                blocks.append("\n".join(block).strip("\n"))
-            block = [] if block is None else None
-        elif block is not None:
-            block.append(line)
-    return blocks
+    return [block.content.strip("\n") for block in fenced_blocks(text) if block.closed]
 
 
 def _trim(text: str) -> str:

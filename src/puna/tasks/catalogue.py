@@ -96,7 +96,7 @@ def _programs(task: Task, level: int, problems: int) -> list[list[pipelines.Stag
 def _grade_known(known: dict[str, list[pipelines.Stage]], data: Data, answer: str) -> Verdict:
     """Grade one of Puna's own programs by its stages instead of running its source."""
 
-    def evaluate(_source: str, _function: str, inputs: list) -> list[programs.CallResult]:
-        return [programs.CallResult(pipelines.apply(known[answer], given)) for (given,) in inputs]
+    def evaluate(_source: str, _function: str, inputs: list) -> list[programs.ProgramOutcome]:
+        return [programs.ProgramOutcome(pipelines.apply(known[answer], given)) for (given,) in inputs]
 
     return programs.grade(data, answer, evaluate)  # type: ignore[arg-type]

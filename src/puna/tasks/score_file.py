@@ -44,7 +44,7 @@ class LevelScores(NamedTuple):
 def read_rows(path: Path) -> list[tuple[Problem, str]]:
     """Read the problems and answers of a file. Raises PunaError naming every bad row, one sentence each."""
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8"
         raise PunaError(f"{path} cannot be read ({reason}).", "Give a file of JSON lines.") from None

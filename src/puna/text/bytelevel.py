@@ -24,6 +24,7 @@ BEGIN_OF_TEXT, END_OF_TEXT = "<|begin_of_text|>", "<|end_of_text|>"
 START_HEADER, END_HEADER = "<|start_header_id|>", "<|end_header_id|>"
 END_OF_TURN, END_OF_MESSAGE, PYTHON_TAG = "<|eot_id|>", "<|eom_id|>", "<|python_tag|>"
 PAD = "<|finetune_right_pad_id|>"
+GPT2_END = "<|endoftext|>"
 THINK, END_THINK = "<think>", "</think>"
 TOOL_CALL, END_TOOL_CALL = "<tool_call>", "</tool_call>"
 LLAMA3_SPECIALS = (
@@ -133,7 +134,7 @@ def spec_from_ranks(path: Path) -> dict[str, Any]:
     if len(ranks) == _LLAMA3_RANKS:
         pattern, names, bos = LLAMA3_PATTERN, llama3_names(), BEGIN_OF_TEXT
     elif len(ranks) == _GPT2_RANKS:
-        pattern, names, bos = GPT2_PATTERN, ["<|endoftext|>"], None
+        pattern, names, bos = GPT2_PATTERN, [GPT2_END], None
     else:
         raise PunaError(
             f"{path} holds {len(ranks):,} ranks; only those of Llama 3 (128,000) and GPT-2 (50,256) are supported.",

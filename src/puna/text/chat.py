@@ -67,13 +67,14 @@ def render(
     messages: OpenAI's form. `role` is system, developer (the same), user, assistant or tool; `content` is a text or a
     list of {"type": "text", "text": ...}. An assistant's message may have `reasoning_content`, `tool_calls` (with or
     without OpenAI's "function" around name and arguments; arguments an object or its JSON), and `token_ids`: ids that a
-    model generated. These replace everything else in the message and are never encoded again.
+    model generated. These replace everything else in the message and are never encoded again. `weight` 0 says that the
+    message is not to be learned, as in OpenAI's fine-tuning data.
     tools: JSON objects that describe functions; they are listed at the end of the first system message.
     add_generation_prompt: end with the header of the assistant message to generate.
 
-    The mask is 1 after an assistant's header, including the end token; an end token that was added to `token_ids` (a
-    generation that hit its limit) has 0, because the model did not generate it. Raises PunaError, naming the message,
-    for an invalid message, and for a tokenizer without chat tokens.
+    The mask is 1 after an assistant's header, including the end token, unless the message's weight is 0; an end token
+    that was added to `token_ids` (a generation that hit its limit) has 0, because the model did not generate it. Raises
+    PunaError, naming the message, for an invalid message, and for a tokenizer without chat tokens.
     """
     if not messages:
         raise PunaError("The dialogue has no messages.", "Give at least one.")
@@ -87,7 +88,7 @@ def render(
         role = _role(message, number)
         _header(out, role)
         if role == "assistant":
-            out.learn = 1
+            out.learn = 0 if message.get("weight") == 0 else 1
             if message.get("token_ids") is not None:
                 _generated(out, message["token_ids"], number)
             else:
@@ -248,8 +249,11 @@ def _json(value: Any) -> str:
     """JSON as from `tojson` in chat templates: characters unescaped, keys in order."""
     try:
         return json.dumps(value, ensure_ascii=False)
-    except (TypeError, ValueError) as error:
-        raise PunaError(f"A tool or a tool call is not JSON ({error}).", "Fix its description or arguments.") from None
+    except (TypeError, ValueError):
+        raise PunaError(
+            "A tool or a tool call is not JSON: it holds a value that JSON cannot have, such as a date.",
+            "Fix its description or arguments.",
+        ) from None
 
 
 def _wrong(number: int, what: str) -> PunaError:

@@ -19,9 +19,9 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 from puna.core.errors import DataError, ModelError
 from puna.core.files import read_json, write_json, write_text
 from puna.text.bytelevel import (
-    BEGIN_OF_TEXT,
     END_OF_TEXT,
     END_OF_TURN,
+    GPT2_END,
     LLAMA3_PATTERN,
     PAD,
     START_HEADER,
@@ -31,24 +31,22 @@ from puna.text.bytelevel import (
     spec_from_ranks,
     special_names,
 )
+from puna.text.control import begin_and_ends, declared_ends
 from puna.text.templates import CHAT_TEMPLATE, RESPONSE_TEMPLATE
 from puna.text.tokenizer_json import (
     decoder_kind,
     looks_like_control,
     merges_as_text,
+    numbered,
     sentencepiece_bytes,
     template_in,
-    token_name,
     token_to_bytes,
     without_control,
 )
 
 T = TypeVar("T")
 
-# Names of these tokens in common models, in order of preference.
-_BEGIN = (BEGIN_OF_TEXT, "<s>", "<bos>", "<|endoftext|>")
-_END_OF_TEXT = (END_OF_TEXT, "</s>", "<eos>", "<|endoftext|>")
-_END_OF_TURN = (END_OF_TURN, "<|im_end|>", "<end_of_turn>")
+# Names of the padding token in common models, in order of preference.
 _PAD = (PAD, "<pad>", END_OF_TEXT, "</s>", "<|endoftext|>")
 
 
@@ -56,6 +54,7 @@ class Tokenizer:
     """A byte-level BPE tokenizer, or a SentencePiece-like one in a tokenizer.json.
 
     spec: the content of a tokenizer.json. config: that of tokenizer_config.json (names of the begin and end tokens).
+    ends: further end tokens, as a model's generation_config.json names them (`control.declared_ends`).
     chat_template: its own Jinja template; None: it is saved with Puna's template if it has chat tokens.
     """
 
@@ -64,6 +63,7 @@ class Tokenizer:
         spec: Mapping[str, Any],
         *,
         config: Mapping[str, Any] | None = None,
+        ends: Sequence[int] = (),
         chat_template: str | None = None,
         place: str = "tokenizer",
     ) -> None:
@@ -74,19 +74,18 @@ class Tokenizer:
         if model.get("type") != "BPE" or not isinstance(model.get("vocab"), dict):
             raise ModelError(f"{place} is a tokenizer of type {model.get('type')}, not BPE.", "Give a BPE tokenizer.")
         spec["model"] = model | {"merges": merges_as_text(model.get("merges") or [])}
-        added = {token["content"]: token for token in spec.get("added_tokens") or []}
+        spec["added_tokens"] = numbered(spec.get("added_tokens") or [], model["vocab"])
+        added = {token["content"]: token for token in spec["added_tokens"]}
         ids = model["vocab"] | {name: token["id"] for name, token in added.items()}
 
         self.special: dict[str, int] = {n: t["id"] for n, t in added.items() if t["special"] or looks_like_control(n)}
         self.vocab_size: int = max(ids.values(), default=-1) + 1
-        bos = token_name(config["bos_token"]) if "bos_token" in config else _first(_BEGIN, ids)
-        ends = (_first(_END_OF_TEXT, ids), _first(_END_OF_TURN, ids), token_name(config.get("eos_token")))
-        known_ends = [name for name in ends if name in ids]
-        self.bos_id: int | None = ids.get(bos)
-        self.eos_ids: list[int] = list(dict.fromkeys(ids[name] for name in known_ends))
-        self._bos_token = bos if bos in ids else None
+        chosen = begin_and_ends(spec, config, ids, list(ends))
+        self.bos_id: int | None = None if chosen.begin is None else ids[chosen.begin]
+        self.eos_ids: list[int] = chosen.ends
+        """The first ends a document; generation, exports and other servers stop at each."""
         # The end token named in the files is kept; generation stops at all of `eos_ids` anyway.
-        self._eos_token = ends[2] if ends[2] in ids else next(iter(known_ends), None)
+        self._bos_token, self._eos_token = chosen.begin, chosen.declared
         self.chat_template = chat_template
 
         self._hidden = {token["id"] for token in added.values() if token["special"]}
@@ -117,19 +116,19 @@ class Tokenizer:
         else:
             raise ModelError(f"There is no tokenizer at {path}.", "Check the path.")
         if file.suffix != ".json":
-            return Tokenizer(spec_from_ranks(file), place=str(file))
+            spec = spec_from_ranks(file)
+            # GPT-2's only special token begins a text and ends it.
+            config = {"bos_token": GPT2_END, "eos_token": GPT2_END} if len(spec["added_tokens"]) == 1 else {}
+            return Tokenizer(spec, config=config, ends=declared_ends(folder), place=str(file))
         spec = read_json(file)
         if not isinstance(spec, dict) or not isinstance(spec.get("model"), dict):
             raise ModelError(f"{file} is not a tokenizer.json: it has no 'model'.", "Fetch or train it again.")
-        config_file, template_file = folder / "tokenizer_config.json", folder / "chat_template.jinja"
-        config = read_json(config_file) if config_file.is_file() else {}
-        if not isinstance(config, dict):
-            raise ModelError(f"{config_file} is not a JSON object.", "Fetch it again, or remove it.")
+        config, template_file = _config(folder), folder / "chat_template.jinja"
         template = template_file.read_text(encoding="utf-8") if template_file.is_file() else template_in(config)
         try:
-            return Tokenizer(spec, config=config, chat_template=template, place=str(file))
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise ModelError(f"{file} is not a valid tokenizer.json ({error}).", "Fetch or train it again.") from None
+            return Tokenizer(spec, config=config, ends=declared_ends(folder), chat_template=template, place=str(file))
+        except (KeyError, TypeError, AttributeError, ValueError):
+            raise ModelError(f"{file} is not a valid tokenizer.json.", "Fetch or train it again.") from None
 
     def encode(self, text: str, *, bos: bool = False, special: bool = False) -> list[int]:
         """Token ids of `text`.
@@ -176,6 +175,16 @@ class Tokenizer:
         if skip_special and id in self._hidden:
             return b""
         return self._bytes[id] if 0 <= id < len(self._bytes) else b""
+
+    @property
+    def choices(self) -> str:
+        """The begin and end tokens in words, for whoever brings a tokenizer."""
+        named = [f"{self.shown_bytes(id).decode('utf-8', 'replace')} ({id})" for id in self.eos_ids]
+        begin = "no token" if self.bos_id is None else f"{self._bos_token} ({self.bos_id})"
+        if not named:
+            return f"{begin} begins a text, and no token ends one: it declares none"
+        further = f", and generation also stops at {', '.join(named[1:])}" if named[1:] else ""
+        return f"{begin} begins a text, {named[0]} ends a document{further}"
 
     @property
     def drops_first_space(self) -> bool:
@@ -251,8 +260,10 @@ class Tokenizer:
         back = {ord(char): chr(byte) for byte, char in byte_alphabet().items()}
         for token, id in spec["model"]["vocab"].items():
             table[id] = token_to_bytes(token, back) if self._byte_level else sentencepiece_bytes(token)
+        # The library sends added tokens through the decoder too: a byte-level one takes é for the byte E9.
         for token in spec.get("added_tokens") or []:
-            table[token["id"]] = token["content"].encode("utf-8", "replace")
+            content = token["content"]
+            table[token["id"]] = token_to_bytes(content, back) if self._byte_level else sentencepiece_bytes(content)
         return table
 
 
@@ -309,8 +320,20 @@ def _pre_tokenizer() -> pre_tokenizers.PreTokenizer:
 def _backend(text: str, place: str) -> tokenizers.Tokenizer:
     try:
         return tokenizers.Tokenizer.from_str(text)
-    except Exception as error:  # the library raises bare Exception
-        raise ModelError(f"{place} is not a valid tokenizer.json ({error}).", "Fetch or train it again.") from None
+    except Exception:  # the library raises bare Exception, with the names of its own types as text
+        raise ModelError(f"{place} is not a valid tokenizer.json.", "Fetch or train it again.") from None
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    """tokenizer_config.json, and what special_tokens_map.json names besides."""
+    config: dict[str, Any] = {}
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        path = folder / name
+        values = read_json(path) if path.is_file() else {}
+        if not isinstance(values, dict):
+            raise ModelError(f"{path} is not a JSON object.", "Fetch it again, or remove it.")
+        config |= values
+    return config
 
 
 def _first(names: Sequence[str], known: Mapping[str, int]) -> str | None:

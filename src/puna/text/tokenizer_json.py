@@ -25,14 +25,27 @@ def without_control(spec: Mapping[str, Any], control: set[str]) -> dict[str, Any
     within = {name for name in control if name in vocab and name != model.get("unk_token")}
     if within:
         vocab = {name: id for name, id in vocab.items() if name not in within}
-        model["merges"] = [merge for merge in model["merges"] if _joined(merge) not in within]
+        model["merges"] = [merge for merge in model["merges"] if within.isdisjoint(_tokens_of(merge))]
     model["vocab"] = vocab | {token["content"]: token["id"] for token in kept}
     return dict(spec) | {"added_tokens": kept, "model": model, "post_processor": None}
 
 
+def numbered(added: Sequence[Mapping[str, Any]], vocab: Mapping[str, int]) -> list[dict[str, Any]]:
+    """Added tokens with the ids that the library gives them: those of the vocabulary, else the next ones in order."""
+    ids: dict[str, int] = {}
+    for token in added:
+        last = max(ids.values(), default=-1)
+        ids.setdefault(token["content"], vocab.get(token["content"], max(last + 1, len(vocab))))
+    return [{**token, "id": ids[token["content"]]} for token in added]
+
+
 def looks_like_control(name: str) -> bool:
-    """Whether an added token not marked special looks like a control token, such as <think> or [INST]."""
-    return name in MARKERS or re.fullmatch(r"<\S+>|\[/?[A-Z_]+\]", name) is not None
+    """Whether an added token not marked special is one of control all the same: <think>, <|fim_prefix|>, [INST].
+
+    The library reads these in any text. Here they are made by the chat renderer alone, so that nobody's text can open
+    a turn, a thought or a call of a tool. All other added tokens, <date> for one, are text as in the library.
+    """
+    return name in MARKERS or re.fullmatch(r"<\|\S+\|>|\[/?[A-Z_]+\]", name) is not None
 
 
 def decoder_kind(spec: Mapping[str, Any], place: str) -> tuple[bool, bool]:
@@ -67,8 +80,9 @@ def merges_as_text(merges: Sequence[Any]) -> list[Any]:
     return [merge if isinstance(merge, str) else " ".join(merge) for merge in merges]
 
 
-def _joined(merge: Any) -> str:
-    return merge.replace(" ", "", 1) if isinstance(merge, str) else "".join(merge)
+def _tokens_of(merge: Any) -> tuple[str, str, str]:
+    left, right = merge.split(" ", 1) if isinstance(merge, str) else merge
+    return left, right, left + right
 
 
 def token_name(token: Any) -> str | None:

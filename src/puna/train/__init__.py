@@ -1,1 +1,1 @@
-"""Training: the loop, its optimizer, schedule, loss, parallelism, checkpoints, guard, metrics and report."""
+"""Training: loop, optimizer, loss, parallelism, checkpoints, guard, metrics and report."""

@@ -1,7 +1,8 @@
-"""How a network begins and how it is saved: from scratch, or from a model directory.
+"""Create, initialize and save a network: from scratch, or from a model directory.
 
-A factory makes the network without memory, so that it can be sharded first and no process ever holds all of it; then it
-fills it. Adapters (`tune.lora`) and a reward head (`tune.preference.reward`) are factories too.
+A factory first creates the network without memory, so that it can be sharded before it is filled and no process ever
+holds all of it. Then it fills the weights. Adapters (`tune.lora`) and a reward head (`tune.preference.reward`) are
+factories too.
 """
 
 from collections.abc import Mapping
@@ -21,40 +22,46 @@ from puna.text.tokenizer import Tokenizer
 from puna.train.init.bigram import bigram_weights
 from puna.train.init.induction import induction_weights
 
-# Tokens that are counted for first weights, at most: a bound on time and memory, not a tuned number.
+# At most this many tokens are counted for the initial weights: a bound on time and memory, not a tuned value.
 COUNTED_TOKENS = 20_000_000
 
 
 class ModelFactory:
-    """Makes, fills and saves one kind of network."""
+    """Creates, initializes and saves one kind of network."""
+
+    streams = True
+    """Whether `save` takes tensors that are made as they are written; else it needs all of them."""
 
     def __init__(self, config: ModelConfig, tokenizer: Tokenizer) -> None:
         self.config, self.tokenizer = config, tokenizer
 
     def make(self) -> LlamaForCausalLM:
-        """The network, under whatever default device."""
+        """Create the network on the current default device."""
         return LlamaForCausalLM(self.config)
 
     def fill(self, model: LlamaForCausalLM, seed: int) -> None:
-        """Give it, with memory and perhaps sharded, its first weights."""
+        """Initialize the weights of a network that has memory and may be sharded."""
         raise NotImplementedError
 
     def save(
-        self, directory: Path, state: Mapping[str, Tensor], *, dtype: torch.dtype, lineage: Mapping[str, Any]
+        self, directory: Path, state: Mapping[str, Any], *, dtype: torch.dtype, lineage: Mapping[str, Any]
     ) -> None:
-        """Write whole tensors as a model directory."""
+        """Write tensors, by the names of the whole network, as a model directory."""
         save_model(directory, self.config, state, self.tokenizer, dtype=dtype, lineage=lineage)
 
 
 class FromScratch(ModelFactory):
-    """Fresh weights: "normal", or "bigram" and "induction", which follow from counting the corpus."""
+    """Fresh weights: "normal", or "bigram" and "induction", which are counted from the corpus."""
 
     def __init__(self, config: ModelConfig, corpus: Corpus, init: str = "normal") -> None:
         super().__init__(config, corpus.tokenizer)
         self.corpus, self.init = corpus, init
 
     def fill(self, model: LlamaForCausalLM, seed: int) -> None:
-        """See `ModelFactory`. Raises PunaError where a counted head needs weights of its own and has none."""
+        """See `ModelFactory`.
+
+        Raises PunaError when counted weights need an untied head and the model ties it.
+        """
         model.init_weights(seed)
         if self.init != "normal":
             parameters = dict(model.named_parameters())
@@ -62,11 +69,11 @@ class FromScratch(ModelFactory):
                 copy_whole(weight, parameters[name])
 
     def _counted(self, seed: int) -> dict[str, Tensor]:
-        """First weights that follow from counting the corpus, by name."""
+        """Initial weights computed from token counts of the corpus, by name."""
         config = self.config
         if config.tie_word_embeddings:
             raise PunaError(
-                f"train.init = '{self.init}' needs an embedding and a head of their own, but "
+                f"train.init = '{self.init}' needs separate weights for embedding and head, but "
                 "model.tie_word_embeddings = true.",
                 "Set it to false, or use train.init = 'normal'.",
             )
@@ -80,7 +87,10 @@ class FromScratch(ModelFactory):
 
 
 class FromCheckpoint(ModelFactory):
-    """The weights of a model directory. config, tokenizer: others than the directory's, such as a longer context."""
+    """The weights of a model directory.
+
+    config, tokenizer: replace the directory's, for example for a longer context.
+    """
 
     def __init__(self, directory: Path, config: ModelConfig | None = None, tokenizer: Tokenizer | None = None) -> None:
         super().__init__(config or load_config(directory), tokenizer or Tokenizer.load(directory))

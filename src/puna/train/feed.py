@@ -1,4 +1,4 @@
-"""The rows of a run on their way to the device: this process' share of each global batch, loaded ahead."""
+"""Move this process's share of each global batch to the device, loaded ahead."""
 
 from collections.abc import Generator, Iterator
 from typing import NamedTuple
@@ -12,8 +12,11 @@ from puna.data.loader import batch, prefetch
 from puna.train.recipe import TrainConfig
 
 
-class Rows(NamedTuple):
-    """Rows of a global batch: ids and targets (rows, seq) on the device, document ids on the CPU or None."""
+class LocalRows(NamedTuple):
+    """Rows of a global batch.
+
+    ids and targets: (rows, seq) on the device; documents: ids on the CPU or None.
+    """
 
     ids: Tensor
     targets: Tensor
@@ -22,13 +25,13 @@ class Rows(NamedTuple):
 
 def feed(
     corpus: Corpus, config: TrainConfig, *, data_step: int, start: int, stop: int, device: torch.device
-) -> Generator[Rows, None, None]:
-    """Rows start..stop of each batch from `data_step` on, without end, two ahead in a background thread.
+) -> Generator[LocalRows, None, None]:
+    """Yield rows start..stop of each batch from `data_step` on, indefinitely.
 
-    Close it when done.
+    A background thread loads two ahead. Close the iterator when done.
     """
 
-    def make() -> Iterator[Rows]:
+    def make() -> Iterator[LocalRows]:
         step = data_step
         while True:
             rows = batch(
@@ -41,9 +44,9 @@ def feed(
                 start=start,
                 stop=stop,
             )
-            # Document ids stay on the CPU: where documents start is worked out there, with nobody waiting.
+            # Document ids stay on the CPU, where document starts are found without synchronizing with the device.
             documents = None if rows.document_ids is None else torch.from_numpy(rows.document_ids)
-            yield Rows(_to_device(rows.input_ids, device), _to_device(rows.targets, device), documents)
+            yield LocalRows(_to_device(rows.input_ids, device), _to_device(rows.targets, device), documents)
             step += 1
 
     return prefetch(make())

@@ -1,11 +1,12 @@
-"""The one training loop: pretraining and every stage after it run in it, stoppable anywhere.
+"""The training loop for pretraining and every stage after it; it can be stopped at any step.
 
     objective.batch(data step) -> objective.loss -> backward -> guard -> optimizer -> metrics, checkpoint
 
-What differs between runs is an `Objective` (batches, loss, evaluation) and a `ModelFactory` (how the network begins).
-Nothing in a step asks the device for a number; losses and norms are read once per log interval. Before the first step
-the run says what it expects, at the end what it was. A run that goes wrong goes back to earlier weights: the guard asks
-for it when too many steps were skipped, an objective by raising `RollBack`.
+What differs between runs is an `Objective` (batches, loss, evaluation) and a `ModelFactory` (how the network is created
+and initialized). A step never synchronizes with the device; losses and norms are read once per log interval. The run
+reports what it expects before the first step, and compares it with the measured values at the end. A run that goes
+wrong rolls back to earlier weights: the guard asks for that after too many skipped steps, an objective by raising
+`RollBack`.
 """
 
 import dataclasses
@@ -23,13 +24,13 @@ from puna.core.recipe import dump
 from puna.core.units import format_seconds
 from puna.train import parallel
 from puna.train.guard import decide
-from puna.train.measure.clock import profiler, quiet_gc
+from puna.train.measure.clock import gc_paused, profiler
 from puna.train.objective import SCORE, Objective, RollBack
 from puna.train.pace import Horizon, keep_promise
 from puna.train.planning.expectation import Expectation
 from puna.train.run.checkpoint import Checkpointer
 from puna.train.run.metrics import MetricsLog
-from puna.train.run_state import RunState, trainable
+from puna.train.run_state import RunState
 from puna.train.step_log import StepLog, finite
 
 Hook = Callable[["Loop"], None]
@@ -39,42 +40,44 @@ class Loop:
     """Drives one run on one process."""
 
     def __init__(self, state: RunState[Any], make_objective: Callable[[RunState[Any]], Objective]) -> None:
-        """Raises PunaError where objective and recipe leave the number of steps open."""
+        """Raises PunaError when neither the objective nor the recipe sets the number of steps."""
         self.state = state
         self.objective = make_objective(state)
         train = state.recipe.train
         self.planned_steps = train.steps or self.objective.steps
         if not self.planned_steps:
-            raise PunaError("train.steps is 0.", "Say how many steps the stage has.")
+            raise PunaError("train.steps is 0.", "Set it to the number of steps of the stage.")
         state.horizon = Horizon(self.planned_steps)
         self.expected = Expectation.of(state, self.objective)
         self.checkpoints = Checkpointer(state.run_dir, state.recipe.checkpoint, self.objective.fingerprint())
         self.log = StepLog(state.clock)
         self.measures: dict[str, Any] = {}
-        """Of the last held-out evaluation."""
+        """Measures of the last held-out evaluation."""
         self._first_tokens = 0.0
 
     # -- the run -----------------------------------------------------------------------------------------------------
 
     def run(self, *, resume: bool, hooks: Mapping[float, Hook] | None = None) -> dict[str, Any]:
-        """Run from the start, or from the newest good checkpoint, to the last step; returns the last event.
+        """Run to the last step, from the start or from the newest good checkpoint.
 
-        hooks: functions called with the loop before the step of that number (an int), or when that share of the run is
-        done (a float; 1.0: after the last step); their time does not count as training.
+        Return the last event.
+
+        hooks: functions called with the loop. An int key calls the hook before the step of that number, a float key
+        when that share of the run is done (1.0: after the last step). Time spent in hooks does not count as training.
         """
         state, objective, hooks = self.state, self.objective, hooks or {}
         resumed_from = self._restore() if resume else None
         if state.world.first:
-            files.write_text(state.run_dir / "recipe.toml", dump(state.kept_recipe))
             at = state.step if resume else None
             state.metrics = MetricsLog(state.run_dir, state.recipe.log, resume_step=at, observers=state.observers)
+            files.write_text(state.run_dir / "recipe.toml", dump(state.kept_recipe))
         state.emit(self._start_event(resumed_from))
         for sentence in objective.notes:
             state.note("data", sentence)
         self._first_tokens = state.tokens
         state.clock.start(state.step)
         self.log.clear()
-        with state.stop.listening(), quiet_gc(), profiler(state.recipe.log.profile, state.run_dir) as profile:
+        with state.stop.listening(), gc_paused(), profiler(state.recipe.log.profile, state.run_dir) as profile:
             try:
                 if not state.step and objective.evaluates_first:
                     self._evaluate()
@@ -96,7 +99,7 @@ class Loop:
         return self.state.step >= self.state.total or bool(self.state.finished)
 
     def _step(self) -> bool:
-        """Make one step; whether it was made, and the run neither ended nor went back instead."""
+        """Run one step. Returns whether it ran, so False when the run ended or rolled back instead."""
         state = self.state
         try:
             with state.clock.part("data"):
@@ -108,16 +111,29 @@ class Loop:
         except RollBack as request:
             self._write_line()
             self._roll_back(request)
-            state.data_step += 1  # what was asked for is not asked for again
+            state.data_step += 1  # do not request the same data again
             return False
         state.step += 1
         state.data_step += 1
         return True
 
     def train_step(self, batch: Sequence[Any]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """One optimizer step on this process' micro-batches. Returns (loss, gradient norm, measures), on the device."""
+        """Run one optimizer step on this process's micro-batches.
+
+        Returns (loss, gradient norm, measures), on the device.
+        """
         state = self.state
         state.optimizer.zero_grad()
+        total, gathered = self._over_ranks(*self._run_micro_batches(batch))
+        norm = state.optimizer.clip(state.recipe.train.grad_clip)
+        state.optimizer.step(state.lr_factor(), state.guard.check(total, norm))
+        return total, norm, gathered
+
+    def _run_micro_batches(self, batch: Sequence[Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Forward and backward of this process' micro-batches: (loss, measures), its shares of them."""
+        state = self.state
+        if isinstance(state.network, parallel.Pipeline):
+            return state.network.run([self.objective.call(part) for part in batch]), {}
         total = torch.zeros((), device=state.device)
         gathered: dict[str, Tensor] = {}
         factor = parallel.gradient_factor(state.network, state.world)
@@ -135,24 +151,21 @@ class Loop:
                 before = gathered.get(name)
                 merged = torch.maximum if name.endswith("_max") else torch.add
                 gathered[name] = value if before is None else merged(before, value)
-        total, gathered = self._over_ranks(total, gathered)
-        norm = state.optimizer.clip(state.recipe.train.grad_clip)
-        state.optimizer.step(state.lr_factor(), state.guard.check(total, norm))
-        return total, norm, gathered
+        return total, gathered
 
     def _over_ranks(self, total: Tensor, measures: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         world = self.state.world
-        if world.data_size == 1:
+        if world.summed_over == 1 and world.stage_group is None:
             return total, measures
         sums = {name: value for name, value in measures.items() if not name.endswith("_max")}
-        summed = parallel.sum_over_ranks(torch.stack((total, *sums.values())), world)
+        summed = parallel.sum_over_data_and_stages(torch.stack((total, *sums.values())), world)
         reduced = dict(zip(sums, summed[1:], strict=True))
         for name in sorted(measures.keys() - sums.keys()):
             reduced[name] = parallel.max_over_ranks(measures[name], world)
         return summed[0], reduced
 
     def _after_step(self) -> None:
-        """Whatever is due now: a line, a roll-back, an evaluation, a checkpoint."""
+        """Do whatever is due after this step: a log line, a roll-back, an evaluation, a checkpoint."""
         state, recipe = self.state, self.state.recipe
 
         def due(every: int) -> bool:
@@ -160,7 +173,8 @@ class Loop:
 
         saving = due(recipe.checkpoint.every) and state.step < state.total
         measuring = due(recipe.log.eval_every) and state.step < state.total
-        # Lines end where checkpoints do, so a resumed run writes the same ones; an evaluation may save the best.
+        # A log line is also due at every checkpoint, so a resumed run writes the same lines; an evaluation may save the
+        # best.
         line = saving or due(recipe.log.every) or state.step == state.total or (measuring and self.objective.scored)
         if line and self._write_line():
             self._skipped_too_often()
@@ -174,16 +188,16 @@ class Loop:
             self._save(wait=not recipe.checkpoint.asynchronous)
 
     def _call(self, hooks: Mapping[float, Hook]) -> None:
-        """Call the hooks that are due before the coming step, or after the last one."""
+        """Call the hooks that are due before the next step, or after the last one."""
         horizon, step = self.state.horizon, self.state.step
         now, before = horizon.progress(step), horizon.progress(step - 1) if step else -1.0
         for at, hook in hooks.items():
             if before < at <= now if isinstance(at, float) else at == step:
-                with self.state.apart():
+                with self.state.excluded_from_metrics():
                     hook(self)
 
     def _keep_pace(self) -> None:
-        """Change the number of steps when the run would end much later or sooner than promised."""
+        """Change the number of steps when the run would end much later or earlier than promised."""
         state, schedule, clock = self.state, self.state.recipe.schedule, self.state.clock
         step_seconds = clock.recent_step_seconds
         if not schedule.seconds or step_seconds is None:
@@ -202,7 +216,10 @@ class Loop:
     # -- measuring ---------------------------------------------------------------------------------------------------
 
     def _write_line(self) -> bool:
-        """Write a line about the steps since the last one; whether the guard left out too many of late."""
+        """Write a line about the steps since the last one.
+
+        Returns whether the guard skipped too many recently.
+        """
         if not len(self.log):
             return False
         state, recipe = self.state, self.state.recipe
@@ -228,20 +245,23 @@ class Loop:
             }
         )
         for step in interval.skipped:
-            detail = f"loss {step.loss:.4g}, gradient norm {step.grad_norm:.4g}: the update was left out"
+            detail = f"loss {step.loss:.4g}, gradient norm {step.grad_norm:.4g}: the update was skipped"
             event = {"kind": "event", "step": step.step, "event": "skip", "detail": detail}
             event |= {"loss": finite(step.loss), "grad_norm": finite(step.grad_norm)}
             state.emit(event | self.objective.skip_facts(step.data_step))
-        # Older ones no longer count, neither for the decision nor for how far back a roll-back goes.
+        # Older ones no longer count, neither for the decision nor for how far to roll back.
         oldest = state.step - recipe.guard.window
         state.skipped += [step.step for step in interval.skipped]
         state.skipped = [step for step in state.skipped if step > oldest]
         return decide(recipe.guard, state.skipped, step=state.step, rollbacks=state.rollbacks).action != "none"
 
     def _evaluate(self) -> bool:
-        """Measure held-out, where the objective can; keep the weights when they are the best. Whether they were."""
+        """Evaluate held-out, if the objective can, and keep the weights if they are the best.
+
+        Returns whether they were.
+        """
         state = self.state
-        with state.apart():
+        with state.excluded_from_metrics():
             self.measures = self.objective.evaluate(state.step)
         if not self.measures:
             return False
@@ -278,7 +298,10 @@ class Loop:
         state.note("checkpoint", f"saved step {state.step}")
 
     def _restore(self, before: int | None = None) -> int | None:
-        """Load the newest good checkpoint (of a step below `before`). Weights and step alone when rolling back."""
+        """Load the newest good checkpoint (of a step below `before`).
+
+        A roll-back loads only the weights and the step.
+        """
         state = self.state
         tensors = state.tensors()
         meta = self.checkpoints.load(tensors, before=before)
@@ -289,9 +312,9 @@ class Loop:
         state.step = meta["step"]
         if before is None:
             state.data_step, state.rollbacks, state.skipped = meta["data_step"], meta["rollbacks"], meta["skipped"]
-            if meta.get("planned_steps") == self.planned_steps:  # else somebody asked for another number
+            if meta.get("planned_steps") == self.planned_steps:  # otherwise the user changed it
                 state.horizon = Horizon(*meta["horizon"])
-            # Pretraining did not write these once.
+            # Checkpoints of earlier versions of pretraining do not have these.
             state.tokens = meta.get("tokens", float(state.step * self.expected.tokens_per_step))
             state.lr_scale, state.best = meta.get("lr_scale", 1.0), meta.get("best")
             state.finished = meta.get("finished", "")
@@ -301,7 +324,7 @@ class Loop:
         return state.step
 
     def _skipped_too_often(self) -> None:
-        """The guard left out too many steps: go back to before the first of them, or stop."""
+        """Handle too many skipped steps: roll back to before the first of them, or stop."""
         state = self.state
         decision = decide(state.recipe.guard, state.skipped, step=state.step, rollbacks=state.rollbacks)
         if decision.action == "stop":
@@ -311,7 +334,7 @@ class Loop:
         self._roll_back(RollBack(decision.reason, to=first))
 
     def _roll_back(self, request: RollBack) -> None:
-        """Go back as asked; when that was done too often, end the run."""
+        """Roll back as requested; end the run when the limit of roll-backs is reached."""
         state, bad_step = self.state, self.state.step
         to = request.to if isinstance(request.to, int) else int(state.best["step"]) if state.best else state.step
         if self._restore(before=to + 1) is None:
@@ -321,7 +344,7 @@ class Loop:
             )
         state.rollbacks += 1
         state.lr_scale *= request.lr_scale
-        self.objective.went_back()
+        self.objective.after_rollback()
         state.note("rollback", f"{request.reason} Back at step {state.step}.", from_step=bad_step)
         if state.rollbacks > state.recipe.guard.max_rollbacks:
             state.finished = f"{state.rollbacks} roll-backs did not help: {request.reason}"
@@ -342,7 +365,7 @@ class Loop:
             "precision": train.precision,
             "compiled": train.compile == "on",
             "parameters": state.config.num_parameters(),
-            "trained_parameters": sum(parameter.numel() for parameter in trainable(state.model).values()),
+            "trained_parameters": state.trained_parameters,
             "tokens_per_step": expected.tokens_per_step if self.objective.knows_its_rows else None,
             "total_steps": state.total,
             "flops_per_token": expected.flops_per_token or None,

@@ -1,43 +1,51 @@
-"""What a run brings to the loop: its batches, its loss, its evaluation, and its policy when it goes wrong."""
+"""What a run gives the loop: its batches, loss, evaluation, and policy for failures."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
+from puna.core.errors import PunaError
+from puna.train.parallel import Call
 from puna.train.run_state import RunState
 
 SCORE = "score"
-"""The measure of a held-out evaluation that says which weights are best (higher is better)."""
+"""The measure of a held-out evaluation that ranks weights (higher is better)."""
 
 Metrics = Mapping[str, Tensor | float]
 
 
 class Objective:
-    """What differs between pretraining, fine-tuning, preferences and reinforcement. The rest is `train.loop`.
+    """What differs between pretraining, fine-tuning, preferences and reinforcement.
 
-    It is made once the network has its first weights. `batch` and `loss` are every objective's own; all else has a
-    default.
+    `train.loop` does the rest. An objective is created once the network has its initial weights. Every objective
+    implements `batch` and `loss`; everything else has a default.
     """
 
     command: str = "puna train"
     """The command that resumes such a run."""
     steps: int = 0
-    """The length of the run where the recipe's train.steps is 0."""
+    """The length of the run when the recipe's train.steps is 0."""
     notes: Sequence[str] = ()
-    """Sentences about its data, written down at the start."""
+    """Sentences about the objective's data, logged at the start."""
     shown: Sequence[str] = ()
-    """The measures that a person watching sees; empty: all of them."""
+    """The measures that the live view shows; empty: all of them."""
     knows_its_rows: bool = True
-    """Whether rows are as long as the recipe says; no, where the model writes them. Else no step time is predicted."""
+    """Whether rows are as long as the recipe says; not if the model generates them.
+
+    Otherwise no step time is predicted.
+    """
     fills_its_rows: bool = False
-    """Whether every place of a row is learned from and all weights move, so that FLOPs can be counted (MFU)."""
+    """Whether every token is learned from and all weights are trained, so that FLOPs can be counted (MFU)."""
     scored: bool = True
-    """Whether evaluations may have a score; the weights with the highest are kept, and can be gone back to."""
+    """Whether evaluations may have a score.
+
+    The weights with the highest score are kept, and roll-backs may return to them.
+    """
     ends_with_best: bool = False
-    """Whether the model directory gets the weights of the highest score instead of the last ones."""
+    """Whether the model directory gets the weights with the highest score instead of the last ones."""
     evaluates_first: bool = True
-    """Whether there is an evaluation before the first step."""
+    """Whether to evaluate before the first step."""
 
     def __init__(self, run: RunState[Any]) -> None:
         self.run = run
@@ -45,48 +53,62 @@ class Objective:
     # -- learning ----------------------------------------------------------------------------------------------------
 
     def batch(self, data_step: int) -> Sequence[Any]:
-        """This process' micro-batches of a step; none on any process means that there is nothing to learn this time.
+        """Return this process's micro-batches of a step.
 
-        What is random is a function of (seed, data step) and of `state`. The data step grows by one with each step and
-        does not go back when the weights are rolled back. May raise RollBack.
+        None on all processes means that there is nothing to learn. Anything random is a function of (seed, data step)
+        and of `state`. The data step increases by one with each step and does not go back when the weights are rolled
+        back. May raise RollBack.
         """
         raise NotImplementedError
 
     def loss(self, network: nn.Module, batch: Any) -> tuple[Tensor, Metrics]:
-        """The scalar whose gradient is taken for one micro-batch, and measures to log.
+        """Return the scalar to differentiate for one micro-batch, and measures to log.
 
-        Both are parts of a sum over the step's micro-batches and processes: divide by what counts globally. A measure
-        named "..._max" is the maximum instead. "tokens" among them counts what was learned from. "loss" is what is
-        logged and guarded, where that is not the scalar itself.
+        Both are parts of a sum over the step's micro-batches and processes: divide by the global count. A measure named
+        "..._max" is the maximum instead. "tokens" counts the tokens that were learned from. "loss" is the value that is
+        logged and guarded, if that is not the scalar itself.
         """
         raise NotImplementedError
 
+    def call(self, batch: Any) -> Call:
+        """What the network is called with for a micro-batch, by objectives whose loss is what its head returns.
+
+        Their runs may be cut into pipeline stages; the head returns (what to call backward on, the loss to log).
+        """
+        raise PunaError(f"{self.command} does not run in a pipeline.", "Set layout.pp = 1.")
+
     def state(self) -> dict[str, Any]:
-        """What `batch` goes by besides the data step, plain JSON."""
+        """What `batch` depends on in addition to the data step, as plain JSON."""
         return {}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Take back what `state` gave."""
+        """Restore what `state` returned."""
 
     def close(self) -> None:
-        """Called when the steps are over, however they ended."""
+        """Called when the steps have ended, for whatever reason."""
 
-    def went_back(self) -> None:
+    def after_rollback(self) -> None:
         """Called after the loop rolled back: the weights are those of an earlier step."""
 
     # -- measuring ---------------------------------------------------------------------------------------------------
 
     def evaluate(self, step: int) -> dict[str, Any]:
-        """Held-out measures: before the first step, every `log.eval_every` steps and at the end. Empty: none."""
+        """Return held-out measures; empty: none.
+
+        Called before the first step, every `log.eval_every` steps and at the end.
+        """
         return {}
 
     def after_step(self) -> None:
-        """Called after each step, for what is neither training nor evaluation, such as a sample."""
+        """Called after each step, for other work such as generating a sample.
 
-    # -- what is written down ----------------------------------------------------------------------------------------
+        That is work that is neither training nor evaluation.
+        """
+
+    # -- what is recorded ----------------------------------------------------------------------------------------------
 
     def fingerprint(self) -> dict[str, Any]:
-        """What must be the same when a checkpoint is resumed."""
+        """What must be unchanged when a checkpoint is resumed."""
         raise NotImplementedError
 
     def lineage(self) -> dict[str, Any]:
@@ -94,32 +116,36 @@ class Objective:
         raise NotImplementedError
 
     def start_facts(self) -> dict[str, Any]:
-        """More about the run, for its first event."""
+        """Further facts about the run, for its first event."""
         return {}
 
     def line_facts(self, loss: float, measures: dict[str, float]) -> dict[str, Any]:
-        """What a line says besides loss and speed. loss: its mean over the line's steps."""
+        """What a log line records in addition to loss and speed.
+
+        loss: its mean over the line's steps.
+        """
         return {"metrics": measures}
 
     def skip_facts(self, data_step: int) -> dict[str, Any]:
-        """More about a step whose update was left out, such as the documents it learned from."""
+        """Further facts about a skipped step, such as the documents in its batch."""
         return {}
 
     def eval_facts(self, measures: dict[str, Any]) -> dict[str, Any]:
-        """How held-out measures are written down."""
+        """How held-out measures are recorded."""
         return {"metrics": measures}
 
     def end_facts(self, measures: dict[str, Any]) -> dict[str, Any]:
-        """More about the run, for its last event. measures: of the last evaluation."""
+        """Further facts about the run, for its last event. measures: of the last evaluation."""
         return {}
 
 
 class RollBack(Exception):
-    """The policy when a run goes wrong: back to earlier weights, and on from there with data that has not been seen.
+    """The policy when a run goes wrong: return to earlier weights.
 
-    An objective raises it from `batch`; the loop makes one, to before the first skipped step, when the guard left out
-    too many. to: "best" (of the held-out evaluations so far) or a step, whose checkpoint or the newest before it is
-    taken. lr_scale: factor on all learning rates from now on.
+    Training continues with data that has not been seen. An objective raises it from `batch`. The loop creates one, to
+    before the first skipped step, when the guard skipped too many steps. to: "best" (of the held-out evaluations so
+    far) or a step, which selects its checkpoint or the newest before it. lr_scale: factor for all learning rates from
+    now on.
     """
 
     def __init__(self, reason: str, *, to: int | str = "best", lr_scale: float = 1.0) -> None:

@@ -1,22 +1,24 @@
-"""Muon for the matrices of the blocks, AdamW for embedding, head and norms; or AdamW for everything.
+"""Muon for the matrices of the blocks, AdamW for embedding, head and norms.
 
 Muon (Keller Jordan, 2024; arXiv 2502.16982 at scale) replaces each matrix' momentum by the nearest semi-orthogonal
 matrix, so every direction of the update has the same size. Matrices of one shape are stacked and orthogonalised in one
-batch of products. With several processes each one orthogonalises its share of the stack only: a stack that FSDP has
-sharded by rows is turned into one sharded by matrices (an all-to-all), worked on where it is whole, and turned back.
+batch of products. Where matrices are spread over processes (FSDP, tensor parallelism, both) each matrix has an owner:
+every process sends its part there (an all-to-all), the owner works on it whole and sends the parts of the result back.
 
-The state is made when the optimizer is, under the parameters' names, so a checkpoint loads in place. A step takes
-`found_inf`, a scalar on the device: where it is 1 nothing changes, neither weights nor state, and the host never asks.
+The state is created together with the optimizer, under the parameters' names, so a checkpoint loads in place. A step
+takes `found_inf`, a scalar on the device: where it is 1 neither weights nor state change, without a host sync.
 """
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Replicate, Shard
+from torch.distributed.tensor import DTensor, Replicate
 from torch.optim.adamw import adamw
 
 from puna.model.torch_compat import multiplies_bfloat16
@@ -34,12 +36,12 @@ _POLAR_EXPRESS = (
 
 
 def orthogonalize(matrices: Tensor, steps: int, *, bf16: bool = False) -> Tensor:
-    """The nearest semi-orthogonal matrix of each: U Vᵀ of the singular value decomposition, approximately.
+    """The nearest semi-orthogonal matrix of each, approximately.
 
-    matrices: (stack, rows, columns). Returns the same shape in float32. All singular values of a result lie within
-    about 0.3 of 1 after 5 steps. bf16 products on CUDA (as in the source) and with `bf16`, else fp32; in fp32 long
-    matrices are iterated on through their small Gram matrix, a third fewer operations at 1:2.7, which bf16 is too
-    coarse for.
+    It is U Vᵀ of the singular value decomposition. matrices: (stack, rows, columns). Returns the same shape in float32.
+    All singular values of a result are within about 0.3 of 1 after 5 steps. Products are in bf16 on CUDA (as in the
+    source) and with `bf16`, otherwise in fp32. In fp32 the iteration on long matrices runs on their small Gram matrix,
+    which saves a third of the operations at 1:2.7; bf16 is too coarse for that.
     """
     x = matrices.bfloat16() if matrices.is_cuda or bf16 else matrices.float()
     tall = x.shape[1] > x.shape[2]
@@ -57,7 +59,10 @@ def orthogonalize(matrices: Tensor, steps: int, *, bf16: bool = False) -> Tensor
 
 
 def _through_gram(x: Tensor, coefficients: list[tuple[float, float, float]]) -> Tensor:
-    """The same iterations: every factor is a polynomial in x xᵀ, so they are multiplied up there and applied once."""
+    """Run the same iterations on the Gram matrix.
+
+    Every factor is a polynomial in x xᵀ, so they are applied once.
+    """
     gram = x @ x.mT
     product = None
     for index, (a, b, c) in enumerate(coefficients):
@@ -72,11 +77,12 @@ def _through_gram(x: Tensor, coefficients: list[tuple[float, float, float]]) -> 
 
 
 class Optimizer:
-    """The update rule of a run: `step` moves the weights, `state_dict` is what a checkpoint keeps.
+    """The update rule of a run: `step` updates weights, `state_dict` goes into checkpoints.
 
-    parameters: (name, parameter) as the network names them; DTensors under FSDP2. mesh: the data-parallel mesh whose
-    ranks share Muon's work (its last dimension is the sharded one), or None for one process. bf16: whether the run
-    multiplies in bf16; then Muon does too, on CPUs with instructions for it.
+    parameters: (name, parameter) as the network names them; DTensors where they are spread. mesh: of the run's
+    processes; with a dimension "pp" this process has the parameters of some stages, and the norm is that of all. twice:
+    the name of one that another stage counts in the norm. bf16: whether the run multiplies in bf16; then Muon does too,
+    on CPUs with instructions for it.
     """
 
     def __init__(
@@ -86,15 +92,18 @@ class Optimizer:
         mesh: DeviceMesh | None = None,
         *,
         bf16: bool = False,
+        twice: str = "",
     ) -> None:
-        self.config, self.mesh = config, mesh
+        self.config, self.twice = config, twice
+        self.stages = mesh.get_group("pp") if mesh is not None and "pp" in (mesh.mesh_dim_names or ()) else None
+        self._parts: dict[Any, list[_Part]] = {}
         self.bf16 = bf16 and multiplies_bfloat16()
         self.state: dict[str, dict[str, Tensor]] = {}
-        stacks: dict[tuple[int, ...], list[tuple[str, nn.Parameter]]] = defaultdict(list)
+        stacks: dict[Any, list[tuple[str, nn.Parameter]]] = defaultdict(list)
         rest: dict[tuple[float, float], list[tuple[str, nn.Parameter]]] = defaultdict(list)
         for name, parameter in parameters:
             if config.kind == "muon" and parameter.ndim == 2 and re.search(r"\.layers\.\d+\.", name):
-                stacks[tuple(parameter.shape)].append((name, parameter))
+                stacks[_placed(parameter)].append((name, parameter))
                 self.state[name] = {"momentum": torch.zeros_like(parameter)}
             else:
                 decay = config.weight_decay if parameter.ndim == 2 else 0.0
@@ -115,26 +124,37 @@ class Optimizer:
 
     def parameters(self) -> list[nn.Parameter]:
         """Every parameter the optimizer moves."""
-        groups = [*self.stacks, *(members for _, members in self.rest)]
-        return [parameter for members in groups for _, parameter in members]
+        return [parameter for _, parameter in self._named()]
+
+    def _named(self) -> Iterator[tuple[str, nn.Parameter]]:
+        for members in (*self.stacks, *(members for _, members in self.rest)):
+            yield from members
 
     def zero_grad(self) -> None:
-        """Forget the gradients."""
+        """Discard the gradients."""
         for parameter in self.parameters():
             parameter.grad = None
 
     def clip(self, limit: float) -> Tensor:
         """The global gradient norm, a scalar on the device; gradients are scaled down to `limit` (0: left alone)."""
-        norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters() if p.grad is not None], foreach=True)
+        counted = [p.grad for name, p in self._named() if p.grad is not None and name != self.twice]
+        norm = torch.nn.utils.get_total_norm(counted, foreach=True)
         if isinstance(norm, DTensor):
             norm = norm.full_tensor()
+        if self.stages is not None:
+            norm = norm.square()
+            dist.all_reduce(norm, group=self.stages)
+            norm = norm.sqrt()
         if limit:
             torch.nn.utils.clip_grads_with_norm_(self.parameters(), limit, norm, foreach=True)
         return norm
 
     @torch.no_grad()
     def step(self, factor: float, found_inf: Tensor | None = None) -> None:
-        """One update with every rate times `factor`; nothing changes where `found_inf` (a float scalar) is 1."""
+        """Apply one update with every rate times `factor`.
+
+        Nothing changes if `found_inf` (a float scalar) is 1.
+        """
         for members in self.stacks:
             self._muon(members, factor, found_inf)
         for (rate, decay), members in self.rest:
@@ -148,33 +168,44 @@ class Optimizer:
         grads = [_local(parameter.grad) for _, parameter in members]  # type: ignore[arg-type]
         keep = 1.0 if found_inf is None else 1.0 - found_inf
         if found_inf is not None:
-            # With the momentum in the gradient's place the state stays exactly as it is, even if the gradient is NaN.
+            # With the momentum in place of the gradient the state stays exactly as it is, even if the gradient is NaN.
             grads = [torch.where(found_inf > 0, m, g) for m, g in zip(momenta, grads, strict=True)]
         torch._foreach_lerp_(momenta, grads, 1 - config.momentum)
         # Nesterov: look ahead by one more average.
         update = torch.stack(torch._foreach_lerp(grads, momenta, config.momentum))
         update = self._orthogonalize_shared(update, members[0][1])
-        # Keeps the root mean square of the change the same for every shape (modded-nanogpt's rule).
+        # Keep the root mean square of the update equal for every shape (modded-nanogpt's rule).
         rate = config.matrix_lr * factor * max(1.0, shape[0] / shape[1]) ** 0.5
         if config.weight_decay:
             torch._foreach_mul_(weights, 1 - rate * config.weight_decay * keep)
         torch._foreach_add_(weights, list((update * (-rate * keep)).to(weights[0].dtype).unbind(0)))
 
     def _orthogonalize_shared(self, stack: Tensor, like: nn.Parameter) -> Tensor:
-        """Orthogonalise (matrices, local rows, columns), each process its share of the matrices."""
-        if self.mesh is None:
+        """Orthogonalise (matrices, local rows, local columns), each process the matrices that it owns."""
+        group = _spread_over(like)
+        if group is None:
             return orthogonalize(stack, self.config.newton_schulz_steps, bf16=self.bf16)
-        shape = torch.Size((len(stack), *like.shape))
-        if isinstance(like, DTensor):
-            mesh, placed = like.device_mesh, [Shard(p.dim + 1) if isinstance(p, Shard) else p for p in like.placements]
-        else:
-            mesh, placed = self.mesh, [Replicate()] * self.mesh.ndim
-        owned = [*placed[:-1], Shard(0)]
-        whole = DTensor.from_local(stack, mesh, placed, shape=shape, stride=_strides(shape))
-        mine = whole.redistribute(mesh, owned)
-        done = orthogonalize(mine.to_local(), self.config.newton_schulz_steps, bf16=self.bf16)
-        back = DTensor.from_local(done, mesh, owned, shape=shape, stride=_strides(shape))
-        return back.redistribute(mesh, placed).to_local()
+        ranks, rank = dist.get_world_size(group), dist.get_rank(group)
+        if _placed(like) not in self._parts:
+            found: list[Any] = [None] * ranks
+            assert isinstance(like, DTensor)
+            dist.all_gather_object(found, _Part.of(like), group=group)
+            self._parts[_placed(like)] = found
+        parts = self._parts[_placed(like)]
+        each = -(-len(stack) // ranks)
+        owned = [min(len(stack), (place + 1) * each) - min(len(stack), place * each) for place in range(ranks)]
+        here, sizes = [count * stack[0].numel() for count in owned], [owned[rank] * part.numel for part in parts]
+        flat = stack.new_empty(sum(sizes))
+        dist.all_to_all_single(flat, stack.flatten(), sizes, here, group=group)
+        whole = stack.new_empty(owned[rank], *like.shape)
+        for piece, part in zip(flat.split(sizes), parts, strict=True):
+            whole[part.place] = piece.view(owned[rank], part.rows, part.columns)
+        if owned[rank]:
+            whole = orthogonalize(whole, self.config.newton_schulz_steps, bf16=self.bf16).to(stack.dtype)
+        back = torch.empty_like(stack)
+        flat = torch.cat([whole[part.place].flatten() for part in parts])
+        dist.all_to_all_single(back.view(-1), flat, here, sizes, group=group)
+        return back
 
     def _adamw(
         self, members: list[tuple[str, nn.Parameter]], rate: float, decay: float, found_inf: Tensor | None
@@ -207,5 +238,41 @@ def _local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def _strides(shape: torch.Size) -> tuple[int, ...]:
-    return (shape[1] * shape[2], shape[2], 1)
+class _Part(NamedTuple):
+    """The part of a matrix that a process has, and how large it is."""
+
+    top: int
+    left: int
+    rows: int
+    columns: int
+
+    @classmethod
+    def of(cls, matrix: DTensor) -> "_Part":
+        (chunk,) = matrix.__create_chunk_list__()  # where it is, for any placement
+        return cls(*chunk.offsets, *chunk.sizes)
+
+    @property
+    def place(self) -> tuple[slice, slice, slice]:
+        """Where it is in a stack of whole matrices."""
+        return slice(None), slice(self.top, self.top + self.rows), slice(self.left, self.left + self.columns)
+
+    @property
+    def numel(self) -> int:
+        return self.rows * self.columns
+
+
+def _placed(parameter: Tensor) -> tuple[Any, ...]:
+    """What matrices of one stack have in common: shape and parts."""
+    return tuple(parameter.shape), parameter.placements if isinstance(parameter, DTensor) else None
+
+
+def _spread_over(parameter: Tensor) -> dist.ProcessGroup | None:
+    """The processes that have different parts of a matrix; None where each one has it whole."""
+    if not isinstance(parameter, DTensor):
+        return None
+    mesh = parameter.device_mesh
+    split = [n for n, p in enumerate(parameter.placements) if not isinstance(p, Replicate) and mesh.size(n) > 1]
+    if not split:
+        return None
+    names = tuple((mesh.mesh_dim_names or ())[dimension] for dimension in split)
+    return mesh[names[0]].get_group() if len(names) == 1 else mesh[names]._flatten("_".join(names)).get_group()

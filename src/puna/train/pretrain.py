@@ -1,9 +1,9 @@
-"""Pretraining: rows cut from a corpus' stream, next-token cross entropy, bits per byte on held-out documents.
+"""Pretraining: rows from a corpus, next-token loss, bits per byte on held-out documents.
 
     loader(corpus, seed, data step) -> forward -> chunked loss
 
-The loss of a step is the mean over the valid tokens of its whole batch, however they are spread over micro-batches and
-processes. A step that the guard skips is written down with the documents that were in it.
+The loss of a step is the mean over the valid tokens of its global batch, however they are spread over micro-batches and
+processes. When the guard skips a step, the documents in its batch are recorded.
 """
 
 import contextlib
@@ -12,21 +12,22 @@ import time
 from collections.abc import Generator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from puna.core import files
+from puna.data.content import code_share
 from puna.data.corpus import Corpus
 from puna.data.loader import documents_of
 from puna.model.config import ModelConfig
-from puna.model.llama import DocumentMask
+from puna.model.llama import DocumentMask, LlamaForCausalLM
 from puna.train import parallel
 from puna.train.factory import FromCheckpoint, FromScratch, ModelFactory
-from puna.train.feed import Rows, feed
+from puna.train.feed import LocalRows, feed
 from puna.train.loop import Hook, Loop
-from puna.train.loss import IGNORE, cross_entropy_chunked
+from puna.train.loss import IGNORE, CrossEntropyHead
 from puna.train.measure.clock import peak_memory
 from puna.train.measure.evaluate import bits_per_byte
 from puna.train.measure.machine import Machine
@@ -48,11 +49,13 @@ def train(
     machine: Machine | None = None,
     objective: "type[Pretraining] | None" = None,
 ) -> dict[str, Any]:
-    """Run a recipe to its end, or until it is interrupted; returns the last event ("end" or "interrupted").
+    """Train a recipe to its end or until interrupted.
 
-    run_dir: holds the resolved recipe, metrics, checkpoints and, at the end, the model directory `model/`.
+    Return the last event ("end" or "interrupted").
+
+    run_dir: receives the resolved recipe, metrics, checkpoints and, at the end, the model directory `model/`.
     observers: called with every event that is also written to metrics.jsonl. hooks: see `Loop.run`. machine:
-    measurements of this device, made here when not given. objective: another than `Pretraining`.
+    measurements of this device, taken here if not given. objective: replaces `Pretraining`.
     Raises PunaError for anything in recipe, corpus, checkpoint or machine that does not fit, before the first step.
     """
     with parallel.join_world() as world, contextlib.ExitStack() as stack:
@@ -71,7 +74,7 @@ def prepare(
     observers: Sequence[Observer] = (),
     objective: "type[Pretraining] | None" = None,
 ) -> Loop:
-    """The loop of a pretraining run, its network with first weights; see `train`."""
+    """Create the loop of a pretraining run, with initial weights in its network; see `train`."""
     corpus = open_corpus(recipe)
     factory: ModelFactory = FromScratch(recipe.model, corpus, recipe.train.init)
     if recipe.start_from:
@@ -81,9 +84,10 @@ def prepare(
 
 
 def step_seconds(recipe: Recipe, folder: Path, *, machine: Machine, seconds: float = 10.0) -> float:
-    """How long one step of `recipe` takes here: the median after the first, over about `seconds`, nothing kept.
+    """Measure one step of `recipe` here: the median after the first, over about `seconds`.
 
-    The first step compiles; the run that follows in this process finds that work done. folder: for scratch files.
+    Nothing is kept. The first step compiles; a run that follows in this process reuses the compiled code. folder: for
+    temporary files.
     """
     trial = recipe.model_copy(update={"train": recipe.train.model_copy(update={"init": "normal"})})
     with parallel.join_world() as world:
@@ -108,10 +112,13 @@ def _fit(recipe: Recipe, _: ModelConfig, machine: Machine, world: parallel.World
     return memory
 
 
-class Part(NamedTuple):
-    """A micro-batch. step_targets: of all this process' rows of the step, with the first micro-batch alone."""
+class PretrainingBatch(NamedTuple):
+    """A micro-batch.
 
-    rows: Rows
+    step_targets: all targets of this process in the step, only on the first micro-batch.
+    """
+
+    rows: LocalRows
     step_targets: Tensor | None
 
 
@@ -119,7 +126,7 @@ class Pretraining(Objective):
     """Next-token prediction on a corpus."""
 
     fills_its_rows = True
-    scored = False  # evaluations during the run are on a part of the held-out text, the last one is on all of it
+    scored = False  # evaluations during the run use part of the held-out text, the last one all of it
     evaluates_first = False
     run: RunState[Recipe]
 
@@ -128,14 +135,17 @@ class Pretraining(Objective):
         self.recipe, self.corpus = run.recipe, corpus
         self.steps = run.recipe.total_steps
         self.bytes_per_token = corpus.num_bytes() / max(1, corpus.num_tokens())
-        self._feed: Generator[Rows, None, None] | None = None
-        self._feed_step = 0  # the data step that the feed gives next
+        self._feed: Generator[LocalRows, None, None] | None = None
+        self._feed_step = 0  # the data step that the feed yields next
         self._scale = torch.ones(())
+        self._context: parallel.ContextShare | None = None
+        if run.world.context_group is not None:
+            self._context = parallel.ContextShare(run.world, run.recipe.train.seq_len)
 
     # -- learning ----------------------------------------------------------------------------------------------------
 
-    def batch(self, data_step: int) -> list[Part]:
-        """This process' rows of a data step. Those of the next ones are loaded ahead."""
+    def batch(self, data_step: int) -> list[PretrainingBatch]:
+        """This process's rows of a data step. Rows of the following steps are loaded ahead."""
         if self._feed is None or data_step != self._feed_step:
             self.close()
             first, rows, count = self.run.share
@@ -146,81 +156,103 @@ class Pretraining(Objective):
         self._feed_step = data_step + 1
         return self.parts(next(self._feed))
 
-    def parts(self, rows: Rows) -> list[Part]:
-        """This process' rows of a step as micro-batches."""
+    def parts(self, rows: LocalRows) -> list[PretrainingBatch]:
+        """Split this process's rows of a step into micro-batches."""
         size = self.run.share.rows
         return [
-            Part(
-                Rows(*(None if tensor is None else tensor[first : first + size] for tensor in rows)),  # type: ignore[arg-type]
+            PretrainingBatch(
+                LocalRows(*(None if tensor is None else tensor[first : first + size] for tensor in rows)),  # type: ignore[arg-type]
                 rows.targets if first == 0 else None,
             )
             for first in range(0, len(rows.ids), size)
         ]
 
-    def loss(self, network: nn.Module, batch: Part) -> tuple[Tensor, Metrics]:
+    def loss(self, network: nn.Module, batch: PretrainingBatch) -> tuple[Tensor, Metrics]:
         """Cross entropy of the rows, with z-loss where asked for, as a share of the whole batch's mean."""
+        objective, loss = self.call(batch).of(network)
+        return objective, {"loss": loss}
+
+    def call(self, batch: PretrainingBatch) -> parallel.Call:
+        """See `Objective`."""
         config, (ids, targets, documents) = self.recipe.train, batch.rows
-        if batch.step_targets is not None:
-            valid = parallel.sum_over_ranks((batch.step_targets != IGNORE).sum().float(), self.run.world)
+        context, step_targets = self._context, batch.step_targets
+        if context is not None:
+            ids, targets = context.cut(ids), context.cut(targets)
+            step_targets = None if step_targets is None else context.cut(step_targets)
+        if step_targets is not None:
+            valid = parallel.sum_over_ranks((step_targets != IGNORE).sum().float(), self.run.world)
             self._scale = 1.0 / valid.clamp_min(1.0)
-        head = partial(
-            cross_entropy_chunked, targets=targets, scale=self._scale, chunk=config.loss_chunk, z_loss=config.z_loss
-        )
+        head = CrossEntropyHead(targets, self._scale, config.loss_chunk, config.z_loss)
+        if context is not None:
+            return parallel.Call(ids, head, positions=context.positions, cache=context.keys(documents))
         # Flash attention's variable-length form takes bf16 alone.
         dense = True if config.precision == "fp32" else None
         mask = documents if documents is None else DocumentMask.build(documents, ids.device, dense=dense)
-        objective, loss = network(ids, mask=mask, head=head)
-        return objective, {"loss": loss}
+        return parallel.Call(ids, head, mask=mask)
 
     def close(self) -> None:
-        """End the loading ahead."""
+        """Stop loading ahead."""
         if self._feed is not None:
             self._feed.close()
             self._feed = None
 
-    def went_back(self) -> None:
-        """Tokens are those of the course that the run keeps."""
+    def after_rollback(self) -> None:
+        """Recompute the token count: it covers only the steps that the run keeps."""
         self.run.tokens = float(self._tokens)
 
     # -- measuring ---------------------------------------------------------------------------------------------------
 
     def bits_per_byte(self, max_bytes: int | None = None) -> dict[str, Any]:
-        """Bits per byte on held-out documents; max_bytes: on about so much of them."""
+        """Bits per byte on held-out documents; max_bytes: use only about this much of them."""
         with self.run.autocast():
             return bits_per_byte(self.run.model, self.corpus, window=self.recipe.train.seq_len, max_bytes=max_bytes)
 
     def evaluate(self, step: int) -> dict[str, Any]:
-        """On all held-out documents at the end, else on `log.eval_bytes` of them."""
+        """Evaluate on all held-out documents at the end, and on `log.eval_bytes` of them before."""
         return self.bits_per_byte(None if step >= self.run.total else self.recipe.log.eval_bytes)
 
     def after_step(self) -> None:
-        """A sample, where one is due."""
+        """Generate a sample when one is due."""
         every = self.recipe.log.sample_every
-        # One process alone cannot run a sharded network.
-        if every and self.run.step % every == 0 and not self.run.sharded:
-            with self.run.apart():
-                if self.run.world.first:
-                    self._sample()
+        if every and self.run.step % every == 0:
+            with self.run.excluded_from_metrics():
+                model = self.run.model if not self.run.sharded else self._whole_copy()
+                if model is not None and self.run.world.first:
+                    self._sample(model)
 
-    def _sample(self) -> None:
+    def _whole_copy(self) -> LlamaForCausalLM | None:
+        """The weights of now as a network that the first process can run alone; None elsewhere or without the room."""
+        run, config = self.run, self.run.config
+        # Decided once, by what was free when the run began: all have to take part.
+        if not run.from_first(lambda: 8 * config.num_parameters() < run.machine.memory_bytes):
+            return None
+        with parallel.pending_weights(run.model, run.world) as weights:
+            if not run.world.first:
+                return None
+            model = LlamaForCausalLM(config).to(run.device).requires_grad_(False)
+            for name, parameter in model.named_parameters():
+                parameter.copy_(weights[name].whole())
+            return model
+
+    def _sample(self, model: LlamaForCausalLM) -> None:
         from puna.engine.generate import Engine, SamplingParams
         from puna.engine.request import EngineError
 
         tokenizer, prompt = self.corpus.tokenizer, self.recipe.log.sample_prompt
         params = SamplingParams(max_tokens=48, temperature=0.7, seed=self.recipe.train.seed)
         ids = tokenizer.encode(prompt, bos=True)
-        # A cache for this one text: on an accelerator training wants the rest of the memory.
+        # A cache for this one text: on an accelerator, training needs the rest of the memory.
         room = len(ids) + params.max_tokens
         # Capturing its steps would take longer than writing one text.
-        engine = Engine(self.run.model, tokenizer, max_batch=1, kv_tokens=room, decode_buckets=False)
+        engine = Engine(cast(LlamaForCausalLM, model), tokenizer, max_batch=1, kv_tokens=room, decode_buckets=False)
         with self.run.uncompiled():
             try:
                 text = engine.generate([ids], params)[0].text
-            except EngineError as error:  # no reason for a run to end
+            except EngineError as error:  # not a reason to end the run
                 text = f"({error})"
         self.run.emit({"kind": "sample", "step": self.run.step, "prompt": prompt, "text": text})
 
-    # -- what is written down ----------------------------------------------------------------------------------------
+    # -- what is recorded ----------------------------------------------------------------------------------------------
 
     @property
     def _tokens(self) -> int:
@@ -244,14 +276,18 @@ class Pretraining(Objective):
         return {
             "stage": "base",
             "recipe": self.recipe.model_dump(mode="json"),
-            "corpus": {"path": self.recipe.corpus, "content_hash": self.corpus.content_hash},
+            "corpus": {
+                "path": self.recipe.corpus,
+                "content_hash": self.corpus.content_hash,
+                "code_share": code_share(self.corpus),
+            },
             "parent": self.recipe.start_from or None,
             "step": self.run.step,
             "tokens": self._tokens,
         }
 
     def start_facts(self) -> dict[str, Any]:
-        """How many bytes of text a token stands for."""
+        """The average number of bytes of text per token."""
         return {"bytes_per_token": self.bytes_per_token}
 
     def line_facts(self, loss: float, measures: dict[str, float]) -> dict[str, Any]:
@@ -259,7 +295,7 @@ class Pretraining(Objective):
         return {"bits_per_byte": finite(loss / math.log(2) / self.bytes_per_token)}
 
     def skip_facts(self, data_step: int) -> dict[str, Any]:
-        """The documents of the step."""
+        """The documents in the batch of the step."""
         train = self.recipe.train
         rows = {"rows": train.batch, "seq_len": train.seq_len}
         return {"documents": documents_of(self.corpus, seed=train.seed, step=data_step, **rows)}

@@ -1,7 +1,8 @@
-"""One run on one process: its network, optimizer, guard, position and clock, and the services objectives use.
+"""The state of one run on one process, and the services that objectives use.
 
-The whole state is weights, optimizer, the guard's window and a few numbers: the step, the data step, which runs ahead
-of it only when a roll-back went around bad data, and the horizon, which says how many steps there will be.
+The state is the network, optimizer, guard, position and clock. A checkpoint stores weights, optimizer, the guard's
+window and a few numbers: the step; the data step, which is ahead of it only after a roll-back skipped bad data; and the
+horizon, which says how many steps there will be.
 """
 
 import contextlib
@@ -13,11 +14,12 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from puna.core.errors import PunaError
 from puna.model.config import ModelConfig
 from puna.train import parallel
 from puna.train.factory import ModelFactory
 from puna.train.guard import Guard
-from puna.train.measure.clock import Clock, forget_peak_memory, peak_memory
+from puna.train.measure.clock import Clock, peak_memory, reset_peak_memory
 from puna.train.measure.machine import Machine, measure
 from puna.train.optimizer import Optimizer
 from puna.train.pace import Horizon
@@ -33,7 +35,7 @@ T = TypeVar("T")
 
 Observer = Callable[[dict[str, Any]], None]
 Fit = Callable[[Any, ModelConfig, Machine, parallel.World], MemoryEstimate]
-"""Predicts the memory of (recipe, shape of the network) on (machine, processes); raises PunaError if there is less."""
+"""Predicts the memory of (recipe, shape of the network) on (machine, processes); raises PunaError if it is too much."""
 
 
 class RunState(Generic[R]):
@@ -50,7 +52,7 @@ class RunState(Generic[R]):
         machine: Machine | None = None,
         observers: Sequence[Observer] = (),
     ) -> None:
-        """Settle what the recipe leaves to the machine, check that the run fits, and make the network.
+        """Resolve the recipe on this machine, check that the run fits, and create the network.
 
         Raises PunaError for anything in recipe or machine that does not fit.
         """
@@ -58,29 +60,38 @@ class RunState(Generic[R]):
         self.config, self.tokenizer = factory.config, factory.tokenizer
         device = world.device
         self.layout = layout = resolve_layout(recipe.layout, recipe.train, world.size, on_cpu=device.type == "cpu")
+        if problem := layout.problem_with(self.config, recipe.train.seq_len):
+            raise PunaError(f"{problem}.")
+        asked = recipe.train
         settled = recipe.train.model_copy(
             update={
                 "precision": parallel.resolve_precision(recipe.train, device),
-                "compile": "on" if parallel.resolve_compile(recipe.train, device) else "off",
+                "compile": "on" if parallel.resolve_compile(recipe.train, device, layout) else "off",
             }
         )
-        # What the run directory keeps: with the layout as asked for, so that another number of processes may resume.
+        # What the run directory stores: the layout as configured, so that a different number of processes may resume.
         self.kept_recipe = recipe.model_copy(update={"train": settled})
         self.recipe = recipe = recipe.model_copy(update={"train": settled, "layout": layout})
         self.machine = machine or measure(device.type)
-        forget_peak_memory(device)  # of what ran before, and of measuring
+        reset_peak_memory(device)  # exclude earlier work and measuring
         self.training = recipe.as_training(self.config)
         self.memory = fit(recipe, self.config, self.machine, world)
         self.world = world = parallel.arrange(world, layout)
+        parallel.check_possible(world, asked)
         self.share = parallel.share_of_batch(recipe.train.batch, world)
-        self.sharded = layout.dp_shard > 1
+        self.sharded = layout.dp_shard > 1 or layout.model_parallel
         self.clock = Clock()
+        self._peak = 0
+        self.network: nn.Module
+        """What a training step calls."""
         self._make_network()
+        if device.type == "cpu":
+            self._peak = peak_memory(device)
+            reset_peak_memory(device)  # gives the memory of counted first weights back to the system
         self.guard = Guard(recipe.guard, device)
         self.metrics: MetricsLog | None = None
-        """Written by the first process once the run has begun."""
+        """Written by the first process once the run has started."""
         self.stop = StopRequest(first=world.first)
-        self._peak = 0
 
         self.step, self.data_step, self.rollbacks = 0, 0, 0
         self.horizon = Horizon(0)
@@ -93,7 +104,7 @@ class RunState(Generic[R]):
         self.best: dict[str, float] | None = None
         """{"step": ..., "score": ...} of the best held-out evaluation so far."""
         self.finished = ""
-        """Why the run ends before its last step; an objective sets it."""
+        """Why the run ends before its last step; set by an objective."""
 
     def _make_network(self) -> None:
         train, world = self.recipe.train, self.world
@@ -104,26 +115,30 @@ class RunState(Generic[R]):
         if train.fp8:
             use_fp8(self.model, world.device)
         parallel.apply_to_blocks(self.model, recompute=train.recompute, compiled=train.compile == "on")
+        self.trained_parameters = sum(parameter.numel() for parameter in trainable(self.model).values())
         if self.sharded:
-            parallel.shard(self.model, self.layout, world.mesh, train.precision)
+            self.network = parallel.spread(self.model, world, train.precision)
         with self.clock.part("setup"), torch.no_grad():
             self.model.to_empty(device=world.device)
             self.factory.fill(self.model, train.seed)
-        self.network = self.model if self.sharded else parallel.replicate(self.model, world.mesh)
-        shared = world.mesh if world.data_size > 1 else None
+        if not self.sharded:
+            self.network = parallel.replicate(self.model, world.mesh)
         parameters = trainable(self.model).items()
-        self.optimizer = Optimizer(parameters, self.recipe.optimizer, shared, bf16=train.precision != "fp32")
+        twice = parallel.TIED if world.stage == self.layout.pp - 1 > 0 else ""
+        self.optimizer = Optimizer(
+            parameters, self.recipe.optimizer, world.mesh, bf16=train.precision != "fp32", twice=twice
+        )
 
     # -- for objectives ----------------------------------------------------------------------------------------------
 
     @property
     def device(self) -> torch.device:
-        """Where this process computes."""
+        """The device on which this process computes."""
         return self.world.device
 
     @property
     def total(self) -> int:
-        """Steps of the whole run, as now planned."""
+        """Steps of the whole run, as currently planned."""
         return self.horizon.total
 
     def emit(self, event: dict[str, Any]) -> None:
@@ -132,7 +147,7 @@ class RunState(Generic[R]):
             self.metrics.write(event)
 
     def note(self, name: str, detail: str, **more: Any) -> None:
-        """Write down something that happened at this step."""
+        """Record an event at this step."""
         self.emit({"kind": "event", "step": self.step, "event": name, **more, "detail": detail})
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
@@ -144,31 +159,34 @@ class RunState(Generic[R]):
         return parallel.uncompiled(self.recipe.train.compile == "on")
 
     def from_first(self, make: Callable[[], T]) -> T:
-        """What `make` gives on the first process, on every process."""
+        """Call `make` on the first process and return its result on every process."""
         return parallel.from_first(make, self.world)
 
     def lr_factor(self) -> float:
-        """Factor of the learning rates for the coming step."""
+        """Factor on the learning rates for the next step."""
         return self.lr_scale * lr_factor(self.recipe.schedule, self.horizon.progress(self.step))
 
     def peak_memory(self) -> int:
-        """Largest memory of training so far, bytes: what was done `apart` is not counted."""
+        """Peak memory of training so far, bytes.
+
+        Work done in `excluded_from_metrics` is not counted.
+        """
         return max(self._peak, peak_memory(self.device))
 
     @contextlib.contextmanager
-    def apart(self) -> Iterator[None]:
-        """Around work that is not training: neither its time nor its memory counts as training's."""
+    def excluded_from_metrics(self) -> Iterator[None]:
+        """Context for work that does not count as training, in neither time nor memory."""
         self._peak = self.peak_memory()
         try:
             with self.clock.part("eval"):
                 yield
         finally:
-            forget_peak_memory(self.device)
+            reset_peak_memory(self.device)
 
     # -- state -------------------------------------------------------------------------------------------------------
 
     def tensors(self) -> dict[str, Any]:
-        """The tensors of a checkpoint, live: loading fills them in place."""
+        """The tensors of a checkpoint; loading fills them in place."""
         moved = trainable(self.model)
         return {
             "model": {name: tensor for name, tensor in self.model.state_dict().items() if name in moved},
@@ -178,14 +196,21 @@ class RunState(Generic[R]):
 
     def save_model(self, directory: Path, lineage: dict[str, Any]) -> None:
         """Write the weights of now as a model directory (every process takes part; the first one writes)."""
-        state = parallel.full_state(self.model)
-        if self.world.first:
-            dtype = torch.bfloat16 if self.recipe.train.precision == "bf16" else torch.float32
-            self.factory.save(directory, state, dtype=dtype, lineage=lineage)
+        dtype = torch.bfloat16 if self.recipe.train.precision == "bf16" else torch.float32
+        if not self.factory.streams:
+            state = parallel.first_state(self.model, self.world)
+            if self.world.first:
+                self.factory.save(directory, state, dtype=dtype, lineage=lineage)
+        elif self.sharded:
+            with parallel.pending_weights(self.model, self.world) as weights:
+                if self.world.first:
+                    self.factory.save(directory, weights, dtype=dtype, lineage=lineage)
+        elif self.world.first:
+            self.factory.save(directory, self.model.state_dict(), dtype=dtype, lineage=lineage)
         if dist.is_initialized():
             dist.barrier()
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters that a run moves, by name."""
+    """The parameters that a run trains, by name."""
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}

@@ -1,6 +1,6 @@
-"""The values of the steps since the last line in metrics.jsonl, kept on the device until the line is written.
+"""The values of the steps since the last log line, kept on the device until then.
 
-Losses, norms and measures are read once per log interval: the one place where the host waits for the device.
+Losses, norms and measures are read once per log interval: the only place where the host waits for the device.
 """
 
 import gc
@@ -16,7 +16,7 @@ from puna.train.measure.clock import Clock
 
 
 class LoggedStep(NamedTuple):
-    """One step of an interval: its number, the data it learned from, its loss and gradient norm."""
+    """One step of an interval: its number, its data step, its loss and gradient norm."""
 
     step: int
     data_step: int
@@ -32,11 +32,11 @@ class Interval:
     skipped: list[LoggedStep]
     loss: float
     tokens: list[float | None]
-    """Learned from in each step, where the objective counts them."""
+    """Tokens learned from in each step, if the objective counts them."""
     measures: dict[str, float]
     seconds: float
     data_seconds: float
-    """Of them, spent waiting for data."""
+    """Part of `seconds` spent waiting for data."""
 
 
 class StepLog:
@@ -47,20 +47,20 @@ class StepLog:
         self.clear()
 
     def clear(self) -> None:
-        """Forget what was not taken; the next interval begins now."""
+        """Discard what was not taken; the next interval starts now."""
         self._steps: list[tuple[int, int]] = []
         self._values: list[Tensor] = []
         self._measures: list[dict[str, Tensor]] = []
         self._begin, self._data_begin = self.clock.training_here, self.clock.seconds["data"]
-        self._first = 0  # whether the process' first step, which compiles, is among them
+        self._first = 0  # whether the process's first step, which compiles, is included
 
     def add(self, step: int, data_step: int, loss: Tensor, norm: Tensor, measures: dict[str, Tensor]) -> None:
-        """Note one step (device scalars)."""
+        """Record one step (device scalars)."""
         self._steps.append((step, data_step))
         self._values.append(torch.stack((loss, norm.float())))
         self._measures.append(measures)
         if not self.clock.first_seconds:
-            # It compiles and allocates. Wait for it, this once, so that its time is known.
+            # The first step compiles and allocates. Wait for it, this once, to measure its time.
             if loss.is_cuda:
                 torch.cuda.synchronize(loss.device)
             self.clock.first_seconds = self.clock.training_here
@@ -70,7 +70,10 @@ class StepLog:
         return len(self._values)
 
     def take(self, skipped: Sequence[int]) -> Interval:
-        """The interval's values, and a new interval. skipped: places of the steps that the guard left out."""
+        """Read the interval's values and start a new interval.
+
+        skipped: positions of the steps that the guard skipped.
+        """
         clock = self.clock
         values = torch.stack(self._values).tolist()
         steps = [LoggedStep(*numbers, *row) for numbers, row in zip(self._steps, values, strict=True)]
@@ -95,11 +98,11 @@ class StepLog:
         return interval
 
     def _merged(self, name: str) -> float:
-        """A measure over the interval: the mean of the steps that have it, or the maximum."""
+        """Combine a measure over the interval: the mean of the steps that have it, or the maximum."""
         values = torch.stack([measures[name] for measures in self._measures if name in measures])
         return float((values.max() if name.endswith("_max") else values.mean()).item())
 
 
 def finite(value: float) -> float | None:
-    """JSON has no NaN: None says that a value was not finite."""
+    """Return None for values that are not finite, because JSON has no NaN."""
     return value if math.isfinite(value) else None

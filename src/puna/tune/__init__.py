@@ -1,1 +1,1 @@
-"""After pretraining: supervised fine-tuning, reward models, preferences, reinforcement, averaging."""
+"""Stages after pretraining: fine-tuning, preferences, reinforcement, averaging."""

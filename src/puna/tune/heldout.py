@@ -1,4 +1,4 @@
-"""A stage measures itself on held-out problems: its weights of now in an engine of their own, for a moment."""
+"""Measure a stage on held-out problems, with its current weights in a temporary engine."""
 
 from pathlib import Path
 
@@ -15,9 +15,10 @@ _BATCH = 64
 
 
 def measure_stage(stage: Stage, config: MeasureConfig) -> dict[str, float]:
-    """Accuracy on the held-out problems of a recipe; "score" is the mean of greedy accuracy over tasks and levels.
+    """Measure accuracy on a recipe's held-out problems.
 
-    Empty where the recipe asks for nothing. Every process must call it; the first one measures.
+    "score" is the mean greedy accuracy over tasks and levels. Empty when the recipe has no such problems. Every process
+    must call it; the first one measures.
     """
     if not config.asked:
         return {}
@@ -54,7 +55,7 @@ def _engine(stage: Stage, config: MeasureConfig) -> Engine:
         device=stage.device,
         dtype=torch.bfloat16 if stage.recipe.train.precision == "bf16" else torch.float32,
         max_batch=_BATCH,
-        seq_len=4 * config.max_tokens + 512,  # a long problem and the turns of an episode
+        seq_len=4 * config.max_tokens + 512,  # room for a long problem and the turns of an episode
     )
     send_weights(stage.model, engine, lora=stage.recipe.lora)
     return engine

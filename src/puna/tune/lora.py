@@ -1,10 +1,13 @@
-"""Low-rank adapters (LoRA, arXiv 2106.09685): a frozen matrix with a product of two thin ones beside it.
+"""Low-rank adapters (LoRA): a frozen matrix plus a trained product of two thin ones.
+
+See arXiv 2106.09685.
 
     y = W x + (alpha / rank) B A x,    A: (rank, in), B: (out, rank), B = 0 at first
 
-The adapted layers keep the names of their weights, so a model directory fills them as it is, and whatever reads weights
-by name (the engine's `update_weights`, `save_model`) gets merged ones from `merged_state`. A stage with adapters ends
-as two directories: `model` with everything merged, which any software runs, and `adapter` in PEFT's format.
+The adapted layers keep the names of their weights, so a model directory fills them without changes, and code that reads
+weights by name (the engine's `update_weights`, `save_model`) gets merged ones from `merged_state`. A stage with
+adapters writes two directories: `model` with everything merged, which any software runs, and `adapter` in PEFT's
+format.
 """
 
 from collections.abc import Mapping
@@ -17,9 +20,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from puna.core.errors import PunaError, nearest
-from puna.core.files import new_directory, read_json, write_json
+from puna.core.files import give_usual_mode, new_directory, read_json, write_json
 from puna.model.llama import LlamaForCausalLM, copy_whole
 from puna.model.store import load_config, load_lineage, load_model, read_tensor, save_model, tensor_headers
+from puna.model.tensor_file import Pending, complete
 from puna.text.tokenizer import Tokenizer
 from puna.train.factory import ModelFactory
 from puna.tune.recipe import LoRAConfig
@@ -28,7 +32,7 @@ _A, _B = ".lora_a", ".lora_b"
 
 
 class LoRALinear(nn.Linear):
-    """A linear layer without bias whose weight stays, and its adapter."""
+    """A linear layer without bias whose weight is frozen, and its adapter."""
 
     def __init__(self, in_features: int, out_features: int, rank: int, scale: float) -> None:
         super().__init__(in_features, out_features, bias=False)
@@ -43,7 +47,9 @@ class LoRALinear(nn.Linear):
 
 
 class LoRA(ModelFactory):
-    """A network with adapters put on what another factory makes."""
+    """Adds adapters to the network of another factory."""
+
+    streams = False
 
     def __init__(self, factory: ModelFactory, lora: LoRAConfig) -> None:
         super().__init__(factory.config, factory.tokenizer)
@@ -56,7 +62,10 @@ class LoRA(ModelFactory):
         return model
 
     def fill(self, model: LlamaForCausalLM, seed: int) -> None:
-        """See `ModelFactory`; A is uniform as in PEFT, B zero, so that the adapter does nothing at first."""
+        """See `ModelFactory`.
+
+        A is uniform as in PEFT and B is zero, so the adapter has no effect at first.
+        """
         self.factory.fill(model, seed)
         for name, parameter in model.named_parameters():
             if name.endswith(_B):
@@ -67,16 +76,17 @@ class LoRA(ModelFactory):
                 copy_whole(torch.empty(parameter.shape).uniform_(-bound, bound, generator=generator), parameter)
 
     def save(
-        self, directory: Path, state: Mapping[str, Tensor], *, dtype: torch.dtype, lineage: Mapping[str, Any]
+        self, directory: Path, state: Mapping[str, Tensor | Pending], *, dtype: torch.dtype, lineage: Mapping[str, Any]
     ) -> None:
-        """Write the merged model, and the adapter beside it as PEFT reads it."""
-        self.factory.save(directory, merged_state(state, self.lora.scale), dtype=dtype, lineage=lineage)
+        """Write the merged model, and the adapter in PEFT's format next to it."""
+        tensors = complete(state)
+        self.factory.save(directory, merged_state(tensors, self.lora.scale), dtype=dtype, lineage=lineage)
         base = str(lineage.get("parent", {}).get("path", ""))
-        write_adapter(directory.with_name("adapter"), state, self.lora, base)
+        write_adapter(directory.with_name("adapter"), tensors, self.lora, base)
 
 
 def adapt(model: LlamaForCausalLM, config: LoRAConfig) -> None:
-    """Put adapters on the blocks' matrices that the config names, in place, and freeze everything else.
+    """Add adapters to the matrices that the config names, in place, and freeze the rest.
 
     Raises PunaError for a matrix that the blocks do not have.
     """
@@ -96,9 +106,11 @@ def adapt(model: LlamaForCausalLM, config: LoRAConfig) -> None:
 
 
 def merged_state(state: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
-    """The weights with their adapters added in, under the names of a model without any; computed in float32.
+    """Merge the adapters into the weights, under the names of a model without adapters.
 
-    state: whole tensors by name, adapters under ".lora_a" (rank, in) and ".lora_b" (out, rank).
+    Computed in float32.
+
+    state: complete tensors by name, adapters under ".lora_a" (rank, in) and ".lora_b" (out, rank).
     """
     merged = {}
     for name, tensor in state.items():
@@ -120,6 +132,7 @@ def write_adapter(directory: Path, state: Mapping[str, Tensor], config: LoRAConf
                 tensors[f"base_model.model.{name.removesuffix(ending)}{theirs}"] = tensor.float().cpu().contiguous()
     with new_directory(directory, replace=True) as place:
         save_file(tensors, place / "adapter_model.safetensors", metadata={"format": "pt"})
+        give_usual_mode(place / "adapter_model.safetensors")
         write_json(
             place / "adapter_config.json",
             {
@@ -139,7 +152,7 @@ def write_adapter(directory: Path, state: Mapping[str, Tensor], config: LoRAConf
 def merge_adapter(model: Path, adapter: Path, output: Path) -> None:
     """Write `model` with an adapter in PEFT's format merged into it.
 
-    Raises PunaError when the adapter is no LoRA of this model, or has parts that cannot be merged.
+    Raises PunaError when the adapter is not a LoRA adapter of this model, or has parts that cannot be merged.
     """
     config = read_json(adapter / "adapter_config.json")
     odd = [
@@ -147,14 +160,16 @@ def merge_adapter(model: Path, adapter: Path, output: Path) -> None:
     ]
     if config.get("peft_type") != "LORA" or odd or config.get("bias", "none") != "none":
         what = ", ".join(odd) or str(config.get("peft_type"))
-        raise PunaError(f"{adapter} is no plain LoRA adapter ({what}).", "Merge it with PEFT.")
+        raise PunaError(f"{adapter} is not a plain LoRA adapter ({what}).", "Merge it with PEFT.")
     path = adapter / "adapter_model.safetensors"
     network = load_model(model)
     state = dict(network.state_dict())
     for theirs in tensor_headers(path):
         layer, _, kind = theirs.removesuffix(".weight").removeprefix("base_model.model.").rpartition(".")
         if kind not in ("lora_A", "lora_B") or f"{layer}.weight" not in state:
-            raise PunaError(f"{path} has {theirs}, which {model} has no place for.", "It belongs to another model.")
+            raise PunaError(
+                f"{path} has {theirs}, which {model} does not have.", "The adapter belongs to another model."
+            )
         state[layer + (_A if kind == "lora_A" else _B)] = read_tensor(path, theirs)
     parent = {"path": str(model), "stage": load_lineage(model).get("stage"), "adapter": str(adapter)}
     save_model(

@@ -1,8 +1,8 @@
-"""How well a model does tasks: held-out problems, greedily and sampled, with intervals, through one engine.
+"""Measure how well a model solves held-out tasks, greedy and sampled, with intervals.
 
-Greedy accuracy says what a user gets; pass@1 is what sampling at temperature 1 gets on average; pass@k whether any of k
-samples is right. All three are needed: tuning that only makes a model surer of itself raises pass@1 and lowers pass@k.
-Problems are held out by construction (`tasks.heldout`), and the same ones for every model.
+Greedy accuracy is what a user gets; pass@1 is the average of sampling at temperature 1; pass@k is whether any of k
+samples is right. All three are needed: tuning that only makes a model more confident raises pass@1 and lowers pass@k.
+Problems are held out by construction (`tasks.heldout`), and are the same for every model.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -20,17 +20,17 @@ from puna.tasks.episodes import Attempt, Group, run_attempts
 from puna.tasks.heldout import heldout_problems
 
 Check = Callable[[Task, Problem, str], Verdict]
-_GRADERS = 2  # programs are checked in the sandbox, one process a thread
+_GRADERS = 2  # programs are checked in the sandbox, one process per thread
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What a model scored on a task at a level. Intervals are 95 %; None where nothing was sampled or asked greedily.
+    """A model's results on a task at a level.
 
-    greedy: share solved at temperature 0 (Wilson). pass_1: mean share of `samples` that are right, pass_k: share of
-    problems that `k` samples solve (unbiased, arXiv 2107.03374); both intervals are over problems. score: mean of the
-    verdicts' scores, greedily. ended: share of the samples (or the greedy answers) that ended by themselves. tokens:
-    their mean length.
+    Intervals are 95 %; None when nothing was sampled or decoded greedily. greedy: share solved at temperature 0
+    (Wilson). pass_1: mean share of `samples` that are right, pass_k: share of problems that `k` samples solve
+    (unbiased, arXiv 2107.03374); both intervals are over problems. score: mean of the verdicts' scores, greedy. ended:
+    share of the samples (or the greedy answers) that ended with an end token. tokens: their mean length.
     """
 
     task: str
@@ -63,7 +63,7 @@ class Answer:
     ended: bool
     tokens: int
     messages: list[dict[str, Any]]
-    """All that was said after the prompt, tool results included."""
+    """Everything after the prompt, including tool results."""
 
 
 def measure_tasks(
@@ -80,17 +80,18 @@ def measure_tasks(
     seed: int = 0,
     check: Check | None = None,
 ) -> list[Measured]:
-    """Measure each (task, level). k: of pass@k; 0 means `samples`. instruct: give the task's instruction as well.
+    """Measure each (task, level).
 
-    samples: for each problem, 0 for none. check: how an answer is scored, `task.check` by default. The same arguments
-    ask the same problems with the same seeds, whatever the order or the engine's batch size.
-    Raises PunaError for a task that there is not, a tokenizer without chat tokens, or programs without a sandbox.
+    k: of pass@k; 0 means `samples`. instruct: also give the task's instruction. samples: per problem, 0 for none.
+    check: how an answer is scored, `task.check` by default. The same arguments give the same problems with the same
+    seeds, regardless of the order or the engine's batch size. Raises PunaError for an unknown task, a tokenizer without
+    chat tokens, or programs without a sandbox.
     """
     if not greedy and samples < 1:
-        raise PunaError("Neither greedy answers nor samples are asked for.", "Set samples to 1 or more.")
+        raise PunaError("There is nothing to measure: no greedy answers and no samples.", "Set samples to 1 or more.")
     k = k or samples
     if k > samples:
-        raise PunaError(f"pass@{k} needs {k} samples, but {samples} are asked for.", f"Set samples to {k}.")
+        raise PunaError(f"pass@{k} needs {k} samples, but samples is {samples}.", f"Set samples to {k}.")
     results = []
     for name, level in asked:
         chosen = heldout_problems(name, level, problems, seed)
@@ -112,14 +113,14 @@ def answer(
     seed: int = 0,
     check: Check | None = None,
 ) -> list[Answer]:
-    """Answers to each problem, `samples` in a row for the first, then for the second, and so on.
+    """Answer each problem: `samples` answers for the first, then for the second, and so on.
 
-    Tasks with tools are worked on as episodes, turn by turn; `max_tokens` is for each turn.
+    Tasks with tools are run as episodes, turn by turn; `max_tokens` applies to each turn.
     """
     check = check or (lambda task, problem, text: task.check(problem, text))
     tasks = {problem.task: find(problem.task) for problem in problems}
     if engine.tokenizer is None:
-        raise PunaError("The model has no tokenizer, so it cannot be given problems.", "Add tokenizer.json.")
+        raise PunaError("The model has no tokenizer, so it cannot solve problems.", "Add tokenizer.json.")
     groups = [
         [
             Attempt(

@@ -1,19 +1,20 @@
-"""Predicts the memory of a stage of tuning before it starts. Pure arithmetic on `train.planning.memory`, no torch.
+"""Predict the memory of a tuning stage before it starts.
 
-A stage is a training step with three differences: adapters, where a recipe has them, are all that has gradients and
-states; a loss that wants log probabilities of tokens keeps more of the logits than cross entropy does; and a stage that
-learns from the model's own answers holds a generator beside the trainer, perhaps with a reference or a teacher.
+Pure arithmetic on `train.planning.memory`, no torch. A stage is a training step with three differences: if it has
+adapters, only they have gradients and optimizer states; a loss on log probabilities of tokens keeps more of the logits
+than cross entropy does; and a stage that learns from the model's own answers holds a generator in addition to the
+trainer, and possibly a reference model or a teacher.
 """
 
 from pathlib import Path
 
 from puna.model.config import ModelConfig
 from puna.model.store import load_config
-from puna.train.planning.memory import MemoryEstimate, Prediction
+from puna.train.planning.memory import MemoryEstimate, MemoryPrediction
 from puna.tune.recipe import StageRecipe
 from puna.tune.rl.recipe import DistillRecipe, OnPolicyRecipe, RLRecipe
 
-# `packing.token_logprobs`, bytes for each logit of a chunk: as multiplied and as float32, log-softmax, its exponential,
+# `packing.token_logprobs`, bytes per logit of a chunk: the product and its float32 copy, log-softmax, its exponential,
 # and their product for the entropy.
 _LOGPROB_BYTES = 18
 
@@ -21,15 +22,15 @@ _LOGPROB_BYTES = 18
 def predict_stage_memory(
     stage: StageRecipe, config: ModelConfig, *, device_type: str, world_size: int = 1, held: int = 0
 ) -> MemoryEstimate:
-    """Predict the peak memory of one of `world_size` processes, evaluations left out.
+    """Predict the peak memory of one of `world_size` processes, without evaluations.
 
-    config: of the model that is tuned. held: on a CPU, bytes that the process has taken already.
+    config: of the model to tune. held: on a CPU, bytes that the process already uses.
     """
     return _StagePrediction(stage, config, device_type, world_size, held).estimate()
 
 
 def advice_on_memory(stage: StageRecipe) -> str:
-    """What to change in a recipe that needs more memory than there is."""
+    """Suggest changes to a recipe that needs more memory than is available."""
     train = stage.train
     wanted = [
         "lora.rank = 16 (adapters instead of all weights)" if not stage.lora.rank else "",
@@ -41,7 +42,7 @@ def advice_on_memory(stage: StageRecipe) -> str:
     return f"Less is needed with {', '.join(filter(None, wanted)) or 'shorter rows (train.seq_len)'}."
 
 
-class _StagePrediction(Prediction):
+class _StagePrediction(MemoryPrediction):
     def __init__(self, stage: StageRecipe, config: ModelConfig, device_type: str, world_size: int, held: int) -> None:
         super().__init__(stage.as_training(config), device_type, world_size, held)
         self.stage = stage
@@ -60,7 +61,10 @@ class _StagePrediction(Prediction):
         return parts
 
     def cache_bytes(self) -> float:
-        """Keys and values of the answers that are written at once. CPUs give memory to pages when they are written."""
+        """Keys and values of the answers generated at once.
+
+        CPUs allocate pages when they are written.
+        """
         assert isinstance(self.stage, OnPolicyRecipe)
         model, rollout, train = self.model, self.stage.rollout, self.stage.train
         texts = rollout.max_batch

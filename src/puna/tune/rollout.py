@@ -1,9 +1,9 @@
-"""Generators write a model's answers while it is trained, as token ids with their log probabilities.
+"""Generators of a model's answers during training, as token ids with log probabilities.
 
-The usual one is an engine in this process with a copy of the weights, laid out for generation, into which the trainer's
-are copied before each set of answers. So there is no server to start and no network between the two, and the engine's
-log probabilities can be held against the trainer's at every step. vLLM can write the answers instead
-(`vllm_generator`), behind the same methods.
+The default is an engine in this process with its own copy of the weights, laid out for generation, which is updated
+from the trainer before each set of answers. So there is no server to start and no network in between, and the engine's
+log probabilities can be compared with the trainer's at every step. vLLM can be used instead (`vllm_generator`), with
+the same methods.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,18 +17,18 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from puna.core.errors import PunaError
-from puna.core.files import read_json
 from puna.engine.cpu.fused_model import fuse
 from puna.engine.generate import Completion, Engine, SamplingParams
 from puna.model.config import ModelConfig
 from puna.model.llama import LlamaForCausalLM
+from puna.text.control import declared_ends
 from puna.text.tokenizer import Tokenizer
 from puna.tune.lora import merged_state
 from puna.tune.recipe import LoRAConfig
 
 
 class Generator(Protocol):
-    """Who writes: an `Engine`, or something that looks like one."""
+    """What generates: an `Engine`, or anything with the same methods."""
 
     def generate(
         self, prompts: Sequence[Sequence[int]], params: SamplingParams | Sequence[SamplingParams] | None = None
@@ -57,29 +57,25 @@ def make_generator(
     max_batch: int,
     seq_len: int,
 ) -> Engine:
-    """An engine with room for `max_batch` texts of `seq_len` tokens and a copy of the weights, yet to be filled."""
+    """An engine with room for `max_batch` sequences of `seq_len` tokens.
+
+    Its weights are to be sent.
+    """
     model = LlamaForCausalLM(config).to(device=device, dtype=dtype).requires_grad_(False)
     if device.type == "cpu":
         fuse(model)
     return Engine(
         model,
         tokenizer,
-        end_ids=end_ids(parent),
+        end_ids=declared_ends(parent),
         max_batch=max_batch,
         kv_tokens=max_batch * min(seq_len, config.max_position_embeddings),
         step_tokens=max(512, 4 * max_batch),
     )
 
 
-def end_ids(directory: Path) -> list[int]:
-    """The end tokens that a model directory names, besides its tokenizer's own."""
-    path = directory / "generation_config.json"
-    ends = (read_json(path) if path.is_file() else read_json(directory / "config.json")).get("eos_token_id")
-    return [] if ends is None else ends if isinstance(ends, list) else [ends]
-
-
 def send_weights(model: nn.Module, generator: Generator, *, lora: LoRAConfig | None = None) -> int:
-    """Copy the trainer's weights, gathered where they are sharded and merged with their adapters (`lora`).
+    """Copy the trainer's weights, gathered if sharded and merged with their adapters (`lora`).
 
     Every process must call it. Returns the generator's version of the weights.
     """
@@ -95,7 +91,7 @@ def send_weights(model: nn.Module, generator: Generator, *, lora: LoRAConfig | N
 
 
 def vllm_generator(config: ModelConfig, tokenizer: Tokenizer, parent: Path, *, max_batch: int, seq_len: int) -> Any:
-    """vLLM in this process, as a `Generator`. Raises PunaError where it is not installed."""
+    """vLLM in this process, as a `Generator`. Raises PunaError when it is not installed."""
     try:
         import vllm
     except ImportError:
@@ -107,18 +103,18 @@ def vllm_generator(config: ModelConfig, tokenizer: Tokenizer, parent: Path, *, m
         model=str(parent),
         max_model_len=length,
         max_num_seqs=max_batch,
-        gpu_memory_utilization=0.3,  # the trainer wants the rest
+        gpu_memory_utilization=0.3,  # the trainer needs the rest
         logprobs_mode="raw_logprobs",
     )
-    return VLLMGenerator(vllm, model, tokenizer, config, end_ids(parent))
+    return VLLMGenerator(vllm, model, tokenizer, config, declared_ends(parent))
 
 
 class VLLMGenerator:
-    """Speaks to a `vllm.LLM` as one speaks to an `Engine`."""
+    """Adapts a `vllm.LLM` to the methods of an `Engine`."""
 
     def __init__(self, vllm: Any, llm: Any, tokenizer: Tokenizer, config: ModelConfig, ends: Sequence[int]) -> None:
         self.vllm, self.llm, self.tokenizer = vllm, llm, tokenizer
-        self.model = SimpleNamespace(config=config)  # as an engine's, for whoever asks how long a text may be
+        self.model = SimpleNamespace(config=config)  # as in an engine, for the maximum sequence length
         self.ends = sorted({*tokenizer.eos_ids, *ends})
         self.version = 0
 
@@ -145,7 +141,7 @@ class VLLMGenerator:
     def generate_each(
         self, prompts: Sequence[Sequence[int]], params: SamplingParams | Sequence[SamplingParams] | None = None
     ) -> Iterator[list[Completion]]:
-        """See `Engine.generate_each`; vLLM tells of all prompts at once."""
+        """See `Engine.generate_each`; vLLM returns all prompts at once."""
         done = iter(self.generate(prompts, params))
         for number in range(len(prompts)):
             one = params[number] if isinstance(params, Sequence) else params or SamplingParams()

@@ -1,4 +1,4 @@
-"""A stage of tuning as a run of the training loop: where it starts, what it writes down, how it is begun."""
+"""Run a tuning stage in the training loop: its initial weights, its records, its start."""
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +22,7 @@ from puna.tune.memory import advice_on_memory, predict_stage_memory
 from puna.tune.recipe import StageRecipe
 
 Stage = RunState[StageRecipe]
-"""The run that a stage's objective works in."""
+"""The run of a stage, for its objective."""
 
 
 class StageObjective(Objective):
@@ -63,7 +63,7 @@ class StageObjective(Objective):
         }
 
     def start_facts(self) -> dict[str, Any]:
-        """Which stage it is, and what a person watching sees."""
+        """The name of the stage, and the measures that the live view shows."""
         return {"stage": self.stage.recipe.stage, "shown": list(self.shown)}
 
     def end_facts(self, measures: dict[str, Any]) -> dict[str, Any]:
@@ -87,10 +87,12 @@ def run_stage(
     factory: Callable[[Path], ModelFactory] = FromCheckpoint,
     machine: Machine | None = None,
 ) -> dict[str, Any]:
-    """Run a stage to its end, or until it is interrupted; returns the last event ("end" or "interrupted").
+    """Run a stage to its end or until interrupted.
 
-    make_objective: called once with the stage, whose network then has its first weights. factory: makes the network
-    from the model directory that the stage starts from. The rest as in `train.pretrain.train`.
+    Return the last event ("end" or "interrupted").
+
+    make_objective: called once with the stage, whose network then has its initial weights. factory: creates the network
+    from the model directory that the stage starts from. For the rest see `train.pretrain.train`.
     Raises PunaError for anything in recipe, model, checkpoint or machine that does not fit, before the first step.
     """
     with parallel.join_world() as world, contextlib.ExitStack() as stack:
@@ -109,9 +111,9 @@ def prepare_stage(
     machine: Machine | None = None,
     observers: Sequence[Observer] = (),
 ) -> Stage:
-    """A stage whose network has its first weights; see `run_stage`."""
+    """Create a stage whose network has its initial weights; see `run_stage`."""
     if not recipe.model:
-        raise PunaError("The recipe names no model to start from.", 'Set model = "models/...".')
+        raise PunaError("The recipe has no model to start from.", 'Set model = "models/...".')
     network = factory(Path(recipe.model))
     context = network.config.max_position_embeddings
     if recipe.train.seq_len > context:
@@ -132,5 +134,5 @@ def _fit(recipe: StageRecipe, config: ModelConfig, machine: Machine, world: para
 
 
 def _known(lineage: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a parent's lineage is worth repeating."""
+    """The part of a parent's lineage that is copied."""
     return {key: lineage[key] for key in ("stage", "step", "tokens", "corpus") if lineage.get(key) is not None}

@@ -14,9 +14,13 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, MetaData, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.functions import GenericFunction
+from sqlalchemy.types import Boolean
 
 from puna.core.errors import PunaError
 from puna.core.files import disk_errors
+from puna.web.text import fold
 
 FILE = "assistant.db"
 """The SQLite file. The name is the first product's; the tables of all products are in it."""
@@ -53,6 +57,33 @@ class NewerDatabaseError(PunaError):
             f"The database was written by a newer Puna (schema {version}; this one knows {known}).",
             "Upgrade Puna, or choose another place with --data.",
         )
+
+
+class contains_folded(GenericFunction[bool]):
+    """Whether a column contains a text, whatever the case and form of its letters. Nothing in it is a wildcard."""
+
+    type = Boolean()
+    inherit_cache = True
+
+
+@compiles(contains_folded, "sqlite")
+def _in_sqlite(element: Any, compiler: Any, **options: Any) -> str:
+    column, text = (compiler.process(clause, **options) for clause in element.clauses)
+    return f"instr(puna_fold({column}), puna_fold({text})) > 0"
+
+
+@compiles(contains_folded, "postgresql")
+def _in_postgres(element: Any, compiler: Any, **options: Any) -> str:
+    """Postgres has casefold() only from 18; its lower() differs in a few letters, which are replaced."""
+
+    def folded(clause: Any) -> str:
+        text = f"lower(normalize({compiler.process(clause, **options)}, NFKC))"
+        for letter, plain in (("ß", "ss"), ("ς", "σ"), ("i\u0307", "i"), ("İ", "i")):
+            text = f"replace({text}, '{letter}', '{plain}')"
+        return text
+
+    column, text = (folded(clause) for clause in element.clauses)
+    return f"strpos({column}, {text}) > 0"
 
 
 def open(place: str, schemas: Sequence[Schema]) -> Engine:
@@ -187,8 +218,7 @@ def _sqlite(directory: Path) -> Engine:
         connection.execute("PRAGMA foreign_keys=ON")
         connection.execute("PRAGMA synchronous=NORMAL")
         connection.execute(f"PRAGMA busy_timeout={BUSY_MILLISECONDS}")
-        # SQLite's own lower() knows ASCII only; a search for é should find É.
-        connection.create_function("lower", 1, lambda text: text.lower() if isinstance(text, str) else text)
+        connection.create_function("puna_fold", 1, fold, deterministic=True)
 
     return engine
 

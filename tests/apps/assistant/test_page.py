@@ -12,6 +12,8 @@ from live_site import Site, site
 from scripted import Scripted
 from xss_vectors import VECTORS
 
+from puna.web.markdown import mathml
+
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright (pip install 'puna[dev]')")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 if CHROMIUM is None:
@@ -285,7 +287,7 @@ def test_no_text_of_a_model_does_anything_in_the_page(watch: Watch, here: Site) 
     for number in (1, 4, 44, 54, 59):
         watch.say(f"vector {number}")  # and as it is streamed
     allowed = "P H2 H3 H4 H5 H6 BLOCKQUOTE UL OL LI HR TABLE THEAD TBODY TR TH TD DIV FIGURE FIGCAPTION PRE CODE"
-    allowed += " STRONG EM S BR SPAN BUTTON SVG PATH"
+    allowed += " STRONG EM S BR SPAN BUTTON SVG PATH " + " ".join(mathml.ELEMENTS).upper()
     seen = page.evaluate(
         """() => { const found = new Set();
         for (const node of document.querySelectorAll('.answer .text *')) {

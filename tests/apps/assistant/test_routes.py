@@ -1,11 +1,14 @@
 """What the page asks for: streams that are taken up again, tokens, comparing, who may see what, and foreign pages."""
 
 import json
+import re
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from html import escape
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import httpx
 import pytest
@@ -251,6 +254,123 @@ def test_feedback_and_files(here: Site) -> None:
         assert here.api.post("/app/feedback", json=wrong).status_code in (400, 404)
 
 
+@pytest.mark.parametrize(
+    ("title", "plain", "whole"),
+    [
+        ("日本の夕食", "conversation.md", "%E6%97%A5%E6%9C%AC%E3%81%AE%E5%A4%95%E9%A3%9F.md"),
+        ("Größe: 5 cm", "gr-e-5-cm.md", "Gr%C3%B6%C3%9Fe%205%20cm.md"),
+        ("a/b\\c<d>", "a-b-c-d.md", "a%20b%20c%20d.md"),
+        ("../../etc/passwd", "etc-passwd.md", "etc%20passwd.md"),
+        ("CON", "con.md", "conversation%20CON.md"),
+        ("a\u202etxt.exe", "a-txt-exe.md", "a%20txt.exe.md"),
+        ('"; x=y\r\nz: 1', "x-y-z-1.md", "%3B%20x%3Dy%20z%201.md"),
+        ("notes", "notes.md", ""),
+    ],
+)
+def test_files_keep_their_titles(here: Site, title: str, plain: str, whole: str) -> None:
+    id = new(here, title=title)
+    sent = here.api.get(f"/app/conversations/{id}/export").headers["content-disposition"]
+    assert sent == f'attachment; filename="{plain}"' + (f"; filename*=UTF-8''{whole}" if whole else "")
+
+
+def test_long_titles_fit_into_a_file_system(here: Site) -> None:
+    id = new(here, title="日" * 200)
+    sent = here.api.get(f"/app/conversations/{id}/export").headers["content-disposition"]
+    assert len(unquote(sent.partition("''")[2]).encode()) <= 200
+
+
+# -- models: gone, base, and what they learned -------------------------------------------------------------------------
+
+
+def test_no_other_model_answers_for_one_that_is_gone(here: Site) -> None:
+    id = new(here)
+    answered = say(here, id, "hello")[-1][2]["message"]
+    here.assistant.store.change("local", id, {"model": "gone"})
+    here.assistant.store.write("local", answered["id"], model="gone")
+    path = f"/app/conversations/{id}/messages"
+    token = {"position": 1, "alternative": 1}
+    for asked in (
+        here.api.post(path, json={"content": "and now?", "parent": answered["id"]}),
+        here.api.post(f"{path}/{answered['id']}/regenerate", json={}),
+        here.api.post(f"{path}/{answered['id']}/continue", json={}),
+        here.api.post(f"{path}/{answered['id']}/continue", json=token),
+        here.api.post("/app/conversations", json={"model": "gone"}),
+    ):
+        assert asked.status_code == 404
+        assert asked.json()["error"]["code"] == "model_not_found"
+    assert len(here.api.get(f"/app/conversations/{id}").json()["messages"]) == 2  # and nothing was stored
+    assert here.api.get(f"{path}/{answered['id']}/tokens").status_code == 200
+    assert here.api.patch(f"/app/conversations/{id}", json={"model": SLOW}).status_code == 200
+    assert here.api.post(f"{path}/{answered['id']}/continue", json={}).status_code == 404  # its beginning is not slow's
+
+
+def test_an_answer_is_continued_by_the_model_that_wrote_it(here: Site) -> None:
+    id = new(here, settings={"max_tokens": 3})
+    answered = say(here, id, "hello")[-1][2]["message"]
+    here.api.patch(f"/app/conversations/{id}", json={"model": SLOW})
+    went_on = here.api.post(f"/app/conversations/{id}/messages/{answered['id']}/continue", json={})
+    assert events(went_on.text)[-1][2]["message"]["model"] == FAST
+
+
+def test_a_base_models_text_is_shown_as_it_is(here: Site, backends: list[Scripted]) -> None:
+    base: Any = next(backend for backend in backends if backend.card.id == BASE)
+    script, text = (
+        base.script,
+        "    return *n*\n\n# not a heading\n    <b>x</b>\n- a\n\n\n`q` $x$ https://a.example\n" * 8,
+    )
+    base.script = lambda _: text
+    try:
+        id = new(here, BASE)
+        found = say(here, id, "def f(n):\n")
+    finally:
+        base.script = script
+    message = found[-1][2]["message"]
+    assert message["plain"] is True
+    assert re.sub(r"</?span[^>]*>", "", message["html"]) == escape(message["content"], quote=False).replace("\r", "")
+    assert applied(found) == message["html"]
+    assert message["content"] == text
+    here.assistant.store.write("local", message["id"], model="gone")  # it is known when the model is not
+    assert here.api.get(f"/app/conversations/{id}").json()["messages"][1]["html"] == message["html"]
+    compared = events(here.api.post("/app/compare", json={"prompt": "x", "models": [BASE, FAST]}).text)
+    htmls = {data["side"]: data["message"]["html"] for _, event, data in compared if event == "done"}
+    assert htmls["a"].startswith('<span class="plain">')
+    assert htmls["b"].startswith("<p>")
+
+
+def test_models_come_with_their_defaults(here: Site, backends: list[Scripted]) -> None:
+    known = {one["id"]: one for one in here.api.get("/app/models").json()["models"]}
+    usual = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
+    assert known[FAST]["defaults"] == {**usual, "max_tokens": 1024}
+    assert known[BASE]["defaults"] == {**usual, "max_tokens": 256}
+    say(here, new(here), "hello")
+    asked = backends[0].asked[-1]
+    assert asked.max_tokens == known[FAST]["defaults"]["max_tokens"]
+    assert known[FAST]["learned"] == {"kind": "any", "prompts": []}
+
+
+# -- importing ---------------------------------------------------------------------------------------------------------
+
+
+def test_what_was_exported_can_be_imported(here: Site) -> None:
+    id = new(here, title="Mine", settings={"temperature": 0.5})
+    say(here, id, "needle")
+    whole = here.api.get("/app/export").json()["conversations"]
+    sent = {
+        "conversations": [*whole, {"no": "conversation"}, {**whole[0], "settings": {"temperature": "hot", "seed": 3}}]
+    }
+    made = here.api.post("/app/import", json=sent).json()
+    assert len(made["imported"]) == len([row for row in whole if row["messages"]]) + bool(whole[0]["messages"])
+    assert whole[0]["messages"]
+    assert made["failed"][-1]["message"].startswith("This is not a conversation of Puna, ChatGPT")
+    copy = here.api.get(f"/app/conversations/{made['imported'][0]}").json()
+    assert copy["conversation"]["title"] == "Mine"
+    assert copy["conversation"]["settings"] == {"temperature": 0.5}
+    assert [m["content"] for m in copy["messages"]] == [m["content"] for m in whole[0]["messages"]]
+    last = here.api.get(f"/app/conversations/{made['imported'][-1]}").json()["conversation"]
+    assert last["settings"] == {"seed": 3}
+    assert here.api.post("/app/import", json={"conversations": []}).status_code == 400
+
+
 # -- who may see what ------------------------------------------------------------------------------------------------
 
 
@@ -312,6 +432,7 @@ WRITES = [
     ("POST", "/app/conversations/x/messages"),
     ("POST", "/app/conversations/x/messages/y/stop"),
     ("POST", "/app/feedback"),
+    ("POST", "/app/import"),
     ("POST", "/app/compare"),
     ("POST", "/app/login"),
     ("POST", "/app/logout"),

@@ -6,14 +6,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from puna.apps.assistant import export
+from puna.apps.assistant.imports import read_conversation
 from puna.apps.assistant.schema import SCHEMA
 from puna.apps.assistant.store import Store
 from puna.core.errors import PunaError
 from puna.web import database
 from puna.web.errors import MissingError
-from puna.web.text import title_of
+from puna.web.text import fold, snippet, title_of
 
 
 def opened(place: str) -> Store:
@@ -65,10 +68,46 @@ def test_search_finds_titles_and_texts_in_any_case(store: Store, query: str) -> 
     assert store.conversations("bo", query=query) == []
 
 
+@pytest.mark.parametrize(
+    ("text", "query"),
+    [
+        ("a nai\u0308ve idea", "NAÏVE"),
+        ("a naïve idea", "nai\u0308ve"),
+        ("Straße", "STRASSE"),
+        ("STRASSE", "straße"),
+        ("İstanbul", "istanbul"),
+        ("İstanbul", "İSTANBUL"),
+        ("ISTANBUL", "İstanbul"),
+        ("ｆｕｌｌ　ｗｉｄｔｈ", "Full Width"),
+        ("full width", "ＦＵＬＬ"),
+        ("ΟΔΥΣΣΕΥΣ", "οδυσσευς"),
+        ("the ﬁrst", "FIRST"),
+        ("ｶﾀｶﾅ", "カタカナ"),
+    ],
+)
+def test_search_folds_case_and_form_on_both_sides(store: Store, text: str, query: str) -> None:
+    id, _, _ = talk(store, text="Unrelated", answer=f"İİİ ß {'x' * 60} {text} {'y' * 60}")
+    talk(store, text="other")
+    (found,) = store.conversations("ana", query=query)
+    assert found["id"] == id
+    assert " ".join(text.split()) in found["snippet"]  # and the passage is that place, wherever folding changes lengths
+
+
+LETTERS = st.text("aäßİıſΣςﬁＡxＸ 日", max_size=60)
+
+
+@given(LETTERS, LETTERS, LETTERS)
+@settings(max_examples=300)
+def test_a_passage_contains_what_was_found(before: str, query: str, after: str) -> None:
+    text = before + query + after
+    if query.strip() and fold(query) in fold(text):
+        assert fold("".join(query.split())) in fold("".join(snippet(text, query).split()))
+
+
 def test_nothing_in_a_search_is_a_wildcard(store: Store) -> None:
     talk(store)
     id, _, _ = talk(store, text="100 % or a_b or c\\d", answer="yes")
-    for query in ("%", "_", "\\", "100 %"):
+    for query in ("%", "_", "\\", "100 %", "％", "＿"):
         assert [row["id"] for row in store.conversations("ana", query=query)] == [id]
     assert store.conversations("ana", query="100 %")[0]["snippet"] == "100 % or a_b or c\\d"
 
@@ -169,6 +208,25 @@ def test_export(store: Store) -> None:
     assert whole["feedback"] == [{"message": said, "rating": -1, "correction": None}]
 
 
+def test_an_import_is_an_export_again(store: Store) -> None:
+    id, mine, _ = talk(store)
+    store.add_message("ana", id, parent=mine, role="assistant", content="Cold.", model="n", stage="base")
+    store.change("ana", id, {"system": "Be brief.", "title": "Ice", "settings": {"seed": 1}})
+    sent = json.loads(json.dumps(export.conversation_json(store, "ana", id)))
+    made = store.add_imported("bo", read_conversation(sent), model="other")
+    kept = export.conversation_json(store, "bo", made["id"])
+    unlike = {"id", "leaf", "user", "messages"}
+    assert {key: kept[key] for key in kept.keys() - unlike} == {key: sent[key] for key in sent.keys() - unlike}
+    same = ("role", "content", "model", "stage", "created", "finish_reason", "usage")
+    assert [{key: m[key] for key in same} for m in kept["messages"]] == [
+        {key: m[key] or {"finish_reason": "stop"}.get(key if m["role"] == "assistant" else "") for key in same}
+        for m in sent["messages"]
+    ]
+    assert [m["content"] for m in store.path("bo", made["id"])] == ["What is ice?", "Cold."]
+    assert len(store.path("bo", made["id"])[1]["siblings"]) == 2
+    assert store.conversations("ana")[0]["id"] == id
+
+
 def test_preferences_from_corrections_thumbs_and_comparisons(store: Store) -> None:
     id, mine, said = talk(store)
     store.change("ana", id, {"system": "Be brief."})
@@ -207,7 +265,7 @@ def test_a_file_of_the_previous_schema_is_migrated_and_saved_before(tmp_path: Pa
     store = opened(str(tmp_path))
     with sqlite3.connect(file) as new:
         assert "settings" in columns(new, "comparisons")
-        assert new.execute("select version_num from puna_version_assistant").fetchall() == [("assistant_0002",)]
+        assert new.execute("select version_num from puna_version_assistant").fetchall() == [("assistant_0003",)]
         assert new.execute("select value from puna_meta").fetchall() == [("2",)]  # so that an older Puna refuses it
     (conversation,) = store.conversations("local")
     assert [message["content"] for message in store.path("local", conversation["id"])] == [

@@ -1,8 +1,8 @@
-"""Writes lora.json: the logits of a tiny Llama with and without a LoRA adapter, as PEFT computes them.
+"""Write lora.json: the logits of a tiny Llama with and without a LoRA adapter, as PEFT computes them.
 
     pip install peft ; python tests/tune/golden/make_lora.py
 
-Weights follow a rule (a sine of their index), so that no tensor has to be kept.
+Weights follow a rule (a sine of their index), so that no tensor has to be stored.
 """
 
 import json

@@ -1,9 +1,10 @@
-"""Writes preferences.json: what TRL's DPO, KTO, CPO and reward trainers make of given log probabilities and scores.
+"""Write preferences.json: results of TRL's DPO, KTO, CPO and reward trainers for given log probabilities and scores.
 
     pip install trl ; python tests/tune/golden/make_preferences.py
 
-The trainers' own loss methods are called on a stand-in that has nothing but what they read; the network is a function
-that gives the log probabilities. Recorded are what goes in, the loss, and its gradient by each log probability.
+The trainers' own loss methods are called on a stand-in with only the attributes that they read; the network is a
+function that returns the log probabilities. The file records the inputs, the loss, and its gradient by each log
+probability.
 """
 
 import json

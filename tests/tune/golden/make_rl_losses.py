@@ -1,9 +1,9 @@
-"""Writes rl_losses.json: what TRL's GRPO and RLOO trainers compute on a tiny network, to hold our losses against.
+"""Write rl_losses.json: results of TRL's GRPO and RLOO trainers on a tiny network, to compare Puna's losses with.
 
     pip install trl ; python tests/tune/golden/make_rl_losses.py
 
-Each case is the second optimizer step on the same answers at a large learning rate, so that ratios are far from 1 and
-some are clipped. Recorded are what goes into TRL's loss, the loss, and its gradient by each log probability.
+Each case is the second optimizer step on the same answers with a large learning rate, so that ratios are far from 1 and
+some are clipped. The file records the inputs of TRL's loss, the loss, and its gradient by each log probability.
 """
 
 import json
@@ -45,7 +45,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    """One token a word: w0 to w11, an end and a pad."""
+    """One token per word: w0 to w11, an end and a pad token."""
     words = {f"w{i}": i for i in range(12)} | {"<end>": 12, "<pad>": 13, "<unk>": 14}
     inner = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
     inner.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -102,7 +102,7 @@ def run(name: str, options: dict[str, Any]) -> dict[str, Any]:
         return REWARDS[: len(completions)]
 
     with tempfile.TemporaryDirectory() as folder:
-        # From a directory, since TRL loads the reference from where the policy came from.
+        # From a directory, because TRL loads the reference from where the policy came from.
         network().save_pretrained(folder)
         config = config_class(
             output_dir=folder,
@@ -132,7 +132,7 @@ def run(name: str, options: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """All cases into one file."""
+    """Write all cases into one file."""
     penalties = get_soft_overlong_punishment(20, 8)
     lengths = list(range(10, 24))
     result = {

@@ -11,11 +11,18 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from puna.serve.backends.base import Backend
 from puna.serve.openai.objects import token_data
-from puna.serve.openai.protocol import ChatChunkChoice, ChatRequest, CompletionChunkChoice, CompletionRequest, Usage
+from puna.serve.openai.protocol import (
+    ChatChunkChoice,
+    ChatRequest,
+    CompletionChunkChoice,
+    CompletionRequest,
+    ModelCard,
+    Usage,
+)
 from puna.serve.server import Server
 from puna.text.tokenizer import Tokenizer
 from puna.web.errors import ApiError
@@ -28,7 +35,7 @@ Token = list[Any]
 """[id or None, bytes in hex, logprob, [[bytes in hex, logprob], …]]: how a token is stored (schema.Message.tokens)."""
 
 
-class Sampling(Body):
+class SamplingSettings(Body):
     """Sampling settings; null means the default."""
 
     temperature: float | None = Field(default=None, ge=0, le=5)
@@ -40,8 +47,32 @@ class Sampling(Body):
     seed: int | None = Field(default=None, ge=0, lt=2**31)
 
 
+def default_sampling(card: ModelCard) -> dict[str, float | int]:
+    """The numbers that null in `Sampling` stands for, as far as they are known: a missing seed is random.
+
+    Puna's engine takes OpenAI's defaults and sends them to llama.cpp; other engines have defaults of their own.
+    """
+    found: dict[str, float | int] = {"max_tokens": DEFAULT_TOKENS[card.stage]}
+    if card.owned_by in ("puna", "llama.cpp"):
+        found |= {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
+    if card.introduction:
+        found["temperature"] = card.introduction.temperature
+    return found
+
+
+def known_settings(given: dict[str, Any]) -> dict[str, Any]:
+    """Those of the settings of a file that `Sampling` accepts."""
+    kept: dict[str, Any] = {}
+    for name, value in given.items():
+        try:
+            kept |= SamplingSettings.model_validate({name: value}).model_dump(exclude_none=True)
+        except ValidationError:
+            continue
+    return kept
+
+
 @dataclass
-class Piece:
+class AnswerDelta:
     """The content of one chunk."""
 
     content: str = ""
@@ -69,7 +100,7 @@ class Draft:
     last: float | None = None
     pieces: int = 0
 
-    def add(self, piece: Piece) -> None:
+    def add(self, piece: AnswerDelta) -> None:
         self.content += piece.content
         self.reasoning += piece.reasoning
         self.tokens += piece.tokens
@@ -111,10 +142,10 @@ async def generate(
     server: Server,
     backend: Backend,
     messages: Sequence[dict[str, Any]],
-    sampling: Sampling,
+    sampling: SamplingSettings,
     *,
     prefix: Draft | None = None,
-) -> AsyncGenerator[Piece]:
+) -> AsyncGenerator[AnswerDelta]:
     """Stream the answer to a dialogue in OpenAI's form, or its continuation after `prefix`.
 
     Raises ApiError before the first piece when the request is invalid.
@@ -139,7 +170,7 @@ async def generate(
         stream = server.chat(ChatRequest.model_validate(request))
     try:
         async for chunk in stream:
-            piece = Piece(usage=chunk.usage)
+            piece = AnswerDelta(usage=chunk.usage)
             for choice in chunk.choices:
                 piece.finish_reason = choice.finish_reason
                 if isinstance(choice, ChatChunkChoice):

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.responses import StreamingResponse
 from pydantic import Field
 
-from puna.apps.assistant.answer import Draft, Piece, Sampling, generate
+from puna.apps.assistant.answer import AnswerDelta, Draft, SamplingSettings, generate
 from puna.apps.assistant.live_answer import LiveAnswer
 from puna.apps.assistant.messages import MAX_MESSAGE
 from puna.apps.assistant.state import Assistant, AssistantDep
@@ -19,7 +19,7 @@ from puna.web.access import owned, signed_in
 from puna.web.auth import User
 from puna.web.csrf import same_origin
 from puna.web.errors import ApiError
-from puna.web.markdown import render
+from puna.web.markdown import render, render_plain
 from puna.web.request_body import Body, read_body
 from puna.web.streams import event_response, sse
 
@@ -34,10 +34,10 @@ class ComparisonRequest(Body):
     prompt: str = Field(min_length=1, max_length=MAX_MESSAGE)
     models: tuple[str, str]
     system: str = Field(default="", max_length=100_000)
-    settings: Sampling = Sampling()
+    settings: SamplingSettings = SamplingSettings()
 
 
-class Verdict(Body):
+class BlindChoice(Body):
     better: Literal["a", "b", "same"]
 
 
@@ -61,7 +61,8 @@ async def compare(request: Request, assistant: AssistantDep, user: User) -> Stre
         version = {f"weight_version_{side}": backend.card.weight_version}
         await assistant.query(store.write_comparison, user, row["id"], **version)
         source = generate(assistant.server, backend, prompt, sampling)
-        answers.append(_start(assistant, user, row["id"], side, source))
+        plain = backend.card.stage == "base"
+        answers.append(_start(assistant, user, row["id"], side, source, plain=plain))
     return event_response(_both(row["id"], answers))
 
 
@@ -70,14 +71,19 @@ async def compare(request: Request, assistant: AssistantDep, user: User) -> Stre
 async def comparison(id: str, assistant: AssistantDep, user: User) -> dict[str, Any]:
     """A comparison with both answers as text and as HTML."""
     row = await assistant.query(assistant.store.comparison, user, id)
-    return {**row, **{f"html_{side}": render(row[f"text_{side}"]) for side in SIDES}}
+    found = {}
+    for side in SIDES:
+        backend = assistant.backend(row[f"model_{side}"])
+        plain = backend is not None and backend.card.stage == "base"
+        found[f"html_{side}"] = (render_plain if plain else render)(row[f"text_{side}"])
+    return {**row, **found}
 
 
 @router.post("/{id}")
 @owned
 async def judge(id: str, request: Request, assistant: AssistantDep, user: User) -> dict[str, Any]:
     """Store which answer is better."""
-    verdict = await read_body(request, Verdict)
+    verdict = await read_body(request, BlindChoice)
     await assistant.query(assistant.store.comparison, user, id)
     if any(assistant.answers.active(f"{id}.{side}") for side in SIDES):
         raise ApiError(409, "The answers are still being written.")
@@ -95,16 +101,21 @@ async def stop(id: str, assistant: AssistantDep, user: User) -> dict[str, Any]:
     return {"stopped": id}
 
 
-def _start(assistant: Assistant, user: str, id: str, side: str, source: AsyncGenerator[Piece]) -> LiveAnswer:
+def _start(
+    assistant: Assistant, user: str, id: str, side: str, source: AsyncGenerator[AnswerDelta], *, plain: bool
+) -> LiveAnswer:
     def save(draft: Draft) -> None:
         assistant.store.write_comparison(user, id, **{f"text_{side}": draft.content})
 
     def finish(draft: Draft, error: ApiError | None) -> dict[str, Any]:
         save(draft)
-        message = {"html": render(draft.content), "usage": draft.counts(), "finish_reason": draft.finish_reason}
+        html = render_plain(draft.content) if plain else render(draft.content)
+        message = {"html": html, "usage": draft.counts(), "finish_reason": draft.finish_reason}
         return {"message": message, **(error.body() if error else {})}
 
-    return assistant.answers.add(f"{id}.{side}", LiveAnswer(user, source, Draft(), save=save, finish=finish))
+    return assistant.answers.add(
+        f"{id}.{side}", LiveAnswer(user, source, Draft(), save=save, finish=finish, plain=plain)
+    )
 
 
 async def _both(id: str, answers: list[LiveAnswer]) -> AsyncGenerator[str]:

@@ -9,7 +9,7 @@ import time
 from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
-from puna.apps.assistant.answer import Draft, Piece
+from puna.apps.assistant.answer import AnswerDelta, Draft
 from puna.web.errors import ApiError, MissingError
 from puna.web.live_markdown import LiveMarkdown
 from puna.web.streams import Stream
@@ -26,14 +26,24 @@ log = logging.getLogger("puna.assistant")
 class LiveAnswer(Stream):
     """One answer.
 
-    save: stores the draft, on a thread, now and then. finish: stores it and returns the last event.
+    save: stores the draft, on a thread, now and then. finish: stores it and returns the last event. plain: the content
+    is shown as it is, and not as Markdown.
     """
 
-    def __init__(self, user: str, source: AsyncGenerator[Piece], draft: Draft, *, save: Save, finish: Finish) -> None:
+    def __init__(
+        self,
+        user: str,
+        source: AsyncGenerator[AnswerDelta],
+        draft: Draft,
+        *,
+        save: Save,
+        finish: Finish,
+        plain: bool = False,
+    ) -> None:
         super().__init__(user)
         self.draft = draft
         self._source, self._save, self._finish = source, save, finish
-        self._areas = {"content": LiveMarkdown(), "reasoning": LiveMarkdown()}
+        self._areas = {"content": LiveMarkdown(plain=plain), "reasoning": LiveMarkdown()}
         self._dirty = asyncio.Event()
         self._stopped = ""
         self._consumer = asyncio.create_task(self._consume())

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.responses import StreamingResponse
 from pydantic import Field
 
-from puna.apps.assistant.answer import Draft, Sampling, alternative, continued, generate, shown
+from puna.apps.assistant.answer import Draft, SamplingSettings, alternative, continued, generate, shown
 from puna.apps.assistant.live_answer import LiveAnswer
 from puna.apps.assistant.state import Assistant, AssistantDep
 from puna.web.access import owned
@@ -55,6 +55,8 @@ async def send(id: str, request: Request, assistant: AssistantDep, user: User) -
         parent = await assistant.query(store.message, user, id, new.parent)
         if parent["role"] != "assistant":
             raise ApiError(400, "A message must follow an answer.", param="parent")
+    conversation = await assistant.query(store.conversation, user, id)
+    assistant.server.models.get(conversation["model"])
     added = await assistant.query(store.add_message, user, id, parent=new.parent, role="user", content=new.content)
     return await _answer(assistant, user, id, added["id"])
 
@@ -80,17 +82,18 @@ async def continue_answer(
     if row["role"] != "assistant" or assistant.answers.active(message):
         raise ApiError(400, "Only a finished answer can be continued.", param="message")
     tokens = await assistant.query(assistant.store.tokens, user, id, message)
+    writer = row["model"]  # an answer's beginning is in its model's own tokens
     if wanted.position is None:
         prefix = continued(tokens) if tokens else Draft(row["content"], row["reasoning"])
-        return await _answer(assistant, user, id, row["parent"], prefix=prefix, into=message)
+        return await _answer(assistant, user, id, row["parent"], writer=writer, prefix=prefix, into=message)
     if wanted.position >= len(tokens) or wanted.alternative is None:
         raise ApiError(400, f"There is no token {wanted.position} with such an alternative.", param="position")
-    backend = assistant.backend(row["model"])
-    chosen = alternative(backend, tokens[wanted.position], wanted.alternative)
-    special = _special(assistant, row["model"])
+    chosen = alternative(assistant.server.models.get(writer), tokens[wanted.position], wanted.alternative)
+    special = _special(assistant, writer)
     if shown(chosen, special)["text"] in special:
         raise ApiError(400, "This token ends the answer, so nothing can follow it.", param="alternative")
-    return await _answer(assistant, user, id, row["parent"], prefix=continued([*tokens[: wanted.position], chosen]))
+    prefix = continued([*tokens[: wanted.position], chosen])
+    return await _answer(assistant, user, id, row["parent"], writer=writer, prefix=prefix)
 
 
 @router.post("/{message}/stop")
@@ -132,23 +135,25 @@ async def _answer(
     id: str,
     parent: str | None,
     *,
+    writer: str | None = None,
     prefix: Draft | None = None,
     into: str | None = None,
 ) -> StreamingResponse:
     """Start an answer to `parent` and stream it.
 
-    prefix: how it begins. into: the message that it continues.
+    writer: the model, if not the conversation's. prefix: how it begins. into: the message that it continues.
+    Raises ApiError 404 (model_not_found) when the model is not served any more: no other model answers in its place.
     """
     store = assistant.store
     if parent is None:
         raise ApiError(400, "There is nothing to answer.", param="message")
     conversation = await assistant.query(store.conversation, user, id)
-    backend = assistant.backend(conversation["model"])
+    backend = assistant.server.models.get(writer or conversation["model"])
     card = backend.card
     ids_of = card.id if backend.tokenizer is not None else None
     dialogue = await assistant.query(store.dialogue, user, id, parent, ids_of=ids_of)
     draft = prefix or Draft()
-    written_by = {"model": card.id, "weight_version": card.weight_version}
+    written_by = {"model": card.id, "weight_version": card.weight_version, "stage": card.stage}
     if into is None:
         row = await assistant.query(
             store.add_message, user, id, parent=parent, role="assistant", content=draft.content, **written_by
@@ -177,14 +182,15 @@ async def _answer(
         view = {**assistant.view(store.path(user, id, to=message)[-1]), "writing": False}
         return {"message": view} if error is None else {**error.body(), "message": view}
 
-    sampling = Sampling.model_validate(conversation["settings"])
+    sampling = SamplingSettings.model_validate(conversation["settings"])
     source = generate(assistant.server, backend, dialogue, sampling, prefix=prefix)
+    plain = card.stage == "base"
     # Read before the answer starts: an error can come at once, and removes the answer again.
     path = await assistant.query(store.path, user, id, to=message)
     title = (await assistant.query(store.conversation, user, id))["title"]
     views = [assistant.view(row) for row in path[-2:]]
     views[-1]["writing"] = True
-    answer = assistant.answers.add(message, LiveAnswer(user, source, draft, save=save, finish=finish))
+    answer = assistant.answers.add(message, LiveAnswer(user, source, draft, save=save, finish=finish, plain=plain))
     return event_response(_started(answer, {"messages": views, "title": title}))
 
 
@@ -200,5 +206,6 @@ async def _finished(result: dict[str, Any]) -> AsyncGenerator[str]:
 
 def _special(assistant: Assistant, model: str | None) -> frozenset[str]:
     """The names of a model's special tokens, which are not text."""
-    tokenizer = assistant.backend(model or "").tokenizer
+    backend = assistant.backend(model)
+    tokenizer = backend.tokenizer if backend is not None else None
     return frozenset(tokenizer.special) if tokenizer is not None else frozenset()

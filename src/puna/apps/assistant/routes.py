@@ -1,7 +1,6 @@
 """Conversations: creating, listing, searching, changing, deleting and exporting them."""
 
 import json
-import re
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
@@ -9,12 +8,16 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from pydantic import Field
 
-from puna.apps.assistant import export
-from puna.apps.assistant.answer import Sampling
+from puna.apps.assistant import export, imports
+from puna.apps.assistant.answer import SamplingSettings, default_sampling, known_settings
+from puna.apps.assistant.starters import starters
 from puna.apps.assistant.state import Assistant, AssistantDep
+from puna.serve.openai.protocol import ModelCard
 from puna.web.access import owned, signed_in
 from puna.web.auth import User, Who
 from puna.web.csrf import same_origin
+from puna.web.downloads import attached, download
+from puna.web.errors import ApiError
 from puna.web.request_body import Body, read_body
 
 MAX_TITLE, MAX_SYSTEM = 200, 100_000
@@ -28,12 +31,18 @@ class ConversationChange(Body):
     title: str | None = Field(default=None, min_length=1, max_length=MAX_TITLE)
     model: str | None = Field(default=None, min_length=1, max_length=500)
     system: str | None = Field(default=None, max_length=MAX_SYSTEM)
-    settings: Sampling | None = None
+    settings: SamplingSettings | None = None
 
     def changes(self) -> dict[str, Any]:
         return self.model_dump(exclude_none=True, exclude={"settings"}) | (
             {"settings": self.settings.model_dump(exclude_none=True)} if self.settings is not None else {}
         )
+
+
+class Import(Body):
+    """Conversations of a file, each in the form that it has there."""
+
+    conversations: list[Any] = Field(min_length=1, max_length=1000)
 
 
 class BranchChoice(Body):
@@ -56,15 +65,17 @@ def models(request: Request, assistant: AssistantDep, who: Who) -> dict[str, Any
     """The models that are served, the default first, and the user's name."""
     cards = [backend.card for backend in assistant.server.models]
     fields = ("id", "stage", "max_model_len", "weight_version", "parameters")
+
+    def described(card: ModelCard) -> dict[str, Any]:
+        known = {name: getattr(card, name) for name in fields}
+        own = card.introduction.model_dump() if card.introduction else None
+        return {**known, "introduction": own, "learned": starters(card), "defaults": default_sampling(card)}
+
     return {
         "user": who.name,
         "role": who.role,
         "signed_in": request.app.state.web.auth.required,
-        "models": [
-            {name: getattr(card, name) for name in fields}
-            | {"introduction": card.introduction.model_dump() if card.introduction else None}
-            for card in cards
-        ],
+        "models": [described(card) for card in cards],
     }
 
 
@@ -92,6 +103,27 @@ async def create(request: Request, assistant: AssistantDep, user: User) -> dict[
     wanted = (await read_body(request, ConversationChange)).changes()
     wanted["model"] = assistant.server.models.get(wanted.get("model")).card.id
     return await assistant.query(assistant.store.create, user, **wanted)
+
+
+@router.post("/import")
+@signed_in
+async def import_conversations(request: Request, assistant: AssistantDep, user: User) -> dict[str, Any]:
+    """Store conversations of Puna's, ChatGPT's or Open WebUI's files, and say which could not be read."""
+    sent = await read_body(request, Import)
+    imported: list[str] = []
+    failed: list[dict[str, Any]] = []
+    for number, found in enumerate(sent.conversations):
+        try:
+            read = imports.read_conversation(found)
+        except ApiError as error:
+            failed.append({"number": number, "message": error.message})
+            continue
+        read.title, read.system = read.title[:MAX_TITLE], read.system[:MAX_SYSTEM]
+        read.settings = known_settings(read.settings)
+        default = assistant.server.models.get(None).card.id
+        row = await assistant.query(assistant.store.add_imported, user, read, model=default)
+        imported.append(row["id"])
+    return {"imported": imported, "failed": failed}
 
 
 @router.get("/conversations/{id}")
@@ -149,9 +181,11 @@ async def export_one(
     title = (await assistant.query(assistant.store.conversation, user, id))["title"]
     if format == "json":
         whole = await assistant.query(export.conversation_json, assistant.store, user, id)
-        return _file(json.dumps(whole, ensure_ascii=False, indent=2), "application/json", f"{_name(title)}.json")
-    text = await assistant.query(export.conversation_markdown, assistant.store, user, id)
-    return _file(text, "text/markdown; charset=utf-8", f"{_name(title)}.md")
+        text, kind, suffix = json.dumps(whole, ensure_ascii=False, indent=2), "application/json", ".json"
+    else:
+        text = await assistant.query(export.conversation_markdown, assistant.store, user, id)
+        kind, suffix = "text/markdown; charset=utf-8", ".md"
+    return download(text, kind, title, suffix, otherwise="conversation")
 
 
 @router.get("/export")
@@ -159,7 +193,7 @@ async def export_one(
 async def export_all(assistant: AssistantDep, user: User) -> Response:
     """All of the user's data as JSON."""
     whole = await assistant.query(export.everything, assistant.store, user)
-    return _file(json.dumps(whole, ensure_ascii=False, indent=2), "application/json", "puna-conversations.json")
+    return download(json.dumps(whole, ensure_ascii=False, indent=2), "application/json", "puna-conversations", ".json")
 
 
 @router.get("/preferences")
@@ -167,7 +201,7 @@ async def export_all(assistant: AssistantDep, user: User) -> Response:
 def preferences(assistant: AssistantDep, user: User) -> StreamingResponse:
     """The user's preferences, one JSON object a line (see docs/assistant.md)."""
     lines: Iterator[str] = export.preferences(assistant.store, user)
-    return StreamingResponse(lines, media_type="application/x-ndjson", headers=_attached("puna-preferences.jsonl"))
+    return StreamingResponse(lines, media_type="application/x-ndjson", headers=attached("puna-preferences", ".jsonl"))
 
 
 @router.post("/feedback")
@@ -190,16 +224,3 @@ def _whole(assistant: Assistant, user: str, id: str) -> dict[str, Any]:
 
 def _start(message: dict[str, Any]) -> dict[str, str]:
     return {"begins": " ".join(message["content"][:200].split())[:80]}
-
-
-def _name(title: str) -> str:
-    """A title as a file name in ASCII."""
-    return re.sub(r"[^A-Za-z0-9]+", "-", title).strip("-").lower()[:60] or "conversation"
-
-
-def _attached(name: str) -> dict[str, str]:
-    return {"content-disposition": f'attachment; filename="{name}"'}
-
-
-def _file(text: str, kind: str, name: str) -> Response:
-    return Response(text.encode(), media_type=kind, headers=_attached(name))

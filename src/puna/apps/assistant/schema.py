@@ -15,13 +15,13 @@ from puna.web.database import NewerDatabaseError, Schema
 _LEGACY_VERSION = 2  # what puna_meta says in a database of the current schema; see migrations/r0002
 
 
-class Base(DeclarativeBase):
+class AssistantTable(DeclarativeBase):
     """All tables of the assistant."""
 
     type_annotation_map: ClassVar = {float: Double}
 
 
-class Meta(Base):
+class Meta(AssistantTable):
     """Facts about the database: `schema_version`, which older versions of Puna check."""
 
     __tablename__ = "puna_meta"
@@ -29,7 +29,7 @@ class Meta(Base):
     value: Mapped[str] = mapped_column(Text)
 
 
-class Conversation(Base):
+class Conversation(AssistantTable):
     """A tree of messages. leaf: the last message of the branch that is shown."""
 
     __tablename__ = "conversations"
@@ -44,13 +44,14 @@ class Conversation(Base):
     updated: Mapped[float] = mapped_column(index=True)
 
 
-class Message(Base):
+class Message(AssistantTable):
     """A message.
 
     Finish_reason is null for a person's message, and for an answer that is being written.
 
     finish_reason: stop, length, stopped (by the person), error, or interrupted (the server shut down). tokens: one
     entry a token, [id or null, bytes in hex, logprob, [[bytes in hex, logprob], …]], the last being the alternatives.
+    stage: of the model that wrote an answer, base or chat; null in answers of before this was stored.
     """
 
     __tablename__ = "messages"
@@ -63,12 +64,13 @@ class Message(Base):
     tokens: Mapped[list[Any] | None] = deferred(mapped_column(JSON))
     model: Mapped[str | None] = mapped_column(Text)
     weight_version: Mapped[int | None]
+    stage: Mapped[str | None] = mapped_column(String(8))
     usage: Mapped[dict[str, Any] | None] = mapped_column(JSON)
     finish_reason: Mapped[str | None] = mapped_column(String(16))
     created: Mapped[float]
 
 
-class Feedback(Base):
+class Feedback(AssistantTable):
     """A person's opinion of an answer.
 
     rating: 1, -1 or null. correction: what the answer should have been.
@@ -81,7 +83,7 @@ class Feedback(Base):
     created: Mapped[float]
 
 
-class Comparison(Base):
+class Comparison(AssistantTable):
     """One prompt with two answers.
 
     better: a, b, same, or null until judged. settings: how the answers were sampled.
@@ -113,4 +115,4 @@ def _legacy(connection: Connection) -> str | None:
     return "assistant_0001"
 
 
-SCHEMA = Schema("assistant", Base.metadata, Path(__file__).with_name("migrations"), _legacy)
+SCHEMA = Schema("assistant", AssistantTable.metadata, Path(__file__).with_name("migrations"), _legacy)

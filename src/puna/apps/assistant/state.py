@@ -12,7 +12,7 @@ from puna.apps.assistant.store import Store
 from puna.serve.backends.base import Backend
 from puna.serve.server import Server
 from puna.web.errors import ApiError
-from puna.web.markdown import render
+from puna.web.markdown import render, render_plain
 from puna.web.streams import Streams
 
 T = TypeVar("T")
@@ -26,12 +26,19 @@ class Assistant:
         self.store = Store(engine)
         self.answers: Streams[LiveAnswer] = Streams()
 
-    def backend(self, name: str) -> Backend:
-        """The model of this name, or the first one when it is no longer served."""
+    def backend(self, name: str | None) -> Backend | None:
+        """The model of this name; None when it is not served, or not any more."""
         try:
-            return self.server.models.get(name)
+            return self.server.models.get(name) if name else None
         except ApiError:
-            return self.server.models.get(None)
+            return None
+
+    def is_text(self, message: dict[str, Any]) -> bool:
+        """Whether a base model wrote this answer: its text is a text's continuation, and no Markdown."""
+        if message["stage"] is not None:
+            return bool(message["stage"] == "base")
+        backend = self.backend(message["model"])
+        return backend is not None and backend.card.stage == "base"
 
     async def query(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         """Call a function of the store on a thread. MissingError becomes a 404 response."""
@@ -45,7 +52,8 @@ class Assistant:
         """A message as the page gets it: answers also as HTML, and whether they are being written."""
         view = {key: value for key, value in message.items() if key != "conversation"}
         if message["role"] == "assistant":
-            view["html"] = render(message["content"])
+            as_text = view["plain"] = self.is_text(message)
+            view["html"] = render_plain(message["content"]) if as_text else render(message["content"])
             view["reasoning_html"] = render(message["reasoning"]) if message["reasoning"] else ""
             view["writing"] = self.answers.active(message["id"])
         return view

@@ -9,11 +9,13 @@ import uuid
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Engine, func, or_, select, update
+from sqlalchemy import Engine, or_, select, update
 from sqlalchemy.orm import Session
 from sqlalchemy.orm.exc import StaleDataError
 
+from puna.apps.assistant.imports import ImportedConversation
 from puna.apps.assistant.schema import Comparison, Conversation, Feedback, Message
+from puna.web.database import contains_folded
 from puna.web.errors import MissingError
 from puna.web.text import clean, snippet, title_of
 
@@ -44,8 +46,10 @@ class Store:
             wanted = wanted.where(Conversation.updated < before)
         query = clean(query).strip()
         if query:
-            messages = select(Message.id).where(Message.conversation == Conversation.id, _holds(Message.content, query))
-            wanted = wanted.where(or_(_holds(Conversation.title, query), messages.exists()))
+            messages = select(Message.id).where(
+                Message.conversation == Conversation.id, contains_folded(Message.content, query)
+            )
+            wanted = wanted.where(or_(contains_folded(Conversation.title, query), messages.exists()))
         with Session(self.engine) as session:
             found = session.scalars(wanted.limit(limit)).all()
             rows = [_conversation(row) for row in found]
@@ -95,6 +99,42 @@ class Store:
         """Delete a conversation with all its messages and feedback. Raises MissingError."""
         with Session(self.engine) as session, session.begin():
             session.delete(_own(session, user, id))
+
+    def add_imported(self, user: str, imported: ImportedConversation, *, model: str) -> dict[str, Any]:
+        """Store a conversation from elsewhere. model: its model when the file names none."""
+        now = time.time()
+        ids = {message.id: str(uuid.uuid4()) for message in imported.messages}
+        row = Conversation(
+            id=str(uuid.uuid4()),
+            user=user,
+            title=clean(imported.title),
+            model=clean(imported.model or model),
+            system=clean(imported.system),
+            settings=imported.settings,
+            leaf=ids.get(imported.leaf or ""),
+            created=imported.created or now,
+            updated=imported.updated or imported.created or now,
+        )
+        with Session(self.engine) as session, session.begin():
+            session.add(row)
+            session.flush()
+            for number, message in enumerate(imported.messages):
+                session.add(
+                    Message(
+                        id=ids[message.id],
+                        conversation=row.id,
+                        parent=ids.get(message.parent or ""),
+                        role=message.role,
+                        content=clean(message.content),
+                        reasoning=clean(message.reasoning),
+                        model=clean(message.model) if message.model else None,
+                        # Siblings are in order of time; a file without times has them in its own order.
+                        created=message.created or row.created + number * 1e-3,
+                        **({"finish_reason": "stop"} if message.role == "assistant" else {}) | message.more,
+                    )
+                )
+                session.flush()
+            return _conversation(row)
 
     # -- messages ----------------------------------------------------------------------------------------------------
 
@@ -230,7 +270,7 @@ class Store:
     def _snippet(self, session: Session, conversation: str, query: str) -> str:
         messages = session.scalars(
             select(Message.content)
-            .where(Message.conversation == conversation, _holds(Message.content, query))
+            .where(Message.conversation == conversation, contains_folded(Message.content, query))
             .order_by(Message.created)
             .limit(1)
         ).first()
@@ -336,12 +376,6 @@ def _own_comparison(session: Session, user: str, id: str) -> Comparison:
     return row
 
 
-def _holds(column: Any, text: str) -> ColumnElement[bool]:
-    """Whether a column contains a text, ignoring case; the text has no wildcards."""
-    escaped = text.lower().replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
-    return func.lower(column).like(f"%{escaped}%", escape="\\")
-
-
 def _plain(row: Any, *names: str) -> dict[str, Any]:
     return {name: getattr(row, name) for name in names}
 
@@ -352,7 +386,7 @@ def _conversation(row: Conversation) -> dict[str, Any]:
 
 def _message(row: Message) -> dict[str, Any]:
     names = ("id", "conversation", "parent", "role", "content", "reasoning", "model", "weight_version", "usage")
-    return _plain(row, *names, "finish_reason", "created")
+    return _plain(row, *names, "stage", "finish_reason", "created")
 
 
 def _comparison(row: Comparison) -> dict[str, Any]:

@@ -17,8 +17,8 @@ import numpy as np
 
 from puna.core.errors import PunaError
 from puna.data.cleaning.shingles import shingle_hashes, word_hashes
+from puna.data.reading.chunks import read_lines, read_utf8
 from puna.data.reading.file_types import suffix
-from puna.data.reading.readers import read_chunks, read_lines
 from puna.data.reading.sources import list_inputs
 from puna.data.recipe import DecontaminateConfig, SourceConfig
 
@@ -81,9 +81,9 @@ def _strings(path: Path, fields: Iterable[str]) -> Iterator[str]:
         if kind == ".jsonl":
             for line in read_lines(path):
                 if line.strip():
-                    yield from _leaves(json.loads(line), wanted, not wanted)
+                    yield from _leaves(json.loads(line.decode("utf-8", "replace")), wanted, not wanted)
             return
-        text = b"".join(read_chunks(path)).decode("utf-8-sig")
+        text = b"".join(read_utf8(path)).decode("utf-8", "replace")
         if kind == ".json":
             yield from _leaves(json.loads(text), wanted, not wanted)
         elif kind in (".csv", ".tsv"):

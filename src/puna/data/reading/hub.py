@@ -9,7 +9,7 @@ second build downloads nothing. `HF_ENDPOINT`, `HF_TOKEN` and `HF_HOME` have the
 from pathlib import Path
 from typing import Any
 
-from puna.core.errors import PunaError
+from puna.core.errors import PunaError, reason_of
 from puna.data.document import Input
 from puna.data.reading.file_types import RECORDS, matches, suffix
 from puna.data.recipe import SourceConfig
@@ -85,5 +85,6 @@ def _hub_error(source: SourceConfig, error: BaseException) -> PunaError:
         return PunaError(f"{what} has no revision '{source.revision}'.", "Check `revision`.")
     if isinstance(error, errors.RepositoryNotFoundError):
         return PunaError(f"{what} does not exist, or is private.", "Check `id`; for a private one set HF_TOKEN.")
-    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return PunaError(f"{what} cannot be reached ({first}).", "Check the network, or use a local copy as kind 'files'.")
+    return PunaError(
+        f"{what} cannot be reached ({reason_of(error)}).", "Check the network, or use a local copy as kind 'files'."
+    )

@@ -15,6 +15,7 @@ from typing import Any
 
 from puna.evals.contract import Benchmark, Item, Score, Text
 from puna.evals.datasets import EvalData
+from puna.tasks.fences import fenced_blocks
 from puna.tasks.tools import calls_in
 
 Call = tuple[str, dict[str, Any]]
@@ -92,7 +93,8 @@ def read_calls(text: str) -> list[Call] | None:
         found = calls_in(text[:50_000])
         calls = [call for call in found if not isinstance(call, str) and isinstance(call[1], dict)]
         return calls if len(calls) == len(found) else None
-    text = re.sub(r"^```\w{0,10}\n|```\s{0,9}$", "", text.strip()[:20_000]).strip()
+    blocks = fenced_blocks(text[:20_000])
+    text = (blocks[-1].content if blocks else text[:20_000]).strip()
     if not text.startswith("["):
         return [] if not re.match(r"[\w.]{1,100}\(", text) else _python_calls(f"[{text}]")
     return _python_calls(text)

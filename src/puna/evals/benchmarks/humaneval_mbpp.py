@@ -15,7 +15,6 @@ model's code after all and report through a name that it cannot know; such items
 """
 
 import ast
-import re
 import secrets
 from functools import lru_cache
 from typing import Any
@@ -23,6 +22,7 @@ from typing import Any
 from puna.core.errors import PunaError
 from puna.evals.contract import Benchmark, Item, Score, Text
 from puna.evals.datasets import EvalData, OnHub, Row
+from puna.evals.scoring.programs import find_program
 from puna.sandbox.result import Limits
 from puna.sandbox.run import run_python
 from puna.tasks.sandboxed import FLOOR
@@ -138,36 +138,6 @@ def _asserted(program: str, test: dict[str, Any]) -> Score:
     right = answer is not None and answer.value == name
     reason = "" if right else (answer.error if answer else done.reason) or "a test fails"
     return Score(float(right), program, reason[:300], {"asserted": 1.0})
-
-
-def find_program(response: str, prompt: str, name: str) -> str | None:
-    """Find the program in a response: its last fenced block, or the text; after the prompt's head if it continues that.
-
-    Returns None if neither defines the function.
-    """
-    blocks = re.findall(r"```[A-Za-z0-9+]{0,20}[ \t]{0,9}\n(.{0,50000}?)```", response[:200_000], re.DOTALL)
-    if blocks:
-        defining = [block for block in blocks if _defines(block, name)]
-        text = (defining or blocks)[-1]
-    else:
-        text = response
-    if _defines(text, name):
-        return f"{_imports(prompt)}{text}"
-    return f"{prompt}{text}" if _defines(prompt, name) else None
-
-
-def _defines(text: str, name: str) -> bool:
-    return re.search(rf"^def {{1,9}}{re.escape(name)} {{0,9}}\(", text, re.MULTILINE) is not None
-
-
-def _imports(prompt: str) -> str:
-    """The part of a prompt before its function: imports and helpers."""
-    try:
-        tree = ast.parse(prompt)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return ""
-    helpers = [node for node in tree.body if not isinstance(node, ast.Expr)][:-1]
-    return "".join(f"{ast.unparse(node)}\n" for node in helpers)
 
 
 # -- the two sets ------------------------------------------------------------------------------------------------------

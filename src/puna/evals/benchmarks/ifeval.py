@@ -15,9 +15,10 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import product
 from typing import Any
 
+from puna.core.errors import DataError
 from puna.data.cleaning.language import LANGUAGES, guess_language
 from puna.evals.contract import Benchmark, Item, Score, Text
-from puna.evals.datasets import EvalData, OnHub
+from puna.evals.datasets import EvalData, OnHub, Row
 
 Arguments = dict[str, Any]
 Check = Callable[[str, Arguments], bool]
@@ -197,6 +198,73 @@ CHECKS: dict[str, Check] = {
 }
 
 
+def _text(value: object) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
+def _texts(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and all(map(_text, value))
+
+
+def _count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _relation(value: object) -> bool:
+    return value in ("at least", "less than")
+
+
+_FORMS: dict[Callable[[object], bool], str] = {
+    _text: "a text",
+    _texts: "a list of texts",
+    _count: "a count",
+    _relation: "'at least' or 'less than'",
+}
+ARGUMENTS: dict[str, dict[str, Callable[[object], bool]]] = {
+    **{kind: {} for kind in CHECKS},
+    "keywords:existence": {"keywords": _texts},
+    "keywords:frequency": {"keyword": _text, "frequency": _count, "relation": _relation},
+    "keywords:forbidden_words": {"forbidden_words": _texts},
+    "keywords:letter_frequency": {"letter": _text, "let_frequency": _count, "let_relation": _relation},
+    "language:response_language": {"language": _text},
+    "length_constraints:number_sentences": {"num_sentences": _count, "relation": _relation},
+    "length_constraints:number_paragraphs": {"num_paragraphs": _count},
+    "length_constraints:number_words": {"num_words": _count, "relation": _relation},
+    "length_constraints:nth_paragraph_first_word": {
+        "num_paragraphs": _count,
+        "nth_paragraph": _count,
+        "first_word": _text,
+    },
+    "detectable_content:number_placeholders": {"num_placeholders": _count},
+    "detectable_content:postscript": {"postscript_marker": _text},
+    "detectable_format:number_bullet_lists": {"num_bullets": _count},
+    "detectable_format:number_highlighted_sections": {"num_highlights": _count},
+    "detectable_format:multiple_sections": {"section_spliter": _text, "num_sections": _count},
+    "combination:repeat_prompt": {"prompt_to_repeat": _text},
+    "startend:end_checker": {"end_phrase": _text},
+    "change_case:capital_word_frequency": {"capital_frequency": _count, "capital_relation": _relation},
+}
+"""What each kind of instruction needs to be checked."""
+
+
+def wrong_arguments(kind: str, arguments: Arguments) -> str:
+    """Say what is wrong with an instruction in the data; "" if it can be checked.
+
+    The original code draws values at random for arguments that are missing, and then judges by those; here an
+    instruction that is not known in full is a fault of the file.
+    """
+    if kind not in CHECKS:
+        return f"there is no instruction '{kind}'"
+    wanted = ARGUMENTS[kind]
+    for name, fits in wanted.items():
+        if name not in arguments:
+            return f"{kind} lacks '{name}'"
+        if not fits(arguments[name]):
+            return f"'{name}' of {kind} is not {_FORMS[fits]}"
+    other = next((name for name in arguments if name not in wanted), None)
+    return "" if other is None else f"{kind} takes no '{other}'"
+
+
 def follows(kind: str, text: str, arguments: Arguments) -> bool:
     """Whether an answer follows one instruction. An empty answer follows none."""
     return bool(text.strip()) and CHECKS[kind](text, arguments)
@@ -213,6 +281,9 @@ def lenient(text: str) -> Iterator[str]:
 def instructions_followed(item: Item, response: str) -> Score:
     """Score 1 if every instruction is followed strictly. parts: the loose measure, and counts of instructions."""
     kinds: Sequence[tuple[str, Arguments]] = [tuple(pair) for pair in item.target]
+    wrong = next((wrong for kind, arguments in kinds if (wrong := wrong_arguments(kind, arguments))), "")
+    if wrong:
+        return Score(0.0, "", f"cannot be checked: {wrong}")
     strict = [follows(kind, response, arguments) for kind, arguments in kinds]
     readings = list(lenient(response))
     loose = [any(follows(kind, text, arguments) for text in readings) for kind, arguments in kinds]
@@ -229,16 +300,28 @@ def instructions_followed(item: Item, response: str) -> Score:
 def _load(data: EvalData) -> list[Item]:
     rows = data.rows("ifeval/ifeval_input_data.jsonl", "key", "prompt", "instruction_id_list", "kwargs",
                      hub=OnHub("google/IFEval", "default", "train"))  # fmt: skip
-    items = []
-    for row in rows:
-        target = [
-            [kind, {key: value for key, value in arguments.items() if value is not None}]
-            for kind, arguments in zip(row["instruction_id_list"], row["kwargs"], strict=True)
-        ]
-        prompt = row["prompt"]
-        ask = Text(f"{prompt.strip()}\n\n", (), max_tokens=1024, messages=({"role": "user", "content": prompt},))
-        items.append(Item(str(row["key"]), ask, target, row["instruction_id_list"][0].split(":")[0], prompt))
-    return items
+    return [_item(row) for row in rows]
+
+
+def _item(row: Row) -> Item:
+    """Raises DataError for an instruction that cannot be checked."""
+    kinds, given = row["instruction_id_list"], row["kwargs"]
+    if not isinstance(kinds, list) or not isinstance(given, list) or not kinds or len(kinds) != len(given):
+        raise DataError(f"IFEval, key {row['key']}: it needs one kwargs for each instruction.", "Fetch its file again.")
+    target = []
+    for kind, values in zip(kinds, given, strict=True):
+        # Tables fill what a row does not have with null, and turn whole numbers into floats.
+        arguments = {
+            name: int(value) if isinstance(value, float) and value.is_integer() else value
+            for name, value in (values or {}).items()
+            if value is not None
+        }
+        if wrong := wrong_arguments(kind, arguments):
+            raise DataError(f"IFEval, key {row['key']}: {wrong}.", "Fetch its file again, or fix that row.")
+        target.append([kind, arguments])
+    prompt = row["prompt"]
+    ask = Text(f"{prompt.strip()}\n\n", (), max_tokens=1024, messages=({"role": "user", "content": prompt},))
+    return Item(str(row["key"]), ask, target, kinds[0].split(":")[0], prompt)
 
 
 def loose_and_instruction_level(rows: Sequence[Any]) -> dict[str, float]:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from puna.evals.contract import Benchmark, Item, Score, Text
 from puna.evals.datasets import EvalData, OnHub, Row
+from puna.evals.scoring.answers import LANGUAGES
 from puna.evals.scoring.latex import final_answer
 from puna.evals.scoring.math_equivalence import equivalent
 from puna.evals.scoring.numbers import last_number, same_number
@@ -45,8 +46,11 @@ def _worked(answer: str) -> str:
 
 
 def number_answer(item: Item, response: str) -> Score:
-    """Score 1 if the number after the last "answer is", or else the last number, is the reference's."""
-    found = last_number(response)
+    """Score 1 if the number that is stated as the answer, or else the last number, is the reference's.
+
+    Numbers are read as in the item's language, its group in MGSM.
+    """
+    found = last_number(response, item.group if item.group in LANGUAGES else "en")
     right = found is not None and same_number(found, item.target)
     reason = "" if right else "no number" if found is None else "another number"
     return Score(float(right), found or "", reason)
@@ -56,6 +60,11 @@ _LANGUAGES = ("de", "es", "fr", "ja", "ru", "sw", "th", "zh")
 
 
 def _mgsm(data: EvalData) -> list[Item]:
+    rows = [
+        (language, number, row)
+        for language in _LANGUAGES
+        for number, row in enumerate(data.rows(f"mgsm/mgsm_{language}.tsv", "question", "answer"))
+    ]
     shots = data.rows("gsm8k/train.jsonl", "question", "answer", hub=OnHub("openai/gsm8k", "main", "train"))[:8]
     before = "".join(f"Question: {row['question']}\nAnswer: {_worked(row['answer'])}\n\n" for row in shots)
     return [
@@ -72,8 +81,7 @@ def _mgsm(data: EvalData) -> list[Item]:
             body=row["question"],
             reference=f"The answer is {row['answer'].strip()}.",
         )
-        for language in _LANGUAGES
-        for number, row in enumerate(data.rows(f"mgsm/mgsm_{language}.tsv", "question", "answer"))
+        for language, number, row in rows
     ]
 
 

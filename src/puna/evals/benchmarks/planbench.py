@@ -189,7 +189,7 @@ def plan_lines(text: str) -> list[str]:
     """Return the lines of a plan, up to [PLAN END], without leading numbers and dashes."""
     text = text.rpartition("[PLAN]\n")[2].split("[PLAN END]")[0].split("[STATEMENT]")[0]
     lines = [re.sub(r"^\W{0,3}(?:\d{1,3}[.)])?\s{0,3}", "", line).strip() for line in text.split("\n")]
-    return [line for line in lines if line and not line.startswith("```")][: MAX_STEPS + 1]
+    return [line for line in lines if line and not line.startswith(("```", "~~~"))][: MAX_STEPS + 1]
 
 
 # -- the tasks ---------------------------------------------------------------------------------------------------------

@@ -99,6 +99,6 @@ BENCHMARKS = (
               "Lee et al. 2019 (arXiv 1906.00300), validation set, CC-BY-SA-3.0"),
     Benchmark("xquad", "XQuAD", ("reading",), _xquad, short_answer,
               "zero-shot; 'Passage: …\\nQuestion: …\\nAnswer:' in English, German, Spanish and Chinese; the first line",
-              "one of the answers, without case, articles and punctuation; f1 beside it",
+              "one of the answers, without case, articles and punctuation; f1 as well",
               "Artetxe et al. 2019 (arXiv 1910.11856), CC-BY-SA-4.0"),
 )  # fmt: skip

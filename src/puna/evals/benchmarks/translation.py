@@ -61,6 +61,6 @@ BENCHMARKS = (
     Benchmark("ntrex", "NTREX-128", ("translation",), _load, translated,
               "4-shot, 'English: …\\nGerman: …'; German, French, Spanish and Chinese, both ways; "
               "chat: asked for the translation alone",
-              "mean sentence chrF; corpus chrF beside it",
+              "mean sentence chrF; corpus chrF as well",
               "Federmann et al. 2022 (aclanthology.org/2022.sumeval-1.4), CC-BY-SA-4.0", corpus_metric=corpus),
 )  # fmt: skip

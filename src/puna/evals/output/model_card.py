@@ -11,6 +11,7 @@ from typing import Any
 
 from puna.core.files import write_text
 from puna.model.card import public_name
+from puna.model.hub import model_name
 
 # Ids of datasets on the Hub, with the configuration.
 DATASETS = {
@@ -61,7 +62,7 @@ def model_index(measured: list[dict[str, Any]], results: Mapping[str, Any]) -> d
     return {
         "model-index": [
             {
-                "name": public_name(_name(results)),
+                "name": public_name(model_name(results["model"]["path"])),
                 "results": [
                     {
                         "task": {"type": "text-generation"},
@@ -84,11 +85,6 @@ def model_index(measured: list[dict[str, Any]], results: Mapping[str, Any]) -> d
             }
         ]
     }
-
-
-def _name(results: Mapping[str, Any]) -> str:
-    path = Path(results["model"]["path"])
-    return path.parent.name if path.name == "model" else path.name
 
 
 def _notes(one: Mapping[str, Any], results: Mapping[str, Any]) -> str:

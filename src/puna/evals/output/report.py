@@ -17,6 +17,7 @@ from puna.core.plots import STYLE, interval_bar
 from puna.core.units import format_count
 from puna.evals.benchmarks.dclm_core import centred
 from puna.evals.output import published
+from puna.model.hub import model_name
 
 MOST_SHOWN = 60
 """The most wrong answers of one benchmark on the page; all are in items.jsonl."""
@@ -51,7 +52,7 @@ def render(results: Result, rows: Sequence[Mapping[str, Any]]) -> str:
         _asked(measured, results),
     ]
     body = "\n".join(part for part in sections if part)
-    name = _name(results)
+    name = model_name(results["model"]["path"])
     return document(f"Evaluation of {name}", css + STYLE, body, origin="results.json and items.jsonl", script=script)
 
 
@@ -61,7 +62,7 @@ def _header(results: Result, measured: Sequence[Result]) -> str:
     lead = (
         f"A model of <b>{format_count(model['parameters'])} parameters</b>, asked as "
         f"<b>{escape(results['settings']['form'])}</b>: {items:,} items of {len(measured)} benchmarks. "
-        "Every score has its 95 % interval, and beside it what guessing and the best constant answer score."
+        "Every score has its 95 % interval, and the scores of guessing and of the best constant answer."
     )
     pairs = [
         (str(len(measured)), "benchmarks"),
@@ -71,7 +72,7 @@ def _header(results: Result, measured: Sequence[Result]) -> str:
     ]
     return (
         f'<header>\n<p class="eyebrow">Evaluation · <time>{escape(results["date"])}</time></p>\n'
-        f'<h1>{escape(_name(results))}</h1>\n<p class="lead">{lead}</p>\n{figures(pairs)}\n</header>'
+        f'<h1>{escape(model_name(model["path"]))}</h1>\n<p class="lead">{lead}</p>\n{figures(pairs)}\n</header>'
     )
 
 
@@ -106,7 +107,7 @@ def _scores(measured: Sequence[Result]) -> str:
             )
         columns = ("", "0 to 100 %", "greedy", "95 %", "drawn", "pass@k", "chance", "constant")
         drawn = table(columns, rows, numeric=(2, 3, 4, 5, 6, 7), drawing=1)
-        parts.append(f"<h3>{escape(suite.capitalize())}</h3>\n<div class='scroll'>{drawn}</div>")
+        parts.append(f"<h3>{escape(suite.capitalize())}</h3>\n{drawn}")
     text = (
         "A dot with its interval; the small marks are chance and the best constant answer. Greedy: the likeliest "
         "answer. "
@@ -148,8 +149,9 @@ def _against(results: Result) -> str:
                 "yes" if low > 0 or high < 0 else "no",
             ]
         )
+    other = escape(model_name(against["model"]["path"]))
     text = (
-        f"Item by item against <b>{escape(_name(against))}</b>: points of difference with a paired bootstrap interval, "
+        f"Item by item against <b>{other}</b>: points of difference with a paired bootstrap interval, "
         "and McNemar's exact p where answers are right or wrong. One in twenty such intervals misses 0 by chance."
     )
     columns = ("", "items", "this", "other", "difference", "95 %", "p", "beyond chance")
@@ -160,7 +162,7 @@ def _published(results: Result, measured: Sequence[Result]) -> str:
     own = published.own_row(measured)
     if all(cell == "–" for cell in own):
         return ""
-    rows: list[list[str]] = [[_name(results), *own]]
+    rows: list[list[str]] = [[model_name(results["model"]["path"]), *own]]
     rows += [[name, *(value or "–" for value in values)] for name, values in published.BASE.items()]
     columns = [named(column.title, column.settings) for column in published.COLUMNS]
     notes = [f"{column.title}: {column.note}" for column in published.COLUMNS if column.note]
@@ -172,7 +174,7 @@ def _published(results: Result, measured: Sequence[Result]) -> str:
     drawn = table(heads, rows, numeric=range(1, len(heads)), ours=0)
     for column in columns:  # the table escapes its headers; these are markup
         drawn = drawn.replace(escape(str(column)), str(column))
-    return section("Beside published models", text, f"<div class='scroll'>{drawn}</div>")
+    return section("Beside published models", text, drawn)
 
 
 def _contamination(measured: Sequence[Result]) -> str:
@@ -275,18 +277,13 @@ def _asked(measured: Sequence[Result], results: Result) -> str:
         "first prompt did not fit was not held."
     )
     more = f"<details><summary>Settings and lineage</summary><pre>{escape(shown)}</pre></details>"
-    return section("How it was asked", text, f"<div class='scroll'>{drawn}</div>{more}")
+    return section("How it was asked", text, drawn + more)
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
     with open(path, encoding="utf-8") as file:
         for line in file:
             yield json.loads(line)
-
-
-def _name(results: Result) -> str:
-    path = Path(results["model"]["path"])
-    return path.parent.name if path.name == "model" and path.parent.name else path.name
 
 
 def _items(one: Result) -> str:

@@ -1,22 +1,24 @@
 r"""Decides whether two mathematical answers are equivalent, as LaTeX or plain text. Python evaluates none of them.
 
-Both are parsed (`latex`) and compared exactly if they are fractions: \frac12 is 0.5. Other expressions are equivalent
-if they agree at several fixed points, to a relative 1e-9: x(x+1) is x^2+x, 2\sqrt{2} is \sqrt 8. Containers are
-compared part by part, sets in any order; an answer that the parser does not know is compared as stripped text.
-Exponents and sizes are bounded, so 9**9**9**9 is just another wrong answer.
+Both are stripped (`latex`), parsed (`expressions`) and compared exactly if they are fractions: \frac12 is 0.5. Other
+expressions are equivalent if they agree at several fixed points, to a relative 1e-9: x(x+1) is x^2+x, 2\sqrt{2} is
+\sqrt 8. Containers are compared part by part, sets in any order; an answer that the parser does not know is compared as
+stripped text. Exponents and sizes are bounded, so 9**9**9**9 is just another wrong answer.
 """
 
 import cmath
 import hashlib
 import math
+import re
 from fractions import Fraction
 
-from puna.evals.scoring.latex import MAX_LENGTH, Node, Unknown, parse, undressed
+from puna.evals.scoring.expressions import MAX_LENGTH, Node, Unknown, parse
+from puna.evals.scoring.latex import undressed, unit_letter
 
 POINTS = 3
 TOLERANCE = 1e-9
 _CONTAINERS = {"tuple", "set", "list", "union", "matrix", "relation", "plusminus"}
-# By the names of latex.FUNCTIONS.
+# By the names of expressions.FUNCTIONS.
 _FUNCTIONS = {
     "sin": cmath.sin,
     "cos": cmath.cos,
@@ -37,13 +39,40 @@ def equivalent(one: str, other: str) -> bool:
     """Whether two answers are equivalent. Never raises; its time is bounded by their length."""
     if len(one) > MAX_LENGTH or len(other) > MAX_LENGTH:
         return False
-    return _alike(undressed(one), undressed(other)) or (
-        "=" in one and "=" in other and _alike(undressed(one, whole=True), undressed(other, whole=True))
+    rounded = re.compile(r"\\approx(?![A-Za-z])|≈")
+    if rounded.search(one) or rounded.search(other):
+        return any(equivalent(a, b) for a in rounded.split(one)[:2] for b in rounded.split(other)[:2])
+    first, second = _with_letter(undressed(one), other), _with_letter(undressed(other), one)
+    if (letter := _option(first, second) or _option(second, first)) is not None:
+        return letter in (first.strip("()"), second.strip("()"))
+    return _alike(first, second) or (
+        _alike(undressed(one, whole=True), undressed(other, whole=True))
+        if "=" in one and "=" in other
+        else _alike(_result(first), _result(second))
     )
+
+
+def _with_letter(text: str, other: str) -> str:
+    r"""Strip from 5 m what is a unit by the other answer, 5\text{ m}; without that it is five times m."""
+    letter = unit_letter(other)
+    return re.sub(rf"(?<=[0-9)}}])\s?{letter}(?:\^\{{?[23]\}}?)?$", "", text) if letter else text
+
+
+def _option(text: str, other: str) -> str | None:
+    """The letter of (C) 12, if the other is a letter alone: then the choice is asked for, not its value."""
+    match = re.match(r"\(([A-Z])\)[\s:.]{1,3}\S", text)
+    return match[1] if match and re.fullmatch(r"[A-Z]|\([A-Z]\)", other) else None
+
+
+def _result(text: str) -> str:
+    """What a computation comes to: 15 of 5*3 = 15. A list or an inequality is none."""
+    return text if re.search(r"[,;<>]|\\[lg]e", text) else text.rpartition("=")[2].strip()
 
 
 def _alike(one: str, other: str) -> bool:
     if one == other and one:
+        return True
+    if len(one) > 1 and one.replace(" ", "").isalpha() and one.casefold() == other.casefold():
         return True
     try:
         return _equal(parse(one), parse(other))

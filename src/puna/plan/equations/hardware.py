@@ -110,7 +110,7 @@ class Collective(Config):
     gb_per_s: float = Field(gt=0, description="bus bandwidth, GB/s")
 
 
-class Group(Config):
+class AcceleratorGroup(Config):
     """A number of accelerators of one kind."""
 
     count: int = Field(gt=0, description="accelerators")
@@ -125,7 +125,7 @@ class Group(Config):
 class Fleet(Config):
     """Accelerators of one or several kinds."""
 
-    groups: tuple[Group, ...] = Field(min_length=1, description="one for each kind")
+    groups: tuple[AcceleratorGroup, ...] = Field(min_length=1, description="one for each kind")
 
     @property
     def count(self) -> int:
@@ -187,7 +187,7 @@ def parse_fleet(text: str) -> Fleet:
     return Fleet(groups=tuple(_group(part.strip(), text) for part in text.split("+")))
 
 
-def _group(part: str, whole: str) -> Group:
+def _group(part: str, whole: str) -> AcceleratorGroup:
     match = re.fullmatch(r"([+-]?[\w.]*?)\s*[x×*]\s*([A-Za-z0-9./~].*)", part)
     if not match or not match[1]:
         raise PunaError(f"'{whole}' is not a fleet.", "Write it like 8xh100, 16384xh100 or 8xh200+64xa100.")
@@ -199,7 +199,7 @@ def _group(part: str, whole: str) -> Group:
     count = parse_count(digits)
     if count < 1:
         raise PunaError(f"'{whole}': a fleet needs at least one accelerator.", "Write it like 8xh100.")
-    return Group(count=count, accelerator=find_accelerator(name))
+    return AcceleratorGroup(count=count, accelerator=find_accelerator(name))
 
 
 def _own(path: Path) -> Accelerator:

@@ -20,7 +20,7 @@ from pydantic import Field, ValidationError
 from puna.core.errors import PunaError
 from puna.core.files import write_text
 from puna.core.recipe import Config
-from puna.plan.equations.hardware import OWN, Accelerator, Group, catalogue
+from puna.plan.equations.hardware import OWN, Accelerator, AcceleratorGroup, catalogue
 
 
 class Products(Config):
@@ -94,7 +94,7 @@ _PRODUCTS = (
 _CPU_GB_PER_S_PER_CORE, _CPU_WATTS_PER_CORE = 5.0, 6.0
 
 
-def this_machine() -> Group:
+def this_machine() -> AcceleratorGroup:
     """This machine's GPUs, or its CPU as one accelerator, without torch.
 
     A CPU's peaks are estimates (see `sources`). Figures of a calibration replace those of the catalogue.
@@ -103,7 +103,7 @@ def this_machine() -> Group:
     cards = _cards()
     kind = "cuda" if cards else "cpu"
     accelerator = calibrated(accelerator_here(kind), read_calibration(device_here(kind)))
-    return Group(count=max(1, len(cards)), accelerator=accelerator)
+    return AcceleratorGroup(count=max(1, len(cards)), accelerator=accelerator)
 
 
 def device_here(kind: str) -> str:

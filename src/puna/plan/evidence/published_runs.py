@@ -116,7 +116,7 @@ def _row(values: Any, number: int, shapes: Mapping[str, Shape]) -> PublishedRun:
         if key in ("sp", "sched", "fsdp") or value is None:
             continue
         if not is_whole(value, 1):
-            raise PunaError(f"row {name}: {key} = {value!r} is not a positive whole number.", "Mend the row.")
+            raise PunaError(f"row {name}: {key} = {value!r} is not a positive whole number.", "Fix that row.")
     values["measured"] = _figures(values.get("measured") or {}, name)
     if values["model"] not in shapes:
         raise PunaError(f"row {name}: model '{values['model']}' is not in 'models'.", nearest(values["model"], shapes))
@@ -160,7 +160,7 @@ def _figures(measured: Any, name: object) -> dict[str, float]:
     figures = {str(key): value for key, value in measured.items() if value is not None and key in _MEASURED}
     for key, value in figures.items():
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-            raise PunaError(f"row {name}: measured.{key} = {value!r} is not a positive number.", "Mend the row.")
+            raise PunaError(f"row {name}: measured.{key} = {value!r} is not a positive number.", "Fix that row.")
     return figures
 
 

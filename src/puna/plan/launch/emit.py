@@ -138,12 +138,6 @@ def _read_recipe(text: str) -> dict[str, Any]:
 
 def _warnings(target: str, recipe: Mapping[str, Any], job: Launch) -> list[str]:
     found = []
-    refused = [f"{key} {value}" for key, value in ((key, getattr(job.layout, key)) for key in _NOT_RUN) if value > 1]
-    if refused:
-        found.append(
-            f"puna train does not yet run {', '.join(refused)}; it will refuse recipe.toml until it does. "
-            "Choose a layout of dp_replicate and dp_shard alone to train today."
-        )
     corpus = str(recipe.get("corpus", ""))
     if not corpus:
         found.append("The recipe names no corpus; set `corpus` in recipe.toml before the job starts.")
@@ -169,10 +163,6 @@ def _warnings(target: str, recipe: Mapping[str, Any], job: Launch) -> list[str]:
     return found
 
 
-# What the trainer's recipe refuses today (train.recipe, `Recipe._consistent`).
-_NOT_RUN = ("tp", "cp", "pp")
-
-
 def _own_image() -> str:
     return f"puna:{__version__}"
 
@@ -181,7 +171,7 @@ def _own_image() -> str:
 
 
 def _corpus_directory(corpus: str) -> str:
-    """Where `puna train` looks for the corpus that a data recipe makes (train.run.directory, `settle_corpus`)."""
+    """Where `puna train` looks for the corpus that a data recipe makes (train.run.directory, `resolve_corpus`)."""
     return f"corpora/{PurePosixPath(corpus).stem}" if corpus.endswith(".toml") else corpus
 
 

@@ -20,7 +20,7 @@ def worker(job: Launch) -> str:
     overrides = " ".join(f"layout.{key}={value}" for key, value in sizes.items())
     overrides += f" train.micro_batch={job.layout.micro_batch}"
     return f"""#!/usr/bin/env bash
-# One process of the run: begins it, or goes on with it when its directory holds one.
+# One process of the run: starts it, or resumes it when its directory already contains one.
 set -euo pipefail
 job=$(cd "$(dirname "${{BASH_SOURCE[0]}}")" && pwd)
 run_dir={run_dir}

@@ -164,6 +164,11 @@ def predict(question: Question, layout: Layout) -> Prediction:
     return _corrected(replace(_bare(question, layout), sensitivities=sensitivities(question, layout)))
 
 
+def predict_step(question: Question, layout: Layout) -> Prediction:
+    """The prediction without sensitivities, for comparing many questions; the layout must be legal."""
+    return _corrected(_bare(question, layout))
+
+
 def _bare(question: Question, layout: Layout) -> Prediction:
     """The prediction by the equations, without sensitivities or correction."""
     workload = question.workload()

@@ -5,11 +5,12 @@ shorter, there are more accelerators, they have more memory, or the model is sma
 question itself, so every suggestion works.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from puna.core.errors import PunaError
 from puna.model.config import PRESETS, ModelConfig
+from puna.model.layout import Layout
 from puna.plan.equations.constants import DEFAULT_STACK
 from puna.plan.equations.hardware import catalogue
 from puna.plan.equations.shape import from_config
@@ -44,8 +45,10 @@ def suggest(question: Question, constraints: Mapping[str, int]) -> tuple[Suggest
     return tuple(found)
 
 
-def fitting(question: Question, constraints: Mapping[str, int]) -> Prediction | None:
-    """The fastest layout that fits within the constraints, or None."""
+def fitting(
+    question: Question, constraints: Mapping[str, int], *, predicted: Callable[[Question, Layout], Prediction] = predict
+) -> Prediction | None:
+    """The fastest layout that fits within the constraints, or None. predicted: `predict`, or `predict_step` of many."""
     try:
         found = search(question.workload())
     except PunaError:
@@ -55,7 +58,7 @@ def fitting(question: Question, constraints: Mapping[str, int]) -> Prediction | 
         keep &= getattr(found.jobs.layout, name) == value
     if not keep.any():
         return None
-    return predict(question, from_columns(found.jobs.layout, int(keep.argmax())))
+    return predicted(question, from_columns(found.jobs.layout, int(keep.argmax())))
 
 
 _Tries = Iterator[tuple[str, Question, Mapping[str, int]]]

@@ -108,7 +108,7 @@ def _scores(found: Validation) -> str:
         for one in found.scores
     ]
     text = "Errors of the step's time; every family (source, model, precision) counts once."
-    return section("Errors", text, _scrolled(table(columns, rows, numeric=tuple(range(1, 9)))))
+    return section("Errors", text, table(columns, rows, numeric=tuple(range(1, 9))))
 
 
 def _times(found: Validation) -> str:
@@ -162,7 +162,7 @@ def _rankings(found: Validation) -> str:
     )
     text += "is predicted best cost over the one that was?"
     columns = ["", "layouts", "spread", "Spearman", "regret"]
-    return section("Layouts ranked", text, _scrolled(table(columns, rows, numeric=(1, 2, 3, 4))))
+    return section("Layouts ranked", text, table(columns, rows, numeric=(1, 2, 3, 4)))
 
 
 def _memory(found: Validation) -> str:
@@ -172,9 +172,5 @@ def _memory(found: Validation) -> str:
         [name, f"{measured:.1f}", f"{predicted:.1f}", change(predicted / measured - 1)]
         for name, measured, predicted in found.memory
     ]
-    body = _scrolled(table(["", "measured GiB", "predicted", ""], rows, numeric=(1, 2, 3)))
+    body = table(["", "measured GiB", "predicted", ""], rows, numeric=(1, 2, 3))
     return section("Memory", f"{memory_words(found)} Peaks of torch's allocator.", body)
-
-
-def _scrolled(content: str) -> str:
-    return f'<div class="scroll">{content}</div>'

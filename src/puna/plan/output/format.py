@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from puna.core.units import format_count
 from puna.plan.equations.memory import MARGIN
+from puna.plan.layouts.predict import describe_layout
+from puna.plan.run.budget import FleetSize
 from puna.plan.run.estimate import Estimate, RunEstimate
 from puna.plan.run.pricing import Range
 from puna.plan.run.reliability import DAY
@@ -206,3 +208,17 @@ def step_words(estimate: RunEstimate) -> str:
     """The step and its interval: "4.93 s (4.58 – 5.32 s)"."""
     form = span_like(estimate.step_seconds.value)
     return f"{form(estimate.step_seconds.value)} ({_between(estimate.step_seconds, form)})"
+
+
+def own_stack_words(own: FleetSize | None, planned: RunEstimate) -> str:
+    """What Puna's own trainer makes of a run planned for another software; own: None where it cannot run it."""
+    question = planned.question
+    if own is None:
+        fleet = f"{question.accelerators:,} x {question.accelerator.name}"
+        return f"puna train itself (--stack puna) has no layout that fits {fleet}."
+    best = own.best
+    batch = "" if best.question.batch == question.batch else f" with a batch of {best.question.batch:,}"
+    return (
+        f"puna train itself (--stack puna){batch}: {span(best.step_seconds)} a step, {own.days:.3g} days, "
+        f"{best.memory_bytes / GIB:.1f} GiB: {describe_layout(best.layout, best.question.stack)}"
+    )

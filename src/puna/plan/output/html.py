@@ -44,17 +44,20 @@ _LARGEST_FLEET = 2**20
 _FAR_OUT = 2.0
 
 
-def write_html(estimate: RunEstimate, path: Path, *, sized: Sized, terms: Terms) -> Path:
-    """Write the estimate as a page to `path`, with other fleet sizes searched too. Returns the path."""
+def write_html(estimate: RunEstimate, path: Path, *, sized: Sized, terms: Terms, own: str = "") -> Path:
+    """Write the estimate as a page to `path`, with other fleet sizes searched too. Returns the path.
+
+    own: what Puna's own trainer makes of it, where another software is planned.
+    """
     if path.is_dir():
         path = path / "plan.html"
-    write_text(path, render(estimate, _other_sizes(estimate, sized, terms)))
+    write_text(path, render(estimate, _other_sizes(estimate, sized, terms), own=own))
     return path
 
 
-def render(estimate: RunEstimate, fleets: Sequence[FleetSize] = ()) -> str:
+def render(estimate: RunEstimate, fleets: Sequence[FleetSize] = (), *, own: str = "") -> str:
     """The whole page. fleets: the same run on fleets of several sizes, for the charts."""
-    parts = [_header(estimate), _memory(estimate)]
+    parts = [_header(estimate, own), _memory(estimate)]
     if estimate.best.fits:
         parts += [_time(estimate), _figures(estimate), _fleets(estimate, fleets)]
     parts += [_layouts(estimate), _what_if(estimate), _every_part(estimate), _assumed(estimate)]
@@ -74,7 +77,7 @@ def _other_sizes(estimate: RunEstimate, sized: Sized, terms: Terms) -> list[Flee
 # -- sections --------------------------------------------------------------------------------------------------------
 
 
-def _header(estimate: RunEstimate) -> str:
+def _header(estimate: RunEstimate, own: str) -> str:
     question, best = estimate.question, estimate.best
     fits = '<span class="status">fits</span>' if best.fits else '<span class="status warn">does not fit</span>'
     lead = (
@@ -97,6 +100,7 @@ def _header(estimate: RunEstimate) -> str:
     else:
         lead += "."
     title = f'<p class="eyebrow">{fits} · plan</p>\n<h1>{escape(question.model)}</h1>\n<p class="lead">{lead}</p>'
+    title += f'\n<p class="lead">{escape(own)}</p>' if own else ""
     return f"<header>\n{title}\n{figures(large)}\n</header>"
 
 
@@ -117,7 +121,7 @@ def _memory(estimate: RunEstimate) -> str:
         ]
         nothing = "<p>Nothing that was tried: more or larger accelerators, shorter sequences, smaller presets.</p>"
         body += "<h3>What would make it fit</h3>" + (
-            _scrolled(table(["change", "a step", "GiB"], rows, numeric=(1, 2))) if rows else nothing
+            table(["change", "a step", "GiB"], rows, numeric=(1, 2)) if rows else nothing
         )
     return section("Memory", f"{escape(verdict(estimate))} GiB of each part, on that accelerator.", body)
 
@@ -131,7 +135,7 @@ def _time(estimate: RunEstimate) -> str:
 def _figures(estimate: RunEstimate) -> str:
     rows = [[row.name, row.value, row.interval, row.note] for row in figure_rows(estimate)]
     body = table(["", "expected", "80 % interval", ""], rows, numeric=(1, 2))
-    return section("The run", "Figures of the whole run, failures counted.", _scrolled(body))
+    return section("The run", "Figures of the whole run, failures counted.", body)
 
 
 def _fleets(estimate: RunEstimate, fleets: Sequence[FleetSize]) -> str:
@@ -157,7 +161,7 @@ def _fleets(estimate: RunEstimate, fleets: Sequence[FleetSize]) -> str:
     charts = [
         pictures.chart(
             "Tokens per second",
-            f"from {first.accelerators:,} to {fleets[-1].accelerators:,} accelerators, each laid out anew; "
+            f"from {first.accelerators:,} to {fleets[-1].accelerators:,} accelerators, each with its own layout; "
             "dashed: all as fast as the most efficient of them",
             counts,
             pictures.Axis("", format_count, log=True),
@@ -186,7 +190,9 @@ def _fleets(estimate: RunEstimate, fleets: Sequence[FleetSize]) -> str:
                 joined=True,
             )
         )
-    text = "The same run on other fleets, each laid out anew. Filled: this plan. Dashed: all as fast as the fastest."
+    text = (
+        "The same run on other fleets, each with its own layout. Filled: this plan. Dashed: all as fast as the fastest."
+    )
     return section("More or fewer accelerators", text, _grid(charts))
 
 
@@ -239,7 +245,7 @@ def _layouts(estimate: RunEstimate) -> str:
         ]
         for one, note in shown
     ]
-    body = picture + _scrolled(table(["layout", "a step", "", "GiB", "MFU"], rows, numeric=(1, 2, 3, 4), ours=0))
+    body = picture + table(["layout", "a step", "", "GiB", "MFU"], rows, numeric=(1, 2, 3, 4), ours=0)
     text = f"All {len(found):,} legal layouts were searched; {estimate.choice.fitting:,} fit. Green: chosen."
     return section("Layouts", text, body)
 
@@ -294,7 +300,3 @@ def _assumed(estimate: RunEstimate) -> str:
 
 def _grid(charts: Sequence[str]) -> str:
     return f'<div class="grid">{"".join(f"<figure>{chart}</figure>" for chart in charts)}</div>'
-
-
-def _scrolled(content: str) -> str:
-    return f'<div class="scroll">{content}</div>'

@@ -38,13 +38,17 @@ _COLOURS = ("green", "cyan", "blue", "magenta", "yellow", "red", "white")
 _MOST_WHAT_IFS = 6
 
 
-def estimate_text(estimate: RunEstimate, *, explain: bool = False) -> str:
-    """The whole estimate. explain: add every part of the step and the memory, with equation and source."""
+def estimate_text(estimate: RunEstimate, *, explain: bool = False, own: str = "") -> str:
+    """The whole estimate. explain: add every part of the step and the memory, with equation and source.
+
+    own: what Puna's own trainer makes of it (`format.own_stack_words`), where another software is planned.
+    """
     question, best = estimate.question, estimate.best
     lines = [
         f"[bold]{escape(question.model)}[/bold] on {question.accelerators:,} x {escape(question.accelerator.name)}"
         f" · {format_count(estimate.tokens)} tokens · batch {question.batch:,} x {question.seq_len:,}"
         f" · {question.precision} · {question.stack}",
+        *([f"[cyan]{escape(own)}[/cyan]"] if own else []),
         "",
         *_memory(estimate),
     ]
@@ -188,13 +192,24 @@ def budget_text(found: BudgetEstimate, *, explain: bool = False) -> str:
         f"{count(reach.tokens_per_parameter)} for each of its {format_count(reach.parameters)} parameters"
         f" (compute-optimal: {TOKENS_PER_PARAMETER:g}, arXiv 2203.15556)."
     )
+    if reach.tokens_with_larger_batch:
+        lines.append(
+            f"[yellow]It is limited by its batch of {format_count(reach.tokens_per_step)} tokens: with a sequence for "
+            f"each accelerator (--batch {question.accelerators}) it would see "
+            f"{format_count(reach.tokens_with_larger_batch)} tokens.[/yellow]"
+        )
     if found.goal:
         lines += ["", *_goal(found.goal, found.budget_usd, kind)]
     lines += ["", f"[bold]{'on the same accelerators in that time':40}{'tokens':>10}{'a parameter':>14}[/bold]"]
     for one in found.presets:
         best = one.model == found.optimal
         text = f"{escape(one.model):40}{format_count(one.tokens):>10}{count(one.tokens_per_parameter):>14}"
-        lines.append(f"[green]{text}  nearest to compute-optimal[/green]" if best else text)
+        text = f"[green]{text}  nearest to compute-optimal[/green]" if best else text
+        if one.tokens_with_larger_batch:
+            text += f"  [yellow]limited by its batch of {format_count(one.tokens_per_step)}[/yellow]"
+        lines.append(text)
+    if any(one.tokens_with_larger_batch for one in found.presets):
+        lines.append("[dim]limited: steps of that many tokens do not keep so many accelerators busy[/dim]")
     return "\n".join([*lines, "", estimate_text(found.run, explain=explain)])
 
 
@@ -283,7 +298,7 @@ def goodput_text(good: Goodput) -> str:
             f"{format_count(good.parameters)} parameters; stops training for {span(good.checkpoint.stall_seconds)}, "
             f"written in {span(good.checkpoint.write_seconds or good.checkpoint.stall_seconds)}",
         ),
-        ("spare nodes", f"{good.spares:,}", "", f"beside {good.nodes:,}; without one left 1 % of the time"),
+        ("spare nodes", f"{good.spares:,}", "", f"in addition to {good.nodes:,}; all in use 1 % of the time"),
     ]
     lines = [
         f"[bold]One job on {good.accelerators:,} accelerators[/bold] in {good.nodes:,} nodes for {good.days:g} days",

@@ -8,14 +8,15 @@ date, its cost, and the difference to the budget.
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 from puna.core.errors import PunaError
 from puna.plan.equations.hardware import Accelerator
 from puna.plan.equations.shape import Shape
 from puna.plan.layouts.constraints import choose_constrained
 from puna.plan.layouts.defaults import TOKENS_PER_PARAMETER
-from puna.plan.layouts.predict import Prediction, Question
+from puna.plan.layouts.predict import Prediction, Question, predict_step
 from puna.plan.layouts.suggestions import fitting
 from puna.plan.run.estimate import RunEstimate, estimate_choice
 from puna.plan.run.goodput import goodput
@@ -26,6 +27,12 @@ from puna.plan.run.terms import Terms
 # The largest fleet that is tried, and the number of fleets below a limit that are tried.
 _MOST_ACCELERATORS = 2**20
 _TRIED = 12
+# Fleets between two powers of two that are tried for the smallest one; a search takes about 20 ms.
+_SCANNED = 400
+# How much less accelerator time a fleet between two powers of two may need than either of them.
+_SLACK = 0.03
+# A model is limited by its batch where one sequence for each accelerator would reach so many times the tokens.
+_LIMITED = 1.25
 
 # The question as a function of the number of accelerators, which the batch may depend on.
 Sized = Callable[[int], Question]
@@ -43,12 +50,18 @@ class FleetSize:
 
 @dataclass(frozen=True)
 class Reach:
-    """Tokens that a model reaches, in total and per parameter."""
+    """Tokens that a model reaches, in total and per parameter, with steps of `tokens_per_step`.
+
+    tokens_with_larger_batch: what it would reach with one sequence for each accelerator in a step, where that is much
+    more: its batch is then too small for the fleet, and most accelerators wait. Else None.
+    """
 
     model: str
     parameters: float
     tokens: float
     tokens_per_parameter: float
+    tokens_per_step: int
+    tokens_with_larger_batch: float | None = None
 
 
 @dataclass(frozen=True)
@@ -103,7 +116,7 @@ def plan_budget(
     rent = rent_per_hour(accelerator, terms.prices)
     hourly = rent.middle if rent else None
     days = _days(budget_usd, days, accelerators, hourly, accelerator)
-    rentable = None
+    rentable, reaching = None, None
     if budget_usd is not None:
         rentable = accelerators_for(budget_usd, days, accelerator, terms.prices)
         if accelerators is None and rentable >= accelerator.node_size:
@@ -119,19 +132,22 @@ def plan_budget(
             raise PunaError(
                 "Days alone do not say how many accelerators there are.", "Give --fleet, --budget-usd or --tokens."
             )
-        counts = [smallest(sized, tokens, days, terms)[0].accelerators]
+        reaching = smallest(sized, tokens, days, terms)
+        counts = [reaching[0].accelerators]
     best = _furthest(sized, counts, terms, fewer=accelerators is None)
+    if best is None:
+        raise _does_not_fit(sized(max(counts)))
     reached = _reached(best, days, terms)
     choice = choose_constrained(best.question, {})
     run = estimate_choice(
         choice, tokens=reached, prices=terms.prices, reliability=terms.reliability, assumptions=assumptions
     )
-    own = _reach(best.question.model, best.question.shape, reached)
+    own = _reach(best, days, terms)
     others = tuple(_presets(presets, preset_question, best.question.accelerators, days, terms))
     optimal = min((own, *others), key=lambda one: abs(math.log(one.tokens_per_parameter / TOKENS_PER_PARAMETER)))
     goal = None
     if tokens is not None:
-        size, in_time = smallest(sized, tokens, days, terms)
+        size, in_time = reaching or smallest(sized, tokens, days, terms)
         over = None if budget_usd is None or size.rent_usd is None else size.rent_usd - budget_usd
         goal = Goal(tokens, days, in_time, size, over)
     return BudgetEstimate(budget_usd, days, hourly, rentable, run, own, others, optimal.model, goal)
@@ -150,23 +166,23 @@ def sizes(sized: Sized, counts: Iterable[int], tokens: float, terms: Terms) -> l
 def smallest(sized: Sized, tokens: float, days: float, terms: Terms) -> tuple[FleetSize, bool]:
     """(the smallest fleet that reaches the tokens in time, True), else (the fastest, False).
 
-    Fleets double until one is fast enough; bisection then finds the smallest to about an eighth. Raises PunaError where
-    the model fits no fleet.
+    Fleets double until one is fast enough; then every number of nodes that could be is tried, from below, because a few
+    nodes more or less decide which layouts divide the fleet. Raises PunaError where the model fits no fleet.
     """
     node = sized(1).accelerator.node_size
-    slower, fastest = 0, None
+    slower, fastest = None, None
     count = node
     while count <= _MOST_ACCELERATORS:
         best = fitting(sized(count), {})
         if best is not None:
             size = _size(best, tokens, terms)
             if size.days <= days:
-                return _between(sized, tokens, days, slower, size, node, terms), True
+                return _between(sized, tokens, days, slower, size, terms), True
             if fastest is None or size.days < fastest.days:
                 fastest = size
             elif size.days > 2 * fastest.days:  # failures outweigh further accelerators
                 break
-        slower = count
+            slower = size
         count *= 2
     if fastest is None:
         raise PunaError(
@@ -208,26 +224,30 @@ def _days(
     return budget_usd / (accelerators * hourly * 24)
 
 
-def _furthest(sized: Sized, counts: Sequence[int], terms: Terms, *, fewer: bool) -> Prediction:
+def _furthest(sized: Sized, counts: Sequence[int], terms: Terms, *, fewer: bool) -> Prediction | None:
     """The fleet among `counts` that makes most progress; fewer: or a smaller power of two that makes more.
 
-    Raises PunaError where the model fits none.
+    None where the model fits none.
     """
 
     def progress(best: Prediction | None) -> float:
         return best.tokens_per_second * _effective(best, terms) if best else 0.0
 
-    found = max((fitting(sized(count), {}) for count in counts), key=progress)
+    def tried(count: int) -> Prediction | None:
+        return fitting(sized(count), {}, predicted=predict_step)
+
+    found = max((tried(count) for count in counts), key=progress)
     less = 2 ** int(math.log2(max(counts))) if fewer else 0
     while less >= 1:
-        other = fitting(sized(less), {})
+        other = tried(less)
         if found is not None and progress(other) <= progress(found):
             break
         found, less = other, less // 2
-    if found is not None:
-        return found
-    largest = sized(max(counts))
-    raise PunaError(
+    return found
+
+
+def _does_not_fit(largest: Question) -> PunaError:
+    return PunaError(
         f"{largest.model} does not fit {largest.accelerators:,} x {largest.accelerator.name} on stack {largest.stack}.",
         f"`puna plan {largest.model} --fleet {largest.accelerators}x{largest.accelerator.name}` shows what would fit; "
         "or raise the budget, or take fewer days.",
@@ -257,37 +277,56 @@ def _size(best: Prediction, tokens: float, terms: Terms) -> FleetSize:
     return FleetSize(question.accelerators, best, days, cost)
 
 
-def _between(sized: Sized, tokens: float, days: float, low: int, size: FleetSize, node: int, terms: Terms) -> FleetSize:
-    """Bisect between `low`, which is too slow, and `size`, to an eighth of the latter."""
-    high = size.accelerators
-    while high - low > max(node, size.accelerators // 8):
-        middle = (low + high) // 2 // node * node
-        best = fitting(sized(middle), {})
-        found = _size(best, tokens, terms) if best is not None else None
-        if found is not None and found.days <= days:
-            high, size = middle, found
-        else:
-            low = middle
-    return size
+def _between(
+    sized: Sized, tokens: float, days: float, slower: FleetSize | None, size: FleetSize, terms: Terms
+) -> FleetSize:
+    """The smallest fleet that is fast enough, `size` at most. slower: the fleet half as large, where the model fits."""
+    node = size.best.question.accelerator.node_size
+    least = min(one.accelerators * one.days for one in (slower, size) if one)  # accelerator-days
+
+    def enough(nodes: int) -> bool:
+        best = fitting(sized(nodes * node), {}, predicted=predict_step)
+        return best is not None and _size(best, tokens, terms).days <= days
+
+    first = max(1, math.ceil((1 - _SLACK) * least / days / node))
+    low, high = first, size.accelerators // node
+    while high - low > max(1, high // 16):
+        middle = (low + high) // 2
+        low, high = (low, middle) if enough(middle) else (middle, high)
+    step = max(1, -(-(high - first) // _SCANNED))
+    found = next((nodes for nodes in range(first, high, step) if enough(nodes)), high)
+    if step > 1:  # and those that the steps left out
+        found = next((nodes for nodes in range(max(first, found - step + 1), found) if enough(nodes)), found)
+    best = fitting(sized(found * node), {})
+    return _size(best, tokens, terms) if best is not None else size
 
 
-def _reach(model: str, shape: Shape, tokens: float) -> Reach:
-    parameters = float(shape.num_parameters())
-    return Reach(model, parameters, tokens, tokens / parameters)
+def _reach(best: Prediction, days: float, terms: Terms) -> Reach:
+    """What the model of a prediction reaches, and whether its batch holds it back."""
+    question = best.question
+    tokens, parameters = _reached(best, days, terms), float(question.shape.num_parameters())
+    larger = None
+    if question.batch < question.accelerators:
+        wide = fitting(replace(question, batch=question.accelerators), {}, predicted=predict_step)
+        more = _reached(wide, days, terms) if wide else 0.0
+        larger = more if more > _LIMITED * tokens else None
+    return Reach(question.model, parameters, tokens, tokens / parameters, best.tokens_per_step, larger)
 
 
 def _presets(
     presets: Sequence[str], question: Callable[[str, int], Question], count: int, days: float, terms: Terms
 ) -> Iterable[Reach]:
-    """Presets that fit the fleet, one of each shape, by size."""
+    """Presets that fit the fleet, or nearly all of it, one of each shape, by size."""
     asked = sorted((question(name, count) for name in presets), key=lambda one: float(one.shape.num_parameters()))
     seen: list[Shape] = []
     for one in asked:
         if one.shape not in seen:
             seen.append(one.shape)
-            best = fitting(one, {})
+            fits = fitting(one, {}, predicted=predict_step) is not None
+            counts = [count] if fits else fleets_below(count, one.accelerator.node_size)
+            best = _furthest(partial(question, one.model), counts, terms, fewer=False)
             if best is not None:
-                yield _reach(one.model, one.shape, _reached(best, days, terms))
+                yield _reach(best, days, terms)
 
 
 def _divisors(count: int) -> int:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from puna.core.errors import PunaError
 from puna.model.layout import Layout
-from puna.plan.equations.hardware import Fleet, Group
+from puna.plan.equations.hardware import AcceleratorGroup, Fleet
 from puna.plan.layouts.constraints import choose_constrained
 from puna.plan.layouts.predict import Choice, Prediction, Question, predict
 from puna.plan.layouts.suggestions import Suggestion, suggest
@@ -168,7 +168,9 @@ def estimate_choice(
     days = product(training, effective.inverse())
     failures = failing(days.value, rules)
     cost = bill(
-        Fleet(groups=(Group(count=question.accelerators, accelerator=question.accelerator),)), days.value, money
+        Fleet(groups=(AcceleratorGroup(count=question.accelerators, accelerator=question.accelerator),)),
+        days.value,
+        money,
     )
     spread = days.times(1 / days.value)
     peak = question.accelerator.peak_tflops(question.precision)

@@ -12,7 +12,7 @@ from pathlib import Path
 from pydantic import Field
 
 from puna.core.recipe import Config, load
-from puna.plan.equations.hardware import Accelerator, Fleet, Group, find_accelerator
+from puna.plan.equations.hardware import Accelerator, AcceleratorGroup, Fleet, find_accelerator
 from puna.plan.run.goodput import Goodput, goodput
 from puna.plan.run.pricing import Bill, Prices, Range, all_in_price, bill, host_watts, price
 from puna.plan.run.reliability import Reliability
@@ -42,7 +42,9 @@ class FleetFile(Config):
     def fleet(self) -> Fleet:
         """The fleet. Raises PunaError for an accelerator that the catalogue does not have."""
         return Fleet(
-            groups=tuple(Group(count=one.count, accelerator=find_accelerator(one.accelerator)) for one in self.groups)
+            groups=tuple(
+                AcceleratorGroup(count=one.count, accelerator=find_accelerator(one.accelerator)) for one in self.groups
+            )
         )
 
 
@@ -146,7 +148,7 @@ def fleet_brief(
     )
 
 
-def _group(group: Group, note: str, money: Prices) -> GroupBrief:
+def _group(group: AcceleratorGroup, note: str, money: Prices) -> GroupBrief:
     accelerator, count = group.accelerator, group.count
     achieved, measured = achieved_equivalent(accelerator)
     alone, all_in = price(accelerator, money), all_in_price(accelerator, money)

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from puna.core.errors import PunaError
 from puna.core.recipe import Config
-from puna.plan.equations.hardware import Accelerator, Fleet, Group
+from puna.plan.equations.hardware import Accelerator, AcceleratorGroup, Fleet
 
 HOURS_PER_YEAR = 8766.0
 
@@ -214,7 +214,7 @@ def accelerators_for(budget_usd: float, days: float, accelerator: Accelerator, p
     return count
 
 
-def _notes(group: Group, money: Prices) -> list[str]:
+def _notes(group: AcceleratorGroup, money: Prices) -> list[str]:
     accelerator, notes = group.accelerator, []
     if rent_per_hour(accelerator, money) is None:
         notes.append(f"no rent is known for {accelerator.name}")

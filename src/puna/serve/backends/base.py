@@ -7,6 +7,7 @@ answers in chunks; `puna.serve.openai.aggregate` collects them into a whole resp
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
+from puna.core.errors import PunaError
 from puna.serve.openai.protocol import (
     ChatChunk,
     ChatRequest,
@@ -69,10 +70,19 @@ class Backend(Protocol):
     async def close(self) -> None: ...
 
 
+def refuse_equal_names(names: Sequence[str]) -> None:
+    """Raise PunaError when a name occurs twice: the first of two models would be out of reach."""
+    twice = next((name for number, name in enumerate(names) if name in names[:number]), None)
+    if twice is not None:
+        raise PunaError(f"Two models would be called '{twice}'.", "Name them: puna serve ONE=DIR OTHER=DIR.")
+
+
 class Models:
     """The models that are served, by name. The first is the default."""
 
     def __init__(self, backends: Sequence[Backend]) -> None:
+        """Raises PunaError when two of them have the same name."""
+        refuse_equal_names([backend.card.id for backend in backends])
         self._backends = {backend.card.id: backend for backend in backends}
 
     def get(self, name: str | None) -> Backend:

@@ -26,7 +26,7 @@ class ContentPart(Wire):
     text: str
 
 
-class Message(Wire):
+class ChatMessage(Wire):
     """One message of a dialogue.
 
     reasoning_content and token_ids are extensions: see puna.text.chat.render.
@@ -46,7 +46,7 @@ class Message(Wire):
         return readable(given) if isinstance(given, dict) else given
 
     @model_validator(mode="after")
-    def _has_content(self) -> "Message":
+    def _has_content(self) -> "ChatMessage":
         if self.content is None and self.role != "assistant":
             raise ValueError(f"a message of role {self.role} needs content.")
         return self

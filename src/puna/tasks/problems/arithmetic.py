@@ -170,7 +170,7 @@ _INSTRUCTION = (
     "Compute the expression. Write your working as equations, one a line, each of them true. "
     "Write the result alone on a last line that begins with the word answer and a colon."
 )
-_SCORED = "right result with true working 1, right beside a false equation 0.5"
+_SCORED = "right result with true working 1, right with a false equation 0.5"
 _NUMBERS = ("answer: 0", "answer: 1", "answer: 2", "answer: 5", "answer: 8", "answer: 10", "answer: 12", "answer: 100")
 
 TASKS = (

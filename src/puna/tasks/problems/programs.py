@@ -38,14 +38,14 @@ _REPAIR = (
 )
 
 
-class CallResult(NamedTuple):
+class ProgramOutcome(NamedTuple):
     """What a call returned, or in `error` why it did not return: an exception, or what ended the program."""
 
     value: Any = None
     error: str = ""
 
 
-Evaluate = Callable[[str, str, Sequence[Sequence[Any]]], Sequence[CallResult]]
+Evaluate = Callable[[str, str, Sequence[Sequence[Any]]], Sequence[ProgramOutcome]]
 """`evaluate(source, function, inputs)`: run `function(*arguments)` of `source` for each of `inputs`, isolated.
 
 Returns one CallResult for each input. Raises PunaError if there is no isolation to run it in.
@@ -143,13 +143,13 @@ def strictly_equal(given: Any, expected: Any) -> bool:
 
 def in_sandbox(
     source: str, function: str, inputs: Sequence[Sequence[Any]], *, floor: str = sandboxed.FLOOR
-) -> Sequence[CallResult]:
+) -> Sequence[ProgramOutcome]:
     """Run a program in the sandbox. Raises PunaError if its isolation is below `floor`."""
     result = sandboxed.run(source, function=function, inputs=inputs, floor=floor)
     if result is None:
-        return [CallResult(error="the program broke its sandbox")] * len(inputs)
-    outcomes = [CallResult(answer.value, answer.error) for answer in result.values]
-    return [*outcomes, *[CallResult(error=result.reason or "no answer")] * (len(inputs) - len(outcomes))]
+        return [ProgramOutcome(error="the program broke its sandbox")] * len(inputs)
+    outcomes = [ProgramOutcome(answer.value, answer.error) for answer in result.values]
+    return [*outcomes, *[ProgramOutcome(error=result.reason or "no answer")] * (len(inputs) - len(outcomes))]
 
 
 def solve(data: Data) -> str:

@@ -1,1 +1,1 @@
-"""First weights: counted from the corpus, with heads that can copy."""
+"""Initial weights: a bigram model counted from the corpus, and heads that can copy."""

@@ -1,16 +1,17 @@
-"""First weights that can look back and copy: previous-token heads in the first block, matching heads in the second.
+"""Initial weights that can look back and copy.
 
-"What followed this token the last time?" is the first thing a transformer learns from context, and it learns it late:
-two heads in two blocks have to find each other (induction heads, arXiv 2209.11895). On top of the bigram start, which
-gives every token a known code and leaves dimension 0 of the embedding the same for all, both can be written down:
+Block 0 has previous-token heads, and block 1 matching heads. "What followed this token last time?" is the first thing a
+transformer learns to do with context, and it learns it late: two heads in two blocks have to find each other (induction
+heads, arXiv 2209.11895). Building on the bigram weights, which give every token a known code and keep dimension 0 of
+the embedding constant, both heads can be written down:
 
-- Block 0, heads 0 and 1, look one and two tokens back. Their queries and keys read the constant dimension alone, so
-  the score depends on the distance only, and the rotary phase puts its maximum there.
+- Block 0, heads 0 and 1, look one and two tokens back. Their queries and keys read only the constant dimension, so
+  the score depends only on the distance, and the rotary phase puts its maximum there.
 - Head 0 copies a code of the previous token into directions that the output head hardly reads.
-- Block 1, heads 0 and 1, compare the current token's code with the codes copied there: they look at what followed
-  this token before. What they do with it is left to training: their output projections stay zero.
+- Block 1, heads 0 and 1, compare the current token's code with the codes copied there, so they attend to what followed
+  this token before. How that is used is left to training: their output projections start at zero.
 
-Everything is ordinary weights of an ordinary Llama, and all of it is trained. What it is worth: docs/log.md.
+The result is ordinary weights of an ordinary Llama, and all of them are trained. Measured gain: docs/log.md.
 """
 
 import torch
@@ -21,26 +22,28 @@ from puna.core.errors import PunaError
 from puna.model.config import ModelConfig
 from puna.model.llama import initial_weight, rotary_frequencies
 
-_HEADS = 2  # that look back in block 0, and that match in block 1
-_SHARPNESS = 15.0  # score of the wanted distance, above those of others
-_COPY = 0.7  # size of the copied code beside the token's own
+_HEADS = 2  # heads that look back in block 0, and heads that match in block 1
+_SHARPNESS = 15.0  # how far the score of the wanted distance is above the others
+_COPY = 0.7  # size of the copied code relative to the token's own
 _MATCH = 7.0  # score of a matching code
-_SPAN = 128  # tokens over which matching must not depend on distance: rotary dimensions slower than this
+_SPAN = 128  # tokens within which matching must not depend on distance; uses slower rotary dimensions
 
 
 def induction_weights(
     config: ModelConfig, embedding: Tensor, head: Tensor, unigram: Tensor, *, seed: int
 ) -> dict[str, Tensor]:
-    """The projections of the first two blocks that differ from a fresh network's, by name, float32.
+    """Return the projections that differ from a fresh network's, by name, float32.
 
-    embedding, head: (vocab, hidden), as `bigram_weights` made them; unigram: (vocab,), how often each token occurs.
-    Raises PunaError when the network has fewer than two blocks, too few heads, or heads as wide as itself.
+    They are in the first two blocks. embedding, head: (vocab, hidden), from `bigram_weights`; unigram: (vocab,), the
+    frequency of each token. Raises PunaError when the network has fewer than two blocks, too few heads, or heads as
+    wide as the model.
     """
     size, width, sharing = config.head_dim, config.hidden_size, config.num_attention_heads // config.num_key_value_heads
     if config.num_hidden_layers < 2 or config.num_attention_heads < _HEADS or 2 * size > width - 1:
         raise PunaError(
-            "train.init = 'induction' needs two blocks, two heads, and heads at most half as wide as the model; there "
-            f"are {config.num_hidden_layers} blocks and {config.num_attention_heads} heads of {size} in {width}.",
+            "train.init = 'induction' needs two blocks, two heads, and heads at most half as wide as the model; this "
+            f"model has {config.num_hidden_layers} blocks and {config.num_attention_heads} heads of size {size} in "
+            f"width {width}.",
             "Change the model, or use train.init = 'bigram'.",
         )
     shapes = config.parameter_shapes()
@@ -50,7 +53,7 @@ def induction_weights(
     q0, k0, v0, o0, q1, k1 = weights.values()
     frequencies, half = rotary_frequencies(config), size // 2
 
-    # Block 0: scores by distance alone, through the constant dimension and the faster half of the rotary pairs.
+    # Block 0: scores by distance only, through the constant dimension and the faster half of the rotary pairs.
     constant = F.rms_norm(embedding, (width,))[:, 0].median()
     strength = torch.where(torch.arange(half) < half // 2, (_SHARPNESS * size**0.5 / 4) ** 0.5, 0.0) / constant
     for number in range(_HEADS):
@@ -72,7 +75,7 @@ def induction_weights(
     _rows(v0, 0, size).copy_(code)
     o0[:, :size] = _COPY * place.mT
 
-    # Block 1: match the code of the token here with the one copied there, in the slow rotary dimensions.
+    # Block 1: match the current token's code with the copied codes, in the slow rotary dimensions.
     slow = (frequencies * _SPAN < 1).nonzero().flatten()
     slow = torch.cat((slow, slow + half))
     gain = (_MATCH * size**0.5 / max(1, len(slow)) / _COPY) ** 0.5
@@ -93,7 +96,10 @@ def _rows(weight: Tensor, number: int, size: int) -> Tensor:
 
 
 def _whitening(codes: Tensor, unigram: Tensor) -> Tensor:
-    """The symmetric matrix after which the codes of tokens, as often as they occur, are uncorrelated."""
+    """The matrix that makes codes of tokens uncorrelated, weighted by token frequency.
+
+    It is symmetric.
+    """
     covariance = (codes * unigram.unsqueeze(1)).mT @ codes
     covariance += 0.05 * covariance.diagonal().mean() * torch.eye(len(covariance))
     values, vectors = torch.linalg.eigh(covariance)

@@ -1,1 +1,1 @@
-"""What is measured: this machine, the clock of a run, bits per byte."""
+"""Measurements: this machine, the time and memory of a run, bits per byte."""

@@ -1,11 +1,13 @@
-"""What this device reaches, measured over a grid of sizes: products, attention, the loss, memory, collectives.
+"""Measure what this device reaches over a grid of sizes.
 
-`puna plan calibrate` writes the result where `plan.machine` finds it, and every plan for this machine uses it from then
-on. A training run measures a few of the sizes again before it starts (`train.measure.machine`): a laptop on battery is
-another device than the one on the desk. It lives here and not in `plan`, which must answer without torch.
+This covers products, attention, the loss, memory and collectives. `puna plan calibrate` stores the result where
+`plan.machine` finds it, and every later plan for this machine uses it. A training run measures a few of the sizes again
+before it starts (`train.measure.machine`): a laptop on battery is not the same device as the one on the desk. This
+lives here and not in `plan`, which must work without torch.
 """
 
 import contextlib
+import math
 import os
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -27,16 +29,16 @@ from puna.train.measure.collectives import collective_rates
 from puna.train.measure.device import best_device, cores
 
 FAR_OFF = 5
-"""Times faster or slower than the estimate at which a measurement is taken for a disturbed one."""
+"""A measurement this many times faster or slower than the estimate is rejected as disturbed."""
 
-# Products (rows, inputs, outputs) whose best counts as the device's peak. Squares show what it can reach; the long,
-# narrow ones are what a small Llama's feed-forward asks for.
+# Products (rows, inputs, outputs); the fastest counts as the device's peak. Squares show what it can reach; the long,
+# narrow ones are what the feed-forward of a small Llama computes.
 _BEST = {
     "cpu": ((1024, 1024, 1024), (4096, 256, 688), (4096, 688, 256)),
     "gpu": ((4096, 4096, 4096), (8192, 8192, 8192), (8192, 4096, 14336)),
 }
-# Products (rows, inputs, outputs) of linear layers in training, attention's (seq_len, head_dim), the loss's vocabulary:
-# the first ones alone when it must be quick.
+# Products (rows, inputs, outputs) of linear layers in training, attention's (seq_len, head_dim), and the vocabulary of
+# the loss. A quick calibration uses only the first ones.
 _LAYERS = {
     "cpu": (
         (1024, 256, 688),
@@ -68,17 +70,18 @@ _ATTENTION = {
 _VOCABULARIES = {"cpu": (4096, 16384, 1024, 65536), "gpu": (32768, 131072, 8192)}
 _MUON = {"cpu": 256, "gpu": 2048}
 _QUICK = {"layers": 4, "attention": 5, "vocabularies": 2}
-# Rounds over all of them, and seconds for each in a round.
+# Rounds over all operations, seconds for each operation in a round, and seconds after which no quick round begins.
 _ROUNDS, _BUDGET = 12, 0.05
-_QUICK_ROUNDS, _QUICK_BUDGET = 3, 0.005
+_QUICK_ROUNDS, _QUICK_BUDGET, _QUICK_LIMIT = 3, 0.005, 10.0
 _COPIED_NUMBERS = {"cpu": 2**24, "gpu": 2**28}
 
 
 def calibrate(device: str | None = None, *, quick: bool = False) -> Calibration:
-    """Measure `device` ("cpu", "cuda", "mps"; None: the best there is) and keep what was found for plans to come.
+    """Measure `device` and store the result for later plans.
 
-    Takes about a minute, quick some seconds. Shows its progress; Ctrl-C leaves what was kept before.
-    Raises PunaError when the result cannot be believed or written, or processes that measure collectives fail.
+    device: "cpu", "cuda", "mps"; None: the best available. Takes about a minute, or some seconds with `quick`. Shows
+    progress; Ctrl-C leaves the stored calibration unchanged. Raises PunaError when the result is not plausible or
+    cannot be written, or when processes that measure collectives fail.
     """
     from puna.core.console import progress
 
@@ -98,9 +101,9 @@ def calibrate(device: str | None = None, *, quick: bool = False) -> Calibration:
 
 
 def check_plausible(found: Calibration, estimate: Accelerator) -> None:
-    """Raise PunaError when products are five times faster or slower than the estimate: no calibration to keep.
+    """Raise PunaError when products are more than five times faster or slower than the estimate.
 
-    On a CPU products in fp32 are compared: how fast those in bf16 are differs more between processors than that.
+    On a CPU products in fp32 are compared, because bf16 rates differ more than that between processors.
     """
     kind, measured, expected = "bf16", found.matmul_tflops, estimate.bf16_tflops
     if estimate.generation == "cpu":
@@ -108,16 +111,17 @@ def check_plausible(found: Calibration, estimate: Accelerator) -> None:
     if not measured or not expected or 1 / FAR_OFF <= measured / expected <= FAR_OFF:
         return
     raise PunaError(
-        f"Products in {kind} reach {measured * 1e3:,.0f} GFLOP/s here, but {expected * 1e3:,.0f} were estimated: more "
-        f"than {FAR_OFF} times off, so this measurement was not kept.",
+        f"Products in {kind} reach {measured * 1e3:,.0f} GFLOP/s here, but the estimate is {expected * 1e3:,.0f}: more "
+        f"than {FAR_OFF} times off, so this measurement was not stored.",
         busy(other_load(), cores()) or "Run `puna plan calibrate` again when nothing else runs on this machine.",
     )
 
 
 def quick_rates(device: str) -> Calibration:
-    """A few sizes of everything that this one device does, in some three seconds; nothing is kept.
+    """Measure a few sizes of every operation on this device, in about three seconds.
 
-    In a run of several processes all must call it: they measure at the same time, and then their collectives.
+    Nothing is stored. In a run of several processes all must call it: they measure at the same time, and then measure
+    collectives.
     """
     found = _measure(device, True, lambda _done, _total: None)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -139,7 +143,8 @@ def _measure(device: str, quick: bool, show: Callable[[int, int], None]) -> Cali
         count += 1
         show(count, total)
 
-    seconds = rates.time_in_rounds(operations, device, rounds=rounds, budget=budget, done=done)
+    limit = _QUICK_LIMIT if quick else math.inf
+    seconds = rates.time_in_rounds(operations, device, rounds=rounds, budget=budget, done=done, limit=limit)
     return Calibration(
         device=device_here(device),
         date=datetime.now(UTC).strftime("%Y-%m-%d"),
@@ -149,7 +154,10 @@ def _measure(device: str, quick: bool, show: Callable[[int, int], None]) -> Cali
 
 
 def _operations(device: str, quick: bool) -> "dict[tuple[Any, ...], Callable[[], object]]":
-    """Everything that is timed, by (what, precision, sizes...); what the device's memory cannot hold is left out."""
+    """Every operation that is timed, by (what, precision, sizes...).
+
+    Those too large for the device are left out.
+    """
     import torch
 
     from puna.train.measure import microbenchmarks as rates
@@ -174,7 +182,7 @@ def _operations(device: str, quick: bool) -> "dict[tuple[Any, ...], Callable[[],
             add(partial(rates.training_product, size, dtype, device), "layer", name, size)
         for seq_len, head_dim in _ATTENTION[kind][: few["attention"]]:
             add(partial(rates.attention, seq_len, head_dim, dtype, device), "attention", name, seq_len, head_dim)
-    if "bf16" not in precisions:  # emulated, and no run uses it: a small product says how slow it is
+    if "bf16" not in precisions:  # emulated, and no run uses it; a small product shows how slow it is
         size = (256, 256, 256)
         add(partial(rates.product, size, dtypes["bf16"], device), "product", "bf16", size)
     for size in _BEST[kind]:
@@ -195,7 +203,7 @@ def _operations(device: str, quick: bool) -> "dict[tuple[Any, ...], Callable[[],
 
 
 def _figures(seconds: dict[tuple[Any, ...], float], device: str) -> dict[str, Any]:
-    """Fields of Calibration from the seconds of each operation."""
+    """Compute the fields of Calibration from the seconds of each operation."""
     from puna.train.measure import microbenchmarks as rates
 
     found: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""Where a run's time and memory go: the clock of its parts, and the peaks of the process or the device."""
+"""Measure where the time and memory of a run go."""
 
 import contextlib
 import gc
@@ -8,27 +8,27 @@ from pathlib import Path
 
 import torch
 
-from puna.train.measure.machine import forget_peak_process_memory, peak_process_memory
+from puna.train.measure.machine import peak_process_memory, reset_peak_process_memory
 
 
 def peak_memory(device: torch.device) -> int:
-    """Largest memory so far: of the process on CPU, of the allocator on CUDA."""
+    """Peak memory so far: of the process on CPU, of the allocator on CUDA."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return peak_process_memory()
 
 
-def forget_peak_memory(device: torch.device) -> None:
-    """Let the peak count from now on."""
+def reset_peak_memory(device: torch.device) -> None:
+    """Start counting the peak from now on."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     else:
-        forget_peak_process_memory()
+        reset_peak_process_memory()
 
 
 @contextlib.contextmanager
-def quiet_gc() -> Iterator[None]:
-    """Collect garbage at log intervals, not in the middle of a step on one rank while the others wait."""
+def gc_paused() -> Iterator[None]:
+    """Collect garbage only at log intervals, not during a step while other ranks wait."""
     was = gc.isenabled()
     gc.collect()
     gc.disable()
@@ -41,7 +41,10 @@ def quiet_gc() -> Iterator[None]:
 
 @contextlib.contextmanager
 def profiler(wanted: bool, run_dir: Path) -> Iterator[Callable[[], None]]:
-    """Trace steps 10 to 12 into `run_dir`/profile for Perfetto; yields what to call after a step."""
+    """Trace steps 10 to 12 into `run_dir`/profile for Perfetto.
+
+    Yields a function to call after each step.
+    """
     if not wanted:
         yield lambda: None
         return
@@ -53,19 +56,22 @@ def profiler(wanted: bool, run_dir: Path) -> Iterator[Callable[[], None]]:
 
 
 class Clock:
-    """Where the wall-clock goes: first weights, training (of which waiting for data), evaluation, checkpoints."""
+    """Wall-clock time by part.
+
+    Parts are initial weights, training (including waiting for data), evaluation and checkpoints.
+    """
 
     def __init__(self) -> None:
         self.begin = time.perf_counter()
         self.seconds = {"setup": 0.0, "data": 0.0, "eval": 0.0, "checkpoint": 0.0}
         self.training_before = 0.0
         self.first_step = 0
-        self.first_seconds = 0.0  # of this process' first step, which compiles
+        self.first_seconds = 0.0  # of this process's first step, which compiles
         self.intervals: list[tuple[int, float]] = []
 
     @contextlib.contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """Count the block under `name`."""
+        """Add the time of the block to `name`."""
         start = time.perf_counter()
         try:
             yield
@@ -73,19 +79,25 @@ class Clock:
             self.seconds[name] += time.perf_counter() - start
 
     def start(self, step: int) -> None:
-        """The steps begin now, at `step`. Making first weights counts as training: whoever waits, waits for it too."""
+        """Mark the start of the steps, at `step`.
+
+        Creating initial weights counts as training, since users wait for it.
+        """
         self.begin, self.first_step = time.perf_counter(), step
         if step == 0:
             self.training_before = self.seconds["setup"]
 
     def note(self, steps: int, seconds: float) -> None:
-        """Remember an interval of so many steps, the first step of the process left out."""
+        """Record an interval of this many steps, excluding the first step of the process."""
         if steps > 0:
             self.intervals.append((steps, seconds))
 
     @property
     def step_seconds(self) -> float | None:
-        """Seconds of a usual step: the median over steps, each one its interval's mean. None before there is one."""
+        """Seconds of a typical step: the median over steps, each with the mean of its interval.
+
+        None before any step.
+        """
         left = sum(steps for steps, _ in self.intervals) / 2
         for seconds, steps in sorted((seconds / steps, steps) for steps, seconds in self.intervals):
             left -= steps
@@ -95,20 +107,20 @@ class Clock:
 
     @property
     def recent_step_seconds(self) -> float | None:
-        """Seconds of a step lately: the mean over the last two intervals. None before there is one."""
+        """Seconds of a recent step: the mean over the last two intervals. None before any step."""
         last = self.intervals[-2:]
         return sum(seconds for _, seconds in last) / sum(steps for steps, _ in last) if last else None
 
     @property
     def training_here(self) -> float:
-        """Seconds of training steps in this process: all but evaluation and checkpoints."""
+        """Seconds of training in this process: everything but evaluation and checkpoints."""
         return time.perf_counter() - self.begin - self.seconds["eval"] - self.seconds["checkpoint"]
 
     @property
     def training(self) -> float:
-        """Seconds of training of the whole run, earlier processes counted in."""
+        """Seconds of training of the whole run, including earlier processes."""
         return self.training_before + self.training_here
 
     def parts(self) -> dict[str, float]:
-        """Seconds by part for the end of the run."""
+        """Seconds by part, for the end of the run."""
         return {"compute": self.training_here - self.seconds["data"], **self.seconds}

@@ -1,8 +1,9 @@
-"""How fast this machine's devices exchange tensors: all-reduce and all-gather over torch.distributed, NCCL or gloo.
+"""Measure how fast devices exchange tensors over torch.distributed, NCCL or gloo.
 
-Inside a run that a launcher started, its own processes are measured. Otherwise processes are started for the purpose:
-one for each GPU, or two on a CPU, which share its cores as training processes would. Such a process is
-`python -m puna.train.measure.collectives DEVICE BYTES FILE`; the first one writes what was found.
+The collectives are all-reduce and all-gather. Inside a run that a launcher started, its own processes are measured.
+Otherwise processes are started for the purpose: one per GPU, or two on a CPU, which share its cores as training
+processes would. Such a process is `python -m puna.train.measure.collectives DEVICE BYTES FILE`; the first one writes
+the result.
 """
 
 import os
@@ -16,18 +17,19 @@ from pathlib import Path
 from puna.core.errors import PunaError
 from puna.core.files import read_json, write_json
 
-# Bytes of a message, large enough that its rate counts and not its latency.
+# Message size in bytes, large enough that bandwidth dominates latency.
 _LARGE = {"cuda": 256 * 2**20, "cpu": 32 * 2**20}
 _QUICK = {"cuda": 64 * 2**20, "cpu": 4 * 2**20}
 _CALLS = 10
 
 
 def collective_rates(device: str, *, quick: bool = False) -> dict[str, float]:
-    """Fields of `plan.machine.Calibration`: bus bandwidths, GB/s, and the time of an all-reduce of one number, seconds.
+    """Measure bus bandwidths in GB/s, and the seconds to all-reduce one number.
 
-    Bus bandwidth is what each rank sends over the time: 2·(n-1)/n of the message in an all-reduce, (n-1)/n of the whole
-    in an all-gather (nccl-tests, doc/PERFORMANCE.md). Empty where there is only one process or GPU, or none can be
-    joined ("mps"). Raises PunaError when processes that were started for it fail.
+    Returns fields of `plan.machine.Calibration`. Bus bandwidth is what each rank sends per second: 2·(n-1)/n of the
+    message in an all-reduce, (n-1)/n of the complete tensor in an all-gather (nccl-tests, doc/PERFORMANCE.md). Empty
+    when there is only one process or GPU, or when processes cannot be joined ("mps"). Raises PunaError when processes
+    that were started for it fail.
     """
     size = (_QUICK if quick else _LARGE).get(device)
     if size is None:
@@ -53,13 +55,13 @@ def _started(device: str, size: int, processes: int) -> dict[str, float]:
         if code or not result.exists():
             raise PunaError(
                 f"The {processes} processes that measure collectives failed with exit code {code}.",
-                "What they said stands above.",
+                "Their output is above.",
             )
         return {name: float(value) for name, value in read_json(result).items()}
 
 
 def _measure(device: str, size: int) -> dict[str, float]:
-    """The rates among the processes of this run, which are joined first where they are not yet."""
+    """Measure the rates among the processes of this run, joining them first if needed."""
     import torch
     import torch.distributed as dist
 
@@ -75,7 +77,10 @@ def _measure(device: str, size: int) -> dict[str, float]:
     sent = 4.0 * len(whole) * (ranks - 1) / ranks
 
     def seconds(run: Callable[[], object]) -> float:
-        """Mean of as many calls on every rank: one that made fewer would leave the others waiting."""
+        """Mean over the same number of calls on every rank.
+
+        A rank that made fewer calls would leave the others waiting.
+        """
         run()
         dist.barrier()
         started = time.perf_counter()
@@ -85,7 +90,7 @@ def _measure(device: str, size: int) -> dict[str, float]:
             torch.cuda.synchronize()
         return (time.perf_counter() - started) / _CALLS
 
-    # 2.13 calls it all_gather_single, which 2.11 has not.
+    # Torch 2.13 calls it all_gather_single; 2.11 does not have that name.
     warnings.filterwarnings("ignore", message=".*all_gather_into_tensor", category=FutureWarning)
     return {
         "allreduce_gb_per_s": 2 * sent / seconds(lambda: dist.all_reduce(whole)) / 1e9,

@@ -1,11 +1,11 @@
-"""Which device a run takes, how many cores it may use, and the limits that a container puts on it."""
+"""Find the device of a run, the cores it may use, and the limits that a container sets."""
 
 import os
 from pathlib import Path
 
 
 def best_device() -> str:
-    """ "cuda" or "mps" when torch finds one, else "cpu"."""
+    """ "cuda" or "mps" when torch finds one, otherwise "cpu"."""
     import torch
 
     if torch.cuda.is_available():
@@ -14,7 +14,10 @@ def best_device() -> str:
 
 
 def cores() -> int:
-    """CPU cores this process may use: its affinity mask, lowered by the container's quota (at least 1)."""
+    """CPU cores this process may use.
+
+    This is its affinity mask, lowered by the container's quota (at least 1).
+    """
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = cgroup_numbers("cpu.max")
     if len(quota) == 2 and quota[1]:
@@ -23,7 +26,10 @@ def cores() -> int:
 
 
 def cgroup_numbers(name: str) -> list[int]:
-    """The numbers in a control file of this process's cgroup (v2) or of the v1 tree; [] for none or "max"."""
+    """The numbers in a control file of this process's cgroup (v2) or of the v1 tree.
+
+    [] if missing or "max".
+    """
     for folder in (cgroup_folder(), Path("/sys/fs/cgroup")):
         try:
             words = (folder / name).read_text(encoding="utf-8").split()

@@ -1,12 +1,12 @@
-"""Bits per byte of a model on whole documents: the one measure that compares models with different tokenizers.
+"""Bits per byte of a model on whole documents, comparable between tokenizers.
 
-The negative log likelihood of every token, in bits, divided by the bytes of text the tokens stand for. Documents are
-scored one by one, each from its own beginning, with a sliding window: a document longer than the window is read in
-overlapping windows, and each window counts only the targets that no window before it has counted. So every token after
-the first is a target exactly once, and (with a stride of half the window) sees at least half a window of context, as in
-Baevski & Auli 2018 (arXiv:1809.10853, section 5.4) and transformers' perplexity guide.
+It is the negative log likelihood of every token, in bits, divided by the bytes of text that the tokens decode to.
+Documents are scored one by one, each from its own beginning, with a sliding window: a document longer than the window
+is read in overlapping windows, and each window counts only the targets that no earlier window has counted. So every
+token after the first is a target exactly once, and (with a stride of half the window) sees at least half a window of
+context, as in Baevski & Auli 2018 (arXiv:1809.10853, section 5.4) and transformers' perplexity guide.
 
-Special tokens stand for no bytes, but their cost counts: whoever decodes must also be told where a document ends.
+Special tokens decode to no bytes, but their cost counts: a decoder must also know where a document ends.
 """
 
 import math
@@ -21,11 +21,11 @@ from torch import Tensor, nn
 from puna.core.errors import PunaError
 from puna.data.corpus import Corpus
 
-# Logits of this many tokens exist at once: 0.5 GiB in float32 with Llama 3's 128,256 tokens.
+# Number of tokens whose logits exist at once: 0.5 GiB in float32 with Llama 3's 128,256 tokens.
 _CHUNK = 1024
 
 
-class Document(NamedTuple):
+class MeasuredDocument(NamedTuple):
     """A document to measure on."""
 
     source: str
@@ -44,27 +44,27 @@ def bits_per_byte(
     batch: int = 8,
     on_progress: Callable[[float], None] | None = None,
 ) -> dict[str, Any]:
-    """Bits per byte of `model` on the documents of `corpus`' `split`, with its standard error over documents.
+    """Bits per byte of `model` on a split's documents, with a standard error over documents.
 
-    window: tokens of context and target at once. stride: tokens by which the window moves on (default: half of it).
-    max_bytes: measure on about this much text only (see documents_to_measure). batch: windows per forward pass; the
-    input is always (batch, window), so that a compiled model compiles once. on_progress is told the share done, 0 to 1.
-    Under FSDP every rank must call this; each computes the same value.
+    window: tokens of context and target at once. stride: tokens by which the window moves (default: half of it).
+    max_bytes: measure on only about this much text (see documents_to_measure). batch: windows per forward pass; the
+    input is always (batch, window), so that a compiled model compiles once. on_progress receives the share done, 0 to
+    1. Under FSDP every rank must call this; each computes the same value.
 
     Returns bits_per_byte, loss (nats per token), standard_error and interval (95 %; None with fewer than two
     documents), documents, tokens (targets counted), bytes, window, stride, split, and by_source.
-    Raises PunaError when there is nothing to measure or window and stride do not fit together.
+    Raises PunaError when there is nothing to measure or when window and stride do not fit together.
     """
     stride = max(1, window // 2) if stride is None else stride
     if window < 1 or not 1 <= stride <= window:
         raise PunaError(
-            f"A window of {window} tokens cannot move by {stride}.",
-            "Choose a stride between 1 and the window, or leave it out for half the window.",
+            f"A window of {window} tokens cannot have a stride of {stride}.",
+            "Choose a stride between 1 and the window, or omit it for half the window.",
         )
     documents = documents_to_measure(corpus, split, max_bytes)
     if not documents:
         raise PunaError(
-            f"The {split} part of the corpus holds no text to measure on.",
+            f"The {split} part of the corpus has no text to measure on.",
             "Build the corpus with a held-out share, or measure another part.",
         )
     nats = _document_nats(model, [document.ids for document in documents], window, stride, batch, on_progress)
@@ -95,12 +95,12 @@ def bits_per_byte(
 
 
 def windows(num_tokens: int, window: int, stride: int) -> Iterator[tuple[int, int, int]]:
-    """Where to read a document of `num_tokens`: (start, stop, first) with inputs ids[start:stop].
+    """Yield where to read a document of `num_tokens`.
 
-    Input position i has target ids[i + 1]; positions from `first` on are counted. Together the counted positions are
-    0 … num_tokens - 2, each exactly once.
+    Yields (start, stop, first) with inputs ids[start:stop]. The target of input position i is ids[i + 1]; positions
+    from `first` on are counted. Together the counted positions are 0 … num_tokens - 2, each exactly once.
     """
-    last = num_tokens - 1  # the last token is only ever a target
+    last = num_tokens - 1  # the last token is only a target
     start = done = 0
     while done < last:
         stop = min(start + window, last)
@@ -109,21 +109,23 @@ def windows(num_tokens: int, window: int, stride: int) -> Iterator[tuple[int, in
         start += stride
 
 
-def documents_to_measure(corpus: Corpus, split: str = "heldout", max_bytes: int | None = None) -> list[Document]:
+def documents_to_measure(
+    corpus: Corpus, split: str = "heldout", max_bytes: int | None = None
+) -> list[MeasuredDocument]:
     """The split's documents that have text and a token to predict.
 
-    max_bytes: only about this much, each source by its share of the tokens, the last document of each cut at a token.
-    It is the same text every time, so values along a run, and of other compressors, can be compared.
+    max_bytes: select only about this much, each source by its share of the tokens; the last document of each is cut
+    at a token. The selection is always the same, so values along a run, and of compressors, can be compared.
     """
     tokenizer = corpus.tokenizer
-    table = np.full(corpus.vocab_size, -1, dtype=np.int64)  # bytes of each token, looked up when first met
+    table = np.full(corpus.vocab_size, -1, dtype=np.int64)  # bytes of each token, filled in on first use
     left: dict[str, float] = {}
     if max_bytes is not None:
         for _, source, _, ids in corpus.documents(split):
             left[source] = left.get(source, 0) + len(ids)
         total = sum(left.values())
         left = {source: max_bytes * tokens / total for source, tokens in left.items() if total}
-    found: list[Document] = []
+    found: list[MeasuredDocument] = []
     for _, source, _, ids in corpus.documents(split):
         room = left.get(source, math.inf)
         if room <= 0 or len(ids) < 2:
@@ -131,12 +133,12 @@ def documents_to_measure(corpus: Corpus, split: str = "heldout", max_bytes: int 
         for token in np.unique(ids):
             if table[token] < 0:
                 table[token] = len(tokenizer.token_bytes(int(token)))
-        ends = np.cumsum(table[ids])  # (tokens,) bytes up to and with each token
+        ends = np.cumsum(table[ids])  # (tokens,) bytes up to and including each token
         if ends[-1] > room:
             ids = ids[: int(np.searchsorted(ends, room)) + 1]
         num_bytes = int(ends[len(ids) - 1])
         if len(ids) > 1 and num_bytes:
-            found.append(Document(source, ids, num_bytes))
+            found.append(MeasuredDocument(source, ids, num_bytes))
             left[source] = room - num_bytes
     return found
 
@@ -176,7 +178,7 @@ def _document_nats(
 def _row_nats(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
     """Summed negative log likelihood of each row's counted targets, (rows,) float64.
 
-    The head runs inside forward (FSDP gathers its weight there), over the counted positions alone and in chunks, so
+    The head runs inside forward (FSDP gathers its weight there), only over the counted positions and in chunks, so
     that the logits of a whole window never exist.
     """
 
@@ -194,7 +196,10 @@ def _row_nats(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
 
 
 def _ratio(numerators: np.ndarray, denominators: np.ndarray) -> tuple[float, float | None]:
-    """Sum over sum, and its standard error over documents (the ratio estimator's, Cochran 1977, section 6.4)."""
+    """Sum over sum, and its standard error over documents.
+
+    It is the ratio estimator's (Cochran 1977, section 6.4).
+    """
     value = float(numerators.sum() / denominators.sum())
     n = len(numerators)
     if n < 2:

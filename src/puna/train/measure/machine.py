@@ -1,8 +1,8 @@
-"""What this machine can do, measured: how fast it computes, how much memory is left, whether it compiles.
+"""Measure how fast this machine computes, how much memory is free, whether it compiles.
 
-Plans and MFU stand on these numbers. Nothing here comes from a datasheet: a laptop on battery, a container with half a
-core and a card with a lowered power limit all get the rate they really reach. `train.measure.calibrate` measures the
-rates; torch is imported only for that.
+Plans and MFU are based on these numbers. Nothing here comes from a datasheet: a laptop on battery, a container with
+half a core and a card with a lowered power limit all get the rate that they really reach. `train.measure.calibrate`
+measures the rates; torch is imported only for that.
 """
 
 import contextlib
@@ -24,17 +24,17 @@ from puna.train.measure.device import best_device as best_device
 from puna.train.measure.device import cgroup_folder, cgroup_numbers
 from puna.train.measure.device import cores as cores
 
-# Training in bf16 must pay for its casts; below this gain over fp32 it is not worth its lost digits.
+# The gain of bf16 training must pay for its casts; below this gain over fp32 it is not worth the lost precision.
 WORTHWHILE_GAIN = 1.2
 
 
 @dataclass(frozen=True)
 class Machine:
-    """One device as it was found.
+    """Measurements of one device.
 
-    memory_bytes: what a new process may use now (on CPU: free memory within the container's limit; else the device's
-    free memory). matmul_flops: best measured FLOP/s by precision, "fp32" and "bf16". has_compiler: torch.compile can
-    build its kernels here. rates: what else was measured, for predictions; None: nothing was.
+    memory_bytes: what a new process may use now (on CPU: free memory within the container's limit; otherwise the
+    device's free memory). matmul_flops: best measured FLOP/s by precision, "fp32" and "bf16". has_compiler:
+    torch.compile can build its kernels here. rates: further measurements, used for predictions; None: not measured.
     """
 
     device: str
@@ -47,15 +47,16 @@ class Machine:
 
     @property
     def fast_precision(self) -> str:
-        """ "bf16" where bf16 products are clearly faster than fp32 ones, else "fp32"."""
+        """ "bf16" where bf16 products are clearly faster than fp32, otherwise "fp32"."""
         gain = self.matmul_flops["bf16"] / self.matmul_flops["fp32"]
         return "bf16" if gain >= WORTHWHILE_GAIN else "fp32"
 
 
 def measure(device: str | None = None) -> Machine:
-    """Measure `device` ("cpu", "cuda", "mps"; None: the best there is). Takes about three seconds.
+    """Measure `device` ("cpu", "cuda", "mps"; None: the best available).
 
-    Each rate is a median of several calls, so that a moment's other work on the machine does not count.
+    Takes about three seconds. Each rate is a median of several calls, so that brief other work on the machine does not
+    count.
     """
     from puna.train.measure.calibrate import quick_rates
 
@@ -74,7 +75,10 @@ def measure(device: str | None = None) -> Machine:
 
 
 def memory_bytes(device: str = "cpu") -> int:
-    """Bytes a new process may use on `device` now; on CPU the container's limit counts when it is the lower one."""
+    """Bytes that a new process may use on `device` now.
+
+    On CPU the container's limit applies if it is lower.
+    """
     if device == "cuda":
         import torch
 
@@ -90,9 +94,9 @@ def memory_bytes(device: str = "cpu") -> int:
 
 
 def peak_process_memory() -> int:
-    """Largest resident memory of this process so far, bytes.
+    """Peak resident memory of this process so far, bytes.
 
-    Linux counts it for this program (VmHWM); getrusage's number also knows what the parent had when it forked us.
+    Linux counts it per program (VmHWM); getrusage's number includes what the parent had when it forked this process.
     """
     try:
         status = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
@@ -104,20 +108,21 @@ def peak_process_memory() -> int:
     return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM:"))
 
 
-def forget_peak_process_memory() -> None:
-    """Let the peak count from now on, where the system allows it: what went before was not the run's.
+def reset_peak_process_memory() -> None:
+    """Start counting the peak from now on, where the system allows it.
 
-    What lies free in the heap goes back to the system first. glibc keeps it (half a gigabyte after a stage of tuning).
+    This excludes memory that the run did not use. Free heap memory is returned to the system first. glibc keeps it
+    otherwise (half a gigabyte after a tuning stage).
     """
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
     with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # proc(5): resets the peak, nothing else
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # proc(5): resets only the peak
 
 
 def device_name(device: str) -> str:
-    """The device's name as its maker gives it, or the machine's architecture where none is known."""
+    """The device's name as its manufacturer gives it, or the machine's architecture if unknown."""
     if device == "cuda":
         import torch
 
@@ -134,10 +139,11 @@ def device_name(device: str) -> str:
 
 @lru_cache(maxsize=1)
 def has_compiler() -> bool:
-    """Whether torch.compile can build CPU kernels: a C++ compiler with OpenMP and Python's headers, tried on a file.
+    """Whether torch.compile can build CPU kernels.
 
-    Tried rather than looked up: a compiler without libgomp or Python.h is found on the path and fails later, in the
-    middle of the first step. Inductor takes $CXX, g++ or clang++ (torch/_inductor/config.py, cpp.cxx).
+    Compiles a test file that needs C++, OpenMP and Python's headers. Looking for a compiler is not enough: one without
+    libgomp or Python.h is found on the path and fails later, in the middle of the first step. Inductor uses $CXX, g++
+    or clang++ (torch/_inductor/config.py, cpp.cxx).
     """
     compiler = next(filter(None, map(shutil.which, filter(None, (os.environ.get("CXX"), "g++", "clang++")))), None)
     if compiler is None:
@@ -156,7 +162,7 @@ def has_compiler() -> bool:
 
 
 def _reclaimable() -> int:
-    """Bytes of file cache that count as used in the cgroup but go when memory is asked for."""
+    """Bytes of file cache that count as used in the cgroup but are freed on demand."""
     for folder, name in ((cgroup_folder(), "memory.stat"), (Path("/sys/fs/cgroup/memory"), "memory.stat")):
         try:
             pairs = (line.split() for line in (folder / name).read_text(encoding="utf-8").splitlines())

@@ -1,9 +1,10 @@
-"""The operations that a training step is made of, each alone and ready to be timed, and the timing itself.
+"""The operations of a training step, each ready to be timed, and the timing itself.
 
-What a step of the trainer costs is put together from these (`plan.own`), so each stands as training meets it: products
-with their two gradients, causal attention forward and backward, the trainer's own loss. They are timed in rounds, all
-of them once and then again: whatever else the machine does for a moment then slows one call of many operations, and
-not every call of one. The median of an operation's calls counts: what is always there slows the run as well.
+The cost of a training step is composed from these (`plan.own`), so each operation is measured as training uses it:
+products with their two gradients, causal attention forward and backward, the trainer's own loss. They are timed in
+rounds, every operation once and then again: a brief disturbance by other programs then slows one call of many
+operations instead of every call of one. The median over an operation's calls counts, so a constant load, which slows
+the run as well, is included.
 """
 
 import math
@@ -27,23 +28,35 @@ Size = tuple[int, int, int]
 Operation = Callable[[], object]
 Name = TypeVar("Name", bound=Hashable)
 
-# Width and rows of the hidden states while the loss is timed: so narrow that the head's products hardly count.
+# Width and rows of the hidden states while the loss is timed: so narrow that the head's products hardly matter.
 LOSS_WIDTH, LOSS_ROWS = 16, 1024
 GATE_NUMBERS, LAUNCHES = 2**20, 100
 MUON_STACK, MUON_ITERATIONS = 4, 5
 
 
 def time_in_rounds(
-    operations: Mapping[Name, Operation], device: str, *, rounds: int, budget: float, done: Callable[[], None]
+    operations: Mapping[Name, Operation],
+    device: str,
+    *,
+    rounds: int,
+    budget: float,
+    done: Callable[[], None],
+    limit: float = math.inf,
 ) -> dict[Name, float]:
-    """Seconds of each operation, after a call to warm up. budget: seconds for one in a round, but one call at least.
+    """Seconds of each operation, after a warm-up call.
 
-    done: called after every operation of every round. An operation for which the device's memory is too small is left
-    out.
+    budget: seconds per operation and round, but at least one call. done: called after every operation of every round.
+    limit: seconds after which no further round begins; when the warm-up alone took longer (a busy machine), its calls
+    count. Operations that do not fit into the device's memory are left out.
     """
     wait = {"cuda": torch.cuda.synchronize, "mps": torch.mps.synchronize}.get(device, lambda: None)
     times: dict[Name, list[float]] = {name: [] for name in operations}
+    begin = time.perf_counter()
     for turn in range(rounds + 1):
+        if turn and time.perf_counter() - begin > limit:
+            break
+        if turn == 1:
+            times = {name: [] for name in times}
         for name, run in operations.items():
             done()
             if name not in times:
@@ -56,9 +69,9 @@ def time_in_rounds(
                     wait()
                     seconds = time.perf_counter() - started
                     spent += seconds
+                    times[name].append(seconds)
                     if turn == 0:
                         break
-                    times[name].append(seconds)
             except torch.OutOfMemoryError:
                 del times[name]
     return {name: sorted(some)[len(some) // 2] for name, some in times.items()}
@@ -66,9 +79,9 @@ def time_in_rounds(
 
 @lru_cache(maxsize=4)
 def has_fast_bf16(device: str) -> bool:
-    """Whether bf16 products are not much slower than fp32 ones here, tried on a small one.
+    """Whether bf16 products are not much slower than fp32 ones here, measured on a small one.
 
-    A CPU without bf16 instructions emulates them up to a hundred times slower.
+    A CPU without bf16 instructions emulates them, up to a hundred times slower.
     """
     small = {dtype: product((256, 256, 256), dtype, device) for dtype in (torch.float32, torch.bfloat16)}
     seconds = time_in_rounds(small, device, rounds=3, budget=0.0, done=lambda: None)
@@ -76,9 +89,9 @@ def has_fast_bf16(device: str) -> bool:
 
 
 def fit_products(sizes: Sequence[Size], seconds: Sequence[float]) -> Products:
-    """Rate and half size of `plan.machine.Products` that explain the measured training products best.
+    """Fit the rate and half size of `plan.machine.Products` to the measured training products.
 
-    Least squares of the logarithm; half sizes from 0 to 512 are tried.
+    Uses least squares of the logarithm and tries half sizes from 0 to 512.
     """
     dimensions, log_seconds = np.array(sizes, dtype=float), np.log(np.array(seconds))
     flops = np.log(6 * dimensions.prod(1))
@@ -102,7 +115,10 @@ def product(size: Size, dtype: torch.dtype, device: str) -> Operation:
 
 
 def training_product(size: Size, dtype: torch.dtype, device: str) -> Operation:
-    """A linear layer's product of (rows, inputs) with (outputs, inputs) and its two gradients: 3 times the FLOPs."""
+    """A linear layer's product and its two gradients: 3 times the FLOPs.
+
+    The product is of (rows, inputs) with (outputs, inputs).
+    """
     rows, inputs, outputs = size
     x = torch.randn(rows, inputs, device=device).to(dtype)
     weight = torch.randn(outputs, inputs, device=device).to(dtype)
@@ -111,7 +127,10 @@ def training_product(size: Size, dtype: torch.dtype, device: str) -> Operation:
 
 
 def fp8_product(size: Size, device: str) -> Operation | None:
-    """A product in e4m3 with one scale for each operand, as in `train.parallel.fp8`; None on devices without."""
+    """A product in e4m3 with one scale for each operand, as in `train.parallel.fp8`.
+
+    None on devices without fp8.
+    """
     if not has_fp8(torch.device(device)):
         return None
     rows, inputs, outputs = size
@@ -135,20 +154,26 @@ def attention(seq_len: int, head_dim: int, dtype: torch.dtype, device: str) -> O
 
 
 def attention_forward(seq_len: int, head_dim: int, dtype: torch.dtype, device: str) -> Operation:
-    """Its forward pass alone."""
+    """The forward pass of `attention` alone."""
     shape = _heads(seq_len, head_dim, device)
     query, key, value = (torch.randn(shape, device=device).to(dtype).transpose(1, 2) for _ in range(3))
     return lambda: scaled_dot_product_attention(query, key, value, is_causal=True)
 
 
 def attention_flops(seq_len: int, head_dim: int, device: str, *, backward: bool) -> float:
-    """FLOPs of `attention`: two products over half of the square of scores, and two and a half times that backward."""
+    """FLOPs of `attention`.
+
+    Two products over half of the square of scores, and 2.5 times that backward.
+    """
     batch, _, heads, _ = _heads(seq_len, head_dim, device)
     return 2.0 * batch * heads * seq_len**2 * head_dim * (1 + BACKWARD_FLASH * backward)
 
 
 def muon(size: int, device: str) -> Operation:
-    """Muon's orthogonalisation of MUON_STACK square matrices, as in a run that is not in fp32: `muon_flops`."""
+    """Muon's orthogonalisation of MUON_STACK square matrices: `muon_flops`.
+
+    As in a run that is not in fp32.
+    """
     matrices = torch.randn(MUON_STACK, size, size, device=device)
     return lambda: orthogonalize(matrices, MUON_ITERATIONS, bf16=multiplies_bfloat16())
 
@@ -168,19 +193,22 @@ def loss(vocab: int, dtype: torch.dtype, device: str) -> Operation:
 
 
 def gate(device: str) -> Operation:
-    """SiLU times another tensor in fp32: as if fused, 12 bytes for each of GATE_NUMBERS numbers."""
+    """SiLU times another tensor in fp32.
+
+    Counted as if fused: 12 bytes for each of GATE_NUMBERS numbers.
+    """
     one, other = torch.randn(GATE_NUMBERS, device=device), torch.randn(GATE_NUMBERS, device=device)
     return lambda: silu(one) * other
 
 
 def copy(numbers: int, device: str) -> Operation:
-    """A tensor copied: 8 bytes for each number, read and written."""
+    """Copy a tensor: 8 bytes for each number, read and written."""
     source, target = torch.randn(numbers, device=device), torch.empty(numbers, device=device)
     return lambda: target.copy_(source)
 
 
 def launches(device: str) -> Operation:
-    """The smallest operation, LAUNCHES times."""
+    """Run the smallest operation LAUNCHES times."""
     number = torch.zeros(1, device=device)
 
     def many() -> None:
@@ -196,6 +224,9 @@ def flops(size: Size) -> float:
 
 
 def _heads(seq_len: int, head_dim: int, device: str) -> tuple[int, int, int, int]:
-    """(batch, seq, heads, head_dim) as the network has it: enough for all cores or units, no more."""
+    """(batch, seq, heads, head_dim) as in the network.
+
+    It is enough for all cores or compute units, and no more.
+    """
     tokens, heads = (2048, 4) if device == "cpu" else (32768, 16)
     return max(1, tokens // seq_len), seq_len, heads, head_dim

@@ -1,10 +1,10 @@
-"""Tensorwise fp8 products for the blocks' linears, on `torch.nn.functional.scaled_mm`. Off by default.
+"""Tensorwise fp8 products for the blocks' linear layers, on `torch.nn.functional.scaled_mm`.
 
-Weights stay in their precision. In each product both factors are scaled so that their largest magnitude is fp8's
-largest, cast, multiplied by the fp8 units and scaled back: e4m3 for activations and weights, e5m2 for gradients, whose
-range is wider (arXiv 2209.05433). One scale per tensor, computed from the tensor itself each time: the fastest of the
-recipes on Hopper, and the one with the least state. Embedding, head and small layers stay as they are. At equal
-quality the gain is smaller than the raw speed-up says; measure both.
+Off by default. Weights keep their precision. In each product both factors are scaled so that their largest magnitude is
+fp8's largest, cast, multiplied by the fp8 units and scaled back: e4m3 for activations and weights, e5m2 for gradients,
+whose range is wider (arXiv 2209.05433). There is one scale per tensor, computed from the tensor itself each time: the
+fastest of the scaling recipes on Hopper, and the one with the least state. Embedding, head and small layers keep their
+precision. At equal quality the gain is smaller than the raw speed-up suggests; measure both.
 """
 
 from typing import Any
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from puna.core.errors import PunaError
 
-# Below this width casting costs more than the product saves (nanochat saw d12, 768 wide, get slower on H100).
+# Below this width casting costs more than the product saves (in nanochat, d12, 768 wide, became slower on H100).
 LEAST_WIDTH = 1024
 
 
@@ -25,9 +25,9 @@ def has_fp8(device: torch.device) -> bool:
 
 
 def use_fp8(model: nn.Module, device: torch.device, *, least_width: int = LEAST_WIDTH) -> int:
-    """Let every large linear of the blocks multiply in fp8 on `device`, in place; returns how many do.
+    """Switch every large linear layer of the blocks to fp8 on `device`, in place.
 
-    Raises PunaError when the device has no fp8 units or no layer is large enough.
+    Returns how many were switched. Raises PunaError when the device has no fp8 units or no layer is large enough.
     """
     if not has_fp8(device):
         raise PunaError(
@@ -42,14 +42,14 @@ def use_fp8(model: nn.Module, device: torch.device, *, least_width: int = LEAST_
     if not count:
         raise PunaError(
             f"train.fp8 = true, but no layer is at least {least_width} wide.",
-            "Set it to false: this model gains nothing.",
+            "Set it to false: this model would gain nothing from it.",
         )
     return count
 
 
 def _suits(module: nn.Linear, least_width: int) -> bool:
     sizes = (module.in_features, module.out_features)
-    return min(sizes) >= least_width and all(size % 16 == 0 for size in sizes)  # the units want multiples of 16
+    return min(sizes) >= least_width and all(size % 16 == 0 for size in sizes)  # the units need multiples of 16
 
 
 class _Forward:
@@ -65,7 +65,7 @@ class _Forward:
 
 
 class _Product(torch.autograd.Function):
-    """x (tokens, in) times weight (out, in) transposed, and both gradients, each as one fp8 product."""
+    """x (tokens, in) times weight (out, in) transposed, and both gradients, in fp8 products."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
@@ -82,7 +82,10 @@ class _Product(torch.autograd.Function):
 
 
 def multiply(a: Tensor, b: Tensor, a_type: torch.dtype, b_type: torch.dtype) -> Tensor:
-    """a (m, k) @ b (k, n) through fp8; the result has a's precision. The units want a by rows and b by columns."""
+    """a (m, k) @ b (k, n) through fp8; the result has a's precision.
+
+    The units need a row-major and b column-major.
+    """
     a8, a_scale = quantize(a.contiguous(), a_type)
     b8, b_scale = quantize(b.T.contiguous(), b_type)
     tensorwise = F.ScalingType.TensorWise
@@ -90,7 +93,10 @@ def multiply(a: Tensor, b: Tensor, a_type: torch.dtype, b_type: torch.dtype) -> 
 
 
 def quantize(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """(x / scale in `dtype`, scale): one float32 scale for the tensor, so that its largest magnitude just fits."""
+    """Return (x / scale in `dtype`, scale).
+
+    scale: one float32 for the tensor, so that its largest magnitude just fits.
+    """
     largest = torch.finfo(dtype).max
     scale = (x.abs().amax().float() / largest).clamp_min(1e-12)
     return (x.float() / scale).clamp(-largest, largest).to(dtype), scale

@@ -1,8 +1,8 @@
-"""The processes of a run: joining them, and giving each its place in a layout.
+"""Join the processes of a run and give each its place in a layout.
 
-Outside this package a rank only says which process writes. Which rows of a batch a process reads, and with which
-others it sums losses and gradients, follows from its place among the data-parallel ranks: `World.data_rank` of
-`World.data_size`.
+Outside this package a rank only decides which process writes. The rows of a batch that a process reads, and the
+processes with which it sums losses and gradients, follow from its place among the data-parallel ranks:
+`World.data_rank` of `World.data_size`.
 """
 
 import contextlib
@@ -18,8 +18,8 @@ from torch.distributed.distributed_c10d import _set_pg_timeout
 
 from puna.model.layout import Layout
 
-# Processes that a launcher has just started again sometimes miss each other (gloo, seen after a SIGKILL on a busy
-# machine): they shall fail soon, so that it starts them once more. A step or a checkpoint may take longer.
+# Processes that a launcher has just restarted sometimes fail to find each other (gloo, seen after a SIGKILL on a busy
+# machine). They should fail soon, so that the launcher restarts them again. A step or a checkpoint may take longer.
 _JOIN, _SPEAK = timedelta(minutes=2), timedelta(minutes=30)
 
 
@@ -33,32 +33,69 @@ class World:
     layout: Layout | None = None
     """Resolved; None before `arrange`, when every process is a data-parallel rank."""
     mesh: DeviceMesh | None = None
-    """The mesh (dp_replicate, dp_shard); None without a process group."""
+    """The mesh (dp_replicate, dp_shard), or with a model-parallel layout (pp, dp_replicate, dp_shard, tp), where the
+    ranks of a context group are neighbours in dp_shard; None without a process group."""
     data_group: dist.ProcessGroup | None = None
     """The processes whose shares make a whole batch: losses and counts are summed over them. None: all processes."""
+    context_group: dist.ProcessGroup | None = None
+    """The processes that share the sequences of one row; None without context parallelism."""
 
     @property
     def first(self) -> bool:
-        """Whether this process speaks and writes for all."""
+        """Whether this process prints and writes for all of them."""
         return self.rank == 0
 
     @property
     def data_rank(self) -> int:
-        """Which share of a batch's rows this process has."""
+        """The index of this process's share of a batch."""
         if self.mesh is None or self.layout is None:
             return self.rank
         shard = self.layout.dp_shard
-        return self.mesh.get_local_rank("dp_replicate") * shard + self.mesh.get_local_rank("dp_shard")
+        return self.mesh.get_local_rank("dp_replicate") * shard + self.mesh.get_local_rank("dp_shard") // self.layout.cp
 
     @property
     def data_size(self) -> int:
-        """How many shares a batch has."""
+        """The number of shares of a batch."""
         return self.size if self.layout is None else self.layout.data_parallel
+
+    @property
+    def summed_over(self) -> int:
+        """How many processes have different tokens of a batch: the size of `data_group`."""
+        return self.size if self.layout is None else self.layout.data_parallel * self.layout.cp
+
+    @property
+    def stage(self) -> int:
+        """Which part of a pipeline this process is."""
+        return self._place("pp")
+
+    @property
+    def stage_group(self) -> dist.ProcessGroup | None:
+        """The processes of one pipeline, in the order of its stages; None without one."""
+        return self.mesh.get_group("pp") if self.mesh is not None and self.layout and self.layout.pp > 1 else None
+
+    @property
+    def tensor_mesh(self) -> DeviceMesh | None:
+        """The processes that split each matrix; None where matrices are not split."""
+        return self.mesh["tp"] if self.mesh is not None and self.layout and self.layout.tp > 1 else None
+
+    @property
+    def shard_mesh(self) -> DeviceMesh:
+        """The processes over which FSDP spreads weights: one dimension, or two with copies of the shards (HSDP)."""
+        assert self.mesh is not None, "a layout with shards has a process group"
+        assert self.layout is not None
+        return self.mesh["dp_replicate", "dp_shard"] if self.layout.dp_replicate > 1 else self.mesh["dp_shard"]
+
+    def _place(self, dimension: str) -> int:
+        names = self.mesh.mesh_dim_names if self.mesh is not None else None
+        return self.mesh.get_local_rank(dimension) if self.mesh is not None and dimension in (names or ()) else 0
 
 
 @contextlib.contextmanager
 def join_world() -> Iterator[World]:
-    """Join the processes that torchrun started (NCCL on GPUs, gloo on CPUs), or be a world of one."""
+    """Join the processes that torchrun started, or form a world of one.
+
+    Uses NCCL on GPUs and gloo on CPUs.
+    """
     rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if torch.cuda.is_available():
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
@@ -68,19 +105,30 @@ def join_world() -> Iterator[World]:
     if "RANK" not in os.environ:
         yield World(0, 1, device)
         return
-    # gloo beside NCCL: asynchronous checkpoints speak over CPUs while GPUs compute.
+    # gloo in addition to NCCL: asynchronous checkpoints communicate over CPUs while GPUs compute.
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=_JOIN)
     _set_pg_timeout(_SPEAK)
     try:
         yield World(rank, size, device)
-        dist.barrier()  # nobody takes the group down while others still speak
+        dist.barrier()  # keep the group until all processes have finished communicating
     finally:
         dist.destroy_process_group()
 
 
 def arrange(world: World, layout: Layout) -> World:
     """The world with each process in its place of a resolved layout."""
-    return replace(world, layout=layout, mesh=data_mesh(layout, world))
+    if not layout.model_parallel:
+        return replace(world, layout=layout, mesh=data_mesh(layout, world))
+    # The ranks that speak most often are neighbours: those of tp, then of cp. Pipelines, which speak least, span nodes.
+    sizes = (layout.pp, layout.dp_replicate, layout.dp_shard * layout.cp, layout.tp)
+    mesh = init_device_mesh(world.device.type, sizes, mesh_dim_names=("pp", "dp_replicate", "dp_shard", "tp"))
+    data, context = mesh["dp_shard"], None
+    if layout.dp_replicate > 1:
+        data = mesh["dp_replicate", "dp_shard"]._flatten("data")
+    if layout.cp > 1:
+        rows = (layout.processes // (layout.cp * layout.tp), layout.cp, layout.tp)
+        context = init_device_mesh(world.device.type, rows, mesh_dim_names=("rows", "cp", "tp")).get_group("cp")
+    return replace(world, layout=layout, mesh=mesh, data_group=data.get_group(), context_group=context)
 
 
 def data_mesh(layout: Layout, world: World) -> DeviceMesh | None:

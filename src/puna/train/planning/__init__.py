@@ -1,1 +1,1 @@
-"""What a run will take, before it starts: layout, memory, time per step."""
+"""Predict what a run will take before it starts: layout, memory, time per step."""

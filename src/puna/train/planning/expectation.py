@@ -1,4 +1,4 @@
-"""What a run says of itself before the first step, and how far off that was at the end."""
+"""What a run predicts before its first step, and how far off the prediction was at the end."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -11,20 +11,20 @@ from puna.train.run_state import RunState
 
 @dataclass(frozen=True)
 class Expectation:
-    """Memory of one process, time of a step, and what MFU is counted with."""
+    """Memory of one process, time of a step, and the FLOPs that MFU is computed from."""
 
     memory_bytes: int
     step: Prediction | None
-    """None where nobody can say what a step takes."""
+    """None when the step time cannot be predicted."""
     tokens_per_step: int
     flops_per_token: dict[str, float]
-    """By convention, full and causal attention; empty where they cannot be counted."""
+    """By convention, full and causal attention; empty when they cannot be counted."""
     peak_flops: float | None
     """Measured rate of matrix products in the run's precision."""
 
     @classmethod
     def of(cls, state: RunState[Any], objective: Objective) -> "Expectation":
-        """What to expect of a run."""
+        """Compute the expectation for a run."""
         train, known = state.recipe.train, objective.knows_its_rows
         conventions: tuple[Literal["full", "causal"], ...] = ("full", "causal") if objective.fills_its_rows else ()
         return cls(
@@ -36,7 +36,7 @@ class Expectation:
         )
 
     def predicted(self, steps: int) -> dict[str, Any]:
-        """For the run's first event. steps: left to make."""
+        """The prediction for the run's first event. steps: the remaining steps."""
         step = self.step
         return {
             "memory_bytes": self.memory_bytes,

@@ -18,15 +18,19 @@ from typing import TYPE_CHECKING
 from puna.core.errors import OutOfMemoryError
 from puna.core.units import format_bytes, format_count
 from puna.model.config import PRESETS, ModelConfig
+from puna.model.layout import fill_pipeline
 from puna.train.recipe import Recipe
 
 if TYPE_CHECKING:
     from puna.train.measure.machine import Machine
 
 # Resident memory of Python with torch, numpy and the trainer imported, and what torch.compile adds in the process
-# itself, read from /proc/self/status of a run of the preset nano (torch 2.13 CPU build, Linux x86-64, 2026-11-23).
+# itself, read from /proc/self/status (torch 2.13 CPU build, Linux x86-64, 2026-11-23 and 2026-11-30).
 _BASE = 330 * 2**20
-_COMPILER = 100 * 2**20
+_COMPILER = 150 * 2**20
+# What a run's other work leaves in the process: libraries and heap of counting first weights, evaluations and samples.
+# Over the same steps alone, demos took 90 to 130 MiB more (2026-11-30).
+_BETWEEN_STEPS = 95 * 2**20
 # What glibc's heap keeps in gaps between tensors that stay, on CPUs: so many times the residual stream for each block.
 # With every tensor mapped by itself (MALLOC_MMAP_THRESHOLD_) it is gone, and the rest of the prediction is within 2 %;
 # fitted to the runs of bench/memory.py, 2026-11-23.
@@ -57,7 +61,7 @@ def predict_memory(recipe: Recipe, *, device_type: str, world_size: int = 1, hel
     on CPUs. held: on a CPU, bytes that the process has taken already. Raises PunaError when the layout does not fit the
     number of processes.
     """
-    return Prediction(recipe, device_type, world_size, held).estimate()
+    return MemoryPrediction(recipe, device_type, world_size, held).estimate()
 
 
 def largest_preset_that_fits(recipe: Recipe, available: int, *, device_type: str, world_size: int = 1) -> str | None:
@@ -110,7 +114,7 @@ def check_fits(recipe: Recipe, estimate: MemoryEstimate, machine: "Machine", adv
     )
 
 
-class Prediction:
+class MemoryPrediction:
     """One recipe on one kind of device: its sizes, and the peak moments made of them.
 
     held: on a CPU, what the process has taken already, where it is known to be more than an interpreter usually has.
@@ -124,11 +128,15 @@ class Prediction:
         self.precision = auto if train.precision == "auto" else train.precision
         self.compiled = train.compile != "off"
         self.layout = recipe.layout.resolve(world_size, on_cpu=self.on_cpu)
-        self.shards = self.layout.dp_shard
-        rows = max(1, train.batch // self.layout.data_parallel)
-        self.rows = min(train.micro_batch or rows, rows)
+        layout = self.layout
+        # A matrix is in as many parts as there are processes that share it, whatever they share it for. A pipeline has
+        # as many micro-batches under way as stages, so that a process keeps as much as one with all the blocks.
+        self.shards = layout.dp_shard * layout.tp * layout.cp * layout.pp
+        rows = max(1, train.batch // layout.data_parallel)
+        at_once = train.micro_batch or (fill_pipeline(rows, layout.pp)[0] if layout.pp > 1 else rows)
+        self.rows = min(at_once, rows)
         self.micro_batches = -(-rows // self.rows)
-        self.tokens = self.rows * train.seq_len
+        self.tokens = max(1, self.rows * train.seq_len // (layout.tp * layout.cp))
         # Bytes of a stored weight (and its gradient and states), of the residual stream, and of a product's result.
         self.weight_bytes = 2 if self.precision == "bf16" else 4
         # FSDP casts a block's inputs to bf16; autocast leaves the residual stream in fp32.
@@ -159,6 +167,8 @@ class Prediction:
         if self.on_cpu:
             # A process that holds more than the interpreter has compiled already.
             parts["Python and torch"] = max(self.held, _BASE + (_COMPILER if self.compiled else 0))
+            if self.recipe.train.init != "normal":
+                parts["between steps"] = _BETWEEN_STEPS
         if self.grads_stay():
             parts["gradients"] = self.grad_bytes()
         if self.shards > 1:
@@ -203,7 +213,7 @@ class Prediction:
     # -- the moments -------------------------------------------------------------------------------------------------
 
     def counting(self) -> dict[str, float]:
-        """Before the first step, when first weights are counted: four tables of pairs of tokens in fp32."""
+        """Before the first step, when first weights are counted: tables of pairs of tokens, four in fp32 at most."""
         if self.recipe.train.init == "normal" or not self.on_cpu:
             return {}
         return {"counting first weights": 4 * 4.0 * self.model.vocab_size**2}

@@ -1,7 +1,7 @@
-"""How fast a run will go, before it goes: the planner's cost model asked about this recipe on this machine.
+"""Predict how fast a run will be on this machine, with the planner's cost model.
 
-No torch. `plan.own` has the equations and `train.measure.machine` the rates; here a recipe becomes the question. The
-error is printed when the run ends; bench/plan_own.py holds what was seen.
+No torch. `plan.own` has the equations and `train.measure.machine` the rates; this module turns a recipe into the
+planner's question. The error is printed when the run ends; bench/plan_own.py lists measured errors.
 """
 
 from typing import TYPE_CHECKING
@@ -19,24 +19,29 @@ from puna.train.recipe import Recipe
 if TYPE_CHECKING:
     from puna.train.measure.machine import Machine
 
-# A GPU that the catalogue does not have: shares of its peaks that measured products and copies usually are.
+# For a GPU that is not in the catalogue: the usual shares of its peaks that measured products and copies reach.
 _REACHED_PRODUCTS, _REACHED_BANDWIDTH = 0.78, 0.9
 _GPU_LINK_GB_PER_S, _GPU_NIC_GBIT_PER_S, _GPU_WATTS = 32.0, 100.0, 400.0  # PCIe 4 x16, 100 Gbit Ethernet
 
 
 def expected_step(recipe: Recipe, machine: "Machine", world_size: int = 1) -> Prediction | None:
-    """A step of `recipe` on so many processes with a device like `machine` each; None when its rates are not known.
+    """Predict a step of `recipe` on this many processes, each on a device like `machine`.
+
+    None when rates are unknown.
 
     machine: as measured by one of the processes while the others measured too, so that on a CPU its rates are those of
     a share of the cores. Raises PunaError when the layout or the batch does not fit the number of processes.
     """
     if not all(machine.matmul_flops.get(name) for name in ("fp32", "bf16")):
         return None
+    layout = recipe.resolve_layout(world_size, on_cpu=machine.device == "cpu")
+    if layout.model_parallel:
+        return None  # the planner's constants for this trainer are of data parallelism alone
     rates = _rates(machine)
     muon = recipe.optimizer
     return predict_calibrated(
         recipe_question(recipe, _accelerator(machine, rates, world_size), machine, world_size),
-        recipe.resolve_layout(world_size, on_cpu=machine.device == "cpu"),
+        layout,
         rates,
         muon_iterations=muon.newton_schulz_steps if muon.kind == "muon" else 0,
         compiled=recipe.train.compile == "on" or (recipe.train.compile == "auto" and machine.has_compiler),
@@ -44,7 +49,7 @@ def expected_step(recipe: Recipe, machine: "Machine", world_size: int = 1) -> Pr
 
 
 def recipe_question(recipe: Recipe, accelerator: Accelerator, machine: "Machine", world_size: int) -> Question:
-    """The recipe as the planner is asked about it."""
+    """Turn a recipe into a question for the planner."""
     train = recipe.train
     precision = machine.fast_precision if train.precision == "auto" else train.precision
     return Question(
@@ -60,18 +65,21 @@ def recipe_question(recipe: Recipe, accelerator: Accelerator, machine: "Machine"
 
 
 def bigram_flops(model: ModelConfig) -> float:
-    """FLOPs of `init = "bigram"`: six products for the SVD, two for the ridge, three for each polishing step."""
+    """FLOPs of `init = "bigram"`.
+
+    Six products for the SVD, two for the ridge, three for each polishing step.
+    """
     return 2.0 * model.vocab_size**2 * model.hidden_size * (6 + 2 + 3 * 30)
 
 
 def _rates(machine: "Machine") -> Calibration:
-    """What was measured; at least the best products."""
+    """The machine's measured rates, or at least its best products."""
     bf16, fp32 = (machine.matmul_flops[name] / 1e12 for name in ("bf16", "fp32"))
     return machine.rates or Calibration(device=machine.name, date="", matmul_tflops=bf16, matmul_fp32_tflops=fp32)
 
 
 def _accelerator(machine: "Machine", rates: Calibration, world_size: int) -> Accelerator:
-    """The machine's device as the planner knows it; processes on a CPU reach each other through its memory."""
+    """The machine's device for the planner; processes on a CPU communicate through its memory."""
     try:
         found = calibrated(accelerator_here(machine.device), rates)
     except PunaError:
@@ -82,7 +90,7 @@ def _accelerator(machine: "Machine", rates: Calibration, world_size: int) -> Acc
 
 
 def _unknown(machine: "Machine", rates: Calibration) -> Accelerator:
-    """A GPU that the catalogue does not have, by what it reaches."""
+    """A GPU that is not in the catalogue, described by its measured rates."""
     stream = rates.stream_gb_per_s or 1e3
     return Accelerator(
         name=machine.name,

@@ -1,7 +1,7 @@
-"""Resolve TARGET of `puna plan`: a preset, a training recipe or a model directory, with options.
+"""Resolve TARGET of `puna plan`: a preset, a training recipe or a model directory.
 
-What is not given is filled in as published runs of that size did it (`plan.layouts.defaults`), and noted as an
-assumption.
+Values that are not given default to those of published runs of that size (`plan.layouts.defaults`), and are noted as
+assumptions.
 """
 
 import tomllib
@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 from puna.core.errors import PunaError, RecipeError, nearest
 from puna.core.units import format_count, parse_count
 from puna.model.config import PRESETS, ModelConfig
+from puna.model.hub import model_name
 from puna.model.layout import Layout
 from puna.plan.equations.columns import PRECISIONS
 from puna.plan.equations.constants import find_stack
 from puna.plan.equations.cost_model import CostModel
-from puna.plan.equations.hardware import Accelerator, Group, find_accelerator, parse_fleet
+from puna.plan.equations.hardware import Accelerator, AcceleratorGroup, find_accelerator, parse_fleet
 from puna.plan.equations.shape import Shape, from_config, published_shapes
 from puna.plan.evidence.calibrated import calibrated_cost_model
 from puna.plan.evidence.local_device import device_here, has_compiler, read_calibration, this_machine
@@ -34,8 +35,8 @@ _UNIT_HINT = "Write tokens with their unit, such as 15.6T, 300B or 20M."
 class Target:
     """What to train.
 
-    sequences: exact batch, or None where `batch_tokens` gives the approximate tokens per step. tokens: of the run.
-    recipe: the training recipe, if there is one. assumptions: what was filled in, a line each.
+    sequences: exact batch, or None when `batch_tokens` gives the approximate tokens per step. tokens: of the run.
+    recipe: the training recipe, if any. assumptions: the values that were filled in, one line each.
     """
 
     name: str
@@ -71,8 +72,12 @@ class Target:
             costs=CostModel(self.stack),
         )
 
+    def on_own_stack(self) -> "Target | None":
+        """The same target for `puna train` itself; None where it is that already, or has no network for the shape."""
+        return None if self.stack == "puna" or self.config is None else replace(self, stack="puna")
+
     def recipe_layout(self, accelerator: Accelerator, count: int) -> Layout | None:
-        """The recipe's own layout, if there is one that can run on this fleet."""
+        """The recipe's own layout, if it has one that can run on this fleet."""
         if self.recipe is None or self.stack != "puna":
             return None
         try:
@@ -81,7 +86,7 @@ class Target:
             return None
 
     def recipe_tree(self, tokens: float) -> dict[str, Any]:
-        """The recipe, or one for the target's shape, as plain values; the run has `tokens`.
+        """The recipe, or one for the target's shape, as plain values, for a run of `tokens`.
 
         Raises PunaError for a shape that the trainer has no network for.
         """
@@ -89,7 +94,7 @@ class Target:
         if not tree and self.config is None:
             raise PunaError(
                 f"puna train has no network for {self.name}, so there is nothing to launch.",
-                "Plan a dense Llama, or leave --emit out.",
+                "Plan a dense Llama, or omit --emit.",
             )
         if not tree and self.config:
             shape = self.config.model_dump(exclude_none=True)
@@ -99,7 +104,7 @@ class Target:
         return tree
 
     def preset(self, name: str) -> "Target":
-        """The same target for another preset, with that one's batch and length."""
+        """The same target for another preset, with that preset's batch and length."""
         config = ModelConfig(preset=name)
         shape = from_config(config)
         return replace(
@@ -126,7 +131,10 @@ class Options:
 
 @dataclass(frozen=True)
 class _Source:
-    """What a target's name means: a network that Puna has (config), or a published shape and its length."""
+    """What a target's name refers to.
+
+    It is a network that Puna has (config), or a published shape and its length.
+    """
 
     name: str
     config: ModelConfig | None = None
@@ -145,9 +153,10 @@ class _Source:
 def find_target(
     name: str, overrides: Sequence[str], options: Options, *, accelerator: Accelerator, machine: bool
 ) -> Target:
-    """Resolve the target of a plan by its name and options. machine: the plan is for this machine.
+    """Resolve the target of a plan from its name and options.
 
-    Raises PunaError for an unknown model, stack or precision, and for counts that are invalid or lack a unit.
+    machine: the plan is for this machine. Raises PunaError for an unknown model, stack or precision, and for counts
+    that are invalid or lack a unit.
     """
     notes: list[str] = []
     source = _source(name, overrides)
@@ -158,7 +167,7 @@ def find_target(
     precision = _precision(source.recipe, options.precision, accelerator, notes)
     recipe = source.recipe
     if recipe and recipe.optimizer.kind == "muon" and not (machine and stack == "puna"):
-        notes.append("the optimizer is counted as AdamW; Muon keeps one moment less of the blocks' matrices")
+        notes.append("the optimizer is counted as AdamW; Muon stores one moment fewer for the blocks' matrices")
     return Target(
         name=source.name,
         config=source.config,
@@ -176,11 +185,11 @@ def find_target(
     )
 
 
-def fleet_for(text: str | None, *, limited: bool) -> Group:
-    """The accelerators of a plan: those named, else this machine's.
+def fleet_for(text: str | None, *, limited: bool) -> AcceleratorGroup:
+    """Resolve the accelerators of a plan: the named ones, or this machine's.
 
-    limited: by money or days instead of accelerators; without a name that means one node of H100, for its price. Raises
-    RecipeError for a fleet of several kinds.
+    limited: the plan is limited by money or days, not by accelerators; without a name it is then for one node of H100,
+    for its price. Raises RecipeError for a fleet of several kinds.
     """
     if text:
         fleet = parse_fleet(text)
@@ -188,17 +197,20 @@ def fleet_for(text: str | None, *, limited: bool) -> Group:
             raise RecipeError(
                 f"'{text}' has {len(fleet.groups)} kinds of accelerators, and one synchronous job would run at "
                 "the pace of the slowest.",
-                f"Plan a job for each kind, or see all of them with: puna plan fleet {text}",
+                f"Plan one job for each kind, or list them all with: puna plan fleet {text}",
             )
         return fleet.groups[0]
     if limited:
         accelerator = find_accelerator("h100")
-        return Group(count=accelerator.node_size, accelerator=accelerator)
+        return AcceleratorGroup(count=accelerator.node_size, accelerator=accelerator)
     return this_machine()
 
 
 def on_this_machine(target: Target, question: Question) -> tuple[Question, str]:
-    """The question with this machine's measured rates, and a note about them; for Puna's own runs."""
+    """The question with this machine's measured rates, and a note about them.
+
+    For Puna's own runs.
+    """
     accelerator = question.accelerator
     calibration = read_calibration(device_here("cpu" if accelerator.generation == "cpu" else "cuda"))
     costs = calibrated_cost_model(
@@ -214,14 +226,20 @@ def on_this_machine(target: Target, question: Question) -> tuple[Question, str]:
 
 
 def is_compiled(recipe: "Recipe | None", accelerator: Accelerator) -> bool:
-    """Whether the trainer would compile blocks here, as `train.parallel.resolve_compile` decides."""
+    """Whether the trainer would compile blocks here, as `resolve_compile` decides.
+
+    See `train.parallel.compute`.
+    """
     if recipe is not None and recipe.train.compile != "auto":
         return recipe.train.compile == "on"
     return accelerator.generation != "cpu" or has_compiler()
 
 
 def parse_tokens(text: str) -> int:
-    """A number of tokens with its unit, or a whole number from a million on. Raises PunaError for "15.6"."""
+    """A number of tokens with its unit, or a whole number from a million on.
+
+    Raises PunaError for "15.6".
+    """
     count = parse_count(text)
     if not _has_unit(text) and (count < 1e6 or "." in text):
         raise PunaError(f"--tokens {text} has no unit.", f"Did you mean {text.strip()}T? {_UNIT_HINT}")
@@ -248,14 +266,14 @@ def _stack(source: _Source, given: str | None, notes: list[str], machine: bool) 
     """The software stack; a default is noted."""
     if given:
         if source.published and given == "puna":
-            raise PunaError(f"puna train has no network for {source.name}.", "Leave --stack out, or name another.")
+            raise PunaError(f"puna train has no network for {source.name}.", "Omit --stack, or name another.")
         return find_stack(given)
     if source.published or not (machine or source.recipe):
         notes.append(
-            "software: megatron-core, which most published runs used; --stack puna plans what puna train runs today"
+            "software: megatron-core, which most published runs used; --stack puna plans what puna train supports today"
         )
         return "megatron-core"
-    notes.append("software: puna, what puna train runs today; --stack megatron-core plans with model parallelism")
+    notes.append("software: puna, what puna train supports today; --stack megatron-core plans with model parallelism")
     return "puna"
 
 
@@ -283,7 +301,7 @@ def _batch_of(source: _Source, given: str | None, notes: list[str]) -> tuple[int
 
 
 def _tokens_of(source: _Source, given: str | None, notes: list[str]) -> tuple[float, bool]:
-    """(tokens of the run, whether they were given)."""
+    """Returns (tokens of the run, whether they were given)."""
     if given is not None:
         return float(parse_tokens(given)), True
     if source.recipe is not None:
@@ -320,11 +338,14 @@ def _directory(name: str) -> _Source:
     from puna.core.files import read_json
 
     config = ModelConfig.from_hf(read_json(where / "config.json"), str(where / "config.json"))
-    return _Source(path.resolve().name, config=config)
+    return _Source(model_name(path), config=config)
 
 
 def parse_batch(text: str) -> tuple[int | None, float]:
-    """(sequences, 0) for a whole number, (None, tokens) for one with a unit; "tokens" and "sequences" may follow it."""
+    """(sequences, 0) for a whole number, (None, tokens) for one with a unit.
+
+    "tokens" and "sequences" may follow it.
+    """
     number, _, word = text.strip().partition(" ")
     if word not in ("", "tokens", "sequences"):
         raise PunaError(f"--batch {text} is neither sequences nor tokens.", "Write it like 2048 or 16M.")
@@ -350,7 +371,7 @@ def _has_unit(text: str) -> bool:
 
 
 def _precision(recipe: "Recipe | None", given: str | None, accelerator: Accelerator, notes: list[str]) -> str:
-    """The number format of matrix products: the one given, or what the recipe means on this accelerator."""
+    """The number format of matrix products, as given or as the recipe implies here."""
     if given is not None:
         if given not in PRECISIONS:
             raise PunaError(f"--precision {given} is not known.", nearest(given, PRECISIONS))
@@ -361,10 +382,10 @@ def _precision(recipe: "Recipe | None", given: str | None, accelerator: Accelera
         return "fp32"
     if recipe is not None and recipe.train.precision in ("bf16", "mixed"):
         if recipe.train.precision == "bf16":
-            notes.append("memory is counted with fp32 weights; all in bf16 it is less")
+            notes.append("memory is counted with fp32 weights; it is less if all weights are in bf16")
         return "bf16"
     if accelerator.generation == "cpu":
-        # As `train.parallel.resolve_precision`: products in bf16 where they are fast, which their peak tells.
+        # As in `train.parallel.resolve_precision`: products in bf16 where they are fast, which their peak shows.
         fast = accelerator.bf16_tflops > (accelerator.fp32_tflops or accelerator.bf16_tflops)
         return "bf16" if fast else "fp32"
     return "bf16"

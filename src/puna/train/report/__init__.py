@@ -1,1 +1,1 @@
-"""A run as people see it: live in the terminal, and afterwards as one HTML page."""
+"""Show a run: live in the terminal, and afterwards as one HTML page."""

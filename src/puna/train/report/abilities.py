@@ -1,6 +1,6 @@
 """What a model can do before and after each stage of tuning, as a section of a report.
 
-The rows are those of `tune.measure`, plain JSON, so that a report is drawn where torch is not at hand.
+The rows are those of `tune.measure`, as plain JSON, so that a report can be drawn without torch.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,15 +10,18 @@ from typing import Any
 from puna.core.page import Html, named, section, table
 from puna.core.plots import interval_bar
 
-NOTE = (
-    "Problems that no stage was trained on, the same for all. Greedy: the likeliest answer. pass@1: the share of right "
-    "answers drawn at temperature 1; pass@k: the share of problems that k of them solve. The bar is greedy accuracy, "
-    "intervals are 95 %."
+_NOTE = (
+    "Problems that no stage was trained on, the same for all stages. Greedy: the most likely answer. {sampled}The bar "
+    "is greedy accuracy, intervals are 95 %."
+)
+_SAMPLED = (
+    "pass@1: the share of correct answers sampled at temperature 1; pass@k: the share of problems that at least one of "
+    "k samples solves. "
 )
 
 
-def abilities(rows: Sequence[Mapping[str, Any]], note: str = NOTE) -> str:
-    """The section, empty without rows.
+def abilities(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Render the section; empty without rows.
 
     rows: one for each ability and task, {"ability", "task", "level", "about", "constant", "stages": [...],
     "examples": [...]}. A stage is {"stage": its name, ...} with the fields of `tune.measure.Measured`; an example is
@@ -27,37 +30,39 @@ def abilities(rows: Sequence[Mapping[str, Any]], note: str = NOTE) -> str:
     if not rows:
         return ""
     body = "".join(_ability(row) for row in rows)
+    sampled = any(stage.get("pass_k") is not None for row in rows for stage in row["stages"])
+    note = _NOTE.format(sampled=_SAMPLED if sampled else "")
     return section("What it learned to do", escape(note), body)
 
 
 def _ability(row: Mapping[str, Any]) -> str:
     stages = row["stages"]
     k = next((stage["k"] for stage in stages if stage.get("pass_k") is not None), 0)
-    columns = ["", "greedy, 0 to 100 %", "", "95 % interval", "pass@1", "95 % interval", f"pass@{k}", "problems"]
-    cells = [_stage(stage) for stage in stages]
+    sampled = ["pass@1", "95 % interval", f"pass@{k}"] if k else []
+    columns = ["", "greedy, 0 to 100 %", "", "95 % interval", *sampled, "problems"]
+    cells = [_stage(stage, sampled=k > 0) for stage in stages]
     constant = row.get("constant")
     about = f"{row['task']}, level {row['level']}: {row.get('about', '')}".rstrip(": ")
     if constant is not None:
         about += f"; the best constant answer scores {constant:.0%}"
     head = f"<h3>{escape(str(row['ability']))}</h3><p class='note'>{escape(about)}.</p>"
     rendered = table(columns, cells, numeric=tuple(range(2, len(columns))), drawing=1)
-    return f'<div class="ability">{head}<div class="scroll">{rendered}</div>{_examples(row)}</div>'
+    return f'<div class="ability">{head}{rendered}{_examples(row)}</div>'
 
 
-def _stage(stage: Mapping[str, Any]) -> list[str]:
+def _stage(stage: Mapping[str, Any], *, sampled: bool) -> list[str]:
     greedy, interval = stage.get("greedy"), stage.get("greedy_interval")
     drawing = ""
     if greedy is not None and interval:
         tip = f"{greedy:.1%}, 95 % interval {interval[0]:.1%} to {interval[1]:.1%}"
         drawing = interval_bar(interval[0], greedy, interval[1], tip)
+    drawn = [_share(stage.get("pass_1")), _range(stage.get("pass_1_interval")), _share(stage.get("pass_k"))]
     return [
         named(str(stage["stage"]), str(stage.get("note") or "")),
         Html(drawing),
         _share(greedy),
         _range(interval),
-        _share(stage.get("pass_1")),
-        _range(stage.get("pass_1_interval")),
-        _share(stage.get("pass_k")),
+        *(drawn if sampled else []),
         f"{stage['problems']:,}",
     ]
 

@@ -1,4 +1,4 @@
-"""Numbers as the report shows them: a dash for what was not measured."""
+"""Format numbers for the report; a dash means not measured."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,8 +1,8 @@
-"""What a person watching a run sees: what is expected, how it goes, and how it ended (all on stderr).
+"""The terminal view of a run: expectations, progress and outcome, all on stderr.
 
-On a terminal one quiet block is redrawn in place at each log interval; what matters later (skipped steps, roll-backs,
-the end) is printed above it and stays. Anywhere else, such as a job's log, the same facts come as plain lines. An
-observer of the trainer: called with the events that also go to metrics.jsonl.
+On a terminal one block is redrawn in place at each log interval. Lasting messages (skipped steps, roll-backs, the end)
+are printed above it and stay. Anywhere else, such as in a job's log, the same facts are printed as plain lines. The
+view is an observer of the trainer: it is called with the events that are also written to metrics.jsonl.
 """
 
 import itertools
@@ -24,7 +24,7 @@ _SAMPLE_LINES = 6
 
 
 class LiveView:
-    """Call it with each event of a run. to: the console to draw on (default: stderr's)."""
+    """Called with each event of a run. to: the console to draw on (default: stderr's)."""
 
     def __init__(self, to: "Console | None" = None) -> None:
         self._console = to or console()
@@ -63,7 +63,10 @@ class LiveView:
             self._console.print(plain_line(event, self._start), markup=False)
 
     def close(self) -> None:
-        """Leave the last block standing and give the terminal back. May be called at any time, and twice."""
+        """Leave the last block in place and release the terminal.
+
+        May be called at any time, and twice.
+        """
         if self._live:
             self._live.stop()
             self._live = None
@@ -74,11 +77,11 @@ class LiveView:
         self.close()
         self._live = Live(console=self._console, auto_refresh=False, redirect_stdout=False)
         self._live.start()
-        # rich hides the cursor. A run can end in ways that run no clean-up, so it stays visible.
+        # rich hides the cursor. Some ways of ending a run skip clean-up, so the cursor stays visible.
         self._console.show_cursor(True)
 
     def _block(self) -> "Group":
-        """The picture of the run now, at most as wide as the terminal."""
+        """Render the current state of the run, at most as wide as the terminal."""
         from rich.console import Group
         from rich.text import Text
 
@@ -110,7 +113,7 @@ class LiveView:
     def _figures(self, width: int) -> list[str]:
         train, start = self._train, self._start
         if not train:
-            return ["  the first steps are being made …"]
+            return ["  running the first steps …"]
         line = sparkline(self._losses, max(8, min(36, width - 44)))
         unit = " nats per token" if "bits_per_byte" in train else ""
         shown = [f"  {'loss':<12}{_number(train['loss'], '.4f')}{unit}  {line}"]
@@ -142,14 +145,17 @@ _LABELS = ("loss", "bits/byte", "training", "held-out", "speed", "memory", "samp
 
 
 def measures(event: Event, shown: Sequence[str] | None = None) -> str:
-    """The measures of a stage of tuning, of its steps or held-out, by their own names. shown: no others."""
+    """The measures of a tuning stage, during training or held-out, by name.
+
+    shown: restrict to these.
+    """
     found = event.get("metrics", {})
     names = [name for name in shown if name in found] if shown else found
     return "  ".join(f"{name} {_number(found[name], '.4g')}" for name in names)
 
 
 def expectation(event: Event) -> str:
-    """What is about to run and what it should take, from the start event."""
+    """What is about to run and what it is expected to take, from the start event."""
     device = f"{event['world_size']} processes on {event['device']}" if event["world_size"] > 1 else event["device"]
     precision = event["precision"] + (", compiled" if event["compiled"] else "")
     each = event["tokens_per_step"]
@@ -159,7 +165,7 @@ def expectation(event: Event) -> str:
         f"{event['total_steps']:,} steps{tokens}. Expected: {_expected(event)}",
     ]
     if event["resumed_from"] is not None:
-        lines.append(f"Going on from step {event['resumed_from']:,}.")
+        lines.append(f"Resuming from step {event['resumed_from']:,}.")
     return "\n".join(lines)
 
 
@@ -189,16 +195,16 @@ def plain_line(event: Event, start: Event) -> str:
         return f"sample at step {event['step']:,}: " + "\n".join(_printable(line) for line in lines)
     total = start["total_steps"]
     left = (total - event["step"]) * event["step_seconds"]
-    told = measures(event, start.get("shown"))
+    measured = measures(event, start.get("shown"))
     parts = [
         f"step {event['step']:>{len(str(total))}}/{total}",
         f"loss {_number(event['loss'], '.4f')}",
-        f"{_number(event['bits_per_byte'], '.3f')} bits/byte" if "bits_per_byte" in event else told,
+        f"{_number(event['bits_per_byte'], '.3f')} bits/byte" if "bits_per_byte" in event else measured,
         f"norm {_number(event['grad_norm'], '.3g')}",
         f"{format_count(event['tokens_per_second'])} tokens/s",
     ]
     if event["mfu"]:
-        # Full-attention convention, against the rate measured on this device.
+        # Full-attention convention, relative to the rate measured on this device.
         parts.append(f"{event['mfu']['full']:.0%} of measured peak")
     if left:
         parts.append(f"{format_seconds(left)} left")
@@ -219,9 +225,9 @@ def outcome(event: Event) -> str:
 
 
 def sparkline(values: Sequence[float], width: int) -> str:
-    """The values as at most `width` small bars, each the mean of its stretch.
+    """Draw the values as at most `width` small bars, each the mean of its part.
 
-    The scale ends at the 90th percentile: a loss falls so steeply at first that the rest would be one flat line.
+    The scale ends at the 90th percentile: a loss falls so steeply at first that the rest would be a flat line.
     """
     if not values:
         return ""
@@ -234,17 +240,20 @@ def sparkline(values: Sequence[float], width: int) -> str:
 
 
 def _printable(line: str) -> str:
-    """A model may write control characters, which must not reach the terminal."""
+    """Replace control characters: a model may write them, and they must not reach the terminal."""
     return "".join(char if char.isprintable() else "�" for char in line)
 
 
 def _seconds(value: float) -> str:
-    """Three digits of a short time: 0.0123 s is 12.3 ms."""
+    """Format a short time with three digits: 0.0123 s is 12.3 ms."""
     return f"{1e3 * value:.3g} ms" if value < 0.0995 else f"{value:.3g} s" if value < 99.5 else format_seconds(value)
 
 
 def against_prediction(over: float) -> str:
-    """How a measured time or memory compares with its prediction, in words. over: measured / predicted - 1."""
+    """Compare a measured time or memory with its prediction, in words.
+
+    over: measured / predicted - 1.
+    """
     if abs(over) < 0.005:
         return "as predicted"
     return f"{over:.0%} more than predicted" if over > 0 else f"{-over:.0%} less than predicted"

@@ -1,8 +1,9 @@
-"""A run as one HTML page that needs nothing else: no script, no font, no request, readable in ten years.
+"""Render a run as one self-contained HTML page.
 
-Reads the run directory (metrics.jsonl, and when they are there recipe.toml and evaluation.json) and writes report.html.
-Any state of a run has a page: finished, running, killed after one line. The order is that of a reader's questions: what
-is it, how good is it, beside what, how did it get there, what does it write, did it cost what was predicted.
+It has no scripts, fonts or requests, and is readable in ten years. Reads the run directory (metrics.jsonl, and
+recipe.toml and evaluation.json if they exist) and writes report.html. A run in any state has a page: finished, running,
+killed after one line. The order follows a reader's questions: what is it, how good is it, compared with what, how did
+it get there, what does it write, did it cost what was predicted.
 """
 
 from collections.abc import Callable, Sequence
@@ -34,7 +35,7 @@ from puna.train.run.metrics import Event
 
 
 def write_report(run_dir: Path, output: Path | None = None) -> Path:
-    """Draw `run_dir` as a page at `output` (default: run_dir/report.html) and return its path.
+    """Render `run_dir` as a page at `output` (default: run_dir/report.html) and return its path.
 
     Raises PunaError when the run or its metrics are missing or damaged.
     """
@@ -87,15 +88,15 @@ def _header(run: Run, facts: dict[str, Any]) -> str:
         (number(peak_share, ".0%"), "of the measured peak, full-attention convention"),
         (or_dash(facts["peak_memory_bytes"], format_bytes), "peak memory"),
     ]
-    told = figures([pair for pair in pairs if pair[0] != "–"])
+    shown = figures([pair for pair in pairs if pair[0] != "–"])
     return (
         f'<header>\n<p class="eyebrow">{eyebrow}</p>\n<h1>{escape(run.name)}</h1>\n<p class="lead">{_sentence(facts)}'
-        f"</p>\n{told}\n</header>"
+        f"</p>\n{shown}\n</header>"
     )
 
 
 def _sentence(facts: dict[str, Any]) -> str:
-    """One sentence that says what this is and how good it is."""
+    """One sentence about what the model is and how good it is."""
     size = facts["parameters"]
     what = f"A Llama of <b>{format_count(size)} parameters</b>" if size else "A Llama"
     steps = (
@@ -111,7 +112,7 @@ def _sentence(facts: dict[str, Any]) -> str:
         return f"{text}: {facts['stage']} after pretraining."
     if value is None:
         return text + "; it has not been measured on held-out text yet."
-    return text + f"; it needs <b>{value:.3f} bits</b> for a byte of text it has not seen."
+    return text + f"; it needs <b>{value:.3f} bits</b> per byte of text that it has not seen."
 
 
 def _comparison(run: Run) -> str:
@@ -130,17 +131,17 @@ def _comparison(run: Run) -> str:
             [named(str(row["name"]), str(row.get("note") or "")), Html(drawing), number(row["value"], ".3f"), spread]
         )
     rendered = table(
-        ["", "bits per byte, shorter is better", "", "95 % interval"],
+        ["", "bits per byte, lower is better", "", "95 % interval"],
         body,
         numeric=(2, 3),
         drawing=1,
         ours=next(index for index, row in enumerate(rows) if row is ours),
     )
     return section(
-        "Beside compressors",
-        "A language model is a compressor: what it finds likely costs few bits. All were measured on the "
-        "same held-out documents.",
-        f'<div class="scroll">{rendered}</div>',
+        "Compared with compressors",
+        "A language model is a compressor: text that it finds likely costs few bits. All were measured on the same "
+        "held-out documents.",
+        rendered,
     )
 
 
@@ -150,11 +151,11 @@ def _learning(run: Run) -> str:
     if run.start.get("stage"):
         return ""  # its measures have a section of their own
     if not train and not heldout:
-        return section("Learning", "The run has not written a line of training yet.", "")
+        return section("Learning", "The run has not logged any training steps yet.", "")
     half_life = max(1.0, len(train) / 40)
     smoothed = list(zip([x for x, _ in train], smooth([y for _, y in train], half_life), strict=True))
     series = [Series("raw", train, "raw"), Series("training", smoothed, "main")]
-    # Evaluations during the run take a part of the held-out text, the last one all of it: two curves, not one.
+    # Evaluations during the run use part of the held-out text, the last one all of it: two curves, not one.
     part = run.evals[0].get("bytes") if run.evals else None
     in_part = points([event for event in run.evals if event.get("bytes") == part], "bits_per_byte")
     in_full = points([event for event in run.evals if event.get("bytes") != part], "bits_per_byte")
@@ -185,15 +186,18 @@ def _learning(run: Run) -> str:
     cut = [x for x, y in smoothed if top is not None and y > top]
     notes = [f"Training is smoothed with a half-life of {half_life:.0f} lines."] if half_life >= 2 else []
     if cut:
-        notes.append(f"The steps up to {cut[-1]:,.0f} begin above the frame, at {smoothed[0][1]:.2f}.")
-    text = "How many bits the model needs for a byte of text, as training goes on."
+        notes.append(f"The steps up to {cut[-1]:,.0f} start above the frame, at {smoothed[0][1]:.2f}.")
+    text = "How many bits the model needs per byte of text, over the course of training."
     return section(
         "Learning", text, f"<figure>{charts}{_mark_legend(run)}<figcaption>{' '.join(notes)}</figcaption></figure>"
     )
 
 
 def _compressors(run: Run) -> list[tuple[str, float]]:
-    """gzip, xz and the best row that is neither the model nor untrained: lines for the eye on the curve's chart."""
+    """Reference lines of the chart: gzip, xz and the best other row.
+
+    The model and untrained weights are excluded.
+    """
     rows = [row for row in run.evaluation.get("bits_per_byte", [])[1:] if row["value"] is not None]
     rows = [row for row in rows if "untrained" not in row["name"] and not row.get("ours")]
     best = min(rows, key=lambda row: row["value"], default=None)
@@ -203,7 +207,7 @@ def _compressors(run: Run) -> list[tuple[str, float]]:
 
 
 def _course(run: Run) -> str:
-    """Six small charts over the same steps."""
+    """Draw six small charts over the same steps."""
     predicted = run.start.get("predicted") or {}
     peak = run.start.get("peak_flops")
     precision = run.start.get("precision", "")
@@ -253,10 +257,10 @@ def _course(run: Run) -> str:
         text = (
             f"The peak is {format_flops(peak)}, the best matrix product measured on this device"
             f"{f' for {escape(str(precision))} training' if precision else ''}. Full attention counts the whole square "
-            "of scores; causal counts the triangle that is needed."
+            "of scores; causal counts only the triangle that is needed."
         )
     else:
-        text = "The peak of this device was not measured, so no share of it is given."
+        text = "The peak of this device was not measured, so its utilization is not shown."
     return section("The course of the run", text, f'<div class="grid">{figures}</div>')
 
 
@@ -314,10 +318,10 @@ def _completions(run: Run) -> str:
     rendered = table(columns, body, numeric=tuple(range(2, len(columns))), drawing=1)
     return section(
         "Writing code",
-        "Given the head of a function from a held-out file, the model writes the body. Counted are bodies that "
-        "Python's own parser accepts and that do something. Parsing is a first measure of code: it does not say that "
-        "the body is right. Intervals are Wilson's.",
-        f'<div class="scroll">{rendered}</div>',
+        "Given the head of a function from a held-out file, the model writes the body. The share counts bodies that "
+        "Python's own parser accepts and that do something. Parsing is only a first measure of code: it does not show "
+        "that the body is right. Intervals are Wilson's.",
+        rendered,
     )
 
 
@@ -335,7 +339,7 @@ def _samples(run: Run) -> str:
     body = cards(list(shown))
     if rest:
         body += f"<details><summary>{len(rest)} more samples</summary>{cards(rest)}</details>"
-    return section("What it writes", "Samples as training went on; the prompt stands in colour.", body)
+    return section("What it writes", "Samples over the course of training; the prompt is in colour.", body)
 
 
 def _sample(sample: Event) -> str:
@@ -371,7 +375,10 @@ def _marks(run: Run) -> list[Mark]:
 
 
 def _frame(line: Points, dots: Points, others: Sequence[float]) -> float | None:
-    """The upper edge that leaves out a steep start or single spikes, when those would flatten all the rest."""
+    """The upper edge of the frame.
+
+    Cuts off a steep start or single spikes that would flatten the rest.
+    """
     if len(line) < 30:
         return None
     values = sorted(y for _, y in line)

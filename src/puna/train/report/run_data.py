@@ -1,6 +1,6 @@
-"""What a run directory says, read once and sorted: for the report, for scripts, for comparing runs.
+"""Load the contents of a run directory: for the report, for scripts, for comparing runs.
 
-metrics.jsonl must be there; recipe.toml and evaluation.json add to it when they are. Any state of a run can be read:
+metrics.jsonl is required; recipe.toml and evaluation.json are read if they exist. A run can be read in any state:
 finished, running, killed after one line.
 """
 
@@ -19,10 +19,10 @@ Points = list[tuple[float, float]]
 
 @dataclass(frozen=True)
 class Run:
-    """What the run directory says, sorted for drawing."""
+    """The contents of a run directory, prepared for drawing."""
 
     name: str
-    start: Event  # the last one: a run that was resumed has several
+    start: Event  # the last one; a resumed run has several
     first_start: Event
     end: Event | None  # None while the run is unfinished
     train: list[Event]
@@ -40,13 +40,13 @@ def load_run(run_dir: Path) -> Run:
         raise PunaError(f"{run_dir}/metrics.jsonl is empty.", "Wait for the run's first line.")
     for number, event in enumerate(events, 1):
         if not isinstance(event.get("kind"), str) or not isinstance(event.get("step", 0), int):
-            raise PunaError(f"{run_dir}/metrics.jsonl, line {number} has no kind or no step.", "Mend that line.")
+            raise PunaError(f"{run_dir}/metrics.jsonl, line {number} has no kind or no step.", "Fix that line.")
     events = without_abandoned(events)
     kinds: dict[str, list[Event]] = {}
     for event in events:
         kinds.setdefault(event["kind"], []).append(event)
     starts, ends = kinds.get("start", []), kinds.get("end", [])
-    # A run that was resumed after its end (more steps, say) is unfinished until it ends again.
+    # A run that was resumed after its end (for more steps, say) is unfinished until it ends again.
     finished = bool(ends) and not any(e["kind"] in ("start", "train") for e in events[events.index(ends[-1]) :])
     recipe = run_dir / "recipe.toml"
     evaluation = run_dir / "evaluation.json"
@@ -65,7 +65,7 @@ def load_run(run_dir: Path) -> Run:
 
 
 def summary(run: Run) -> dict[str, Any]:
-    """The few numbers that say how the run stands; None where it has not said."""
+    """The key figures of a run; None for those it has not logged."""
     last: Event = run.train[-1] if run.train else {}
     end: Event = run.end or {}
     state, _ = status(run)
@@ -89,7 +89,7 @@ def summary(run: Run) -> dict[str, Any]:
 
 
 def status(run: Run) -> tuple[str, bool]:
-    """How the run stands, in a few words, and whether that is a warning."""
+    """The status of the run in a few words, and whether it is a warning."""
     if run.end:
         return "finished", False
     last = next((e.get("event") for e in reversed(run.events) if e.get("event") != "checkpoint"), None)
@@ -108,7 +108,7 @@ def _total_steps(run: Run) -> int | None:
 
 
 def _heldout(run: Run) -> float | None:
-    """The value of the last full evaluation; else the last one made during the run."""
+    """The result of the last full evaluation, or of the last one during the run."""
     for row in run.evaluation.get("bits_per_byte", [])[:1]:
         if row["value"] is not None:
             return float(row["value"])
@@ -121,7 +121,7 @@ def _resumes(events: Sequence[Event]) -> list[Event]:
     known = {event["step"] for event in events if event.get("event") == "resume"}
     resumed = [e["resumed_from"] for e in events if e["kind"] == "start" and e.get("resumed_from") is not None]
     return [
-        {"kind": "event", "step": step, "event": "resume", "detail": f"went on from step {step:,}"}
+        {"kind": "event", "step": step, "event": "resume", "detail": f"resumed from step {step:,}"}
         for step in resumed
         if step not in known
     ]
@@ -149,11 +149,14 @@ def _largest(pairs: Points) -> float | None:
 
 
 def _checked(value: Any, path: Path) -> dict[str, Any]:
-    """evaluation.json with every row complete. Raises PunaError naming the first that is not."""
+    """Check that every row of evaluation.json is complete.
+
+    Raises PunaError naming the first that is not.
+    """
     if not isinstance(value, dict):
-        raise PunaError(f"{path} is not an evaluation: expected an object.", "Make it again with puna demo.")
+        raise PunaError(f"{path} is not an evaluation: expected an object.", "Create it again with puna demo.")
     for part, keys in (("bits_per_byte", ("name", "value")), ("completions", ("step", "parsed", "sampled"))):
         for row in value.get(part, []):
             if not isinstance(row, dict) or any(key not in row for key in keys):
-                raise PunaError(f"{path}: a row of {part} lacks one of {', '.join(keys)}.", "Make it again.")
+                raise PunaError(f"{path}: a row of {part} lacks one of {', '.join(keys)}.", "Create it again.")
     return value

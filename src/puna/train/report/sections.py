@@ -1,6 +1,6 @@
-"""The last sections of a run's page: what it was to take and what it took, what happened to it, and on what machine.
+"""The last sections of a run's page: predicted and measured costs, events, and the machine.
 
-Each takes a `Run` and returns HTML, empty where the run says nothing of it.
+Each takes a `Run` and returns HTML, empty if the run has no such data.
 """
 
 from html import escape
@@ -26,7 +26,7 @@ SHAPES = {
 
 
 def predicted(run: Run, facts: dict[str, Any]) -> str:
-    """What was said before the run started beside what came of it, and where the time went."""
+    """Compare the prediction before the run with the result, and show where the time went."""
     predicted = run.start.get("predicted") or {}
     step = predicted.get("step_seconds") or {}
     rows = []
@@ -44,7 +44,7 @@ def predicted(run: Run, facts: dict[str, Any]) -> str:
         if expected is None and actual is None:
             continue
         over = "–"
-        if expected and actual:  # a speed is compared as the time that a token takes
+        if expected and actual:  # a speed is compared as the time per token
             ratio = expected / actual if name == "tokens per second" else actual / expected
             over = f"{ratio - 1:+.1%}".replace("-", "−")
         rows.append([name, or_dash(expected, form), or_dash(actual, form), over])
@@ -52,15 +52,15 @@ def predicted(run: Run, facts: dict[str, Any]) -> str:
     if not rows and not parts:
         return ""
     rendered = table(["", "predicted", "measured", "cost"], rows, numeric=(1, 2, 3)) if rows else ""
-    text = "What was said before the run started, and what came of it. + means that it cost more than predicted:"
-    text += " more memory, more time, more time for a token."
+    text = "The predictions made before the run started, and the measured values. + means higher cost than predicted:"
+    text += " more memory, more time, more time per token."
     if rows and not run.end:
         text += " The run is unfinished: measured values are those so far."
     if step:
         ends = f"{_step_seconds(step['low'])} and {_step_seconds(step['high'])}"
-        text += f" A step was to take between {ends} with 80 % probability. Compilation counts in the time alone"
-        text += " and in the tokens per second, which are those of the whole run."
-    body = f'<div class="scroll">{rendered}</div>' if rendered else ""
+        text += f" A step was predicted to take between {ends} with 80 % probability. Compilation counts only in the"
+        text += " total time and in the tokens per second, which cover the whole run."
+    body = rendered or ""
     return section("Predicted and actual", text, body + parts)
 
 
@@ -85,10 +85,10 @@ def _goodput(run: Run) -> str:
 
 
 def events(run: Run) -> str:
-    """What happened besides training."""
-    told = [event for event in run.events if event.get("event") != "checkpoint"]
+    """List events other than training."""
+    listed = [event for event in run.events if event.get("event") != "checkpoint"]
     checkpoints = [event["step"] for event in run.events if event.get("event") == "checkpoint"]
-    if not told and not checkpoints:
+    if not listed and not checkpoints:
         return ""
     text = ""
     if checkpoints:
@@ -100,12 +100,12 @@ def events(run: Run) -> str:
             SHAPES.get(str(event.get("event")), ("", False, str(event.get("event"))))[2],
             _detail(event),
         ]
-        for event in told
+        for event in listed
     ]
-    body = f'<div class="scroll">{table(["step", "what", "detail"], rows[:50])}</div>' if rows else ""
+    body = table(["step", "what", "detail"], rows[:50]) if rows else ""
     if len(rows) > 50:
-        body += f'<p class="note">{len(rows) - 50} more stand in metrics.jsonl.</p>'
-    return section("Events", text or "What happened besides training.", body)
+        body += f'<p class="note">{len(rows) - 50} more are in metrics.jsonl.</p>'
+    return section("Events", text or "Events other than training.", body)
 
 
 def _detail(event: Event) -> str:
@@ -136,7 +136,7 @@ def machine(run: Run) -> str:
         ("puna", start.get("puna")),
     ]
     rows = [[name, f"{v:,}" if isinstance(v, int) else str(v)] for name, v in facts if v not in (None, "")]
-    body = f'<div class="scroll">{table(["", "value"], rows, head=False)}</div>' if rows else ""
+    body = table(["", "value"], rows, head=False) if rows else ""
     if run.recipe:
         recipe = f'<pre tabindex="0"><code>{escape(run.recipe)}</code></pre>'
         body += f"<details><summary>The resolved recipe</summary>{recipe}</details>"

@@ -1,14 +1,14 @@
-"""What a stage of tuning measured of itself, as a section of a report: one small chart for each measure."""
+"""The measures of a tuning stage, as a section with one small chart for each."""
 
 from puna.core.page import section
 from puna.core.plots import Series, line_chart
 from puna.train.report.run_data import Points, Run, points
 
-_NOTE = "By the names that the stage gives them: while it trained, and on what was held out."
+_NOTE = "Measures of the stage by name: during training, and on held-out data."
 
 
 def stage_measures(run: Run) -> str:
-    """The section; empty for a run that has no measures of its own, such as one of pretraining."""
+    """Render the section; empty for a run without measures of its own, such as pretraining."""
     events = [*run.train, *run.evals]
     names = dict.fromkeys(name for event in events for name in event.get("metrics") or {})
     charts = [_chart(name, _of(run, "train", name), _of(run, "evals", name)) for name in names]

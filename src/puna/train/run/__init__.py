@@ -1,1 +1,1 @@
-"""A run from outside: its directory, its processes, its checkpoints, its metrics, its signals."""
+"""A run's directory, processes, checkpoints, metrics and signals."""

@@ -1,14 +1,14 @@
-"""Checkpoints of a run: written beside the training, whole or not at all, and never trusted unread.
+"""Checkpoints: written in the background, atomically, and verified before they are read.
 
-torch.distributed.checkpoint (DCP) writes the tensors: every process its shards, so that another number of processes
-can read them. Around it stands what DCP leaves open. Tensors are copied to the CPU first and written by a background
-thread while training changes the weights. They go to `checkpoints/.step-N.tmp`; when every process is done, a
-`manifest.json` with the size and SHA-256 of each file is written last, everything is synced, and process 0 renames
-the folder to `checkpoints/step-N`. A name without a dot is therefore always a whole checkpoint. Before one is read
-its hashes are checked; a damaged one is named and the one before it is used.
+torch.distributed.checkpoint (DCP) writes the tensors, each process its shards, so that a different number of processes
+can read them. This module adds what DCP does not do. Tensors are copied to the CPU first and written by a background
+thread while training changes the weights. They go to `checkpoints/.step-N.tmp`. When every process is done,
+`manifest.json`, with the size and SHA-256 of each file, is written last, everything is synced, and process 0 renames
+the folder to `checkpoints/step-N`. A name without a dot is therefore always a complete checkpoint. Before a checkpoint
+is read its hashes are checked; a damaged one is reported and the one before it is used.
 
-Time goes forward: once step N is safely in place, checkpoints later than N are removed. They were damaged, or they
-belong to a stretch that a roll-back has undone.
+Once step N is safely in place, checkpoints later than N are removed: they were damaged, or they belong to steps that a
+roll-back has undone.
 """
 
 import contextlib
@@ -41,10 +41,11 @@ MANIFEST = "manifest.json"
 
 
 class Checkpointer:
-    """Saves and loads the state of one run. Made by every process of it; save, wait and load are collective.
+    """Saves and loads the state of one run.
 
-    run_dir: the run directory; checkpoints lie in its folder `checkpoints`. fingerprint: a JSON-able dictionary of
-    everything that must be the same for a checkpoint to be usable (model shape, corpus hash, ...), possibly nested.
+    Created by every process of it; save, wait and load are collective. run_dir: the run directory; checkpoints are
+    stored in its folder `checkpoints`. fingerprint: a JSON-able dictionary of everything that must be the same for a
+    checkpoint to be usable (model shape, corpus hash, ...), possibly nested.
     """
 
     def __init__(self, run_dir: Path, config: CheckpointConfig, fingerprint: Mapping[str, Any]) -> None:
@@ -52,14 +53,14 @@ class Checkpointer:
         self.config = config
         self.fingerprint: dict[str, Any] = json.loads(json.dumps(fingerprint))
         self.protected: set[int] = set()
-        """Steps whose checkpoints stay beside the newest, such as the best one."""
-        # A process group of its own: the background thread's messages must not mix with those of training.
+        """Steps whose checkpoints are kept in addition to the newest, such as the best one."""
+        # A separate process group: the background thread's messages must not mix with those of training.
         self._group = dist.new_group(backend="gloo", timeout=timedelta(hours=2)) if dist.is_initialized() else None
-        # On a GPU the staged copy is kept and pinned: the same memory serves every save, and copies run at full rate.
+        # On a GPU the staged copy is kept and pinned: the same memory serves every save, and copies run at full speed.
         self._stager = BlockingAsyncStager(cache_staged_state_dict=torch.cuda.is_available())
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
-        # DCP notes each time that there is one process only; for us that is the normal case.
+        # DCP warns each time that there is only one process, which is the normal case here.
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         if self._rank == 0:
             self._clean()
@@ -67,11 +68,11 @@ class Checkpointer:
     # -- saving ------------------------------------------------------------------------------------------------------
 
     def save(self, step: int, state: dict[str, Any], meta: Mapping[str, Any], *, wait: bool) -> None:
-        """Keep `state` as the checkpoint of `step`. Returns as soon as the tensors may change again.
+        """Save `state` as the checkpoint of `step`. Returns as soon as the tensors may change again.
 
         state: nested dictionary of tensors and DTensors. meta: small JSON-able dictionary. wait: return only when the
-        checkpoint is in place (always so when the recipe says checkpoint.asynchronous = false).
-        Raises PunaError when this save, or an earlier one in the background, failed; earlier checkpoints stay.
+        checkpoint is in place (always so with checkpoint.asynchronous = false). Raises PunaError when this save, or an
+        earlier one in the background, failed; earlier checkpoints are kept.
         """
         self.wait()
         _only_tensors(state)
@@ -93,13 +94,16 @@ class Checkpointer:
             )
 
     def wait(self) -> None:
-        """Wait for a save in the background. Raises PunaError when it failed; earlier checkpoints stay."""
+        """Wait for a save in the background.
+
+        Raises PunaError when it failed; earlier checkpoints are kept.
+        """
         pending, self._pending = self._pending, None
         if pending is not None:
             pending.result()
 
     def close(self) -> None:
-        """Wait for a save in the background and end its thread. Errors as `wait`."""
+        """Wait for a save in the background and end its thread. Raises the same errors as `wait`."""
         try:
             self.wait()
         finally:
@@ -111,7 +115,10 @@ class Checkpointer:
         return sorted(int(match[1]) for match in names if match)
 
     def _commit(self, write: Callable[[], object], temporary: Path, step: int, meta: dict[str, Any]) -> None:
-        """Write the files, then make them `step-N`, or fail on every process with the same sentence."""
+        """Write the files and publish them as `step-N`, or fail on every process alike.
+
+        All processes raise the same message.
+        """
         final = self.folder / f"step-{step}"
         problem, files = "", {}
         try:
@@ -140,7 +147,10 @@ class Checkpointer:
             raise PunaError(f"The checkpoint of step {step} was not saved. {problem}", f"Checkpoints in place: {kept}.")
 
     def _own_files(self, folder: Path) -> dict[str, dict[str, Any]]:
-        """Size and hash of each file this process wrote: DCP prefixes a process's files with its rank."""
+        """Size and hash of each file that this process wrote.
+
+        DCP prefixes a process's files with its rank.
+        """
         own = sorted(folder.glob(f"__{self._rank}_*"))
         if self._rank == 0:
             own.append(folder / ".metadata")
@@ -167,7 +177,10 @@ class Checkpointer:
         shutil.rmtree(old, ignore_errors=True)
 
     def _prune(self, saved: int) -> None:
-        """Remove what neither `keep`, `keep_every` nor `protected` wants, and what is later than the one just saved."""
+        """Remove checkpoints that no setting keeps, and those later than the one just saved.
+
+        The settings are `keep`, `keep_every` and `protected`.
+        """
         steps = self.steps()
         wanted = {step for step in steps if step <= saved}
         newest = set(sorted(wanted)[-self.config.keep :])
@@ -177,7 +190,7 @@ class Checkpointer:
             shutil.rmtree(self.folder / f"step-{step}", ignore_errors=True)
 
     def _clean(self) -> None:
-        """Remove what an interrupted save left; put back a checkpoint that was being replaced."""
+        """Remove what an interrupted save left, and restore a checkpoint that was being replaced."""
         for old in self.folder.glob(".step-*.old"):
             final = self.folder / old.name.removeprefix(".").removesuffix(".old")
             if not final.exists():
@@ -190,11 +203,11 @@ class Checkpointer:
     # -- loading -----------------------------------------------------------------------------------------------------
 
     def load(self, state: dict[str, Any], *, before: int | None = None) -> dict[str, Any] | None:
-        """Load the newest good checkpoint (of a step below `before`) into the tensors of `state`, in place.
+        """Load the newest good checkpoint (of a step below `before`) into `state`, in place.
 
-        Returns its meta with at least "step", or None when there is no checkpoint. A damaged one is named on stderr
+        Returns its meta with at least "step", or None when there is no checkpoint. A damaged one is reported on stderr
         and the one before it is used. Raises PunaError when all are damaged, or when the checkpoint belongs to another
-        run: the first differing entry of the fingerprint is named.
+        run, naming the first entry of the fingerprint that differs.
         """
         self.wait()
         _only_tensors(state)
@@ -214,12 +227,15 @@ class Checkpointer:
         if steps:
             raise PunaError(
                 f"All checkpoints in {self.folder} are damaged ({', '.join(f'step-{step}' for step in steps)}).",
-                "Put back a copy of one of them, or start the run anew in another run directory.",
+                "Restore one of them from a copy, or start the run again in another run directory.",
             )
         return None
 
     def _damage(self, path: Path, files: Mapping[str, Mapping[str, Any]]) -> str:
-        """What is wrong with the files of a checkpoint, or "". Each process checks its share; all get the verdict."""
+        """Describe the damage in the files of a checkpoint, or "".
+
+        Each process checks its share; all get the result.
+        """
         problem = ""
         for name in sorted(files)[self._rank :: self._size]:
             problem = problem or _file_damage(path / name, files[name])
@@ -273,7 +289,7 @@ class Checkpointer:
 
 
 class _Writer(dcp.FileSystemWriter):
-    """DCP's writer, which lets an error of the disk through as what it is.
+    """DCP's writer, with errors of the disk passed through unchanged.
 
     torch's zip writer turns a full disk into a RuntimeError about positions in the archive, with the real error as
     its context; that context would be lost on the way to the other processes.
@@ -290,7 +306,7 @@ class _Writer(dcp.FileSystemWriter):
 
 @contextlib.contextmanager
 def _plain_errors(path: Path) -> Any:
-    """Turn what can go wrong while writing `path` into a PunaError."""
+    """Turn errors while writing `path` into a PunaError."""
     try:
         with disk_errors(path):
             try:
@@ -298,7 +314,8 @@ def _plain_errors(path: Path) -> Any:
             except CheckpointException as error:
                 raise _first_cause(error) from error
     except OSError as error:
-        raise PunaError(f"{path} could not be written ({error.strerror or error}).", "Look after the disk.") from error
+        problem = f"{path} could not be written ({error.strerror or error})."
+        raise PunaError(problem, "Check free space and permissions.") from error
 
 
 def _first_cause(error: CheckpointException) -> BaseException:
@@ -306,7 +323,7 @@ def _first_cause(error: CheckpointException) -> BaseException:
 
 
 def _only_tensors(state: Mapping[str, Any], prefix: str = "") -> None:
-    # DCP would pickle anything else, and replace it on loading instead of filling it.
+    # DCP would pickle anything else, and replace it on loading instead of filling it in place.
     for key, value in state.items():
         if isinstance(value, Mapping):
             _only_tensors(value, f"{prefix}{key}.")
@@ -327,7 +344,7 @@ def _read_manifest(path: Path) -> tuple[dict[str, Any], str]:
     except (PunaError, OSError) as error:
         return {}, str(error).rstrip(".")
     if not isinstance(manifest, dict) or manifest.get("sha256") != _manifest_hash(manifest):
-        return {}, f"{MANIFEST} is not as it was written (its hash differs)"
+        return {}, f"{MANIFEST} has changed since it was written (its hash differs)"
     return manifest, ""
 
 
@@ -337,7 +354,7 @@ def _file_damage(path: Path, record: Mapping[str, Any]) -> str:
         if size != record["bytes"]:
             return f"{path.name} has {size:,} bytes instead of {record['bytes']:,}"
         if sha256_file(path) != record["sha256"]:
-            return f"{path.name} is not as it was written (its hash differs)"
+            return f"{path.name} has changed since it was written (its hash differs)"
     except OSError as error:
         return f"{path.name} cannot be read ({error.strerror or error})"
     return ""

@@ -1,9 +1,9 @@
-"""Several processes of one run on this machine: started together, stopped together.
+"""Start and stop several processes of one run on this machine together.
 
 Sets what torchrun would set (RANK, WORLD_SIZE, MASTER_ADDR, ...), so the same training code runs here, under torchrun
-and under a cluster's launcher. torchrun itself restarts workers and gives them 30 seconds to leave, which suits a
-cluster; on one machine the person at the keyboard should be heard: the first Ctrl-C (or SIGTERM) is passed on once, so
-that every process saves and leaves, however long that takes, and the second one is passed on too.
+and under a cluster's launcher. torchrun itself restarts workers and gives them 30 seconds to exit, which suits a
+cluster. On one machine the user decides: the first Ctrl-C (or SIGTERM) is forwarded once, so that every process saves
+and exits, however long that takes, and the second one is forwarded too.
 """
 
 import ctypes
@@ -20,15 +20,16 @@ from types import FrameType
 from puna.train.measure.device import cores
 
 # When one process has failed, the others get this long to fail by themselves (they usually meet the same error, and
-# end cleanly); then they are killed, since without it they would wait for it forever.
+# end cleanly). Then they are killed, because otherwise they would wait for it forever.
 _GRACE_SECONDS = 10.0
 
 
 def launch(command: Sequence[str], processes: int) -> int:
-    """Run `command` as `processes` processes of one run and wait for them. Returns the exit code of the run.
+    """Run `command` as `processes` processes of one run and wait for them.
 
-    One process runs as it is, without a process group. Process 0 keeps this terminal; of the others only the last
-    words of one that failed by itself are shown. All of them end when this process does, however it ends (on Linux).
+    Returns the exit code of the run. A single process runs unchanged, without a process group. Process 0 keeps this
+    terminal; of the others only the last output of one that failed by itself is shown. All of them end when this
+    process does, however it ends (on Linux).
     """
     first = {} if processes == 1 else _environment(processes)
     with tempfile.TemporaryFile() as quiet:
@@ -40,7 +41,7 @@ def launch(command: Sequence[str], processes: int) -> int:
                 subprocess.Popen(
                     command,
                     env=os.environ | first | own,
-                    start_new_session=True,  # or the terminal's Ctrl-C would reach them a second time
+                    start_new_session=True,  # otherwise the terminal's Ctrl-C would reach them a second time
                     preexec_fn=_end_with_parent if sys.platform == "linux" else None,
                     **streams,  # type: ignore[call-overload]
                 )
@@ -53,7 +54,10 @@ def launch(command: Sequence[str], processes: int) -> int:
 
 
 def _wait(workers: list[subprocess.Popen[bytes]]) -> int:
-    """Wait for all workers, passing SIGINT and SIGTERM on. Returns the first failure's exit code, or 0."""
+    """Wait for all workers, forwarding SIGINT and SIGTERM.
+
+    Returns the first failure's exit code, or 0.
+    """
     asked: list[int] = []
 
     def pass_on(number: int, _frame: FrameType | None) -> None:
@@ -90,14 +94,14 @@ def _environment(processes: int) -> dict[str, str]:
         port = probe.getsockname()[1]
     environment = {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
     environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    # The processes share the cores; left alone, each would start a thread on every one of them.
+    # The processes share the cores; by default each would start a thread on every core.
     environment["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", str(max(1, cores() // processes)))
-    # All of them are here: gloo need not know this machine's name or its network.
+    # All processes are local: gloo does not need this machine's name or network.
     loopback = "lo0" if sys.platform == "darwin" else "lo"
     environment["GLOO_SOCKET_IFNAME"] = os.environ.get("GLOO_SOCKET_IFNAME", loopback)
     return environment
 
 
 def _end_with_parent() -> None:
-    """In a new child on Linux: be killed when the parent goes (prctl(2), PR_SET_PDEATHSIG = 1)."""
+    """In a new child on Linux: be killed when the parent ends (prctl(2), PR_SET_PDEATHSIG = 1)."""
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)

@@ -1,9 +1,9 @@
-"""The diary of a run: one JSON object a line in `metrics.jsonl`, and the same events to whoever else listens.
+"""The log of a run: one JSON object per line, and the same events to every observer.
 
-The file is the truth: the live view, the report, TensorBoard and the trackers all get the events that stand in it. Each
-line reaches the kernel in one write, so a killed process leaves whole lines (at worst one torn line after a power cut
-or on a full disk, which reading tolerates and resuming removes). Floats are written with repr, so two runs can be
-compared bit for bit; NaN and infinity become null, as JSON has neither.
+The file is the source of truth: the live view, the report, TensorBoard and the trackers all get the events that are in
+it. Each line reaches the kernel in one write, so a killed process leaves complete lines (at worst one partial line
+after a power cut or on a full disk, which reading tolerates and resuming removes). Floats are written with repr, so two
+runs can be compared bit for bit; NaN and infinity become null, because JSON has neither.
 """
 
 import json
@@ -24,16 +24,17 @@ Event = dict[str, Any]
 
 FILE = "metrics.jsonl"
 DROPPED = "metrics.dropped.jsonl"
+_TAIL = 1 << 20  # bytes that hold the last line, however many measures it has
 
 
 class MetricsLog:
-    """Writes events to `run_dir`/metrics.jsonl and hands them on.
+    """Writes events to `run_dir`/metrics.jsonl and forwards them.
 
-    log: which trackers are wanted. resume_step: the step the run goes on from; lines of later steps are moved to
-    metrics.dropped.jsonl, since those steps will happen again. None: a new run. observers: called with every event.
-    Raises PunaError when a new run finds lines already there, or a wanted tracker is not installed.
+    log: which trackers to use. resume_step: the step that the run resumes from; lines of later steps are moved to
+    metrics.dropped.jsonl, because those steps will run again. None: a new run. observers: called with every event.
+    Raises PunaError when a new run finds lines already there, or a requested tracker is not installed.
 
-    A tracker that fails later is switched off with a note: a run does not die of a dashboard.
+    A tracker that fails later is disabled with a note: a dashboard must not end a run.
     """
 
     def __init__(
@@ -49,8 +50,8 @@ class MetricsLog:
         if resume_step is None:
             if self.path.exists() and self.path.stat().st_size:
                 raise PunaError(
-                    f"{self.path} already holds the lines of a run.",
-                    f"Go on with it (puna train --resume {run_dir}) or choose another run directory.",
+                    f"{self.path} already contains a run.",
+                    f"Resume it (puna train --resume {run_dir}) or choose another run directory.",
                 )
         elif self.path.exists():
             _truncate(self.path, resume_step)
@@ -60,7 +61,7 @@ class MetricsLog:
             self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115 (open for the life of the log)
 
     def write(self, event: Event) -> None:
-        """Write one event and hand it to everyone who listens. Raises PunaError when the disk is full."""
+        """Write one event and forward it to every observer. Raises PunaError when the disk is full."""
         line = memoryview((json.dumps(_finite(event), ensure_ascii=False, allow_nan=False) + "\n").encode())
         with disk_errors(self.path):
             while line:
@@ -71,7 +72,7 @@ class MetricsLog:
             observer(event)
 
     def close(self) -> None:
-        """Flush to the disk and say goodbye to the trackers. May be called twice."""
+        """Flush to the disk and close the trackers. May be called twice."""
         if self._file.closed:
             return
         with disk_errors(self.path):
@@ -87,11 +88,11 @@ class MetricsLog:
             self._trackers.remove(tracker)
             from rich.markup import escape
 
-            say(f"{tracker.name} is switched off for this run: {escape(f'{type(error).__name__}: {error}')}")
+            say(f"{tracker.name} is disabled for this run: {escape(f'{type(error).__name__}: {error}')}")
 
 
 def read_metrics(run_dir: Path) -> list[Event]:
-    """All events of a run, in the order written. A torn last line is left out.
+    """Read all events of a run, in the order written. A partial last line is left out.
 
     Raises PunaError when the directory or its metrics are missing, or a line in the middle is damaged.
     """
@@ -99,7 +100,7 @@ def read_metrics(run_dir: Path) -> list[Event]:
     if not run_dir.is_dir():
         raise PunaError(f"{run_dir} is not a run directory: it does not exist.", "Check the path.")
     if not path.is_file():
-        raise PunaError(f"{run_dir} holds no {FILE}.", "Give the directory of a run that has started.")
+        raise PunaError(f"{run_dir} has no {FILE}.", "Give the directory of a run that has started.")
     lines = path.read_bytes().split(b"\n")
     events: list[Event] = []
     for number, line in enumerate(lines, 1):
@@ -109,15 +110,27 @@ def read_metrics(run_dir: Path) -> list[Event]:
         if event is None:
             if number == len(lines):
                 break
-            raise PunaError(f"{path}, line {number} is not a JSON object.", "The file is damaged; mend that line.")
+            raise PunaError(f"{path}, line {number} is not a JSON object.", "The file is damaged; fix that line.")
         events.append(event)
     return events
 
 
-def without_abandoned(events: Sequence[Event]) -> list[Event]:
-    """Events of the course the run kept: what a roll-back undid is left out, "event" and "start" lines all stay.
+def last_event(run_dir: Path) -> Event | None:
+    """The newest event of a run, read from the end of its file; None where there is none or the last line is torn."""
+    path = run_dir / FILE
+    if not path.is_file():
+        return None
+    with open(path, "rb") as file:
+        file.seek(max(0, path.stat().st_size - _TAIL))
+        lines = file.read().splitlines()
+    return _parse(lines[-1]) if lines else None
 
-    A roll-back goes to an earlier step and the steps after it happen again; the later line of a step is the valid one.
+
+def without_abandoned(events: Sequence[Event]) -> list[Event]:
+    """Keep the events of the steps that count: those undone by a roll-back are left out.
+
+    Lines of kind "event" and "start" are all kept. A roll-back returns to an earlier step and the steps after it run
+    again; the later line of a step is the valid one.
     """
     kept: list[Event] = []
     newest = -1
@@ -140,7 +153,7 @@ def _parse(line: bytes) -> Event | None:
 
 
 def _finite(value: Any) -> Any:
-    """The same value with None for NaN and infinity."""
+    """Replace NaN and infinity by None."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
@@ -151,7 +164,10 @@ def _finite(value: Any) -> Any:
 
 
 def _truncate(path: Path, resume_step: int) -> None:
-    """Move lines of steps after `resume_step`, and a torn last line, to metrics.dropped.jsonl; kept bytes stay."""
+    """Move lines after `resume_step`, and a partial last line, to metrics.dropped.jsonl.
+
+    Other bytes stay.
+    """
     kept: list[bytes] = []
     dropped: list[bytes] = []
     for line in path.read_bytes().splitlines(keepends=True):
@@ -163,7 +179,7 @@ def _truncate(path: Path, resume_step: int) -> None:
         file.writelines(line if line.endswith(b"\n") else line + b"\n" for line in dropped)
         file.flush()
         os.fsync(file.fileno())
-    # The dropped lines are safe before the file shrinks: a crash in between repeats them there, and loses none.
+    # The dropped lines are stored before the file shrinks: a crash in between repeats them there, and loses none.
     write_bytes(path, b"".join(kept))
 
 
@@ -182,7 +198,10 @@ def _trackers(run_dir: Path, log: TrackConfig, resume_step: int | None) -> list[
 
 
 def scalars(event: Event) -> dict[str, float]:
-    """The finite numbers of a train, eval or end event as flat names: {"train/loss": 2.3, "train/mfu/full": 0.4, …}."""
+    """The finite numbers of a train, eval or end event as flat names.
+
+    An example is {"train/loss": 2.3, "train/mfu/full": 0.4, …}.
+    """
     if event["kind"] not in ("train", "eval", "end"):
         return {}
     flat: dict[str, float] = {}
@@ -208,7 +227,7 @@ class _TensorBoard:
             raise PunaError(
                 "log.tensorboard is on but TensorBoard is not installed.", "pip install tensorboard"
             ) from None
-        # purge_step tells TensorBoard to forget the steps that will happen again.
+        # purge_step makes TensorBoard discard the steps that will run again.
         purge = None if resume_step is None else resume_step + 1
         self._writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=purge)
 
@@ -239,7 +258,7 @@ class _Wandb:
         self._run = wandb.init(
             project=project, name=run_dir.name, dir=str(run_dir), id=_tracker_id(run_dir, "wandb"), resume="allow"
         )
-        # Our step is a metric of its own: wandb's counter only grows, and a resumed run goes back to its checkpoint.
+        # Puna's step is a separate metric: wandb's counter only grows, and a resumed run returns to its checkpoint.
         self._run.define_metric("step")
         self._run.define_metric("*", step_metric="step")
 
@@ -279,7 +298,7 @@ class _Trackio:
 
 
 def _tracker_id(run_dir: Path, tracker: str) -> str:
-    """A random id kept in the run directory, so that a resumed run goes on under the same name."""
+    """A random id stored in the run directory, under which a resumed run continues."""
     path = run_dir / "trackers.json"
     ids = read_json(path) if path.exists() else {}
     if tracker not in ids:

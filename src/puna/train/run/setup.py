@@ -1,4 +1,4 @@
-"""What is settled before the first step: a corpus that fits the recipe, and the layout."""
+"""Checks before the first step: a corpus that fits the recipe."""
 
 from pathlib import Path
 
@@ -8,10 +8,13 @@ from puna.train.recipe import Recipe
 
 
 def open_corpus(recipe: Recipe) -> Corpus:
-    """The recipe's corpus, checked against its model and tokenizer. Raises PunaError when they do not match."""
+    """The recipe's corpus, checked against its model and tokenizer.
+
+    Raises PunaError when they do not match.
+    """
     if not recipe.corpus:
         raise PunaError(
-            "The recipe names no corpus.", 'Set corpus = "corpora/..." or give corpus=DIR on the command line.'
+            "The recipe names no corpus.", 'Set corpus = "corpora/..." or pass corpus=DIR on the command line.'
         )
     corpus = Corpus.open(Path(recipe.corpus))
     if corpus.vocab_size > recipe.model.vocab_size:
@@ -25,7 +28,7 @@ def open_corpus(recipe: Recipe) -> Corpus:
 
         if Tokenizer.load(Path(recipe.tokenizer)).hash != corpus.tokenizer_hash:
             raise PunaError(
-                f"The corpus {recipe.corpus} was made with another tokenizer than {recipe.tokenizer}.",
-                "Build the corpus with that tokenizer, or leave `tokenizer` out of the recipe.",
+                f"The corpus {recipe.corpus} was built with a different tokenizer than {recipe.tokenizer}.",
+                "Build the corpus with that tokenizer, or remove `tokenizer` from the recipe.",
             )
     return corpus

@@ -1,4 +1,7 @@
-"""Being asked to stop: the first SIGINT or SIGTERM lets the step finish, a second SIGINT leaves at once."""
+"""Stop on signals: the first lets the step finish, a second SIGINT exits at once.
+
+The first may be SIGINT or SIGTERM.
+"""
 
 import contextlib
 import signal
@@ -13,11 +16,11 @@ from puna.core.console import say
 
 
 class StopRequest:
-    """Which signal asked this process to stop; 0 while none did."""
+    """The signal that asked this process to stop; 0 if none did."""
 
     def __init__(self, *, first: bool) -> None:
         self.signal = 0
-        self._first = first  # speaks for all processes of the run
+        self._first = first  # prints for all processes of the run
 
     @property
     def name(self) -> str:
@@ -25,19 +28,22 @@ class StopRequest:
         return signal.Signals(self.signal).name
 
     def agreed(self) -> bool:
-        """Whether any process of the run was asked; all of them get the same answer before the next step."""
+        """Whether any process of the run was asked to stop.
+
+        All get the same answer before the next step.
+        """
         if not dist.is_initialized() or dist.get_world_size() == 1:
             return self.signal != 0
         asked = torch.tensor(self.signal)
         dist.all_reduce(asked, op=dist.ReduceOp.MAX)
-        said = int(asked.item())
-        if said:  # else a signal that came while all were being asked waits here for the next time
-            self.signal = said
-        return said != 0
+        received = int(asked.item())
+        if received:  # a signal that arrives during the exchange waits for the next one
+            self.signal = received
+        return received != 0
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """Take the two signals while the block runs (in the main thread; elsewhere nothing changes)."""
+        """Handle the two signals while the block runs (only in the main thread)."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -53,4 +59,4 @@ class StopRequest:
             raise KeyboardInterrupt
         self.signal = number
         if self._first:
-            say("[yellow]Stopping after this step; a checkpoint will be saved. Ctrl-C again leaves at once.[/]")
+            say("[yellow]Stopping after this step; a checkpoint will be saved. Ctrl-C again exits at once.[/]")

@@ -1,23 +1,25 @@
-"""Proof that stopping and resuming changes nothing, made with a recipe on the machine at hand.
+"""Verify, with a recipe on this machine, that stopping and resuming changes nothing.
 
 The recipe is trained for a few steps straight through; trained again and killed with SIGKILL at a random step; resumed
 from what the killed run left. Every step's loss must be the same to the last bit, and so must the final weights. Then
 the killed run is resumed by more processes, killed once more, and resumed by still more: every row of every batch must
 be the one the straight run saw (compared by hash), and losses may differ only as sums in another order do.
+`verify_layouts` hands one run through tensor, pipeline and context parallelism in the same way.
 
-Each run is processes of its own, started from here with this module as their program; the kill comes from within,
-right before the chosen step, so nothing has a chance to tidy up.
+Each run has its own processes, started from here with this module as their program. The kill comes from inside, right
+before the chosen step, so no clean-up can run.
 """
 
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import random
 import shutil
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,20 +28,24 @@ from puna.core.errors import PunaError
 from puna.core.files import write_text
 from puna.core.recipe import dump
 from puna.data.corpus import Corpus
+from puna.model.layout import LayoutConfig
 from puna.train.measure.machine import measure
 from puna.train.recipe import Recipe
 from puna.train.run.launch import launch
 from puna.train.run.metrics import read_metrics
 
-# Losses of the same rows shared by another number of processes: sums in another order, nothing else.
+# Losses of the same rows, shared by a different number of processes: only the order of sums differs.
 TOLERANCE = 1e-5
-# bf16 has 8 bits of mantissa: what is rounded differently there shows in the third digit.
+# bf16 has 8 bits of mantissa: different rounding shows in the third digit.
 TOLERANCE_BF16 = 2e-2
 
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """One comparison with the straight run. compared: how many values; passed: whether all agree."""
+    """One comparison with the straight run.
+
+    compared: number of values; passed: whether all agree.
+    """
 
     what: str
     compared: int
@@ -50,17 +56,18 @@ class Check:
 def verify_resume(
     recipe: Recipe, folder: Path, *, steps: int = 20, processes: Sequence[int] = (1, 2, 4)
 ) -> list[Check]:
-    """Run the proof in `folder` (runs straight, killed and elastic are left there). Returns what was compared.
+    """Run the verification in `folder` and return what was compared.
 
-    recipe: must name a corpus directory. steps: length of each run, at least 8. processes: the first number makes the
-    straight, the killed and the resumed run; each further one takes the run over from the one before.
+    The runs straight, killed and elastic stay in the folder. recipe: must name a corpus directory. steps: length of
+    each run, at least 8. processes: the first number makes the straight, the killed and the resumed run; each further
+    one continues the run from the one before.
     Raises PunaError when a run fails for another reason than being killed.
     """
     if steps < 8:
-        raise PunaError(f"{steps} steps are too few for two kills.", "Give --steps of at least 8.")
+        raise PunaError(f"{steps} steps are too few for two kills.", "Use --steps of at least 8.")
     if any(recipe.train.batch % count for count in processes) or not processes or min(processes) < 1:
         raise PunaError(
-            f"train.batch = {recipe.train.batch} rows cannot be shared evenly by {', '.join(map(str, processes))} "
+            f"train.batch = {recipe.train.batch} rows cannot be divided evenly among {', '.join(map(str, processes))} "
             "processes.",
             "Choose --nproc among its divisors.",
         )
@@ -84,7 +91,7 @@ def verify_resume(
     path = str(processes[0])
     for number, count in enumerate(processes[1:], 2):
         last = number == len(processes)
-        # Each takes over where at least one more checkpoint was written, and is killed in its turn.
+        # Each continues after at least one more checkpoint was written, and is then killed as well.
         die_at = steps if last else min(steps - 1, die_at + random.randint(every, 2 * every))
         path += f" -> {count}"
         runner.run(f"Resuming with {count} processes", elastic, count, resume=True, die_at=None if last else die_at)
@@ -98,6 +105,58 @@ def verify_resume(
     return checks
 
 
+# What `--layouts` goes through: each takes the run over from the one before, on as many processes as it needs.
+LAYOUTS: tuple[Mapping[str, int], ...] = ({"tp": 2}, {"pp": 2}, {"cp": 2}, {"tp": 2, "pp": 2}, {"dp_shard": 2, "tp": 2})
+
+
+def verify_layouts(
+    recipe: Recipe, folder: Path, *, steps: int = 20, layouts: Sequence[Mapping[str, int]] = LAYOUTS
+) -> list[Check]:
+    """One run handed from layout to layout, killed each time, beside one straight through on a single process.
+
+    The rest as in `verify_resume`. Layouts that the model or the batch cannot have are left out, and named.
+    """
+    if steps < 2 * len(layouts):
+        raise PunaError(f"{steps} steps are too few for {len(layouts)} kills.", f"Give --steps of {2 * len(layouts)}.")
+    Corpus.open(Path(recipe.corpus))
+    checks, taken = [], []
+    for sizes in layouts:
+        layout = LayoutConfig(**{"dp_shard": 1, **sizes})
+        problem = layout.problem_with(recipe.model, recipe.train.seq_len)
+        count = math.prod(sizes.values())
+        try:
+            layout.resolve(count, batch=recipe.train.batch, micro_batch=recipe.train.micro_batch)
+        except PunaError as error:
+            problem = problem or str(error)
+        if problem:
+            checks.append(Check(f"{_words(sizes)}: left out", 0, True, problem))
+        else:
+            taken.append((sizes, count))
+    recipe = _prepared(recipe, steps, 1)
+    runner = _Runner(folder, recipe)
+    straight, moved = folder / "straight", folder / "layouts"
+    runner.run("Training straight through", straight, 1)
+    stretch = max(1, steps // (len(taken) + 1))
+    runner.run("Training again, to be killed", moved, 1, die_at=stretch)
+    path = "1 process"
+    for number, (sizes, count) in enumerate(taken, 2):
+        last = number == len(taken) + 1
+        path += f" -> {_words(sizes)}"
+        die_at = None if last else number * stretch
+        runner.run(f"Resuming with {_words(sizes)}", moved, count, resume=True, die_at=die_at, layout=sizes)
+    exact = read_metrics(straight)[0]["precision"] == "fp32"
+    tolerance = TOLERANCE if exact else TOLERANCE_BF16
+    return [
+        *checks,
+        _same_batches(straight, moved, f"{path}: rows of batches"),
+        _same_losses(straight, moved, steps, tolerance, f"{path}: losses, to {tolerance:g}"),
+    ]
+
+
+def _words(sizes: Mapping[str, int]) -> str:
+    return " ".join(f"{name} {size}" for name, size in sizes.items())
+
+
 def _prepared(recipe: Recipe, steps: int, every: int) -> Recipe:
     train = recipe.train.model_copy(update={"steps": steps, "tokens": 0})
     log = recipe.log.model_copy(
@@ -109,20 +168,29 @@ def _prepared(recipe: Recipe, steps: int, every: int) -> Recipe:
 
 
 class _Runner:
-    """Starts the runs of one proof."""
+    """Starts the runs of one verification."""
 
     def __init__(self, folder: Path, recipe: Recipe) -> None:
         self.recipe_file = folder / "recipe.toml"
         write_text(self.recipe_file, dump(recipe))
-        self.machine = dataclasses.asdict(dataclasses.replace(measure(), rates=None))  # no prediction is asked for
+        self.machine = dataclasses.asdict(dataclasses.replace(measure(), rates=None))  # no prediction is needed
 
-    def run(self, note: str, run_dir: Path, processes: int, *, resume: bool = False, die_at: int | None = None) -> None:
+    def run(
+        self,
+        note: str,
+        run_dir: Path,
+        processes: int,
+        *,
+        resume: bool = False,
+        die_at: int | None = None,
+        layout: Mapping[str, int] | None = None,
+    ) -> None:
         say(f"{note} ({processes} {'process' if processes == 1 else 'processes'}) …")
         order: dict[str, Any] = {"recipe": str(self.recipe_file), "run_dir": str(run_dir), "machine": self.machine}
-        order |= {"resume": resume, "die_at": die_at}
+        order |= {"resume": resume, "die_at": die_at, "layout": dict(layout or {})}
         code = launch([sys.executable, "-m", "puna.train.run.verify_resume", json.dumps(order)], processes)
         if code != (0 if die_at is None else 128 + signal.SIGKILL):
-            raise PunaError(f"The run in {run_dir} ended with exit code {code}.", "Its last words stand above.")
+            raise PunaError(f"The run in {run_dir} ended with exit code {code}.", "Its last output is above.")
 
 
 # -- comparing ---------------------------------------------------------------------------------------------------------
@@ -149,7 +217,10 @@ def _distance(left: float | None, right: float | None) -> float:
 
 
 def _same_batches(straight: Path, other: Path, what: str) -> Check:
-    """Every row that any process of `other` ever trained on, also in stretches that were lost and done again."""
+    """Compare every row that any process of `other` trained on.
+
+    This includes steps that were lost and repeated.
+    """
     want = {(step, row): digest for step, row, digest in _rows(straight)}
     seen = list(_rows(other))
     wrong = [(step, row) for step, row, digest in seen if want.get((step, row)) != digest]
@@ -192,9 +263,9 @@ def _weights_hash(run_dir: Path) -> str:
 
 
 def run_order(order: dict[str, Any], environment: dict[str, str]) -> None:
-    """Train as `puna train` does, noting the hash of every row and, when told so, dying before a step.
+    """Train as `puna train` does, recording row hashes and, if ordered, dying before a step.
 
-    order: recipe, run_dir, machine, resume, die_at (what `_Runner` wrote). environment: set before torch is told.
+    order: recipe, run_dir, machine, resume, die_at (written by `_Runner`). environment: set before torch is imported.
     """
     os.environ.update(environment)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs to be deterministic
@@ -202,10 +273,10 @@ def run_order(order: dict[str, Any], environment: dict[str, str]) -> None:
 
     from puna.core.recipe import load
     from puna.train.measure.machine import Machine
-    from puna.train.pretrain import Part, Pretraining, train
+    from puna.train.pretrain import Pretraining, PretrainingBatch, train
 
     class Recorder(Pretraining):
-        def batch(self, data_step: int) -> list[Part]:
+        def batch(self, data_step: int) -> list[PretrainingBatch]:
             parts = super().batch(data_step)
             pairs = [pair for part in parts for pair in zip(part.rows.ids.cpu(), part.rows.targets.cpu(), strict=True)]
             rows = [hashlib.sha256(i.numpy().tobytes() + t.numpy().tobytes()).hexdigest()[:16] for i, t in pairs]
@@ -218,7 +289,8 @@ def run_order(order: dict[str, Any], environment: dict[str, str]) -> None:
     if torch.cuda.is_available():
         torch.use_deterministic_algorithms(True, warn_only=True)
     die_at = order["die_at"]
-    recipe = load(Recipe, Path(order["recipe"])).value
+    words = [f"layout.{name}={size}" for name, size in order.get("layout", {}).items()]
+    recipe = load(Recipe, Path(order["recipe"]), words).value
     hooks = {} if die_at is None else {die_at: lambda _: os.kill(os.getpid(), signal.SIGKILL)}
     machine = Machine(**order["machine"])
     train(recipe, Path(order["run_dir"]), resume=order["resume"], hooks=hooks, machine=machine, objective=Recorder)

@@ -9,20 +9,23 @@ from puna.tune.recipe import StageBase
 
 
 class PartConfig(Config):
-    """One of the models."""
+    """One of the models to average."""
 
     path: str = Field(description="model directory")
-    weight: float = Field(1.0, gt=0, description="its share, relative to the others")
+    weight: float = Field(1.0, gt=0, description="weight of this model, relative to the others")
 
 
 class AverageRecipe(StageBase):
-    """The mean of several models' weights (arXiv 2203.05482), as Llama 3 takes it after every stage."""
+    """The mean of several models' weights, which Llama 3 uses after every stage.
+
+    See arXiv 2203.05482.
+    """
 
     stage: Literal["average"] = Field("average", description="averaging of checkpoints")
-    models: tuple[PartConfig, ...] = Field((), description="the models; two at least")
+    models: tuple[PartConfig, ...] = Field((), description="models to average; at least two")
 
     @model_validator(mode="after")
     def _several(self) -> "AverageRecipe":
         if len(self.models) < 2:
-            raise ValueError("models has fewer than two entries. Name the models that are averaged")
+            raise ValueError("models has fewer than two entries. List the models to average")
         return self

@@ -16,9 +16,9 @@ from puna.tune.average.recipe import AverageRecipe
 
 
 def average_models(paths: Sequence[Path], weights: Sequence[float]) -> dict[str, torch.Tensor]:
-    """The weighted mean of each tensor, by name, float32 on the CPU; weights are taken relative to their sum.
+    """The weighted mean of each tensor, by name, float32 on the CPU.
 
-    Raises PunaError when the models do not have the same shape and tokenizer.
+    Weights are relative to their sum. Raises PunaError when the models do not have the same shape and tokenizer.
     """
     first, total = paths[0], sum(weights)
     config, tokenizer = load_config(first), Tokenizer.load(first).hash
@@ -26,9 +26,9 @@ def average_models(paths: Sequence[Path], weights: Sequence[float]) -> dict[str,
         ours, other = (c.model_dump(exclude={"preset"}) for c in (config, load_config(path)))
         differs = [key for key, value in ours.items() if other[key] != value]
         if differs:
-            raise PunaError(f"{path} differs from {first} in {differs[0]}.", "Only models of one shape have a mean.")
+            raise PunaError(f"{path} differs from {first} in {differs[0]}.", "Average only models of the same shape.")
         if Tokenizer.load(path).hash != tokenizer:
-            raise PunaError(f"{path} has another tokenizer than {first}.", "Their embeddings do not belong together.")
+            raise PunaError(f"{path} has a different tokenizer than {first}.", "Their embeddings are not comparable.")
     files = [tensor_files(path, config) for path in paths]
     mean = {}
     for name in files[0]:

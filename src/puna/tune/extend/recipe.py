@@ -10,14 +10,17 @@ from puna.tune.recipe import StageRecipe
 
 
 class ExtendRecipe(StageRecipe):
-    """Pretraining goes on with longer rows and slower rotary angles; train.seq_len is the new context."""
+    """Continues pretraining with longer rows and slower rotary angles.
+
+    train.seq_len is the new context.
+    """
 
     stage: Literal["extend"] = Field("extend", description="long-context extension")
-    corpus: str = Field("", description="corpus directory made by `puna data build`, best with long documents")
+    corpus: str = Field("", description="corpus directory made by `puna data build`, preferably with long documents")
     rope: Literal["theta", "linear", "llama3"] = Field(
         "theta",
         description="theta: a larger base (Llama 3, arXiv 2309.16039); linear: positions divided (arXiv 2306.15595); "
-        "llama3: slow angles divided, fast ones kept (Llama 3.1)",
+        "llama3: slow angles divided, fast angles unchanged (Llama 3.1)",
     )
     rope_theta: float = Field(
         0.0, ge=0, description="rope = 'theta': the new base; 0: old base * factor^(d / (d - 2)), the NTK-aware rule"
@@ -26,13 +29,13 @@ class ExtendRecipe(StageRecipe):
     @model_validator(mode="after")
     def _something(self) -> "ExtendRecipe":
         if not self.corpus:
-            raise ValueError("corpus is empty. Name the corpus directory whose text the model reads on")
+            raise ValueError("corpus is empty. Set it to the corpus directory to continue training on")
         if self.lora.rank:
-            raise ValueError("lora.rank is set, but this stage trains all weights. Leave lora out")
+            raise ValueError("lora.rank is set, but this stage trains all weights. Remove lora")
         return self
 
     def longer(self, model: ModelConfig) -> ModelConfig:
-        """The shape with the new context: train.seq_len times longer rows of the same weights."""
+        """The model's shape with the new context, train.seq_len."""
         old, new = model.max_position_embeddings, self.train.seq_len
         if new <= old:
             raise ValueError(f"train.seq_len = {new} is not longer than the model's context of {old} tokens")
@@ -48,7 +51,7 @@ class ExtendRecipe(StageRecipe):
         return model.model_copy(update=change)
 
     def as_pretraining(self, model: ModelConfig) -> Recipe:
-        """The run that does it."""
+        """The pretraining run that extends the context."""
         common = set(type(self.train).model_fields) - {"final"}
         return Recipe.model_validate(
             {

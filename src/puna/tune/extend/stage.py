@@ -1,6 +1,6 @@
-"""Long-context extension: pretraining goes on with longer rows, after the rotary angles were made slower.
+"""Long-context extension: pretraining with longer rows and slower rotary angles.
 
-Bits per byte at the new length are measured before the first step and at the end, so the stage shows what it gained.
+Bits per byte at the new length are measured before the first step and at the end, to show what the stage gained.
 """
 
 from pathlib import Path
@@ -13,7 +13,7 @@ from puna.tune.extend.recipe import ExtendRecipe
 
 
 class Extension(Pretraining):
-    """Pretraining that is measured before its first step too."""
+    """Pretraining that is also measured before its first step."""
 
     evaluates_first = True
     before: float | None = None
@@ -27,7 +27,7 @@ class Extension(Pretraining):
         return measures
 
     def state(self) -> dict[str, Any]:
-        """The first measurement."""
+        """Return the measurement before the first step."""
         return {"before": self.before}
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -40,12 +40,13 @@ class Extension(Pretraining):
 
 
 def run(recipe: ExtendRecipe, run_dir: Path, **options: Any) -> dict[str, Any]:
-    """Extend; options and result are those of `train.pretrain.train`, with "before" in the last event.
+    """Extend the context; the last event has "before".
 
-    Raises PunaError when the new context is not longer than the old one.
+    Options and result are those of `train.pretrain.train`. Raises PunaError when the new context is not longer than the
+    old one.
     """
     try:
         pretraining = recipe.as_pretraining(load_config(Path(recipe.model)))
     except ValueError as error:
-        raise PunaError(f"{error}.", "Set train.seq_len to the context that the model is to have.") from None
+        raise PunaError(f"{error}.", "Set train.seq_len to the new context of the model.") from None
     return train(pretraining, run_dir, objective=Extension, **options)

@@ -1,1 +1,1 @@
-"""What learns from preferences: reward models, direct preference optimisation and its relatives."""
+"""Stages that learn from preferences: reward models, DPO and its relatives."""

@@ -1,8 +1,9 @@
-"""Direct preference optimisation, with Llama 3's two changes, and IPO, SimPO and KTO in the same objective.
+"""Direct preference optimisation, with Llama 3's two changes, and IPO, SimPO and KTO.
 
-The reference is the model the stage starts from; its log probabilities are computed once, before the first step.
-Headers and end tokens count in neither answer, because both sides have them and the loss would pull them two ways at
-once (Llama 3 saw tails repeated and answers broken off); a fifth of the chosen answer's cross entropy holds the form.
+The reference is the model that the stage starts from; its log probabilities are computed once, before the first step.
+Headers and end tokens do not count in either answer, because both have them and the loss would pull them in opposite
+directions (Llama 3 saw repeated tails and answers that broke off). A fifth of the chosen answer's cross entropy
+preserves the format.
 """
 
 from collections.abc import Iterable, Sequence
@@ -20,17 +21,20 @@ from puna.tune.preference import losses
 from puna.tune.preference.pairs import Judged, Preference, read_judged, read_preferences
 from puna.tune.preference.ranked import Ranked, formatting, numbers_of_step, ranked_of, read_ranked
 from puna.tune.preference.recipe import DPORecipe
-from puna.tune.rows.packing import Rows, lay_out, token_logprobs
+from puna.tune.rows.packing import AnswerRows, collate, token_logprobs
 from puna.tune.stage import Stage, StageObjective, run_stage
 
 
-class Part(NamedTuple):
-    """A micro-batch. reference: (answers,) log probabilities. mismatched: the prompts with the next one's answers."""
+class DPOBatch(NamedTuple):
+    """A micro-batch.
 
-    rows: Rows
+    reference: (answers,) log probabilities. mismatched: prompts with the next prompt's answers.
+    """
+
+    rows: AnswerRows
     good: Tensor
     reference: Tensor
-    mismatched: Rows | None
+    mismatched: AnswerRows | None
     mismatched_reference: Tensor | None
     items: int
     items_everywhere: int
@@ -76,8 +80,8 @@ class DPO(StageObjective):
 
     # -- batches -----------------------------------------------------------------------------------------------------
 
-    def batch(self, data_step: int) -> Sequence[Part]:
-        """This process' preferences of the step."""
+    def batch(self, data_step: int) -> Sequence[DPOBatch]:
+        """This process's preferences of the step."""
         train, share = self.recipe.train, self.stage.share
         numbers = numbers_of_step(len(self.items), train.batch, data_step, train.seed)
         tokens = sum(sum(self.items[number].answers[0].mask) for number in numbers if self.items[number].good)
@@ -87,7 +91,7 @@ class DPO(StageObjective):
             parts.append(self._part(numbers[first : first + share.rows], train.batch, max(1, tokens)))
         return parts
 
-    def _part(self, numbers: Sequence[int], everywhere: int, tokens: int) -> Part:
+    def _part(self, numbers: Sequence[int], everywhere: int, tokens: int) -> DPOBatch:
         device, longest = self.stage.device, self.recipe.train.seq_len
         chosen = [self.everyone[number] for number in numbers]
         reference = torch.tensor([value for number in numbers for value in self.reference[number]], device=device)
@@ -98,12 +102,15 @@ class DPO(StageObjective):
             reference_moved = torch.tensor(values, device=device)
         good = torch.tensor([item.good for item in chosen], device=device)
         rows = _rows(chosen, longest, device)
-        return Part(rows, good, reference, moved, reference_moved, len(numbers), everywhere, tokens)
+        return DPOBatch(rows, good, reference, moved, reference_moved, len(numbers), everywhere, tokens)
 
     # -- the loss ----------------------------------------------------------------------------------------------------
 
-    def loss(self, network: nn.Module, batch: Part) -> tuple[Tensor, Metrics]:
-        """The loss of the preferences and the chosen answers' cross entropy, as a share of the batch's."""
+    def loss(self, network: nn.Module, batch: DPOBatch) -> tuple[Tensor, Metrics]:
+        """The preference loss plus the chosen answers' cross entropy.
+
+        Both are a share of the batch's loss.
+        """
         each, chosen_nll, measures = self._losses(network, batch)
         share = 1.0 / batch.items_everywhere
         nll = chosen_nll / batch.chosen_tokens_everywhere
@@ -111,8 +118,11 @@ class DPO(StageObjective):
         loss = each.sum() * share + self.config.nll * nll
         return loss, {**measures, "nll": nll.detach(), "preference": each.sum().detach() * share}
 
-    def _losses(self, network: nn.Module, batch: Part) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """(loss of each preference, cross entropy summed over chosen tokens, measures summed over preferences)."""
+    def _losses(self, network: nn.Module, batch: DPOBatch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Compute losses of preferences, cross entropy of chosen answers, and measures.
+
+        Returns (loss of each preference, cross entropy summed over chosen tokens, measures summed over preferences).
+        """
         config = self.config
         tokens = self._logps(network, batch.rows)
         counted = self._counted(batch.rows)
@@ -148,8 +158,8 @@ class DPO(StageObjective):
         }
         return each, -matrix[0::2].sum(), measures
 
-    def _logps(self, network: nn.Module, rows: Rows) -> Tensor:
-        """Log probability of every token that an answer chose, (tokens,)."""
+    def _logps(self, network: nn.Module, rows: AnswerRows) -> Tensor:
+        """Log probability of every token of the answers, (tokens,)."""
         chunk = self.recipe.train.loss_chunk
 
         def head(hidden: Tensor, weight: Tensor) -> Tensor:
@@ -158,7 +168,7 @@ class DPO(StageObjective):
         logps: Tensor = network(rows.ids, positions=rows.positions, mask=rows.document_mask(), head=head)
         return logps
 
-    def _counted(self, rows: Rows) -> Tensor:
+    def _counted(self, rows: AnswerRows) -> Tensor:
         """(answers, longest), 1 where a token counts in the preference."""
         if not self.config.mask_format:
             return rows.mask
@@ -167,7 +177,7 @@ class DPO(StageObjective):
 
     @torch.no_grad()
     def _reference(self, items: Sequence[Ranked]) -> list[list[float]]:
-        """The reference's log probability of each answer of each item; processes share the work."""
+        """The reference's log probabilities of each answer of each item; processes share the work."""
         stage, rows = self.stage, self.stage.share.rows
         chunks = [list(range(start, min(len(items), start + rows))) for start in range(0, len(items), rows)]
         mine = chunks if stage.sharded else chunks[stage.world.data_rank :: stage.world.data_size]
@@ -187,7 +197,10 @@ class DPO(StageObjective):
 
     @torch.no_grad()
     def evaluate(self, step: int) -> dict[str, float]:
-        """Loss and accuracy on held-out preferences, and accuracy on held-out problems; the latter is the score."""
+        """Loss and accuracy on held-out preferences, and accuracy on held-out problems.
+
+        The latter is the score.
+        """
         measures: dict[str, float] = {}
         if self.heldout:
             numbers = list(range(len(self.items), len(self.items) + len(self.heldout)))
@@ -203,16 +216,16 @@ class DPO(StageObjective):
         return measures | measure_stage(self.stage, self.recipe.measure)
 
     def state(self) -> dict[str, Any]:
-        """Batches are functions of the step alone."""
+        """Empty: batches are functions of the step alone."""
         return {"items": len(self.items)}
 
 
-def _rows(items: Sequence[Ranked], seq_len: int, device: torch.device) -> Rows:
-    return lay_out([row for item in items for row in item.rows(seq_len)], device)
+def _rows(items: Sequence[Ranked], seq_len: int, device: torch.device) -> AnswerRows:
+    return collate([row for item in items for row in item.rows(seq_len)], device)
 
 
 def _moved(items: Sequence[Ranked], number: int, seq_len: int) -> Ranked:
-    """An item's prompt with the next item's answer, which KTO measures the drift with."""
+    """An item's prompt with the next item's answer, from which KTO estimates the drift."""
     prompt, answer = items[number].prompt, items[(number + 1) % len(items)].answers[0]
     room = max(1, seq_len - len(prompt))
     return Ranked(prompt, [answer.__class__(answer.ids[:room], answer.mask[:room], answer.logprobs[:room], False)])
@@ -223,7 +236,10 @@ def _shown(chunks: Sequence[list[int]], show: bool) -> Iterable[list[int]]:
         yield from chunks
         return
     with progress(transient=True) as bar:
-        yield from bar.track(chunks, description="log probabilities of the reference")
+        task = bar.add_task("log probabilities of the reference", total=len(chunks))
+        for chunk in chunks:
+            yield chunk
+            bar.advance(task)
 
 
 def run(recipe: DPORecipe, run_dir: Path, **options: Any) -> dict[str, Any]:

@@ -1,8 +1,8 @@
-"""Losses that prefer one answer to another, each a few lines on log probabilities of whole answers.
+"""Losses that prefer one answer to another, on log probabilities of complete answers.
 
-Everywhere: chosen, rejected, logps are (pairs,) or (answers,), log probabilities summed over an answer's tokens, in
-nats; `reference` means the same under the policy that tuning started from. All give one loss for each pair or answer,
-(pairs,) or (answers,), whose mean is minimised. Held to TRL's numbers and gradients by tests.
+In all functions chosen, rejected and logps are (pairs,) or (answers,): log probabilities summed over an answer's
+tokens, in nats. `reference` means the same under the policy that tuning started from. All return one loss per pair or
+answer, (pairs,) or (answers,), whose mean is minimised. Tests compare values and gradients with TRL's.
 """
 
 import torch
@@ -24,9 +24,10 @@ def ipo(
     rejected_tokens: Tensor,
     beta: float,
 ) -> Tensor:
-    """Identity preference optimisation (arXiv 2310.12036, eq. 17) with means over tokens instead of sums.
+    """Identity preference optimisation, with means over tokens instead of sums.
 
-    chosen_tokens, rejected_tokens: (pairs,) how many tokens the sums are over; the authors' own form, as TRL has it.
+    See arXiv 2310.12036, eq. 17. chosen_tokens, rejected_tokens: (pairs,) the number of tokens in the sums; the
+    authors' own form, as in TRL.
     """
     ratio = (chosen - reference_chosen) / chosen_tokens - (rejected - reference_rejected) / rejected_tokens
     return (ratio - 1 / (2 * beta)).square()
@@ -35,17 +36,20 @@ def ipo(
 def simpo(
     chosen: Tensor, rejected: Tensor, chosen_tokens: Tensor, rejected_tokens: Tensor, beta: float, gamma: float
 ) -> Tensor:
-    """Simple preference optimisation (arXiv 2405.14734, eq. 6): mean log probabilities, a margin, no reference."""
+    """Simple preference optimisation: mean log probabilities, a margin, no reference.
+
+    See arXiv 2405.14734, eq. 6.
+    """
     return -F.logsigmoid(beta * (chosen / chosen_tokens - rejected / rejected_tokens) - gamma)
 
 
 def kto(
     logps: Tensor, reference: Tensor, good: Tensor, kl: Tensor, beta: float, weights: tuple[float, float] = (1.0, 1.0)
 ) -> Tensor:
-    """Kahneman-Tversky optimisation (arXiv 2402.01306, eq. 7): answers that are good or bad, without pairs.
+    """Kahneman-Tversky optimisation: answers that are good or bad, without pairs.
 
-    good: (answers,) bool. kl: scalar, how far the policy is from the reference on mismatched answers, not below 0, no
-    gradient. weights: of good and of bad answers.
+    See arXiv 2402.01306, eq. 7. good: (answers,) bool. kl: scalar, the distance of the policy from the reference on
+    mismatched answers, at least 0, without gradient. weights: of good and of bad answers.
     """
     ratio = logps - reference
     gain = 1 - torch.sigmoid(beta * torch.where(good, ratio - kl, kl - ratio))

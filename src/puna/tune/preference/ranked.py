@@ -1,7 +1,7 @@
-"""Ranked answers as tokens and as rows, for everything that learns from preferences.
+"""Ranked answers as tokens and as rows, for all stages that learn from preferences.
 
 Answers to one prompt share a row where they fit, as in `tune.rows.packing`: the prompt is computed once, and each
-answer sees it and itself. Which preferences a step has is a function of the seed and the step.
+answer attends to it and to itself. The preferences of a step are a function of the seed and the step.
 """
 
 import hashlib
@@ -24,14 +24,17 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Ranked:
-    """A prompt's ids and its answers, best first; `good` for one that is judged alone."""
+    """A prompt's ids and its answers, best first.
+
+    `good` is for an answer that is labelled without a pair.
+    """
 
     prompt: list[int]
     answers: list[Answer]
     good: bool = True
 
     def rows(self, seq_len: int) -> list[Row]:
-        """One row for all answers where they fit, else one for each, in their order."""
+        """One row for all answers if they fit, otherwise one row per answer, in order."""
         answers = [(answer, 0.0, 1) for answer in self.answers]
         if len(self.prompt) + sum(len(answer.ids) for answer in self.answers) <= seq_len:
             return [Row(self.prompt, answers)]
@@ -48,16 +51,17 @@ def ranked_of(
     drop: bool = False,
     good: bool = True,
 ) -> Ranked | None:
-    """The ids of a prompt and its answers, each with it at most `seq_len`: cut off, or with `drop` left out.
+    """Tokenize a prompt and its answers, truncated to `seq_len`, or dropped with `drop`.
 
-    None when it is left out, the prompt leaves no room, or what is left of two answers is the same.
+    The length includes the prompt. None when it is dropped, the prompt leaves no room, or two answers are equal after
+    truncation.
     """
     head = render(prompt, tokenizer, tools=tools or None, add_generation_prompt=True).ids
     room = seq_len - len(head)
     made = []
     for answer in answers:
         ids, mask = render([*prompt, *answer], tokenizer, tools=tools or None)
-        assert ids[: len(head)] == head, "the renderer promises that a prompt is a prefix"
+        assert ids[: len(head)] == head, "the renderer guarantees that a prompt is a prefix"
         ids, mask = ids[len(head) :], mask[len(head) :]
         if room < 1 or (drop and len(ids) > room):
             return None
@@ -68,12 +72,12 @@ def ranked_of(
 
 
 def formatting(tokenizer: Tokenizer) -> list[int]:
-    """Ids that are form and not text: headers and end tokens, not markers such as <think>."""
+    """Ids of formatting tokens: headers and end tokens, but not markers such as <think>."""
     return [id for id in tokenizer.special.values() if not tokenizer.token_bytes(id)]
 
 
 def split_heldout(items: Sequence[T], share: float, key: Callable[[T], object]) -> tuple[list[T], list[T]]:
-    """(to train on, held out): what a hash of `key` says, so that the same prompt is on one side."""
+    """Split into (training, held out) by a hash of `key`, so that equal prompts are on one side."""
 
     def place(item: T) -> float:
         text = json.dumps(key(item), sort_keys=True, ensure_ascii=True)
@@ -89,7 +93,10 @@ def read_ranked(
     heldout: float,
     key: Callable[[T], object],
 ) -> tuple[list[Ranked], list[Ranked], list[str]]:
-    """(to train on, held out, sentences about them) of some files. Raises PunaError when nothing is left."""
+    """Read preference files: (training, held out, notes).
+
+    Raises PunaError when no preference is usable.
+    """
     found = [item for name in files for item in read(Path(name))]
     sides = split_heldout(found, heldout, key)
     train, apart = ([ranked for item in side if (ranked := to_ids(item)) is not None] for side in sides)
@@ -101,13 +108,13 @@ def read_ranked(
     left_out = len(found) - len(train) - len(apart)
     cut = sum(not answer.ended for ranked in (*train, *apart) for answer in ranked.answers)
     notes = [f"{len(train):,} preferences to learn from, {len(apart):,} held out"]
-    notes += [f"{left_out:,} left out: too long, or alike once cut off"] if left_out else []
-    notes += [f"{cut:,} answers are cut off at the end of a row"] if cut else []
+    notes += [f"{left_out:,} left out: too long, or equal after truncation"] if left_out else []
+    notes += [f"{cut:,} answers are truncated at the end of a row"] if cut else []
     return train, apart, notes
 
 
 def numbers_of_step(count: int, batch: int, step: int, seed: int) -> list[int]:
-    """Which of `count` items step `step` has: passes over all of them, each in an order of its own."""
+    """The items of step `step` out of `count`: passes over all of them, each in its own order."""
     places = [divmod(place, count) for place in range(step * batch, (step + 1) * batch)]
     return [_order(count, seed, epoch)[index] for epoch, index in places]
 

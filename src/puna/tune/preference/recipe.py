@@ -1,4 +1,4 @@
-"""The recipes of stages that learn from preferences: reward models and direct preference optimisation. No torch."""
+"""The recipes of reward models and direct preference optimisation. No torch."""
 
 from typing import Literal
 
@@ -13,45 +13,45 @@ class PreferenceDataConfig(Config):
 
     files: tuple[str, ...] = Field((), description="files of preferences (JSON lines, a JSON array or parquet)")
     overlong: Literal["truncate", "drop"] = Field(
-        "truncate", description="answers longer than a row: cut off at its end, or the preference is left out"
+        "truncate", description="answers longer than a row: truncate them, or drop the preference"
     )
-    heldout: float = Field(0.05, ge=0, lt=1, description="share of the preferences that accuracy is measured on")
+    heldout: float = Field(0.05, ge=0, lt=1, description="share of the preferences on which accuracy is measured")
 
 
 class PreferenceRecipe(StageRecipe):
-    """What stages that learn from preferences share."""
+    """Shared by stages that learn from preferences."""
 
     data: PreferenceDataConfig = Field(default_factory=PreferenceDataConfig, description="preferences")
 
     @model_validator(mode="after")
     def _something(self) -> "PreferenceRecipe":
         if not self.data.files:
-            raise ValueError("data.files is empty. Say where the preferences are")
+            raise ValueError("data.files is empty. List the files with preferences")
         return self
 
 
 class RewardRecipe(PreferenceRecipe):
-    """A reward model: the network with a head that gives one number."""
+    """A reward model: the network with a head that outputs one number."""
 
     stage: Literal["reward"] = Field("reward", description="a reward model")
 
 
 class DPOOptimizerConfig(StageOptimizerConfig):
-    """AdamW with the smallest rates: preferences move a model by little."""
+    """AdamW with very small rates: preferences change a model only a little."""
 
-    lr: float = Field(1e-5, gt=0, description="AdamW learning rate of everything that has no rate of its own below")
+    lr: float = Field(1e-5, gt=0, description="AdamW learning rate for all parameters without a separate rate below")
 
 
 class DPOConfig(Config):
     """The loss. The defaults are Llama 3's (arXiv 2407.21783, 4.1.4)."""
 
     loss: Literal["dpo", "ipo", "simpo", "kto"] = Field("dpo", description="which loss")
-    beta: float = Field(0.1, gt=0, description="how strongly the model is held to where it began (simpo: about 2)")
+    beta: float = Field(0.1, gt=0, description="how strongly the model is kept near where it began (simpo: about 2)")
     nll: float = Field(0.2, ge=0, description="weight of the chosen answers' cross entropy, mean over their tokens")
     mask_format: bool = Field(
-        True, description="headers and end tokens of both answers do not count in the preference (they do in the nll)"
+        True, description="exclude headers and end tokens of both answers from the preference (not from the nll)"
     )
-    gamma: float = Field(0.5, ge=0, description="simpo: by how much the chosen answer should be ahead")
+    gamma: float = Field(0.5, ge=0, description="simpo: target margin of the chosen answer")
     good_weight: float = Field(1.0, ge=0, description="kto: weight of good answers")
     bad_weight: float = Field(1.0, ge=0, description="kto: weight of bad answers")
 

@@ -1,9 +1,10 @@
-"""Rejection sampling: K answers to each prompt from the model itself, the best kept as what it is tuned on next.
+"""Rejection sampling: sample K answers to each prompt and keep the best for tuning.
 
-Who picks is the task's own check, which knows the right answer, or a reward model. Every prompt's answers and scores go
-to `samples.jsonl` as soon as they are there, so a run that stops goes on behind the last whole line. At the end stand
+Answers are picked by the task's own check, which knows the right answer, or by a reward model. Every prompt's answers
+and scores are written to `samples.jsonl` as soon as they exist, so a run that stops resumes after the last complete
+line. The results are
 
-    sft.jsonl          the picked answers as dialogues, each with where it comes from
+    sft.jsonl          the picked answers as dialogues, each with its origin
     preferences.jsonl  where answers differ: the picked one and the worst, for DPO and reward models
 """
 
@@ -37,8 +38,8 @@ SAMPLES, PICKED, PREFERENCES = "samples.jsonl", "sft.jsonl", "preferences.jsonl"
 _TOGETHER = 16  # prompts whose answers are written at once
 
 
-class Prompt(NamedTuple):
-    """What answers are sampled to: messages, and the problem they state where there is one."""
+class SampledPrompt(NamedTuple):
+    """Messages to answer, and the problem that they state, if any."""
 
     messages: list[Message]
     tools: list[dict[str, Any]]
@@ -47,7 +48,7 @@ class Prompt(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """One answer with its score; ended: by itself."""
+    """One answer with its score. ended: whether with an end token."""
 
     messages: list[Message]
     score: float
@@ -73,11 +74,11 @@ def run(
         engine = load_engine(Path(recipe.model), device=best_device(), fast=True)
         write_text(run_dir / "recipe.toml", dump(recipe))
         most = format_count(len(prompts) * recipe.samples * recipe.max_tokens)
-        say(f"{recipe.samples} answers to each of {len(prompts):,} prompts, {most} tokens at most.")
+        say(f"{recipe.samples} answers to each of {len(prompts):,} prompts, at most {most} tokens each.")
         path = run_dir / SAMPLES
         if path.exists() and not resume:
-            raise PunaError(f"{path} exists already.", f"Go on with puna tune rejection --resume {run_dir}.")
-        done = _whole_lines(path)
+            raise PunaError(f"{path} already exists.", f"Resume with puna tune rejection --resume {run_dir}.")
+        done = _complete_lines(path)
         stop = StopRequest(first=True)
         with stop.listening(), progress(transient=True) as bar, disk_errors(path), open(path, "ab") as file:
             shown = bar.add_task(f"{recipe.samples} answers to each prompt", total=len(prompts), completed=done)
@@ -95,30 +96,36 @@ def run(
         else:
             counts = write_picked(recipe, run_dir, prompts)
             event = {"kind": "end", "step": done, "seconds": time.perf_counter() - begin, **counts}
-        _tell(event, observers)
+        _print_end(event, observers)
         return event
 
 
-def prompts_of(recipe: RejectionRecipe) -> Iterator[Prompt]:
-    """Every prompt of a recipe, in order. Raises PunaError for tasks, levels or files that there are not."""
+def prompts_of(recipe: RejectionRecipe) -> Iterator[SampledPrompt]:
+    """Yield every prompt of a recipe, in order.
+
+    Raises PunaError for unknown tasks, levels or files.
+    """
     for entry in recipe.tasks:
         task = find(entry.name)
         for number in range(entry.count):
             problem = training_problem(task, entry.levels[number % len(entry.levels)], number, recipe.seed)
             messages = problem.messages(task.instruction if recipe.instruct else "")
             tools = [SCHEMAS[name] for name in task.tools]
-            yield Prompt([*messages], tools, problem, f"{task.name}, level {problem.level}, seed {problem.seed}")
+            yield SampledPrompt([*messages], tools, problem, f"{task.name}, level {problem.level}, seed {problem.seed}")
     for name in recipe.files:
         for dialogue in read_dialogues(Path(name)):
             last = max(i for i, message in enumerate(dialogue.messages) if message["role"] == "assistant")
             if last:
-                yield Prompt(dialogue.messages[:last], dialogue.tools, None, dialogue.where)
+                yield SampledPrompt(dialogue.messages[:last], dialogue.tools, None, dialogue.where)
 
 
 def sample(
-    engine: Engine, prompts: Sequence[Prompt], recipe: RejectionRecipe, judge: Judge | None, *, first: int = 0
+    engine: Engine, prompts: Sequence[SampledPrompt], recipe: RejectionRecipe, judge: Judge | None, *, first: int = 0
 ) -> list[list[Sample]]:
-    """K answers to each prompt, scored. first: number of the first prompt, which the seeds follow from."""
+    """Sample and score K answers to each prompt.
+
+    first: number of the first prompt, from which the seeds follow.
+    """
     seed, k = recipe.seed * 1_000_003 + first * recipe.samples, recipe.samples
     problems = [prompt.problem for prompt in prompts if prompt.problem is not None]
     if len(problems) == len(prompts):
@@ -148,8 +155,10 @@ def sample(
     ]
 
 
-def _continued(engine: Engine, prompts: Sequence[Prompt], recipe: RejectionRecipe, seed: int) -> list[list[Sample]]:
-    """Answers to prompts that state no problem; their score is the judge's."""
+def _continued(
+    engine: Engine, prompts: Sequence[SampledPrompt], recipe: RejectionRecipe, seed: int
+) -> list[list[Sample]]:
+    """Answers to prompts that do not state a problem, scored by the judge."""
     assert engine.tokenizer is not None
     ids = [render(p.messages, engine.tokenizer, tools=p.tools or None, add_generation_prompt=True).ids for p in prompts]
     k, longest = recipe.samples, engine.model.config.max_position_embeddings
@@ -165,7 +174,10 @@ def _continued(engine: Engine, prompts: Sequence[Prompt], recipe: RejectionRecip
 
 
 def pick(samples: Sequence[Sample], *, least: float, keep: int) -> list[Sample]:
-    """The best answers that ended by themselves, said something and score at least `least`; of equals the shortest."""
+    """The best non-empty answers that ended with an end token and score at least `least`.
+
+    Of equals the shortest.
+    """
     good = [entry for entry in samples if entry.ended and entry.score >= least and _says(entry)]
     chosen: dict[str, Sample] = {}
     for entry in sorted(good, key=lambda entry: (-entry.score, entry.tokens)):
@@ -173,8 +185,11 @@ def pick(samples: Sequence[Sample], *, least: float, keep: int) -> list[Sample]:
     return list(chosen.values())[:keep]
 
 
-def write_picked(recipe: RejectionRecipe, run_dir: Path, prompts: Sequence[Prompt]) -> dict[str, Any]:
-    """Write the picked answers and the pairs; returns counts. Raises PunaError when no prompt has an answer to keep."""
+def write_picked(recipe: RejectionRecipe, run_dir: Path, prompts: Sequence[SampledPrompt]) -> dict[str, Any]:
+    """Write the picked answers and the pairs; returns counts.
+
+    Raises PunaError when no answer can be kept.
+    """
     model = {"path": recipe.model, "stage": load_lineage(Path(recipe.model)).get("stage")}
     rows: list[dict[str, Any]] = []
     pairs: list[dict[str, Any]] = []
@@ -201,7 +216,7 @@ def write_picked(recipe: RejectionRecipe, run_dir: Path, prompts: Sequence[Promp
     if not rows:
         raise PunaError(
             f"None of {total:,} answers to {len(prompts):,} prompts can be kept.",
-            "Choose easier levels, more samples, or tune the model on demonstrations first.",
+            "Choose easier levels or more samples, or tune the model on demonstrations first.",
         )
     write_text(run_dir / PICKED, "".join(_line(row).decode() for row in rows))
     write_text(run_dir / PREFERENCES, "".join(_line(pair).decode() for pair in pairs))
@@ -212,14 +227,17 @@ def write_picked(recipe: RejectionRecipe, run_dir: Path, prompts: Sequence[Promp
 
 
 def _plain(messages: Sequence[Message]) -> list[Message]:
-    """Messages without ids of this tokenizer, calls as calls: what any model may be tuned on."""
+    """Messages without this tokenizer's ids, and with structured calls.
+
+    Any model can be tuned on them.
+    """
     plain = []
     for message in messages:
         message = {"role": message["role"], "content": message["content"]}
         calls = calls_in(message["content"]) if message["role"] == "assistant" else []
         if calls:
             good = [call for call in calls if not isinstance(call, str)]
-            # A call that is no JSON is nothing to learn: left without content, the answer is not picked.
+            # A call that is not JSON cannot be learned from: its content is removed, so the answer is not picked.
             message["content"] = message["content"].partition("<tool_call>")[0] if len(good) == len(calls) else ""
             if len(good) == len(calls):
                 message["tool_calls"] = [{"name": name, "arguments": given} for name, given in good]
@@ -228,13 +246,13 @@ def _plain(messages: Sequence[Message]) -> list[Message]:
 
 
 def _says(entry: Sample) -> bool:
-    """Whether every message of the assistant holds something, so that the renderer takes it."""
+    """Whether every message of the assistant has content, which the renderer requires."""
     said = [message for message in entry.messages if message["role"] == "assistant"]
     return bool(said) and all(message["content"].strip() or message.get("tool_calls") for message in said)
 
 
-def _whole_lines(path: Path) -> int:
-    """How many lines a file has; a torn last one is cut off."""
+def _complete_lines(path: Path) -> int:
+    """Count the lines of a file; a partial last line is cut off."""
     if not path.exists():
         return 0
     content = path.read_bytes()
@@ -248,8 +266,8 @@ def _line(value: Any) -> bytes:
     return (json.dumps(value, ensure_ascii=True) + "\n").encode()
 
 
-def _tell(event: dict[str, Any], observers: Sequence[Callable[[dict[str, Any]], None]]) -> None:
-    """Say how it ended; observers of training have no picture of this."""
+def _print_end(event: dict[str, Any], observers: Sequence[Callable[[dict[str, Any]], None]]) -> None:
+    """Print how the run ended; the observers of training do not show this."""
     from puna.core.console import console
 
     if event["kind"] == "end":

@@ -1,1 +1,1 @@
-"""Reinforcement with verifiable rewards, and on-policy distillation: what learns from the model's own answers."""
+"""Reinforcement and on-policy distillation: learning from the model's own answers."""

@@ -1,10 +1,10 @@
-"""Alarms: bounds on what a healthy policy does, beyond which a run of reinforcement is called back.
+"""Alarms: bounds on what a healthy policy does; beyond them a reinforcement run rolls back.
 
-Collapse is quick (a rate five times too high ended a small model within 15 seconds, docs/log.md) and looks the same
-everywhere: entropy runs to nothing or to everything, answers stop ending or grow without end, the policy leaves the one
-that wrote the answers, the reward falls. Bounds are relative to the first set of answers, so they need no tuning. A
-reward of few problems moves by itself: a fall counts when it is beyond two standard errors on both sides.
-Everything is a function of the measures in their order, and the state is plain JSON.
+Collapse is quick (a rate five times too high ruined a small model within 15 seconds, docs/log.md) and looks the same
+everywhere: entropy falls to zero or grows without bound, answers stop ending or keep getting longer, the policy moves
+away from the one that wrote the answers, the reward falls. Bounds are relative to the first set of answers, so they
+need no tuning. A reward over few problems fluctuates by itself: a fall counts when it exceeds two standard errors on
+both sides. Everything is a function of the measures in their order, and the state is plain JSON.
 """
 
 import math
@@ -13,37 +13,38 @@ from typing import Any
 
 from puna.tune.rl.recipe import AlarmConfig
 
-_MOVING = 0.7  # how much of a set counts in moving measures when the next one is there
+_MOVING = 0.7  # weight of the previous sets in moving averages when a new set arrives
 _ERRORS = 2.0  # standard errors on both sides of a fall
-_ENDED_FLOOR = 0.2  # a model that hardly ever ended cannot stop ending
+_ENDED_FLOOR = 0.2  # below this share at the start, answers that do not end are no sign of collapse
 
 
 class Alarm:
-    """Says what is wrong, in a sentence, or "" while nothing is."""
+    """Returns a sentence that says what is wrong, or "" if nothing is."""
 
     def __init__(self, config: AlarmConfig) -> None:
         self.config = config
         self.first: dict[str, float] = {}
         """Measures of the first set: entropy, ended, length."""
         self.entropy: float | None = None
-        """The moving entropy: that of one set depends on which problems are in it."""
+        """The moving entropy; that of a single set depends on its problems."""
         self.sums = [0.0, 0.0, 0.0]
-        """Of the moving reward: weights, weighted rewards, squared weights times squared standard errors."""
+        """State of the moving reward: weights, weighted rewards, squared weights times squared standard errors."""
         self.reached = 0.0
-        """The highest moving reward, less its error: what the policy surely earned once."""
+        """The highest moving reward, less its error: a reward that the policy has certainly reached."""
         self.positions: list[float] = []
 
     def answers(self, found: dict[str, float], positions: Sequence[float] = ()) -> str:
-        """Judge a set of answers by `reward`, `reward_error`, `ended` and `length`, before it is learned from.
+        """Judge a set of answers before it is learned from.
 
-        positions: of the curricula. Rewards are compared while these stay: harder problems earn less.
+        found: `reward`, `reward_error`, `ended` and `length`. positions: of the curricula. Rewards are compared only
+        while these do not change, because harder problems earn less.
         """
         if list(positions) != self.positions:
             self.positions, self.sums, self.reached = list(positions), [0.0, 0.0, 0.0], 0.0
         ended = self.first.setdefault("ended", found["ended"])
         length = self.first.setdefault("length", found["length"])
         if ended > _ENDED_FLOOR and found["ended"] < self.config.ended * ended:
-            return self._alarm(f"Only {found['ended']:.0%} of the answers end by themselves; it was {ended:.0%}.")
+            return self._alarm(f"Only {found['ended']:.0%} of the answers end with an end token; it was {ended:.0%}.")
         if found["length"] > self.config.length * length:
             return self._alarm(f"Answers are {found['length']:.0f} tokens long; it was {length:.0f}.")
         moving, error = self._move(found["reward"], found["reward_error"])
@@ -53,7 +54,10 @@ class Alarm:
         return ""
 
     def update(self, *, entropy: float, kl: float) -> str:
-        """Judge the updates on a set: mean entropy of a token, and divergence from who wrote the answers, in nats."""
+        """Judge the updates on a set.
+
+        entropy: mean per token; kl: divergence from the policy that wrote the answers; both in nats.
+        """
         first = self.first.setdefault("entropy", entropy)
         moving = entropy if self.entropy is None else _MOVING * self.entropy + (1 - _MOVING) * entropy
         self.entropy = moving
@@ -66,13 +70,13 @@ class Alarm:
         return ""
 
     def _move(self, reward: float, error: float) -> tuple[float, float]:
-        """The moving reward with this set in it, and two of its standard errors."""
+        """The moving reward including this set, and two of its standard errors."""
         weights, rewards, errors = self.sums
         self.sums = [_MOVING * weights + 1, _MOVING * rewards + reward, _MOVING**2 * errors + error**2]
         return self.sums[1] / self.sums[0], _ERRORS * math.sqrt(self.sums[2]) / self.sums[0]
 
     def _alarm(self, reason: str) -> str:
-        """After going back all that moves starts anew."""
+        """Raise the alarm and reset all moving averages, because the run rolls back."""
         self.sums, self.entropy = [0.0, 0.0, 0.0], None
         return reason
 
@@ -87,6 +91,6 @@ class Alarm:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Take back what `state` gave."""
+        """Restore what `state` returned."""
         self.first, self.sums, self.reached = dict(state["first"]), state["sums"], state["reached"]
         self.positions, self.entropy = state["positions"], state["entropy"]

@@ -1,8 +1,8 @@
-"""Sets of answers to learn from: problems drawn by a curriculum, answered by the policy, rewarded, gathered.
+"""Collect sets of answers to learn from: draw problems, generate answers, compute rewards.
 
-Every process answers its share of the problems, then all hear of all answers. So each has the same record, the same
-curriculum and the same plan of updates, and the number of processes may change when a stage is resumed. What is random
-is a function of (seed, data step, round, number) and of the curricula, whose state the objective keeps.
+Every process answers its share of the problems, then all receive all answers. So each has the same record, the same
+curriculum and the same plan of updates, and the number of processes may change when a stage is resumed. Anything random
+is a function of (seed, data step, round, number) and of the curricula, whose state the objective stores.
 """
 
 import dataclasses
@@ -28,17 +28,17 @@ from puna.train.objective import SCORE
 from puna.tune.measure import Measured, measure_tasks
 from puna.tune.rl.recipe import OnPolicyRecipe
 from puna.tune.rl.rewards import Check, Grading, checker, reward
-from puna.tune.rl.sampling import Asked, ask
+from puna.tune.rl.sampling import PromptGroup, generate_rollouts
 from puna.tune.rollout import Generator, make_generator, send_weights, vllm_generator
 from puna.tune.rows.packing import Answer
 from puna.tune.stage import Stage
 
-_TRIES = 400  # problems drawn in a row that are all held out: the level has no others
+_TRIES = 400  # after this many held-out problems in a row, the level has no others
 
 
 @dataclass
 class Scored:
-    """One problem with its answers and what they earned: rewards are NaN where a check broke down."""
+    """One problem with its answers and rewards; a reward is NaN when its check failed."""
 
     problem: Problem
     prompt: list[int]
@@ -48,23 +48,26 @@ class Scored:
 
     @property
     def passed(self) -> list[bool]:
-        """Which answers solve the problem."""
+        """For each answer, whether it solves the problem."""
         return [bool(verdict and verdict.passed) for verdict in self.verdicts]
 
     @property
     def known(self) -> list[float]:
-        """The rewards that there are."""
+        """The rewards that are not NaN."""
         return [value for value in self.rewards if value == value]
 
     @property
-    def teaches(self) -> bool:
-        """Whether the answers' rewards differ."""
+    def has_signal(self) -> bool:
+        """Whether the rewards of the answers differ, so that there is something to learn."""
         known = self.known
         return len(known) > 1 and max(known) > min(known)
 
 
 class Collector:
-    """Makes sets of answers. seconds: where its time went, "generation" and "reward", what of it came after."""
+    """Collects sets of answers.
+
+    seconds: time for "generation", and for "reward" after generation had ended.
+    """
 
     def __init__(self, stage: Stage, recipe: OnPolicyRecipe, check: Check | None = None) -> None:
         self.stage, self.recipe = stage, recipe
@@ -85,7 +88,7 @@ class Collector:
                 stage.config, stage.tokenizer, parent, max_batch=rollout.max_batch, seq_len=longest
             )
             return generator
-        # In the precision that the trainer multiplies in, so that both find tokens equally likely.
+        # Use the trainer's matmul precision, so that both assign the same probabilities.
         dtype = torch.float32 if stage.recipe.train.precision == "fp32" else torch.bfloat16
         return make_generator(
             stage.config,
@@ -98,17 +101,20 @@ class Collector:
         )
 
     def refresh(self) -> None:
-        """Give the generator the weights of now."""
+        """Send the current weights to the generator."""
         self.version = send_weights(self.stage.model, self.generator, lora=self.recipe.lora)
 
     def collect(self, count: int, data_step: int, round_: int = 0) -> list[Scored]:
-        """`count` problems (over all processes) answered with the generator's weights, in the order of their draw."""
+        """Answer `count` problems (over all processes) with the generator's weights.
+
+        Returned in drawing order.
+        """
         recipe, rollout, world = self.recipe, self.recipe.rollout, self.stage.world
         drawn = [self._draw(data_step, round_, number) for number in range(count)]
         mine = range(world.data_rank, count, world.data_size)
         start = time.perf_counter()
         with Grading(self.check) as grading:
-            asked = ask(
+            asked = generate_rollouts(
                 self.generator,
                 self.stage.tokenizer,
                 [drawn[number] for number in mine],
@@ -147,11 +153,11 @@ class Collector:
                 return task, problem
         raise PunaError(f"{name} has no problems to train on at these levels.", "Choose higher levels.")
 
-    def _rewarded(self, asked: Sequence[Asked], grading: Grading) -> list[Scored]:
+    def _rewarded(self, asked: Sequence[PromptGroup], grading: Grading) -> list[Scored]:
         samples = [sample for one in asked for sample in one.samples]
         done = reward(samples, self.recipe.reward, grading, max_tokens=self.recipe.rollout.max_tokens)
         if done.broken:
-            self.stage.note("warning", f"{len(done.broken)} checks broke down; the first: {done.broken[0]}")
+            self.stage.note("warning", f"{len(done.broken)} checks failed; the first: {done.broken[0]}")
         rows, at = [], 0
         for one in asked:
             here = slice(at, at := at + len(one.samples))
@@ -160,9 +166,9 @@ class Collector:
         return rows
 
     def measure(self) -> list[Measured]:
-        """Held-out problems of the recipe's `measure`, or else of all its tasks, with the weights of now.
+        """Measure held-out problems of the recipe's `measure`, or else of all its tasks.
 
-        They are asked as those that are learned from; every process gets the same result.
+        Uses the current weights. They are prompted like training problems; every process gets the same result.
         """
         recipe = self.recipe
         self.refresh()
@@ -181,9 +187,9 @@ class Collector:
         return self.stage.from_first(measure)
 
     def evaluate(self) -> dict[str, float]:
-        """Held-out accuracy, greedy and sampled; the score is the mean of both over tasks and levels.
+        """Held-out accuracy, greedy and sampled.
 
-        Empty where the recipe asks for no problems.
+        The score is the mean of both over tasks and levels. Empty when the recipe sets no problems.
         """
         if not self.recipe.measure.problems:
             return {}
@@ -197,33 +203,33 @@ class Collector:
         return {SCORE: sum(scores) / len(scores), **measures}
 
     def _check_heldout(self, task: Task, problem: Problem, text: str) -> Verdict:
-        """What cannot be checked is not solved."""
+        """Check a held-out answer; a check that fails counts as not solved."""
         try:
             return self.check(task, problem, text)
         except PunaError:
             raise
         except Exception as error:
-            return refused(f"The check broke down: {type(error).__name__}.")
+            return refused(f"The check failed: {type(error).__name__}.")
 
     def state(self) -> dict[str, Any]:
         """Plain JSON."""
         return {name: curriculum.state() for name, curriculum in self.curricula.items()}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Take back what `state` gave."""
+        """Restore what `state` returned."""
         for name, curriculum in self.curricula.items():
             curriculum.restore(state[name])
 
 
 def _curriculum(name: str, levels: Sequence[int], recipe: OnPolicyRecipe, seed: int) -> Curriculum:
-    """Over the levels that are named and no others: level 1 of the curriculum is the lowest of them."""
+    """A curriculum over exactly the given levels: its level 1 is the lowest of them."""
     task, bounds = find(name), recipe.curriculum
     named = dataclasses.replace(task, levels=tuple(task.levels[level - 1] for level in sorted(levels)))
     return Curriculum(named, low=bounds.low, high=bounds.high, window=bounds.window, seed=seed)
 
 
 def pass_rates(scored: Sequence[Scored]) -> dict[str, tuple[int, int]]:
-    """Per task: problems of which some answer is right, and problems."""
+    """Per task: (problems with at least one right answer, problems)."""
     rates: dict[str, tuple[int, int]] = {}
     for one in scored:
         solved, count = rates.get(one.problem.task, (0, 0))
@@ -232,8 +238,11 @@ def pass_rates(scored: Sequence[Scored]) -> dict[str, tuple[int, int]]:
 
 
 def summary(scored: Sequence[Scored]) -> dict[str, float]:
-    """What a set of answers was like: mean reward and its standard error over problems, pass rate, length, share that
-    ended, share that teaches."""
+    """Summarize a set of answers.
+
+    Returns the mean reward and its standard error over problems, pass rate, length, share of answers that ended, and
+    share of problems whose rewards differ.
+    """
     answers = [answer for one in scored for answer in one.answers]
     rewards = [value for one in scored for value in one.known]
     passed = [ok for one in scored for ok in one.passed]
@@ -243,11 +252,14 @@ def summary(scored: Sequence[Scored]) -> dict[str, float]:
         "pass": sum(passed) / max(1, len(passed)),
         "length": sum(sum(answer.mask) for answer in answers) / max(1, len(answers)),
         "ended": sum(answer.ended for answer in answers) / max(1, len(answers)),
-        "teaching": sum(one.teaches for one in scored) / max(1, len(scored)),
+        "teaching": sum(one.has_signal for one in scored) / max(1, len(scored)),
         "broken": float(sum(value != value for one in scored for value in one.rewards)),
     }
 
 
 def _standard_error(values: Sequence[float]) -> float:
-    """Of their mean; as large as it can be for rewards from 0 to 1 where there is only one."""
+    """Standard error of the mean.
+
+    With a single value, the largest possible for rewards from 0 to 1.
+    """
     return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.5

@@ -1,11 +1,11 @@
-"""On-policy distillation: the model answers, and a larger one says how it would have gone on at every token.
+"""On-policy distillation: a larger model gives its distribution at every answer token.
 
     problems -> engine (student) -> answers -> teacher's forward on the same rows -> reverse KL -> optimizer
 
-The student learns where it goes itself, so it is taught to recover from its own mistakes, and every token has a target
-instead of one reward for an answer (arXiv 2306.13649). The divergence is KL(student | teacher) over the whole
-vocabulary at each token that the student chose, exact rather than estimated from the chosen token. Rewards are measured
-and not used. The teacher must have the student's tokenizer.
+The student learns on its own answers, so it learns to recover from its own mistakes, and every token has a target
+instead of one reward per answer (arXiv 2306.13649). The divergence is KL(student | teacher) over the whole vocabulary
+at each token that the student chose, exact instead of estimated from the chosen token. Rewards are measured but not
+used. The teacher must have the student's tokenizer.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,8 +24,8 @@ from puna.text.tokenizer import Tokenizer
 from puna.tune.rl.collect import Collector, summary
 from puna.tune.rl.recipe import DistillRecipe
 from puna.tune.rl.rewards import Check
-from puna.tune.rl.updates import MicroBatch, Shares, Update, micro_batches, plan_updates
-from puna.tune.rows.packing import Rows, grouped
+from puna.tune.rl.updates import MicroBatch, TimeBreakdown, Update, micro_batches, plan_updates
+from puna.tune.rows.packing import AnswerRows, grouped
 from puna.tune.stage import Stage, StageObjective, run_stage
 
 
@@ -42,7 +42,7 @@ class Distill(StageObjective):
         self.recipe = recipe
         self.teacher = _teacher(recipe, stage)
         self.collector = Collector(stage, recipe, check)
-        self.shares = Shares(stage)
+        self.shares = TimeBreakdown(stage)
         self.queue: list[Update] = []
 
     def batch(self, data_step: int) -> Sequence[MicroBatch]:
@@ -67,7 +67,7 @@ class Distill(StageObjective):
         )
 
     def loss(self, network: nn.Module, batch: MicroBatch) -> tuple[Tensor, dict[str, Tensor | float]]:
-        """See `Objective`: the mean divergence of a token."""
+        """See `Objective`: the mean divergence per token."""
         rows = batch.rows
 
         def divergence_of(hidden: Tensor, weight: Tensor) -> Tensor:
@@ -99,10 +99,11 @@ class Distill(StageObjective):
 def reverse_kl(
     hidden: Tensor, head: Tensor, teacher_hidden: Tensor, teacher_head: Tensor, *, chunk: int = 1024
 ) -> Tensor:
-    """KL(student | teacher) of the next token at each place, (tokens,) float32 nats, with gradient for the student.
+    """KL(student | teacher) of the next token at each position.
 
-    hidden: (tokens, student's width), head: (vocab, width); the teacher's alike, with widths of its own. chunk: tokens
-    whose logits exist at once (0: all); more than one chunk is computed again in backward.
+    Returns (tokens,) float32 nats, differentiable in the student. hidden: (tokens, student's width), head: (vocab,
+    width); the teacher's have the teacher's width. chunk: tokens whose logits exist at once (0: all); with more than
+    one chunk, each is recomputed in backward.
     """
     if not chunk or len(hidden) <= chunk:
         return _divergence(hidden, head, teacher_hidden, teacher_head)
@@ -124,17 +125,17 @@ def _logprobs(hidden: Tensor, head: Tensor) -> Tensor:
     return (hidden @ head.to(hidden.dtype).T).float().log_softmax(-1)
 
 
-def _forward(network: nn.Module, rows: Rows, head: Callable[[Tensor, Tensor], Any]) -> Any:
+def _forward(network: nn.Module, rows: AnswerRows, head: Callable[[Tensor, Tensor], Any]) -> Any:
     return network(rows.ids, positions=rows.positions, mask=rows.document_mask(), head=head)
 
 
 def _teacher(recipe: DistillRecipe, stage: Stage) -> LlamaForCausalLM:
     if not recipe.teacher:
-        raise PunaError("The recipe names no teacher.", 'Set teacher = "models/...".')
+        raise PunaError("The recipe has no teacher.", 'Set teacher = "models/...".')
     theirs = Tokenizer.load(Path(recipe.teacher))
     if theirs.hash != stage.tokenizer.hash:
         raise PunaError(
-            f"{recipe.teacher} has another tokenizer than {stage.recipe.model}: its tokens mean something else.",
+            f"{recipe.teacher} has a different tokenizer than {stage.recipe.model}, so its tokens have other meanings.",
             "Choose a teacher with the same tokenizer.",
         )
     dtype = torch.float32 if stage.recipe.train.precision == "fp32" else torch.bfloat16

@@ -1,7 +1,7 @@
-"""What reinforcement learns from a group of answers: advantages, and losses whose gradients follow them.
+"""Advantages and policy-gradient losses of reinforcement, computed from groups of answers.
 
-Every answer to a prompt has a reward; its advantage says how much better it was than the others of its group. The loss
-then makes its tokens likelier or less likely. The methods differ in four choices, and each is one argument here:
+Every answer to a prompt has a reward; its advantage is how much better it was than the others of its group. The loss
+then makes its tokens more or less likely. The methods differ in four choices, and each is one argument here:
 
 | kind | advantage | ratio | mean over | paper |
 |---|---|---|---|---|
@@ -12,8 +12,8 @@ then makes its tokens likelier or less likely. The methods differ in four choice
 | rloo | reward - mean of the others | answer | answers | arXiv 2402.14740 |
 | reinforce | reward - mean | none | answers | Williams, 1992 |
 
-Functions are pure and sum over whatever rows they are given: `token_weights` says what each token counts in the whole
-batch, so micro-batches and ranks add up to exactly the loss of the whole. Values agree with TRL's trainers
+Functions are pure and sum over the rows they are given: `token_weights` gives each token's weight in the global batch,
+so micro-batches and ranks add up to exactly the loss of the global batch. Values agree with TRL's trainers
 (tests/tune/golden).
 """
 
@@ -28,27 +28,27 @@ Baseline = Literal["mean", "leave_one_out", "none"]
 Scale = Literal["group", "batch", "none"]
 
 MAX_LOG_RATIO = 20.0
-"""Log ratios are clamped to this: e^20 is far outside of any clipping, and its square still a float32."""
-_EPSILON = 1e-4  # beside a deviation, as in TRL
+"""Log ratios are clamped to this: e^20 is far beyond any clipping, and its square is still a float32."""
+_EPSILON = 1e-4  # added to a deviation, as in TRL
 
 
 @dataclass(frozen=True)
 class Method:
-    """How a kind makes advantages and which ratios are clipped."""
+    """How a kind computes advantages and which ratios are clipped."""
 
     baseline: Baseline
     scale: Scale
     sequence: bool
-    """Whether the ratio is that of a whole answer."""
+    """Whether the ratio is that of a complete answer."""
     clip: tuple[float, float]
-    """(low, high): the ratio may move the policy while it lies in 1 - low to 1 + high."""
+    """(low, high): the ratio has a gradient while it is between 1 - low and 1 + high."""
 
 
 METHODS: dict[Kind, Method] = {
     "grpo": Method("mean", "group", False, (0.2, 0.2)),
     "dr_grpo": Method("mean", "none", False, (0.2, 0.2)),
     "dapo": Method("mean", "group", False, (0.2, 0.28)),
-    "gspo": Method("mean", "group", True, (3e-4, 4e-4)),  # the paper's, of ratios per token
+    "gspo": Method("mean", "group", True, (3e-4, 4e-4)),  # the paper's values, for ratios per token
     "rloo": Method("leave_one_out", "none", True, (0.2, 0.2)),
     "reinforce": Method("mean", "none", False, (0.2, 0.2)),
 }
@@ -58,10 +58,10 @@ METHODS: dict[Kind, Method] = {
 def advantages(rewards: Tensor, baseline: Baseline = "mean", scale: Scale = "group") -> Tensor:
     """How much better each answer was than its group, (prompts, samples), as `rewards`.
 
-    rewards: NaN where nothing is known, as when a check broke down: such an answer enters no mean and has advantage 0.
+    rewards: NaN if unknown, for example when a check failed: such an answer is excluded from means and has advantage 0.
     baseline: mean of the group, of its other members (leave one out: RLOO), or 0. scale: divide by the standard
     deviation of the group or of the whole batch (with N - 1, as in the papers' code), or not at all.
-    A group whose rewards are all the same has advantages 0.
+    In a group with equal rewards all advantages are 0.
     """
     known = rewards.isfinite()
     count = known.sum(-1, keepdim=True)  # (prompts, 1)
@@ -78,7 +78,7 @@ def advantages(rewards: Tensor, baseline: Baseline = "mean", scale: Scale = "gro
         result = result / (_deviation(filled, known, -1) + _EPSILON)
     elif scale == "batch":
         result = result / (_deviation(filled.flatten(), known.flatten(), -1) + _EPSILON)
-    # 0 / 0 where only one answer of a group is known.
+    # 0 / 0 if only one answer of a group is known.
     return torch.where(known & result.isfinite(), result, 0.0)
 
 
@@ -90,7 +90,10 @@ def _deviation(values: Tensor, known: Tensor, dim: int) -> Tensor:
 
 
 def informative(rewards: Tensor) -> Tensor:
-    """Which groups (prompts,) have rewards that differ. rewards: (prompts, samples), NaN where nothing is known."""
+    """Which groups (prompts,) have rewards that differ.
+
+    rewards: (prompts, samples), NaN if unknown.
+    """
     known = rewards.isfinite()
     low = rewards.masked_fill(~known, torch.inf).amin(-1)
     high = rewards.masked_fill(~known, -torch.inf).amax(-1)
@@ -98,9 +101,10 @@ def informative(rewards: Tensor) -> Tensor:
 
 
 def overlong_penalty(lengths: Tensor, limit: int, cache: int) -> Tensor:
-    """What is added to rewards of long answers, 0 to -1, as `lengths` (DAPO, equation 13).
+    """The penalty added to rewards of long answers, 0 to -1 (DAPO, equation 13).
 
-    lengths: in tokens. Nothing until limit - cache, then linearly down to -1 at `limit`. cache 0: -1 beyond the limit.
+    It has the shape of `lengths`. lengths: in tokens. 0 up to limit - cache, then linearly down to -1 at `limit`. cache
+    0: -1 beyond the limit.
     """
     over = lengths.float() - (limit - cache)
     return -(over / cache).clamp(0, 1) if cache else -(over > 0).float()
@@ -109,12 +113,12 @@ def overlong_penalty(lengths: Tensor, limit: int, cache: int) -> Tensor:
 def token_weights(
     mask: Tensor, kind: Kind, *, max_tokens: int, answers: float | None = None, tokens: float | None = None
 ) -> Tensor:
-    """What each token counts in the loss, (answers, tokens) float32.
+    """The weight of each token in the loss, (answers, tokens) float32.
 
-    mask: 1 where a token was chosen by the policy. An answer without any such token (cut off, and to be left out) does
-    not count as one: numerator and denominator agree.
-    max_tokens: the longest answer that was allowed (dr_grpo alone asks). answers, tokens: how many there are in the
-    whole batch, where these rows are only a part of it; None: these are all.
+    mask: 1 where a token was chosen by the policy. An answer without any such token (truncated and to be left out) does
+    not count as an answer, so numerator and denominator agree. max_tokens: the maximum length of an answer (used only
+    by dr_grpo). answers, tokens: counts of the global batch, when these rows are only a part of it; None: these rows
+    are the batch.
     """
     mask = mask.float()
     lengths = mask.sum(-1, keepdim=True)
@@ -125,7 +129,7 @@ def token_weights(
         return mask / (answers * max_tokens)
     if kind == "reinforce":
         return mask / answers
-    # Ratios of whole answers are the same in all their tokens: spread over them, they count once.
+    # Ratios of complete answers are the same in all their tokens: spread over the tokens, they count once.
     return mask / (lengths.clamp_min(1) * answers)
 
 
@@ -142,22 +146,22 @@ def policy_loss(
     ref_logprobs: Tensor | None = None,
     kl: float = 0.0,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The loss of these answers, a scalar whose gradient is taken, and sums for the log.
+    """The loss of these answers, a scalar to differentiate, and sums for the log.
 
-    logprobs: (answers, tokens) under the policy that learns, with gradient; old_logprobs: under the one that wrote
-    them; mask: 1 where a token counts; advantage: (answers,); weights: see `token_weights`, rows of the same answers.
-    times: (answers,), how often each answer was given, where equal ones are computed once.
-    clip: (low, high) instead of the kind's own. ref_logprobs, kl: a reference and the weight of the divergence from it
-    (k3, Schulman 2020: never negative), whose gradient the token's ratio makes unbiased (arXiv 2512.02556).
-    A token whose log probabilities are not finite is left out and counted; log ratios are clamped to MAX_LOG_RATIO.
+    logprobs: (answers, tokens) under the current policy, with gradient; old_logprobs: under the policy that wrote them;
+    mask: 1 where a token counts; advantage: (answers,); weights: see `token_weights`, for the same answers. times:
+    (answers,), how often each answer occurred, when equal answers are computed once. clip: (low, high) instead of the
+    kind's own. ref_logprobs, kl: a reference and the weight of the divergence from it (k3, Schulman 2020: never
+    negative), whose gradient the token's ratio makes unbiased (arXiv 2512.02556).
+    A token with non-finite log probabilities is dropped and counted; log ratios are clamped to MAX_LOG_RATIO.
 
-    metrics, all sums over tokens: tokens, dropped (not finite), clipped, ratio, kl_old (k3 against the writer), kl.
+    metrics, all sums over tokens: tokens, dropped (not finite), clipped, ratio, kl_old (k3 from the writer), kl.
     """
     low, high = clip or METHODS[kind].clip
     ok = (mask > 0) & logprobs.detach().isfinite() & old_logprobs.isfinite() & advantage.isfinite()[:, None]
     if ref_logprobs is not None:
         ok &= ref_logprobs.isfinite()
-    # `where` before anything else: 0 * inf would be NaN in the sum and in its gradient.
+    # Apply `where` before anything else: 0 * inf would be NaN in the sum and in its gradient.
     current = torch.where(ok, logprobs, 0.0)
     log_ratio = (current - torch.where(ok, old_logprobs, 0.0)).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
     counted = ok.float()
@@ -194,5 +198,8 @@ def policy_loss(
 
 
 def k3(log_ratio: Tensor) -> Tensor:
-    """Schulman's estimate of KL(policy | other) from tokens of the policy, log_ratio = log policy - log other."""
+    """Schulman's estimate of KL(policy | other) from tokens of the policy.
+
+    log_ratio: log policy - log other.
+    """
     return torch.expm1(-log_ratio) + log_ratio

@@ -1,12 +1,12 @@
-"""Reinforcement learning with verifiable rewards: ask, answer several times, check, make the better answers likelier.
+"""Reinforcement with verifiable rewards: make the better checked answers more likely.
 
     curriculum -> problems -> engine -> answers -> task's verdict -> advantages -> policy loss -> optimizer
 
-One set of answers serves `rollout.updates` optimizer steps. Problems whose answers all score alike teach nothing: they
-are left out and others asked in their place. What is known to go wrong is watched: a start without signal is refused,
-an end without signal is the end, and when entropy, divergence, length, ended answers or reward leave their bounds the
-weights go back to the best ones, with lower rates. At every step that learns from fresh answers the trainer's log
-probabilities are held against those of the engine that wrote them.
+One set of answers serves `rollout.updates` optimizer steps. Problems whose answers all score the same have no learning
+signal; they are left out and replaced by others. Known failures are monitored: the stage refuses to start without
+signal and ends when the signal is gone, and when entropy, divergence, length, the share of ended answers or the reward
+leave their bounds, it rolls back to the best weights, with lower rates. At every step that learns from fresh answers,
+the trainer's log probabilities are compared with those of the engine that wrote them.
 
 Losses and papers: `tune.rl.losses`. Rows: `tune.rows.packing`.
 """
@@ -30,12 +30,12 @@ from puna.tune.rl.collect import Collector, Scored, summary
 from puna.tune.rl.losses import METHODS, advantages, policy_loss, token_weights
 from puna.tune.rl.recipe import RLRecipe
 from puna.tune.rl.rewards import Check, hack_measure
-from puna.tune.rl.updates import MicroBatch, Shares, Update, micro_batches, plan_updates
-from puna.tune.rows.packing import Group, Rows, grouped, token_logprobs
+from puna.tune.rl.updates import MicroBatch, TimeBreakdown, Update, micro_batches, plan_updates
+from puna.tune.rows.packing import AnswerGroup, AnswerRows, grouped, token_logprobs
 from puna.tune.stage import Stage, StageObjective, run_stage
 
-_START_SAMPLES = 8  # of which one must be right, for a problem to count at the start
-_MOVING = 0.8  # how much of the moving reward stays from set to set
+_START_SAMPLES = 8  # one of them must be right for a problem to count as solved at the start
+_MOVING = 0.8  # weight of the previous moving reward when a new set arrives
 
 
 def run(recipe: RLRecipe, run_dir: Path, *, resume: bool = False, **options: Any) -> dict[str, Any]:
@@ -44,7 +44,10 @@ def run(recipe: RLRecipe, run_dir: Path, *, resume: bool = False, **options: Any
 
 
 class RL(StageObjective):
-    """The objective of reinforcement. check: how answers are scored, by their task's verdict if None."""
+    """The objective of reinforcement.
+
+    check: how answers are scored; None: by their task's verdict.
+    """
 
     shown = ("reward", "pass", "teaching", "entropy", "length", "logprob_gap", "visible", "hidden")
 
@@ -53,22 +56,25 @@ class RL(StageObjective):
         self.recipe = recipe
         self.collector = Collector(stage, recipe, check)
         self.alarm = Alarm(recipe.alarm)
-        self.shares = Shares(stage)
+        self.shares = TimeBreakdown(stage)
         self.queue: list[Update] = []
         self.sets = 0
-        """Sets of answers that were made."""
+        """Number of sets of answers so far."""
         self.moving: float | None = None
-        """The moving mean of the reward over all problems asked."""
+        """The moving mean of the reward over all generated problems."""
         self.reference = _reference(stage) if recipe.policy.kl else None
-        self._seen: list[dict[str, Tensor]] = []  # measures of updates since the last look, on the device
-        self._looked: list[dict[str, float]] = []  # of updates on this set, over all processes
+        self._seen: list[dict[str, Tensor]] = []  # measures of updates not read yet, on the device
+        self._set_measures: list[dict[str, float]] = []  # measures of updates on this set, over all processes
 
     # -- the loop's side ---------------------------------------------------------------------------------------------
 
     def batch(self, data_step: int) -> Sequence[MicroBatch]:
-        """See `Objective`. Raises RollBack when the policy collapses, PunaError when there is nothing to learn from."""
+        """See `Objective`.
+
+        Raises RollBack when the policy collapses, PunaError when there is nothing to learn from.
+        """
         self.shares.begin(self.collector.seconds)
-        self._look_back()
+        self._check_updates()
         if not self.queue:
             self._fill(data_step)
         batches = micro_batches(self.queue.pop(0), self.stage) if self.queue else []
@@ -109,14 +115,14 @@ class RL(StageObjective):
         measures["entropy"] = (entropy * often).sum() / max(1, batch.tokens)
         if batch.fresh:
             gap = (rows.matrix(logprobs.detach()) - rows.old_logprobs).abs() * rows.mask
-            gap = gap.nan_to_num(posinf=0.0)  # those are counted as dropped
+            gap = gap.nan_to_num(posinf=0.0)  # counted as dropped
             measures["logprob_gap"] = (gap * rows.times[:, None]).sum() / max(1, batch.tokens)
             measures["logprob_gap_max"] = _largest(gap)
         self._note({name: value.detach() for name, value in measures.items()}, first=batch.first)
         return loss, {**measures, **batch.notes}
 
     def _note(self, measures: dict[str, Tensor], *, first: bool) -> None:
-        """Keep what a micro-batch measured, added up over those of an update."""
+        """Add the measures of a micro-batch to those of its update."""
         if first:
             self._seen.append(measures)
             return
@@ -136,7 +142,7 @@ class RL(StageObjective):
             "alarm": self.alarm.state(),
             "sets": self.sets,
             "moving": self.moving,
-            "looked": self._look(),
+            "looked": self._update_measures(),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -145,12 +151,12 @@ class RL(StageObjective):
         self.collector.restore(state["curricula"])
         self.alarm.restore(state["alarm"])
         self.sets, self.moving = state["sets"], state["moving"]
-        self._seen, self._looked = [], state["looked"]
+        self._seen, self._set_measures = [], state["looked"]
 
     # -- a set of answers --------------------------------------------------------------------------------------------
 
     def _fill(self, data_step: int) -> None:
-        """Make a set of answers and plan the updates on it; none when the stage is over."""
+        """Collect a set of answers and plan the updates on it; no updates when the stage is over."""
         recipe, rollout = self.recipe, self.recipe.rollout
         wanted = recipe.train.batch * rollout.updates
         self.collector.refresh()
@@ -158,7 +164,7 @@ class RL(StageObjective):
         teaching: list[Scored] = []
         for round_ in range(1 + recipe.curriculum.refill):
             asked += self.collector.collect(wanted - len(teaching), data_step, round_)
-            teaching = [one for one in asked if one.teaches]
+            teaching = [one for one in asked if one.has_signal]
             if len(teaching) >= wanted:
                 break
         if not self.sets:
@@ -191,7 +197,7 @@ class RL(StageObjective):
             notes=notes,
         )
 
-    def _group(self, one: Scored) -> Group:
+    def _group(self, one: Scored) -> AnswerGroup:
         method = METHODS[self.recipe.policy.method]
         found = advantages(torch.tensor([one.rewards]), method.baseline, method.scale)[0].tolist()
         answers = one.answers
@@ -205,7 +211,7 @@ class RL(StageObjective):
         return grouped(one.prompt, answers, found)
 
     def _check_start(self, asked: Sequence[Scored]) -> None:
-        """Refuse a start at which hardly any problem is ever solved: nothing would be learned."""
+        """Refuse to start when hardly any problem is ever solved, because nothing would be learned."""
         k = min(_START_SAMPLES, self.recipe.rollout.samples)
         least = self.recipe.curriculum.min_pass
         solved: dict[str, list[float]] = {}
@@ -216,46 +222,48 @@ class RL(StageObjective):
         if len(low) == len(solved):
             found = ", ".join(f"{name} {rate:.1%}" for name, rate in low.items())
             raise PunaError(
-                f"Of the problems at the start, {k} samples solve {found}: below {least:.0%} there is nothing to "
-                "reinforce.",
-                "Fine-tune on demonstrations first (puna tune sft), or begin at an easier level.",
+                f"At the start, {k} samples solve too few of the problems ({found}): below {least:.0%} there is "
+                "nothing to reinforce.",
+                "Fine-tune on demonstrations first (puna tune sft), or start at an easier level.",
             )
         for name, rate in low.items():
-            self.stage.note(
-                "warning", f"{name}: {k} samples solve {rate:.1%} of the problems; it will hardly be learned."
-            )
+            self.stage.note("warning", f"{name}: {k} samples solve {rate:.1%} of the problems; little will be learned.")
 
     # -- watching ----------------------------------------------------------------------------------------------------
 
-    def _look(self) -> list[dict[str, float]]:
-        """Measures of the updates on this set so far. Waits for the device; every process must call it."""
+    def _update_measures(self) -> list[dict[str, float]]:
+        """Measures of the updates on this set so far.
+
+        Waits for the device; every process must call it.
+        """
         seen, self._seen = self._seen, []
         for update in seen:
             names = sorted(name for name in update if not name.endswith("_max"))
             values = parallel.sum_over_ranks(
                 torch.stack([update[name].float() for name in names]), self.stage.world
             ).tolist()
-            self._looked.append(dict(zip(names, values, strict=True)))
-        return self._looked
+            self._set_measures.append(dict(zip(names, values, strict=True)))
+        return self._set_measures
 
-    def _look_back(self) -> None:
-        """Judge the updates on the last set, now that a new one is to be made with what they left behind."""
-        if self.queue or not self._look():
+    def _check_updates(self) -> None:
+        """Judge the updates on the last set before a new one is collected."""
+        if self.queue or not self._update_measures():
             return
-        looked, self._looked = self._looked, []
-        gap = next((update["logprob_gap"] for update in looked if "logprob_gap" in update), 0.0)
+        updates, self._set_measures = self._set_measures, []
+        gap = next((update["logprob_gap"] for update in updates if "logprob_gap" in update), 0.0)
         if gap > self.recipe.rollout.logprob_gap:
             self.stage.note(
                 "warning",
-                f"trainer and generator differ by {gap:.3g} nats a token on average: the answers are another policy's.",
+                f"trainer and generator differ by {gap:.3g} nats per token on average: the answers come from a "
+                "different policy.",
             )
-        entropy, kl = (sum(update[name] for update in looked) / len(looked) for name in ("entropy", "kl_old"))
+        entropy, kl = (sum(update[name] for update in updates) / len(updates) for name in ("entropy", "kl_old"))
         self._check_collapse(self.alarm.update(entropy=entropy, kl=kl))
 
     def _check_collapse(self, reason: str) -> None:
         if not reason:
             return
-        self.queue, self._seen, self._looked, self.moving = [], [], [], None
+        self.queue, self._seen, self._set_measures, self.moving = [], [], [], None
         raise RollBack(reason, to="best", lr_scale=self.recipe.alarm.lr_scale)
 
 
@@ -265,7 +273,7 @@ def _reference(stage: Stage) -> LlamaForCausalLM:
     return model.requires_grad_(False)
 
 
-def _score(network: nn.Module, rows: Rows, chunk: int) -> tuple[Tensor, Tensor]:
+def _score(network: nn.Module, rows: AnswerRows, chunk: int) -> tuple[Tensor, Tensor]:
     """Log probability and entropy of each chosen token, (tokens,)."""
     head = partial(token_logprobs, source=rows.source, target=rows.target, chunk=chunk)
     scored: tuple[Tensor, Tensor] = network(rows.ids, positions=rows.positions, mask=rows.document_mask(), head=head)

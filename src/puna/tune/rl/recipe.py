@@ -1,4 +1,7 @@
-"""Recipes of the stages that learn from the model's own answers: reinforcement and on-policy distillation. No torch."""
+"""Recipes of stages that learn from the model's own answers: reinforcement and distillation.
+
+No torch.
+"""
 
 from typing import ClassVar, Literal
 
@@ -16,88 +19,93 @@ from puna.tune.recipe import (
 
 
 class TaskShare(TaskLevels):
-    """A task among those that problems are drawn from; with several levels, the curriculum goes from low to high."""
+    """A task to draw problems from; with several levels, the curriculum goes from low to high."""
 
-    share: float = Field(1.0, gt=0, description="of the problems, relative to the other tasks")
+    share: float = Field(1.0, gt=0, description="share of the problems, relative to the other tasks")
 
 
 class RolloutConfig(Config):
-    """How the model's own answers are made. They are drawn from its own distribution: temperature 1, no filter."""
+    """How answers are generated: from the model's distribution, temperature 1, no filter."""
 
-    samples: int = Field(8, gt=0, description="answers to each problem")
-    max_tokens: int = Field(64, gt=0, description="tokens of an answer, or of a turn of a tool episode, at most")
-    turns: int = Field(4, gt=0, description="turns of the model in a tool episode, at most")
-    instruct: bool = Field(False, description="whether problems begin with the task's instruction as a system message")
-    updates: int = Field(1, gt=0, description="optimizer steps that share one set of answers, each its own problems")
-    epochs: int = Field(1, gt=0, description="passes over one set of answers")
-    max_batch: int = Field(256, gt=0, description="answers written at once, at most")
-    generator: Literal["engine", "vllm"] = Field("engine", description="who writes the answers; vllm must be installed")
+    samples: int = Field(8, gt=0, description="answers per problem")
+    max_tokens: int = Field(64, gt=0, description="maximum tokens of an answer, or of a turn of a tool episode")
+    turns: int = Field(4, gt=0, description="maximum turns of the model in a tool episode")
+    instruct: bool = Field(False, description="give the task's instruction as the system message")
+    updates: int = Field(1, gt=0, description="optimizer steps per set of answers, each on different problems")
+    epochs: int = Field(1, gt=0, description="passes over each set of answers")
+    max_batch: int = Field(256, gt=0, description="maximum number of answers generated at once")
+    generator: Literal["engine", "vllm"] = Field(
+        "engine", description="generator of the answers; vllm must be installed"
+    )
     logprob_gap: float = Field(
         0.05,
         gt=0,
-        description="a warning is given when the trainer's and the generator's log probability of the same token, with "
-        "the same weights, differ by more than this on average, in nats",
+        description="warn when the trainer's and the generator's log probabilities of the same token, with the same "
+        "weights, differ by more than this on average, in nats",
     )
 
 
 class RewardConfig(Config):
-    """What an answer earns: the verdict's score and, where asked for, more."""
+    """Rewards: the verdict's score and, if configured, more."""
 
     parts: dict[str, float] = Field(
         default_factory=dict, description="weights of parts of a verdict's breakdown that are added to its score"
     )
     overlong: Literal["keep", "mask", "penalty"] = Field(
         "keep",
-        description="answers cut off at max_tokens: keep their reward, leave them out of the loss, or take something "
-        "off the reward of answers that come near the limit",
+        description="answers truncated at max_tokens: keep their reward, mask them in the loss, or penalize answers "
+        "that come near the limit",
     )
-    overlong_cache: int = Field(16, ge=0, description="penalty: tokens before the limit over which it grows to 1")
+    overlong_cache: int = Field(16, ge=0, description="tokens before the limit over which the penalty grows to 1")
     sandbox: Literal["limits", "confined", "isolated"] = Field(
-        "confined", description="least isolation that the model's programs are run behind; below it the stage refuses"
+        "confined", description="minimum sandbox level for the model's programs; with less, the stage does not start"
     )
 
 
 class CurriculumConfig(Config):
-    """Which problems: those that are sometimes solved teach, the others do not."""
+    """Which problems to draw: those that are sometimes solved have a learning signal."""
 
-    low: float = Field(0.3, gt=0, lt=1, description="a pass rate below it moves a task's position down the levels")
-    high: float = Field(0.8, gt=0, lt=1, description="a pass rate above it moves the position up")
-    window: int = Field(64, gt=0, description="answers at the position before it moves")
+    low: float = Field(0.3, gt=0, lt=1, description="a pass rate below this moves a task's position down the levels")
+    high: float = Field(0.8, gt=0, lt=1, description="a pass rate above this moves the position up")
+    window: int = Field(64, gt=0, description="answers at a position before it may move")
     refill: int = Field(
-        2, ge=0, description="further rounds of problems in place of those whose answers all score alike"
+        2, ge=0, description="further rounds of problems to replace those whose answers all score the same"
     )
     min_pass: float = Field(
-        0.02, ge=0, lt=1, description="the stage refuses to start when fewer problems than this are solved in 8 samples"
+        0.02, ge=0, lt=1, description="minimum share of problems solved in 8 samples for the stage to start"
     )
     stop_reward: float = Field(
-        0.95, gt=0, description="the stage ends when the moving reward is above it: from there updates only add noise"
+        0.95, gt=0, description="the stage ends at a higher moving reward, as further updates only add noise"
     )
 
 
 class AlarmConfig(Config):
-    """Signs that the policy collapses; each takes the stage back to its best weights, with lower learning rates."""
+    """Signs of a collapsing policy.
 
-    entropy_low: float = Field(0.05, ge=0, description="moving entropy of a token, as a share of the first iteration's")
-    entropy_high: float = Field(4.0, gt=0, description="the same, above which the policy dissolves")
-    kl: float = Field(0.5, gt=0, description="mean divergence of a token from the policy that wrote it, in nats")
-    ended: float = Field(0.5, ge=0, description="share of answers that end by themselves, as a share of the first's")
-    length: float = Field(4.0, gt=0, description="mean length of answers, as a multiple of the first iteration's")
-    reward: float = Field(0.5, ge=0, description="moving reward, as a share of the best it was")
-    lr_scale: float = Field(0.5, gt=0, le=1, description="factor on the learning rates after going back")
+    Each rolls the stage back to its best weights, with lower learning rates.
+    """
+
+    entropy_low: float = Field(0.05, ge=0, description="minimum moving entropy per token, relative to the first set")
+    entropy_high: float = Field(4.0, gt=0, description="maximum moving entropy per token, relative to the first set")
+    kl: float = Field(0.5, gt=0, description="maximum mean divergence per token from the policy that wrote it, in nats")
+    ended: float = Field(0.5, ge=0, description="minimum share of answers with an end token, relative to the first set")
+    length: float = Field(4.0, gt=0, description="maximum mean length of answers, relative to the first set")
+    reward: float = Field(0.5, ge=0, description="minimum moving reward, relative to its maximum")
+    lr_scale: float = Field(0.5, gt=0, le=1, description="factor on the learning rates after a roll-back")
 
 
 class OnPolicyTrainConfig(StageTrainConfig):
-    """How long, how large a batch, in which precision."""
+    """Settings of an on-policy stage: length, batch size, precision."""
 
     batch: int = Field(16, gt=0, description="problems in one optimizer step, with all their answers")
     seq_len: int = Field(512, gt=0, description="tokens in a row: a problem and as many of its answers as fit")
     final: Literal["last", "best"] = Field(
-        "best", description="which weights the stage ends with: the last ones, or those of the best held-out evaluation"
+        "best", description="final weights of the stage: the last ones, or those of the best held-out evaluation"
     )
 
 
 class OnPolicyOptimizerConfig(StageOptimizerConfig):
-    """AdamW whose epsilon keeps it from making noise large where rewards hardly differ."""
+    """AdamW with an epsilon that avoids amplifying noise when rewards hardly differ."""
 
     eps: float = Field(1e-5, gt=0, description="AdamW epsilon")
 
@@ -105,29 +113,29 @@ class OnPolicyOptimizerConfig(StageOptimizerConfig):
 class OnPolicyScheduleConfig(StageScheduleConfig):
     """Learning rate over the stage: warm-up, then constant."""
 
-    decay: float = Field(0.0, ge=0, le=1, description="wsd: share of the stage for linear decay at the end")
+    decay: float = Field(0.0, ge=0, le=1, description="wsd: share of the stage for the linear decay at the end")
 
 
 class OnPolicyLogConfig(StageLogConfig):
-    """What is written and shown during a stage."""
+    """What is recorded and shown during a stage."""
 
     every: int = Field(1, gt=0, description="steps between lines in metrics.jsonl")
     eval_every: int = Field(10, ge=0, description="steps between held-out evaluations; 0: at the start and end only")
 
 
 class OnPolicyRecipe(StageRecipe):
-    """What reinforcement and distillation share: tasks, and answers that the model writes itself."""
+    """Shared by reinforcement and distillation: tasks, and answers of the model itself."""
 
     knows_its_rows: ClassVar[bool] = False
 
     tasks: tuple[TaskShare, ...] = Field(min_length=1, description="where problems come from")
-    rollout: RolloutConfig = Field(default_factory=RolloutConfig, description="how answers are made")
-    reward: RewardConfig = Field(default_factory=RewardConfig, description="what an answer earns")
-    curriculum: CurriculumConfig = Field(default_factory=CurriculumConfig, description="which problems are asked")
+    rollout: RolloutConfig = Field(default_factory=RolloutConfig, description="how answers are generated")
+    reward: RewardConfig = Field(default_factory=RewardConfig, description="rewards of answers")
+    curriculum: CurriculumConfig = Field(default_factory=CurriculumConfig, description="which problems to draw")
     train: OnPolicyTrainConfig = Field(default_factory=OnPolicyTrainConfig, description="length, batch, precision")
     optimizer: OnPolicyOptimizerConfig = Field(default_factory=OnPolicyOptimizerConfig, description="update rule")
     schedule: OnPolicyScheduleConfig = Field(default_factory=OnPolicyScheduleConfig, description="learning rate")
-    log: OnPolicyLogConfig = Field(default_factory=OnPolicyLogConfig, description="what is written and shown")
+    log: OnPolicyLogConfig = Field(default_factory=OnPolicyLogConfig, description="what is recorded and shown")
 
     @field_validator("tasks")
     @classmethod
@@ -144,7 +152,7 @@ class OnPolicyRecipe(StageRecipe):
             if wrong:
                 raise ValueError(f"{task.name} has no level {wrong[0]}. It has levels 1 to {top}")
         if len({task.name for task in tasks}) < len(tasks):
-            raise ValueError("a task stands there twice. Give it more levels or a larger share")
+            raise ValueError("a task is listed twice. Give it more levels or a larger share")
         return tasks
 
     @model_validator(mode="after")
@@ -152,7 +160,7 @@ class OnPolicyRecipe(StageRecipe):
         if self.rollout.max_tokens >= self.train.seq_len:
             raise ValueError(
                 f"rollout.max_tokens = {self.rollout.max_tokens} leaves no room for a problem in rows of "
-                f"train.seq_len = {self.train.seq_len} tokens. Lower it, or make rows longer"
+                f"train.seq_len = {self.train.seq_len} tokens. Lower it, or raise train.seq_len"
             )
         if not self.curriculum.low < self.curriculum.high:
             raise ValueError("curriculum.low must be below curriculum.high")
@@ -163,29 +171,31 @@ class PolicyConfig(Config):
     """The loss."""
 
     method: Literal["grpo", "dr_grpo", "dapo", "gspo", "rloo", "reinforce"] = Field(
-        "dr_grpo", description="advantages and loss, see docs: all six follow their papers"
+        "dr_grpo", description="advantages and loss, see docs/tuning.md; all six follow their papers"
     )
     clip_low: float = Field(0.0, ge=0, lt=1, description="ratios below 1 - clip_low are clipped; 0: as in the paper")
     clip_high: float = Field(0.0, ge=0, description="ratios above 1 + clip_high are clipped; 0: as in the paper")
-    kl: float = Field(0.0, ge=0, description="weight of the divergence from the weights that the stage started from")
+    kl: float = Field(0.0, ge=0, description="weight of the divergence from the initial weights")
 
 
 class RLRecipe(OnPolicyRecipe):
     """Reinforcement learning with verifiable rewards."""
 
-    stage: Literal["rl"] = Field("rl", description="which stage this is")
+    stage: Literal["rl"] = Field("rl", description="name of the stage")
     policy: PolicyConfig = Field(default_factory=PolicyConfig, description="the loss")
     alarm: AlarmConfig = Field(default_factory=AlarmConfig, description="signs of collapse")
 
     @model_validator(mode="after")
     def _comparable(self) -> "RLRecipe":
         if self.rollout.samples < 2:
-            raise ValueError("rollout.samples = 1: an answer is judged by the others to its problem. Set 2 or more")
+            raise ValueError(
+                "rollout.samples = 1, but answers to a problem are compared with each other. Set 2 or more"
+            )
         return self
 
 
 class DistillRecipe(OnPolicyRecipe):
-    """On-policy distillation: the model writes, a larger one says how it would have gone on."""
+    """On-policy distillation: a larger model gives its distribution at every answer token."""
 
-    stage: Literal["distill"] = Field("distill", description="which stage this is")
+    stage: Literal["distill"] = Field("distill", description="name of the stage")
     teacher: str = Field("", description="model directory of the teacher; it must have the same tokenizer")

@@ -1,9 +1,9 @@
-"""Rewards: the verdict of a task on each answer, weighed as the recipe says.
+"""Rewards: the verdict of a task on each answer, weighted as configured.
 
-What breaks stays where it breaks: a check that raises leaves its own answer without a reward and moves no other. The
-same answer to the same problem is checked once. Programs are run by the sandbox, several at a time and while other
-answers are still being written, behind at least the isolation that the recipe asks for. How often programs pass what
-they could see beside what they could not is the measure of hacking.
+Failures are isolated: a check that raises leaves its own answer without a reward and affects no other. The same answer
+to the same problem is checked once. Programs run in the sandbox, several at a time and while other answers are still
+being generated, with at least the isolation that the recipe requires. Reward hacking is measured by how often programs
+pass visible examples compared with hidden ones.
 """
 
 import math
@@ -23,14 +23,17 @@ from puna.tune.rl.recipe import RewardConfig
 from puna.tune.rl.sampling import Sample
 
 GRADERS = 2
-"""Programs checked at a time: each has a warm process of its own."""
+"""Programs checked at a time; each has its own warm process."""
 
 Check = Callable[[Task, Problem, str], Verdict]
 
 
 @dataclass
 class Rewarded:
-    """rewards: one per sample, NaN where the check broke down; verdicts: the same, None there; broken: why."""
+    """The rewards of some samples.
+
+    rewards: one per sample, NaN if the check failed; verdicts: likewise, with None; broken: error messages.
+    """
 
     rewards: list[float]
     verdicts: list[Verdict | None]
@@ -38,7 +41,7 @@ class Rewarded:
 
 
 def checker(sandbox: str) -> Check:
-    """Scores an answer; programs behind at least this isolation."""
+    """Return a check that scores an answer, and runs programs with at least this isolation."""
 
     def check(task: Task, problem: Problem, text: str) -> Verdict:
         if not task.code:
@@ -50,7 +53,10 @@ def checker(sandbox: str) -> Check:
 
 
 class Grading(ThreadPoolExecutor):
-    """Checks answers on threads of its own, the same answer to the same problem once; a context that ends with them."""
+    """Checks answers in its own threads, the same answer to the same problem once.
+
+    A context that ends them.
+    """
 
     def __init__(self, check: Check) -> None:
         super().__init__(GRADERS)
@@ -58,12 +64,15 @@ class Grading(ThreadPoolExecutor):
         self._found: dict[tuple[str, int, int, str], Future[Verdict | str]] = {}
 
     def begin(self, sample: Sample) -> None:
-        """Check a program while other answers are being written. Other checks would take the interpreter from them."""
+        """Start checking a program while other answers are generated.
+
+        Other checks would compete for the interpreter.
+        """
         if find(sample.problem.task).code:
             self.verdict(sample)
 
     def verdict(self, sample: Sample) -> "Future[Verdict | str]":
-        """What a check says of an answer, or in a sentence why it broke down."""
+        """The verdict of a check, or a sentence that says why it failed."""
         problem = sample.problem
         key = (problem.task, problem.level, problem.seed, sample.text)
         if key not in self._found:
@@ -72,9 +81,9 @@ class Grading(ThreadPoolExecutor):
 
 
 def reward(samples: Sequence[Sample], config: RewardConfig, grading: Grading, *, max_tokens: int) -> Rewarded:
-    """The reward of each sample, in their order.
+    """Compute the reward of each sample, in order.
 
-    Raises PunaError where this machine's sandbox is below the recipe's floor, before anything is learned from it.
+    Raises PunaError when this machine's sandbox is weaker than the recipe requires, before anything is learned.
     """
     found = [sample.verdict or grading.verdict(sample) for sample in samples]
     done = Rewarded([], [])
@@ -109,9 +118,10 @@ def _weighed(verdict: Verdict, config: RewardConfig) -> float:
 
 
 def hack_measure(verdicts: Iterable[Verdict | None]) -> dict[str, float]:
-    """Share of programs that are right on all visible examples, and on all hidden inputs; empty without programs.
+    """Share of programs that pass all visible examples, and all hidden inputs.
 
-    visible well above hidden means that examples are memorised instead of the task being solved.
+    Empty without programs. visible well above hidden means that the model memorises examples instead of solving the
+    task.
     """
     parts = [verdict.breakdown for verdict in verdicts if verdict and "hidden" in verdict.breakdown]
     if not parts:

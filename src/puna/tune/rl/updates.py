@@ -1,8 +1,8 @@
-"""From answers to optimizer steps: a set of answers becomes a queue of updates, an update the rows of each process.
+"""Turn a set of answers into a queue of updates, and an update into rows per process.
 
-The queue is plain JSON in a checkpoint, so a stage that stops between two updates on one set goes on with the second,
-and every number comes out as if it had not stopped. Time is counted here too: what a step spends on writing answers, on
-checking them, on learning, and on everything else.
+The queue is plain JSON in a checkpoint, so a stage that stops between two updates on one set resumes with the second,
+with the same numbers as without the stop. Time is also counted here: for generating answers, checking them, learning,
+and everything else.
 """
 
 import random
@@ -11,22 +11,24 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from puna.tune.rows.packing import EMPTY, Answer, Group, Rows, lay_out, split
+from puna.tune.rows.packing import EMPTY, Answer, AnswerGroup, AnswerRows, collate, split
 from puna.tune.stage import Stage
 
 
 @dataclass
 class Update:
-    """The problems of one optimizer step, over all processes. fresh: no update has been made since they were written.
-    notes: what to log with it."""
+    """The problems of one optimizer step, over all processes.
 
-    groups: list[Group]
+    fresh: no update has been made since they were generated. notes: what to log with it.
+    """
+
+    groups: list[AnswerGroup]
     fresh: bool
     notes: dict[str, float]
 
     @property
     def answers(self) -> int:
-        """Answers that have a token to learn from."""
+        """Number of answers that have a token to learn from."""
         return sum(
             times
             for group in self.groups
@@ -36,7 +38,7 @@ class Update:
 
     @property
     def tokens(self) -> int:
-        """Tokens that the model chose."""
+        """Number of tokens that the model chose."""
         return sum(
             times * sum(answer.mask)
             for group in self.groups
@@ -49,9 +51,9 @@ class Update:
 
     @classmethod
     def from_plain(cls, plain: dict[str, Any]) -> "Update":
-        """What `plain` gave."""
+        """Restore what `plain` returned."""
         groups = [
-            Group(one["prompt"], [Answer(**answer) for answer in one["answers"]], one["advantages"], one["times"])
+            AnswerGroup(one["prompt"], [Answer(**answer) for answer in one["answers"]], one["advantages"], one["times"])
             for one in plain["groups"]
         ]
         return cls(groups, plain["fresh"], plain["notes"])
@@ -59,21 +61,27 @@ class Update:
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """What `Objective.loss` gets: rows of this process, counts of the whole update, and notes for the log."""
+    """The input of `Objective.loss`: rows of this process and counts of the update.
 
-    rows: Rows
+    Also has notes for the log.
+    """
+
+    rows: AnswerRows
     answers: int
     tokens: int
     fresh: bool
     first: bool
-    """Whether it is the update's first."""
+    """Whether it is the first of the update."""
     notes: dict[str, float]
 
 
 def plan_updates(
-    groups: Sequence[Group], *, count: int, epochs: int, seed: str, notes: dict[str, float]
+    groups: Sequence[AnswerGroup], *, count: int, epochs: int, seed: str, notes: dict[str, float]
 ) -> list[Update]:
-    """`count` updates of about as many problems each, `epochs` times over, in an order drawn from `seed`."""
+    """Plan `count` updates of about equal size, `epochs` times, in an order from `seed`.
+
+    Size is the number of problems.
+    """
     updates: list[Update] = []
     for epoch in range(epochs if groups else 0):
         order = list(groups)
@@ -86,26 +94,26 @@ def plan_updates(
 
 
 def micro_batches(update: Update, stage: Stage) -> list[MicroBatch]:
-    """This process' micro-batches: as many as every other process has."""
+    """This process's micro-batches; every process has the same number."""
     rank, ranks, at_once = stage.world.data_rank, stage.world.data_size, stage.share.rows
     rows = split(update.groups, stage.recipe.train.seq_len)
     steps = -(-len(rows) // (ranks * at_once))
     batches = []
     for step in range(steps):
-        # Longest first and dealt out in turn: rows of a micro-batch are about as long, and so are the processes'.
+        # Sort by length and distribute in turn, so that the rows of a micro-batch, and processes, have similar lengths.
         here = rows[step * ranks * at_once :][rank : ranks * at_once : ranks]
-        # A measure is summed over processes, and each of them names the same ones.
+        # A measure is summed over processes, and each of them has the same names.
         notes = {name: value / ranks for name, value in update.notes.items()} if not step else {}
         batches.append(
             MicroBatch(
-                lay_out(here or [EMPTY], stage.device), update.answers, update.tokens, update.fresh, not step, notes
+                collate(here or [EMPTY], stage.device), update.answers, update.tokens, update.fresh, not step, notes
             )
         )
     return batches
 
 
-class Shares:
-    """Where the time of steps goes, in seconds: generation, reward, learning (forward, backward, update), rest."""
+class TimeBreakdown:
+    """Seconds of steps by use: generation, reward, learning (forward, backward, update), rest."""
 
     def __init__(self, stage: Stage) -> None:
         self.stage = stage
@@ -114,7 +122,10 @@ class Shares:
         self._begun = self._inside = 0.0
 
     def begin(self, spent: dict[str, float]) -> None:
-        """A batch is asked for: what lay since the last one was learning. spent: counters of the collector."""
+        """Called when a batch is requested: the time since the last one was learning.
+
+        spent: the collector's counters.
+        """
         now = self._now()
         if self._learning_since is not None:
             self.seconds["learning"] += now - self._learning_since
@@ -122,18 +133,18 @@ class Shares:
         self._begun, self._inside = now, sum(spent.values())
 
     def end(self, spent: dict[str, float]) -> None:
-        """The batch is ready."""
+        """Called when the batch is ready."""
         now = self._now()
         self.seconds |= spent
         self.seconds["rest"] += now - self._begun - (sum(spent.values()) - self._inside)
         self._learning_since = now
 
     def shares(self) -> dict[str, float]:
-        """Of all seconds so far."""
+        """Shares of the total time so far."""
         total = sum(self.seconds.values()) or 1.0
         return {f"time_{name}": value / total for name, value in self.seconds.items()}
 
     def _now(self) -> float:
-        """Seconds without evaluations and checkpoints."""
+        """Seconds, excluding evaluations and checkpoints."""
         other = self.stage.clock.seconds
         return time.perf_counter() - other["eval"] - other["checkpoint"]

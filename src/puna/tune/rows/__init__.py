@@ -1,1 +1,1 @@
-"""Rows to learn from: dialogues, examples cut from them, answers packed side by side."""
+"""Rows to learn from: dialogues, examples cut from them, packed answers."""

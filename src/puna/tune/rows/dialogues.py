@@ -1,9 +1,10 @@
-"""Files of dialogues: JSON lines, a JSON array or parquet, in the shapes that chat data has. No torch.
+"""Read files of dialogues in the common formats of chat data. No torch.
 
-Rows are told apart by their keys. `messages` is OpenAI's shape; `conversations` ShareGPT's (from, value), with its
-names of roles; `instruction` with `output` or `response` Alpaca's and Dolly's, with `instances` Self-Instruct's;
-`prompt` with `response`, `completion` or `answer` the plain one. Whatever comes in, dialogues come out as the chat
-renderer wants them. A row that is none of this is named with its line, and nothing is guessed.
+Files are JSON lines, a JSON array or parquet. The keys of a row determine its format. `messages` is OpenAI's;
+`conversations` is ShareGPT's (from, value), with its names of roles; `instruction` with `output` or `response` is
+Alpaca's and Dolly's, with `instances` Self-Instruct's; `prompt` with `response`, `completion` or `answer` is the plain
+one. All of them become dialogues for the chat renderer. A row in any other format is reported with its line; nothing is
+guessed.
 """
 
 import json
@@ -12,21 +13,22 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from puna.core.errors import DataError, nearest
-from puna.data.reading.readers import read_chunks, read_lines
+from puna.data.reading.file_types import suffix
+from puna.data.reading.records import read_json, read_table
 from puna.text.chat import ROLES
 
 Message = dict[str, Any]
 
 
 class Row(NamedTuple):
-    """A row of a file and where it stands, for errors: "chat.jsonl, line 3"."""
+    """A row of a file and its location, for errors: "chat.jsonl, line 3"."""
 
     where: str
     value: dict[str, Any]
 
 
 class Dialogue(NamedTuple):
-    """Messages as the chat renderer takes them, and descriptions of the tools that they may call."""
+    """Messages for the chat renderer, and descriptions of the tools that they may call."""
 
     messages: list[Message]
     tools: list[dict[str, Any]]
@@ -34,7 +36,6 @@ class Dialogue(NamedTuple):
 
 
 _KINDS = (".jsonl", ".ndjson", ".json", ".parquet")
-_PACKED = (".gz", ".xz", ".bz2", ".zst")
 _SHAREGPT = {
     "human": "user",
     "user": "user",
@@ -53,39 +54,44 @@ _ANSWERS = ("response", "completion", "answer", "output")
 
 
 def read_dialogues(path: Path) -> list[Dialogue]:
-    """All dialogues of a file. Raises PunaError naming file and line for the first row that is none, or when empty."""
+    """Read all dialogues of a file.
+
+    Raises PunaError naming file and line of the first invalid row, or when empty.
+    """
     found = [dialogue for row in read_rows(path) for dialogue in dialogues_of(row)]
     if not found:
         raise DataError(f"{path} has no dialogues.", "Give a file with at least one.")
     return found
 
 
-def read_rows(path: Path) -> Iterator[Row]:
-    """The rows of a file as JSON objects. Raises PunaError for a missing, damaged or unknown file, naming the line."""
-    suffixes = [suffix for suffix in path.suffixes if suffix not in _PACKED]
+def require_file(path: Path) -> None:
+    """Raise PunaError when a file of rows is missing, or of a kind that is not read."""
     if not path.is_file():
         near = [p.name for p in path.parent.iterdir() if p.is_file()] if path.parent.is_dir() else []
         raise DataError(f"{path} does not exist.", nearest(path.name, near) if near else "Check the path.")
-    if not suffixes or suffixes[-1] not in _KINDS:
-        raise DataError(f"{path} is no file of dialogues.", f"Give one that ends in {', '.join(_KINDS)}.")
-    if suffixes[-1] == ".parquet":
-        yield from _parquet(path)
-    elif _is_array(path):
-        yield from _array(path)
-    else:
-        for number, line in enumerate(read_lines(path), 1):
-            if line.strip():
-                where = f"{path}, line {number}"
-                try:
-                    value = json.loads(line)
-                except (ValueError, RecursionError) as error:
-                    raise DataError(f"{where}: this is not JSON ({str(error)[:80]}).", "Mend that line.") from None
-                yield _row(where, value)
+    if suffix(path.name)[0] not in _KINDS:
+        raise DataError(f"{path} is not a file of dialogues.", f"Use a file that ends in {', '.join(_KINDS)}.")
+
+
+def read_rows(path: Path) -> Iterator[Row]:
+    """Yield the rows of a file as JSON objects.
+
+    Raises PunaError for a missing, damaged or unknown file, naming the line.
+    """
+    require_file(path)
+    if suffix(path.name)[0] == ".parquet":
+        for _, where, value in read_table(path):
+            yield Row(where, value)
+        return
+    for _, where, value in read_json(path, strict=True):
+        if not isinstance(value, dict):
+            raise DataError(f"{where}: this is not a JSON object.", "Each row must be one.")
+        yield Row(where, value)
 
 
 def dialogues_of(row: Row) -> list[Dialogue]:
-    """The dialogues of one row: one, or as many as it has instances. Raises PunaError naming the row."""
-    where, value = row
+    """Return the dialogues of a row: one, or one per instance. Raises PunaError naming the row."""
+    where, value = row.where, {key: item for key, item in row.value.items() if item is not None}
     tools = tools_of(value.get("tools"), where)
     system = value.get("system") or value.get("system_prompt")
     if "messages" in value:
@@ -101,11 +107,12 @@ def dialogues_of(row: Row) -> list[Dialogue]:
         asked = _joined(_text(value["instruction"], "instruction", where), more, where)
         dialogues = [[*_history(value.get("history"), where), *_pair(asked, _answer(value, where), where)]]
     elif "prompt" in value:
-        answer = [{"role": "assistant", "content": _text(_answer(value, where), "answer", where)}]
-        dialogues = [prompt_messages(value["prompt"], where) + answer]
+        # What the assistant said in a prompt was given to it: as in TRL, the completion alone is learned.
+        given = [_unlearned(message) for message in prompt_messages(value["prompt"], where)]
+        dialogues = [given + answer_messages(_answer(value, where), where)]
     else:
         raise DataError(
-            f"{where}: the row has {_keys(value)}, which is no shape of a dialogue.",
+            f"{where}: the row has {_keys(value)}, which is not a known format of dialogues.",
             "Known are messages, conversations, instruction with output, and prompt with response.",
         )
     if isinstance(system, str) and system.strip():
@@ -116,7 +123,7 @@ def dialogues_of(row: Row) -> list[Dialogue]:
 
 
 def prompt_messages(value: Any, where: str) -> list[Message]:
-    """A prompt, as text or as messages of either shape, as messages."""
+    """Convert a prompt, as text or as messages of either format, to messages."""
     if isinstance(value, str):
         return [{"role": "user", "content": _text(value, "prompt", where)}]
     if isinstance(value, list) and value and isinstance(value[0], dict) and "from" in value[0]:
@@ -124,23 +131,27 @@ def prompt_messages(value: Any, where: str) -> list[Message]:
     return _messages(value, where)
 
 
+def _unlearned(message: Message) -> Message:
+    return message | {"weight": 0} if message["role"] == "assistant" else message
+
+
 def answer_messages(value: Any, where: str) -> list[Message]:
-    """An answer, as text, as a message of either shape or as several, as messages."""
+    """Convert an answer, as text or as one or more messages of either format, to messages."""
     if isinstance(value, str):
         return [{"role": "assistant", "content": _text(value, "answer", where)}]
     return prompt_messages([value] if isinstance(value, dict) else value, where)
 
 
 def check_messages(messages: Sequence[Message], where: str) -> None:
-    """Raise PunaError, naming the row, when these are no dialogue that an assistant could learn from."""
+    """Raise PunaError, naming the row, when an assistant could not learn from these messages."""
     roles = [ROLES.get(message["role"]) for message in messages]
     if "assistant" not in roles:
         raise DataError(f"{where}: the dialogue has no message of an assistant.", "There is nothing to learn from it.")
     for number, (before, role) in enumerate(zip([None, *roles], roles, strict=False), 1):
         if role == "ipython" and before not in ("assistant", "ipython"):
             raise DataError(
-                f"{where}: message {number} has the role 'tool' but follows no call of a tool.",
-                "A tool's result comes after the assistant's message that asked for it.",
+                f"{where}: message {number} has the role 'tool' but does not follow a tool call.",
+                "A tool's result comes after the assistant's message that called it.",
             )
 
 
@@ -149,7 +160,7 @@ def check_messages(messages: Sequence[Message], where: str) -> None:
 
 def _messages(value: Any, where: str) -> list[Message]:
     if not isinstance(value, list) or not value:
-        raise DataError(f"{where}: its messages are not a list of messages.", "Mend that row.")
+        raise DataError(f"{where}: its messages are not a list of messages.", "Fix that row.")
     return [_message(entry, number, where) for number, entry in enumerate(value, 1)]
 
 
@@ -159,8 +170,10 @@ def _message(entry: Any, number: int, where: str) -> Message:
         raise DataError(f"{where}: message {number} has the role {role!r}.", f"Known are {', '.join(ROLES)}.")
     keep = ("content", "reasoning_content", "tool_calls", "token_ids")
     message = {"role": role, **{key: entry[key] for key in keep if entry.get(key) is not None}}
+    if not _is_learned(entry, f"{where}: message {number}"):
+        message["weight"] = 0
     parts = message.get("content")
-    if isinstance(parts, list):  # parts by type; some data calls a part's text its value
+    if isinstance(parts, list):  # parts by type; in some data the key of the text is `value`
         texts = {"text": "content", "reasoning": "reasoning_content"}
         for part in parts:
             kind = part.get("type") if isinstance(part, dict) else None
@@ -170,7 +183,7 @@ def _message(entry: Any, number: int, where: str) -> Message:
                 calls = call if isinstance(call, list) else [call]
                 message["tool_calls"] = [*message.get("tool_calls", []), *calls]
             elif kind not in texts or not isinstance(said, str):
-                raise DataError(f"{where}: message {number} has a part of type {kind!r} that is no text.")
+                raise DataError(f"{where}: message {number} has a part of type {kind!r}, which is not text.")
         for kind, key in texts.items():
             said = "".join(part.get("text", part.get("value")) for part in parts if part.get("type") == kind)
             message[key] = said
@@ -179,15 +192,25 @@ def _message(entry: Any, number: int, where: str) -> Message:
     if role == "assistant":
         has = any(message.get(key) for key in ("tool_calls", "token_ids", "reasoning_content"))
         if not has and not str(message.get("content") or "").strip():
-            raise DataError(f"{where}: message {number}, the assistant's, is empty.", "Mend that row or take it out.")
+            raise DataError(f"{where}: message {number}, the assistant's, is empty.", "Fix or remove that row.")
     elif not isinstance(message.get("content"), str):
-        raise DataError(f"{where}: message {number} has no text.", "Mend that row or take it out.")
+        raise DataError(f"{where}: message {number} has no text.", "Fix or remove that row.")
     return message
+
+
+def _is_learned(entry: Mapping[str, Any], what: str) -> bool:
+    """Whether a message is to be learned, as its `weight` (OpenAI) or `train` or `training` (axolotl) says."""
+    known = {"weight": (0, 1), "train": (False, True), "training": (False, True)}
+    given = {key: entry[key] for key in known if entry.get(key) is not None}
+    for key, value in given.items():
+        if not isinstance(value, int | float) or value not in known[key]:
+            raise DataError(f"{what} has the {key} {value!r}.", "Known are 0 (not learned) and 1.")
+    return all(given.values())
 
 
 def _sharegpt(value: Any, where: str) -> list[Message]:
     if not isinstance(value, list) or not value:
-        raise DataError(f"{where}: its conversations are not a list of turns.", "Mend that row.")
+        raise DataError(f"{where}: its conversations are not a list of turns.", "Fix that row.")
     messages = []
     for number, turn in enumerate(value, 1):
         if isinstance(turn, dict) and "role" in turn:
@@ -196,13 +219,13 @@ def _sharegpt(value: Any, where: str) -> list[Message]:
         said = turn.get("from") if isinstance(turn, dict) else None
         if said not in _SHAREGPT:
             raise DataError(f"{where}: turn {number} is from {said!r}.", f"Known are {', '.join(_SHAREGPT)}.")
-        role, text = _SHAREGPT[said], turn.get("value")
+        role, text, more = _SHAREGPT[said], turn.get("value"), {}
         if role == "function_call":
             call = _json(text, where)
             calls = call if isinstance(call, list) else [call]
-            messages.append({"role": "assistant", "content": "", "tool_calls": calls})
-        else:
-            messages.append(_message({"role": role, "content": text}, number, where))
+            role, text, more = "assistant", "", {"tool_calls": calls}
+        marks = {key: turn.get(key) for key in ("weight", "train", "training")}
+        messages.append(_message({"role": role, "content": text, **more, **marks}, number, where))
     return messages
 
 
@@ -217,7 +240,7 @@ def _history(value: Any, where: str) -> list[Message]:
     if value in (None, []):
         return []
     if not isinstance(value, list) or any(not isinstance(turn, list) or len(turn) != 2 for turn in value):
-        raise DataError(f"{where}: its history is not a list of pairs.", "Mend that row.")
+        raise DataError(f"{where}: its history is not a list of pairs.", "Fix that row.")
     return [message for asked, answer in value for message in _pair(asked, answer, where)]
 
 
@@ -235,7 +258,7 @@ def _answer(value: Mapping[str, Any], where: str) -> Any:
 
 def _text(value: Any, name: str, where: str) -> str:
     if not isinstance(value, str) or not value.strip():
-        raise DataError(f"{where}: its {name} is {'empty' if isinstance(value, str) else 'no text'}.", "Mend that row.")
+        raise DataError(f"{where}: its {name} is {'empty' if isinstance(value, str) else 'not text'}.", "Fix that row.")
     return value
 
 
@@ -244,7 +267,7 @@ def tools_of(value: Any, where: str) -> list[dict[str, Any]]:
         return []
     tools = _json(value, where) if isinstance(value, str) else value
     if not isinstance(tools, list) or any(not isinstance(tool, dict) for tool in tools):
-        raise DataError(f"{where}: its tools are not a list of JSON objects.", "Mend that row.")
+        raise DataError(f"{where}: its tools are not a list of JSON objects.", "Fix that row.")
     return tools
 
 
@@ -252,44 +275,7 @@ def _json(text: Any, where: str) -> Any:
     try:
         return json.loads(text)
     except (TypeError, ValueError, RecursionError):
-        raise DataError(f"{where}: a call or its tools are not JSON.", "Mend that row.") from None
-
-
-# -- files -------------------------------------------------------------------------------------------------------------
-
-
-def _is_array(path: Path) -> bool:
-    return next((chunk.lstrip()[:1] == b"[" for chunk in read_chunks(path) if chunk.strip()), False)
-
-
-def _array(path: Path) -> Iterator[Row]:
-    try:
-        values = json.loads(b"".join(read_chunks(path)))
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} is not JSON ({str(error)[:80]}).", "Mend that line.") from None
-    for number, value in enumerate(values, 1):
-        yield _row(f"{path}, entry {number}", value)
-
-
-def _parquet(path: Path) -> Iterator[Row]:
-    import pyarrow as arrow
-    import pyarrow.parquet as parquet
-
-    try:
-        with parquet.ParquetFile(path) as file:
-            number = 0
-            for batch in file.iter_batches(batch_size=1024):
-                for value in batch.to_pylist():
-                    number += 1
-                    yield _row(f"{path}, row {number}", value)
-    except (arrow.ArrowException, OSError) as error:
-        raise DataError(f"{path} is not a whole parquet file ({error}).", "Fetch or write it again.") from None
-
-
-def _row(where: str, value: Any) -> Row:
-    if not isinstance(value, dict):
-        raise DataError(f"{where}: this is no JSON object.", "Each row is one.")
-    return Row(where, value)
+        raise DataError(f"{where}: a call or its tools are not JSON.", "Fix that row.") from None
 
 
 def _keys(value: Mapping[str, Any]) -> str:

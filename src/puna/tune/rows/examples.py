@@ -1,9 +1,9 @@
-"""From dialogues to rows: which example comes next, what of it counts, and how rows are filled.
+"""Turn dialogues into rows: the next example, its counted tokens, and the packing.
 
 Sources are files of dialogues and demonstrations of tasks. Example number i of a source is a function of the seed and
-i, and the mixture draws sources by their shares, so that all state is a few integers. Rows are filled by best fit: each
-begins with the example that has waited longest and takes the longest one that still fits, until none does. Examples of
-a row do not see each other (document mask). Masks are the renderer's: nothing here decides what counts.
+i, and the mixture draws sources by their shares, so the complete state is a few integers. Rows are filled by best fit:
+each starts with the example that has waited longest and takes the longest one that still fits, until none does.
+Examples of a row do not see each other (document mask). Loss masks come from the renderer, not from this module.
 """
 
 import hashlib
@@ -29,14 +29,17 @@ from puna.train.loss import IGNORE
 from puna.tune.rows.dialogues import Dialogue, Message, read_dialogues
 from puna.tune.sft.recipe import SFTDataConfig
 
-# Tokens that wait to be packed, in batches. With 1.25, 96 to 99 % of the positions were used (demonstrations in rows of
-# 128 to 512, Dolly in rows of 1024), and with 4 no more (2026-11-25).
+# Tokens waiting to be packed, in batches. With 1.25, 96 to 99 % of the positions were used (demonstrations in rows of
+# 128 to 512, Dolly in rows of 1024); 4 did not improve that (2026-11-25).
 _WAITING = 1.25
-_UNLUCKY = 1000  # examples in a row that cannot be used before that is an error
+_UNLUCKY = 1000  # this many unusable examples in a row are an error
 
 
 class Example(NamedTuple):
-    """inputs: (tokens,). targets: (tokens,), the next token where the model is to learn it, else -100."""
+    """inputs: (tokens,).
+
+    targets: (tokens,), the next token where the model should learn it, otherwise -100.
+    """
 
     inputs: list[int]
     targets: list[int]
@@ -44,7 +47,10 @@ class Example(NamedTuple):
 
 
 class PackedRows(NamedTuple):
-    """ids, targets, documents: (rows, seq_len). An example is a run of one document number; the rest of a row too."""
+    """ids, targets, documents: (rows, seq_len).
+
+    Each example, and the padding, has its own document number.
+    """
 
     ids: Tensor
     targets: Tensor
@@ -52,9 +58,10 @@ class PackedRows(NamedTuple):
 
 
 def example_of(dialogue: Dialogue, tokenizer: Tokenizer, longest: int, *, drop: bool = False) -> Example | None:
-    """A dialogue as inputs and targets of at most `longest` tokens, cut off at their end, or with `drop` left out.
+    """Tokenize a dialogue, truncated to `longest` tokens, or dropped with `drop`.
 
-    None when it is left out, or nothing of what is left is to be learned. Raises PunaError naming the dialogue's row.
+    Returns inputs and targets. None when it is dropped, or when nothing of it is to be learned. Raises PunaError naming
+    the dialogue's row.
     """
     try:
         ids, mask = render(dialogue.messages, tokenizer, tools=dialogue.tools or None)
@@ -71,7 +78,7 @@ def example_of(dialogue: Dialogue, tokenizer: Tokenizer, longest: int, *, drop: 
 
 
 def demonstration(task: Task, problem: Problem, *, instruct: bool = False) -> Dialogue:
-    """The reference answer to a problem, for tasks with tools with the call before it."""
+    """The reference answer to a problem; for tasks with tools, preceded by the tool call."""
     messages: list[Message] = [*problem.messages(task.instruction if instruct else "")]
     tools = [SCHEMAS[name] for name in task.tools]
     if tools:
@@ -85,7 +92,7 @@ def demonstration(task: Task, problem: Problem, *, instruct: bool = False) -> Di
 
 
 class Source(NamedTuple):
-    """dialogue: number -> dialogue. size: how many different ones there are, None without end."""
+    """dialogue: number -> dialogue. size: number of different dialogues, None if unlimited."""
 
     name: str
     share: float
@@ -94,9 +101,9 @@ class Source(NamedTuple):
 
 
 def sources_of(data: SFTDataConfig, seed: int) -> tuple[list[Source], list[Dialogue]]:
-    """The sources of a recipe, and the dialogues of its files that are held out.
+    """The sources of a recipe, and the held-out dialogues of its files.
 
-    Raises PunaError for files and tasks that there are not, or rows that are no dialogues.
+    Raises PunaError for missing files, unknown tasks, and invalid rows.
     """
     sources: list[Source] = []
     heldout: list[Dialogue] = []
@@ -111,7 +118,7 @@ def sources_of(data: SFTDataConfig, seed: int) -> tuple[list[Source], list[Dialo
     for entry in data.tasks:
         task = find(entry.name)
         for level in entry.levels:
-            task.sample(0, level)  # raises for a level that there is not
+            task.sample(0, level)  # raises for an unknown level
         sources.append(
             Source(entry.name, entry.share, entry.count or None, _solved(task, entry.levels, entry.count, data, seed))
         )
@@ -125,12 +132,15 @@ class Mixture:
         self.sources, self.tokenizer, self.seq_len, self.seed, self.drop = sources, tokenizer, seq_len, seed, drop
         self.drawn = [0] * len(sources)
         self.dropped = 0
-        """Examples that were left out so far."""
+        """Number of examples that were left out so far."""
         self._waiting: list[tuple[int, int]] = []  # (source, number)
         self._made: dict[tuple[int, int], Example] = {}
 
     def rows(self, count: int) -> tuple[list[list[Example]], int]:
-        """The examples of the next `count` rows, each at most `seq_len` tokens together, and how many were cut off."""
+        """The examples of the next `count` rows, and how many were truncated.
+
+        Rows have at most `seq_len` tokens.
+        """
         while sum(self._length(place) for place in self._waiting) < _WAITING * count * self.seq_len:
             self._waiting.append(self._next())
         packed = best_fit([self._length(place) for place in self._waiting], self.seq_len, count)
@@ -141,20 +151,20 @@ class Mixture:
         return rows, sum(example.truncated for row in rows for example in row)
 
     def state(self) -> dict[str, Any]:
-        """All that the next rows depend on besides the arguments, plain JSON."""
+        """All that the next rows depend on in addition to the arguments, as plain JSON."""
         return {"drawn": self.drawn, "dropped": self.dropped, "waiting": [list(place) for place in self._waiting]}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from a state. Raises PunaError when it is one of other sources."""
+        """Continue from a state. Raises PunaError when it belongs to other sources."""
         if len(state["drawn"]) != len(self.sources):
-            raise DataError("The run was started with other data.", "Resume it with the recipe that it has.")
+            raise DataError("The run was started with other data.", "Resume it with its own recipe.")
         self.drawn, self.dropped = list(state["drawn"]), state["dropped"]
         self._waiting, self._made = [(source, number) for source, number in state["waiting"]], {}
 
     def _length(self, place: tuple[int, int]) -> int:
         if place not in self._made:
             example = self._make(place)
-            assert example is not None, "only what could be used is waiting"
+            assert example is not None, "only usable examples are waiting"
             self._made[place] = example
         return len(self._made[place].inputs)
 
@@ -175,23 +185,23 @@ class Mixture:
             self.dropped += 1
         names = ", ".join(source.name for source in self.sources)
         raise DataError(
-            f"{_UNLUCKY} examples in a row of {names} leave nothing to learn in {self.seq_len} tokens.",
+            f"{_UNLUCKY} examples in a row of {names} have nothing to learn in {self.seq_len} tokens.",
             "Raise train.seq_len.",
         )
 
 
 def best_fit(lengths: Sequence[int], capacity: int, rows: int) -> list[list[int]]:
-    """Which examples share a row: indices into `lengths`, for each of at most `rows` rows.
+    """Assign examples to rows: indices into `lengths`, for each of at most `rows` rows.
 
-    Each row begins with the first example that is left and takes the longest one that still fits, the earlier of two of
-    one length, until none does. No length may exceed `capacity`.
+    Each row starts with the first remaining example and takes the longest one that still fits (the earlier of two with
+    the same length) until none does. No length may exceed `capacity`.
     """
     left = sorted((length, -index) for index, length in enumerate(lengths))
     packed: list[list[int]] = []
     for first, length in enumerate(lengths):
         place = bisect_left(left, (length, -first))
         if len(packed) == rows or left[place : place + 1] != [(length, -first)]:
-            continue  # it has found a row already
+            continue  # already in a row
         row, room = [], capacity
         while place >= 0:
             longest, index = left.pop(place)
@@ -203,7 +213,10 @@ def best_fit(lengths: Sequence[int], capacity: int, rows: int) -> list[list[int]
 
 
 def to_tensors(rows: Sequence[Sequence[Example]], seq_len: int) -> PackedRows:
-    """Rows of examples as tensors, (rows, seq_len) each, on the CPU; what is left of a row is no target."""
+    """Convert rows of examples to tensors, (rows, seq_len) each, on the CPU.
+
+    Padding has no target.
+    """
     ids = torch.zeros(len(rows), seq_len, dtype=torch.int64)
     targets = torch.full_like(ids, IGNORE)
     documents = torch.zeros_like(ids)
@@ -219,13 +232,14 @@ def to_tensors(rows: Sequence[Sequence[Example]], seq_len: int) -> PackedRows:
 
 
 def _share_of(dialogue: Dialogue) -> float:
-    """A number in [0, 1) that a dialogue's text decides, so that copies of it are on one side."""
-    text = json.dumps(dialogue.messages, sort_keys=True, ensure_ascii=True)
+    """A number in [0, 1) from a dialogue's text, so that copies of it are on the same side."""
+    messages = [{key: value for key, value in message.items() if key != "weight"} for message in dialogue.messages]
+    text = json.dumps(messages, sort_keys=True, ensure_ascii=True)
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
 
 
 def _shuffled(dialogues: Sequence[Dialogue], seed: str) -> Callable[[int], Dialogue]:
-    """number -> dialogue: every pass over all of them in an order of its own."""
+    """number -> dialogue; every pass over them has its own order."""
     orders: dict[int, list[int]] = {}
 
     def at(number: int) -> Dialogue:
@@ -240,7 +254,7 @@ def _shuffled(dialogues: Sequence[Dialogue], seed: str) -> Callable[[int], Dialo
 
 
 def _solved(task: Task, levels: Sequence[int], count: int, data: SFTDataConfig, seed: int) -> Callable[[int], Dialogue]:
-    """number -> demonstration, the levels in turn."""
+    """number -> demonstration, alternating between the levels."""
 
     def at(number: int) -> Dialogue:
         problem = training_problem(task, levels[number % len(levels)], number, seed)

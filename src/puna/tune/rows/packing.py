@@ -1,11 +1,13 @@
-"""Answers laid out for the trainer: a row is a problem and as many of its answers as fit, each seeing only itself.
+"""Lay out answers for the trainer: a problem and several answers share a row.
+
+As many answers as fit share it, each attending only to the problem and itself.
 
     prompt | answer 1 | answer 2 | ... answer G | padding
 
-The prompt is computed once instead of once for each answer: where answers are shorter than problems, as in most of our
-tasks, a step takes a third of the time. An answer's tokens see the prompt and their own beginning, at the positions
-that they had when they were written, so the numbers are those of each answer on its own. Answers that are the same are
-computed once and count as often as they were given: a model that is sure of itself gives few different ones.
+The prompt is computed once instead of once per answer: if answers are shorter than problems, as in most of Puna's
+tasks, a step takes a third of the time. An answer's tokens attend to the prompt and to their own beginning, at the
+positions they had when they were generated, so the results are those of each answer on its own. Equal answers are
+computed once and weighted by how often they occurred: a confident model generates few different ones.
 """
 
 from collections.abc import Sequence
@@ -23,10 +25,10 @@ Ids = list[int]
 
 @dataclass(frozen=True)
 class Answer:
-    """What the model made of a problem: everything that stands after the prompt.
+    """A model's answer to a problem: everything after the prompt.
 
-    mask: 1 where the model chose the token, 0 for what was put between (tool results, headers). logprobs: of each
-    token under the policy that wrote it, 0 where the mask is. ended: by an end token, not by the limit.
+    mask: 1 where the model chose the token, 0 for inserted tokens (tool results, headers). logprobs: of each token
+    under the policy that generated it, 0 where the mask is 0. ended: by an end token, not by the limit.
     """
 
     ids: Ids
@@ -36,8 +38,11 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Group:
-    """A problem's prompt, its answers, what each is worth, and how often it was given (`grouped` makes them)."""
+class AnswerGroup:
+    """A problem's prompt, its answers, their advantages, and how often each occurred.
+
+    `grouped` creates groups.
+    """
 
     prompt: Ids
     answers: list[Answer]
@@ -45,9 +50,12 @@ class Group:
     times: list[int]
 
 
-def grouped(prompt: Ids, answers: Sequence[Answer], advantages: Sequence[float]) -> Group:
-    """A group in which equal answers of equal worth stand once, with the log probabilities of the first."""
-    group = Group(prompt, [], [], [])
+def grouped(prompt: Ids, answers: Sequence[Answer], advantages: Sequence[float]) -> AnswerGroup:
+    """Build a group, merging equal answers with equal advantages.
+
+    A merged answer has the log probabilities of the first.
+    """
+    group = AnswerGroup(prompt, [], [], [])
     places: dict[tuple[object, ...], int] = {}
     for answer, advantage in zip(answers, advantages, strict=True):
         key = (tuple(answer.ids), tuple(answer.mask), answer.ended, advantage)
@@ -62,12 +70,12 @@ def grouped(prompt: Ids, answers: Sequence[Answer], advantages: Sequence[float])
 
 
 @dataclass(frozen=True)
-class Rows:
-    """A micro-batch on the device. tokens: those that the model chose, end to end.
+class AnswerRows:
+    """A micro-batch on the device. tokens: those that the model chose, concatenated.
 
-    ids, positions: (rows, width). visible: bool (rows, 1, width, width), or None where each row has one answer.
-    source: (tokens,) where in the flattened rows the token was predicted. target: (tokens,) its id.
-    answer, place: (tokens,) its answer within the micro-batch and its place among that answer's chosen tokens.
+    ids, positions: (rows, width). visible: bool (rows, 1, width, width), or None if each row has one answer.
+    source: (tokens,) position in the flattened rows that predicted the token. target: (tokens,) its id.
+    answer, place: (tokens,) its answer within the micro-batch, and its index among that answer's chosen tokens.
     mask, old_logprobs: (answers, longest). advantage, times: (answers,).
     """
 
@@ -84,17 +92,17 @@ class Rows:
     times: Tensor
 
     def document_mask(self) -> DocumentMask | None:
-        """What the network is told of who sees whom."""
+        """The attention mask for the network."""
         return None if self.visible is None else DocumentMask(self.visible, None, self.ids.shape[1])
 
     def matrix(self, values: Tensor) -> Tensor:
-        """Values of tokens (tokens,) as (answers, longest), 0 where there is no token."""
+        """Arrange values of tokens (tokens,) as (answers, longest), 0 where there is no token."""
         return values.new_zeros(self.mask.shape).index_put((self.answer, self.place), values)
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row to be: a prompt and some of its answers, each with its advantage and how often it was given."""
+    """The contents of one row: a prompt and answers, each with its advantage and count."""
 
     prompt: Ids
     answers: list[tuple[Answer, float, int]]
@@ -106,13 +114,13 @@ class Row:
 
 
 EMPTY = Row([0], [])
-"""A row that teaches nothing, for a process that has no other: all take part in every step."""
+"""A row without a learning signal, for a process that has no other: all take part in every step."""
 
 
-def split(groups: Sequence[Group], seq_len: int) -> list[Row]:
-    """Rows of at most `seq_len` tokens, longest first. Answers without a chosen token are left out.
+def split(groups: Sequence[AnswerGroup], seq_len: int) -> list[Row]:
+    """Split groups into rows of at most `seq_len` tokens, longest first.
 
-    Raises PunaError when a problem with one answer does not fit.
+    Answers without chosen tokens are left out. Raises PunaError when a problem with one answer does not fit.
     """
     rows = []
     for group in groups:
@@ -124,7 +132,7 @@ def split(groups: Sequence[Group], seq_len: int) -> list[Row]:
                 raise PunaError(
                     f"A problem of {len(group.prompt)} tokens with an answer of {len(answer.ids)} does not fit into "
                     f"rows of train.seq_len = {seq_len}.",
-                    "Make rows longer, or lower rollout.max_tokens.",
+                    "Raise train.seq_len, or lower rollout.max_tokens.",
                 )
             if row.width + len(answer.ids) > seq_len:
                 rows.append(row)
@@ -135,8 +143,8 @@ def split(groups: Sequence[Group], seq_len: int) -> list[Row]:
     return sorted(rows, key=lambda row: -row.width)
 
 
-def lay_out(rows: Sequence[Row], device: torch.device | str = "cpu") -> Rows:
-    """Make the tensors of a micro-batch."""
+def collate(rows: Sequence[Row], device: torch.device | str = "cpu") -> AnswerRows:
+    """Create the tensors of a micro-batch."""
     width = max(row.width for row in rows)
     ids, positions, branches = [], [], []
     source: list[int] = []
@@ -151,7 +159,7 @@ def lay_out(rows: Sequence[Row], device: torch.device | str = "cpu") -> Rows:
         for own, (answer, advantage, times) in enumerate(row.answers, 1):
             start = len(row_ids)
             chosen = [at for at, learn in enumerate(answer.mask) if learn]
-            # The first token of an answer was predicted by the last of the prompt.
+            # The first token of an answer was predicted by the last token of the prompt.
             source += [number * width + (start + at - 1 if at else len(row.prompt) - 1) for at in chosen]
             target += [answer.ids[at] for at in chosen]
             answer_of += [len(advantages)] * len(chosen)
@@ -181,7 +189,7 @@ def lay_out(rows: Sequence[Row], device: torch.device | str = "cpu") -> Rows:
 
     padded = [one + [0.0] * (longest - len(one)) for one in old]
     mask = [[1.0] * len(one) + [0.0] * (longest - len(one)) for one in old]
-    return Rows(
+    return AnswerRows(
         ids=whole(ids),
         positions=whole(positions),
         visible=visible,
@@ -199,11 +207,11 @@ def lay_out(rows: Sequence[Row], device: torch.device | str = "cpu") -> Rows:
 def token_logprobs(
     hidden: Tensor, weight: Tensor, source: Tensor, target: Tensor, chunk: int = 1024
 ) -> tuple[Tensor, Tensor]:
-    """Log probability of each target and entropy of its distribution, both (tokens,) float32, in nats.
+    """Log probability of each target and entropy of its distribution.
 
-    hidden: (..., hidden_size), flattened before `source` (tokens,) picks from it; weight: (vocab, hidden_size);
-    target: (tokens,). chunk: tokens whose logits exist at once (0: all); more than one chunk is computed again in
-    backward. The entropy has no gradient.
+    Both are (tokens,) float32, in nats. hidden: (..., hidden_size), flattened before `source` (tokens,) selects from
+    it; weight: (vocab, hidden_size); target: (tokens,). chunk: tokens whose logits exist at once (0: all); with more
+    than one chunk, each is recomputed in backward. The entropy has no gradient.
     """
     picked = hidden.flatten(0, -2)[source]
     if not chunk or len(target) <= chunk:

@@ -1,7 +1,8 @@
-"""Supervised fine-tuning: cross entropy of what the assistant says, on packed rows.
+"""Supervised fine-tuning: cross entropy of the assistant's messages, on packed rows.
 
-The loss of a step is the mean over all tokens that count in its whole batch, however they are spread over rows,
-micro-batches and processes. A batch in which nothing counts would be a loss of 0 that looks like success: an error.
+The loss of a step is the mean over all counted tokens of its global batch, however they are spread over rows,
+micro-batches and processes. A batch without any counted token would have a loss of 0, which looks like success, so it
+is an error.
 """
 
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from puna.core.errors import PunaError
 from puna.model.llama import DocumentMask
-from puna.train.loss import IGNORE, cross_entropy_chunked
+from puna.train.loss import IGNORE, CrossEntropyHead
 from puna.train.objective import SCORE, Metrics
 from puna.tune.heldout import measure_stage
 from puna.tune.rows.examples import Mixture, PackedRows, best_fit, example_of, sources_of, to_tensors
@@ -21,8 +22,11 @@ from puna.tune.sft.recipe import SFTRecipe
 from puna.tune.stage import Stage, StageObjective, run_stage
 
 
-class Part(NamedTuple):
-    """A micro-batch: packed rows, 1 / (tokens that count in the whole batch), and measures of its share."""
+class SFTBatch(NamedTuple):
+    """A micro-batch: packed rows, a scale, and measures of its share.
+
+    scale: 1 / (counted tokens of the global batch).
+    """
 
     rows: PackedRows
     scale: float
@@ -45,14 +49,14 @@ class SFT(StageObjective):
         made = [example_of(dialogue, stage.tokenizer, train.seq_len, drop=drop) for dialogue in heldout]
         self.heldout = [example for example in made if example is not None]
 
-    def batch(self, data_step: int) -> Sequence[Part]:
-        """This process' rows of the next batch."""
+    def batch(self, data_step: int) -> Sequence[SFTBatch]:
+        """This process's rows of the next batch."""
         train, share = self.recipe.train, self.stage.share
         examples, truncated = self.mixture.rows(train.batch)
         packed = to_tensors(examples, train.seq_len)
         learned = int((packed.targets != IGNORE).sum())
         if not learned:
-            raise PunaError("A batch has no token to learn.", "Look at the data, or raise train.seq_len.")
+            raise PunaError("A batch has no token to learn.", "Check the data, or raise train.seq_len.")
         count = sum(map(len, examples))
         measures = {
             "fill": sum(len(e.inputs) for row in examples for e in row) / packed.ids.numel(),
@@ -64,24 +68,24 @@ class SFT(StageObjective):
         for index in range(share.micro_batches):
             first = share.first + index * share.rows
             rows = PackedRows(*(tensor[first : first + share.rows] for tensor in packed))
-            parts.append(Part(rows, 1.0 / learned, {name: value / everywhere for name, value in measures.items()}))
+            parts.append(SFTBatch(rows, 1.0 / learned, {name: value / everywhere for name, value in measures.items()}))
         return parts
 
-    def loss(self, network: nn.Module, batch: Part) -> tuple[Tensor, Metrics]:
-        """Cross entropy of the rows, as a share of the whole batch's mean."""
+    def loss(self, network: nn.Module, batch: SFTBatch) -> tuple[Tensor, Metrics]:
+        """Cross entropy of the rows, as a share of the global batch's mean."""
         loss, _ = packed_loss(self.stage, network, batch.rows, batch.scale)
         return loss, batch.measures
 
     def state(self) -> dict[str, Any]:
-        """Where the mixture stands."""
+        """The state of the mixture."""
         return self.mixture.state()
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on there."""
+        """Restore the state of the mixture."""
         self.mixture.restore(state)
 
     def evaluate(self, step: int) -> dict[str, float]:
-        """Loss of held-out dialogues and accuracy on held-out problems, as far as the recipe has them."""
+        """Loss on held-out dialogues and accuracy on held-out problems, if the recipe has them."""
         measures = {}
         if self.heldout:
             measures["loss"] = self._heldout_loss()
@@ -103,18 +107,19 @@ class SFT(StageObjective):
 
 
 def packed_loss(stage: Stage, network: nn.Module, rows: PackedRows, scale: float) -> tuple[Tensor, Tensor]:
-    """Cross entropy summed over the targets of packed rows, times `scale`: (to call backward on, for looking at)."""
+    """Cross entropy summed over the targets of packed rows, times `scale`.
+
+    Returns (for backward, for logging).
+    """
     train, device = stage.recipe.train, stage.device
-    # Flash attention's variable-length form takes bf16 alone.
+    # Flash attention with variable lengths supports only bf16.
     mask = DocumentMask.build(rows.documents, device, dense=True if train.precision == "fp32" else None)
-    learned = (rows.targets.flatten() != IGNORE).nonzero().flatten()  # found on the CPU, where nobody waits
+    learned = (rows.targets.flatten() != IGNORE).nonzero().flatten()  # found on the CPU, without a device sync
     targets, place = rows.targets.flatten()[learned].to(device), learned.to(device)
     factor = torch.tensor(scale, device=device)
 
-    def head(hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-        # Prompts need no logits: with short answers that is most of the head's work.
-        return cross_entropy_chunked(hidden.flatten(0, 1)[place], weight, targets, scale=factor, chunk=train.loss_chunk)
-
+    # Prompts need no logits: with short answers that is most of the head's work.
+    head = CrossEntropyHead(targets, factor, train.loss_chunk, place=place)
     loss: tuple[Tensor, Tensor] = network(rows.ids.to(device), mask=mask, head=head)
     return loss
 

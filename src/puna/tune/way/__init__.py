@@ -1,1 +1,1 @@
-"""All stages in Llama 3's order, each measured beside a control."""
+"""All stages in Llama 3's order, each compared with a control."""

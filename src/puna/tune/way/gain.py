@@ -1,4 +1,4 @@
-"""What a stage gained: its measures beside those of another model, with the interval of the difference. No torch."""
+"""What a stage gained over another model, with the interval of the difference. No torch."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -8,7 +8,10 @@ from puna.core.statistics import Z95
 
 
 class Gain(NamedTuple):
-    """The mean over tasks and levels of one measure, here and there, and their difference with its 95 % interval."""
+    """The mean of a measure for two models, and their difference with a 95 % interval.
+
+    Means are over tasks and levels.
+    """
 
     ours: float
     theirs: float
@@ -23,10 +26,10 @@ class Gain(NamedTuple):
 
 
 def gain(ours: Sequence[Mapping[str, Any]], theirs: Sequence[Mapping[str, Any]], measure: str) -> Gain:
-    """Compare plain `Measured` rows of the same tasks and levels. measure: "greedy", "pass_1" or "pass_k".
+    """Compare plain `Measured` rows of the same tasks and levels.
 
-    Standard errors are read off the intervals and taken as independent, though both models got the same problems: that
-    errs towards no difference.
+    measure: "greedy", "pass_1" or "pass_k". Standard errors are derived from the intervals and treated as independent,
+    although both models got the same problems; that makes a difference harder to show.
     """
     means = [sum(row[measure] for row in rows) / len(rows) for rows in (ours, theirs)]
     error = math.hypot(*(_error(rows, measure) for rows in (ours, theirs)))

@@ -1,4 +1,7 @@
-"""The report of the whole way: a table of stages, and for each task what every stage could do. No torch."""
+"""The report of all stages: a table of stages, and for each task the results of every stage.
+
+No torch.
+"""
 
 from collections.abc import Mapping, Sequence
 from importlib import resources
@@ -11,14 +14,14 @@ from puna.core.plots import STYLE
 from puna.train.report.abilities import abilities
 
 _NOTE = (
-    "Means over the tasks and levels below, on held-out problems. A control is as long a time of more supervised "
-    "fine-tuning from the weights that the stage began with. What a stage gained is counted over the better of its "
-    "control and these weights; the interval is of the difference of pass@1 (greedy without samples), at 95 %."
+    "Means over the tasks and levels below, on held-out problems. A control is further supervised fine-tuning from the "
+    "weights that the stage started with, for as long as the stage took. The gain of a stage is relative to the better "
+    "of its control and these weights; the interval is of the difference of pass@1 (greedy without samples), at 95 %."
 )
 
 
 def render(name: str, rows: Sequence[Mapping[str, Any]], done: Mapping[str, Mapping[str, Any]]) -> str:
-    """The page. rows: of `Way.rows`; done: what all.json holds."""
+    """Render the page. rows: of `Pipeline.rows`; done: the contents of all.json."""
     css = resources.files("puna.train.report").joinpath("report.css").read_text(encoding="utf-8")
     columns, cells = stage_table(rows)
     stages = section("Stage by stage", _NOTE, f'<div class="scroll">{table(columns, cells, numeric=(1, 2, 3))}</div>')
@@ -44,12 +47,12 @@ def stage_table(rows: Sequence[Mapping[str, Any]]) -> tuple[tuple[str, ...], lis
 
 
 def ability_rows(run_dir: Path) -> list[dict[str, Any]]:
-    """What a run has measured so far, as `train.report.abilities` draws it: a row for each task and level."""
+    """Rows for `train.report.abilities` of a run so far, one per task and level."""
     return _abilities(read_json(run_dir / "all.json"))
 
 
 def _abilities(done: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Rows as `train.report.abilities` draws them: one for each task and level."""
+    """Rows for `train.report.abilities`: one per task and level."""
     rows: dict[tuple[str, int], dict[str, Any]] = {}
     for name, entry in done.items():
         for measured in entry.get("measured", []):

@@ -1,11 +1,13 @@
-"""The whole way after pretraining, in rounds as in Llama 3 (arXiv 2407.21783, 4.1), each stage held to account.
+"""All stages after pretraining, in rounds as in Llama 3, each compared with a control.
+
+See arXiv 2407.21783, section 4.1.
 
     sft -> annotate -> reward -> rejection -> sft again -> dpo -> rl -> average
 
-Where Llama 3 had people rank answers, here the tasks' own checks do. Every stage that moves weights is measured on
-held-out problems, and beside it stands a control: as long a time of more fine-tuning from the same weights. A stage
-that is worse than what it began with is not built upon, one that shows no difference to its control says so. What is
-done is kept in `all.json`, so an interrupted run goes on within the stage that it was in.
+Where people ranked answers for Llama 3, the tasks' own checks do here. Every stage that trains weights is measured on
+held-out problems, and so is a control: further fine-tuning from the same weights, for as long as the stage took. A
+stage that is worse than what it started from is not used, and one that shows no difference from its control is reported
+as such. Completed work is recorded in `all.json`, so an interrupted run resumes within the stage it was in.
 """
 
 import json
@@ -33,7 +35,7 @@ STATE = "all.json"
 
 
 class Interrupted(Exception):
-    """A stage was interrupted; `event` is its last."""
+    """A stage was interrupted; `event` is its last event."""
 
     def __init__(self, event: dict[str, Any]) -> None:
         super().__init__(event["detail"])
@@ -48,24 +50,25 @@ def run(
     observers: Sequence[Callable[[dict[str, Any]], None]] = (),
     machine: Machine | None = None,
 ) -> dict[str, Any]:
-    """Go the whole way; returns the last event, with a row for each stage. The end is run_dir/model and report.html.
+    """Run all stages; returns the last event, with a row for each stage.
 
-    Raises PunaError for anything in the recipe that does not fit, before the first step.
+    Writes run_dir/model and report.html. Raises PunaError for anything in the recipe that does not fit, before the
+    first step.
     """
     if not recipe.model:
         raise PunaError("No model was given.", "Use: puna tune all RECIPE MODEL.")
-    way = Way(recipe, run_dir, observers, machine)
-    way.check()
+    pipeline = TuningPipeline(recipe, run_dir, observers, machine)
+    pipeline.check()
     with lock_directory(run_dir):
         write_text(run_dir / "recipe.toml", dump(recipe))
         try:
-            return way.go()
+            return pipeline.run()
         except Interrupted as stopped:
             detail = f"{stopped.event['detail'].partition(';')[0]}; resume with: puna tune all --resume {run_dir}"
             return {**stopped.event, "detail": detail}
 
 
-class Way:
+class TuningPipeline:
     """One run of all stages: what is done, and which model comes next."""
 
     def __init__(
@@ -81,7 +84,7 @@ class Way:
 
     @property
     def machine(self) -> Machine:
-        """Measured once for all stages."""
+        """This machine, measured once for all stages."""
         self._machine = self._machine or measure(best_device())
         return self._machine
 
@@ -105,14 +108,14 @@ class Way:
             find(name).sample(0, level)
         load_config(Path(self.recipe.model))
 
-    def go(self) -> dict[str, Any]:
-        """All rounds, the end, the report."""
+    def run(self) -> dict[str, Any]:
+        """Run all rounds, finish the model and write the report."""
         recipe = self.recipe
         wanted = ("annotate", "reward", "rejection", "again", "dpo", "rl", "average")
-        way = " → ".join(("sft", *(name for name in wanted if getattr(recipe, name))))
+        stages = " → ".join(("sft", *(name for name in wanted if getattr(recipe, name))))
         count = len(recipe.measure.asked) * recipe.measure.problems
-        beside = ", each beside a control" if recipe.control else ""
-        console().print(f"{way}; measured on {count:,} held-out problems{beside}.", markup=False)
+        control = ", each compared with a control" if recipe.control else ""
+        console().print(f"{stages}; measured on {count:,} held-out problems{control}.", markup=False)
         self._measured("before", recipe.model)
         current = recipe.model
         for number in range(1, recipe.rounds + 1):
@@ -126,11 +129,11 @@ class Way:
         return {"kind": "end", "stage": "all", "step": len(self.done), "model": current, "rows": rows}
 
     def round(self, number: int, current: str) -> str:
-        """One round from the model `current`; returns the model that it ends with."""
+        """Run one round from the model `current`; returns the resulting model."""
         recipe, moved = self.recipe, []
         seed = 1000 * (number - 1)
         if number == 1:
-            current = self._moved("1-sft", "sft", current, self._seeded(recipe.sft, seed), control=False)
+            current = self._train_stage("1-sft", "sft", current, self._seeded(recipe.sft, seed), control=False)
         pairs: list[str] = []
         picked: list[str] = []
         reward = ""
@@ -139,7 +142,7 @@ class Way:
             pairs += self._files(f"{number}-annotate", current, values, PREFERENCES)
         if recipe.reward and pairs:
             values = _merged(self._seeded(recipe.reward, seed), {"data": {"files": pairs}})
-            reward = self._made(f"{number}-reward", "reward", current, values)
+            reward = self._run_stage(f"{number}-reward", "reward", current, values)
         if recipe.rejection and (reward or recipe.rejection.get("pick") != "reward"):
             chosen = {"reward_model": reward} if recipe.rejection.get("pick") == "reward" else {}
             values = _merged(recipe.rejection, {"seed": seed + 2, **chosen})
@@ -149,47 +152,53 @@ class Way:
             values = self._seeded(_merged(recipe.sft, recipe.again), seed + 3)
             files = [*values.get("data", {}).get("files", []), *({"path": path} for path in picked)]
             values = _merged(values, {"data": {"files": files}})
-            current = self._moved(f"{number}-again", "sft", current, values)
+            current = self._train_stage(f"{number}-again", "sft", current, values)
             moved.append(current)
         if recipe.dpo and pairs:
             values = _merged(self._seeded(recipe.dpo, seed), {"data": {"files": pairs}})
-            current = self._moved(f"{number}-dpo", "dpo", current, values)
+            current = self._train_stage(f"{number}-dpo", "dpo", current, values)
             moved.append(current)
         if recipe.rl:
-            current = self._moved(f"{number}-rl", "rl", current, self._seeded(recipe.rl, seed))
+            current = self._train_stage(f"{number}-rl", "rl", current, self._seeded(recipe.rl, seed))
             moved.append(current)
         several = list(dict.fromkeys(moved))
         if recipe.average and len(several) > 1:
             models = [{"path": path} for path in several]
-            current = self._moved(f"{number}-average", "average", current, {"models": models}, control=False)
+            current = self._train_stage(f"{number}-average", "average", current, {"models": models}, control=False)
         return current
 
     # -- one stage ---------------------------------------------------------------------------------------------------
 
-    def _moved(self, name: str, stage: str, parent: str, values: dict[str, Any], *, control: bool = True) -> str:
-        """Run a stage that moves weights, measure it and its control; the model to go on with."""
-        model = self._made(name, stage, parent, values)
+    def _train_stage(self, name: str, stage: str, parent: str, values: dict[str, Any], *, control: bool = True) -> str:
+        """Run a stage that trains weights, measure it and its control.
+
+        Returns the model to continue with.
+        """
+        model = self._run_stage(name, stage, parent, values)
         entry = self.done[name]
         if not model:
             return parent
         self._measured(name, model)
         steps = self._control_steps(entry)
         if control and self.recipe.control and steps:
-            # At the rate of `again`: the first stage's would undo some of what the weights know.
+            # Use the rate of `again`: that of the first stage would undo some of what the weights have learned.
             more = _merged(self._seeded(self.recipe.sft, 7), self.recipe.again)
             more = _merged(more, {"train": {"steps": steps}, "schedule": {"seconds": entry["seconds"]}})
-            other = self._made(f"{name}-control", "sft", parent, more)
+            other = self._run_stage(f"{name}-control", "sft", parent, more)
             self._measured(f"{name}-control", other)
         before = self._rows_of(parent)
         change = gain(entry["measured"], before, self._score)
         if change.verdict == "lost":
-            entry["note"] = "worse than what it began with; the next stage begins there too"
-            self._keep()
+            entry["note"] = "worse than the model it started from; the next stage starts from that model, too"
+            self._save()
             return parent
         return model
 
-    def _made(self, name: str, stage: str, parent: str, values: dict[str, Any]) -> str:
-        """Run a stage, unless it is done; its model, or "" when it could not be run and the way goes on without it."""
+    def _run_stage(self, name: str, stage: str, parent: str, values: dict[str, Any]) -> str:
+        """Run a stage, unless it is done.
+
+        Returns its model, or "" when it could not run and is left out.
+        """
         if name in self.done:
             return str(self.done[name]["model"])
         _heading(name)
@@ -208,7 +217,7 @@ class Way:
                 raise
             console().print(f"{name} is left out: {error}", markup=False)
             self.done[name] = {"stage": stage, "parent": parent, "model": "", "note": str(error)}
-            self._keep()
+            self._save()
             return ""
         if event["kind"] != "end":
             raise Interrupted(event)
@@ -216,12 +225,15 @@ class Way:
         entry = {key: event[key] for key in kept if event.get(key) is not None}
         model = "" if stage == "rejection" else str(folder / "model")
         self.done[name] = {"stage": stage, "parent": parent, "model": model, **entry}
-        self._keep()
+        self._save()
         return model
 
     def _files(self, name: str, parent: str, values: dict[str, Any], file: str) -> list[str]:
-        """Sample answers, unless that is done; the file of them in a list, empty when there is nothing in it."""
-        self._made(name, "rejection", parent, values)
+        """Sample answers, unless that is done.
+
+        Returns the file in a list, empty if it has no answers.
+        """
+        self._run_stage(name, "rejection", parent, values)
         path = self.run_dir / name / file
         return [str(path)] if path.exists() and path.stat().st_size else []
 
@@ -230,7 +242,7 @@ class Way:
         return check_stage({**values, **own, "stage": stage}, f"{self.recipe.run_name}: {stage}")
 
     def _control_steps(self, entry: dict[str, Any]) -> int:
-        """Steps of fine-tuning that take as long as a stage took."""
+        """The number of fine-tuning steps that take as long as a stage took."""
         usual = self.done["1-sft"].get("step_seconds")
         return max(1, round(entry["seconds"] / usual)) if usual and entry.get("seconds") else 0
 
@@ -261,24 +273,27 @@ class Way:
             instruct=config.instruct,
         )
         entry["measured"] = [result.plain() for result in results]
-        self._keep()
+        self._save()
 
     def _rows_of(self, model: str) -> list[dict[str, Any]]:
         return next(e["measured"] for e in self.done.values() if e["model"] == model and "measured" in e)
 
     def _gain(self, name: str, entry: dict[str, Any]) -> tuple[Gain, str]:
-        """What a stage gained over the better of its control and the model it began with, and which of them that is."""
-        against = {"over what it began with": self._rows_of(entry["parent"])}
+        """A stage's gain over the better of its control and its initial model.
+
+        Also returns which of them that is.
+        """
+        against = {"over the initial model": self._rows_of(entry["parent"])}
         control = self.done.get(f"{name}-control", {}).get("measured")
         against |= {"over its control": control} if control else {}
         beside = max(against, key=lambda key: mean(against[key], self._score))
         return gain(entry["measured"], against[beside], self._score), beside
 
-    def _keep(self) -> None:
+    def _save(self) -> None:
         write_json(self.run_dir / STATE, json.loads(json.dumps(self.done)))
 
     def rows(self) -> list[dict[str, Any]]:
-        """A row for each model that was measured: its scores and what it gained."""
+        """A row for each model that was measured: its scores and its gain."""
         rows = []
         for name, entry in self.done.items():
             if "measured" not in entry:
@@ -304,7 +319,7 @@ class Way:
 
 
 def _merged(base: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
-    """Tables merged, the second one's values winning."""
+    """Merge tables; values of the second one win."""
     merged = dict(base)
     for key, value in extra.items():
         old = merged.get(key)

@@ -13,13 +13,13 @@ ROLES: tuple[Role, ...] = ("owner", "creator", "member")
 """owner: manages accounts. creator: may publish what others use. member: uses it."""
 
 
-class Base(DeclarativeBase):
+class AccountsTable(DeclarativeBase):
     """All tables of accounts."""
 
     type_annotation_map: ClassVar = {float: Double}
 
 
-class Account(Base):
+class Account(AccountsTable):
     """A person.
 
     id: what other tables refer to. folded: the name as compared, without case. password: an argon2 hash.
@@ -37,7 +37,7 @@ class Account(Base):
     created: Mapped[float]
 
 
-class AccountSession(Base):
+class AccountSession(AccountsTable):
     """A signed-in browser.
 
     digest: of the cookie's token. carrier: how they signed in (password, api key, key file).
@@ -54,7 +54,7 @@ class AccountSession(Base):
     expires: Mapped[float]
 
 
-class AccountKey(Base):
+class AccountKey(AccountsTable):
     """An API key. hint: its first characters, to recognise it by."""
 
     __tablename__ = "account_keys"
@@ -67,7 +67,7 @@ class AccountKey(Base):
     used: Mapped[float | None]
 
 
-class Invitation(Base):
+class Invitation(AccountsTable):
     """A one-time link to a new account, or (account given) to a new password for that one."""
 
     __tablename__ = "account_invitations"
@@ -80,4 +80,4 @@ class Invitation(Base):
     expires: Mapped[float]
 
 
-SCHEMA = Schema("accounts", Base.metadata, Path(__file__).with_name("migrations"))
+SCHEMA = Schema("accounts", AccountsTable.metadata, Path(__file__).with_name("migrations"))

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# One process of the run: begins it, or goes on with it when its directory holds one.
+# One process of the run: starts it, or resumes it when its directory already contains one.
 set -euo pipefail
 job=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 run_dir=runs/llama3-70b

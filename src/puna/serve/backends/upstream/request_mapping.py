@@ -8,10 +8,10 @@ import json
 from typing import Any, Literal
 
 from puna.serve.openai.protocol import (
+    ChatMessage,
     ChatRequest,
     CompletionRequest,
     GenerationRequest,
-    Message,
     NamedTool,
 )
 from puna.web.errors import ApiError
@@ -143,7 +143,7 @@ def _llama_structure(wanted: dict[str, Any]) -> dict[str, Any]:
     )
 
 
-def _message(message: Message, kind: UpstreamKind) -> dict[str, Any]:
+def _message(message: ChatMessage, kind: UpstreamKind) -> dict[str, Any]:
     mapped = message.model_dump(exclude_unset=True, exclude_none=True)
     if mapped.pop("token_ids", None) is not None and not (message.content or message.tool_calls):
         raise ApiError(400, "messages: token_ids work only with Puna's own engine.", param="messages")

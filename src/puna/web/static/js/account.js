@@ -5,6 +5,7 @@ import { peopleSections } from "./account_people.js";
 import { get, post } from "./api.js";
 import { appearanceFields } from "./appearance.js";
 import { el, icon } from "./dom.js";
+import { forgetDrafts } from "./drafts.js";
 import { loadLanguage, sentence, t } from "./i18n.js";
 import { gate, labelled, signIn } from "./sign_in.js";
 
@@ -62,7 +63,7 @@ async function account() {
   }
   document.title = `${t("account.title")} · Puna`;
   window.addEventListener("puna:signin", () => location.reload(), { once: true });
-  const leave = async () => (await post("/app/logout"), location.replace(address("/")));
+  const leave = async () => (await post("/app/logout"), forgetDrafts(), location.replace(address("/")));
   const sections = me.accounts ? [...(await ownSections(me)), ...(me.role === "owner" ? await peopleSections(me) : [])] : [];
   document.getElementById("app").replaceChildren(
     el(

@@ -1,6 +1,7 @@
 // One's own account: password, sessions and API keys.
 import { get, post, remove } from "./api.js";
-import { announce, copy, el, icon, iconButton } from "./dom.js";
+import { copy } from "./copy.js";
+import { announce, el, icon, iconButton } from "./dom.js";
 import { sentence, t, when } from "./i18n.js";
 import { labelled } from "./sign_in.js";
 
@@ -18,7 +19,7 @@ export function panel(title, note, ...children) {
 /** A secret that is shown once, with a button to copy it. */
 export function secretOnce(text, note) {
   const field = el("input", { class: "field mono", readonly: true, value: text, "aria-label": note, onfocus: (event) => event.target.select() });
-  const button = el("button", { type: "button", class: "button", onclick: (event) => copy(text, event.currentTarget, t("copied")) }, icon("copy"), t("copy"));
+  const button = el("button", { type: "button", class: "button", onclick: (event) => copy(text, event.currentTarget) }, icon("copy"), t("copy"));
   return el("div", { class: "shown-once", role: "status" }, el("p", { class: "note", text: note }), el("div", { class: "inline" }, field, button));
 }
 

@@ -89,14 +89,8 @@ export function announce(text) {
   setTimeout(() => (place.textContent = text), 50);
 }
 
-/** Copy a text, and show on the button that it was copied. */
-export async function copy(text, button, done) {
-  await navigator.clipboard.writeText(text);
-  const before = [...button.childNodes];
-  button.replaceChildren(icon("check"), ...before.filter((node) => node.nodeType === Node.TEXT_NODE));
-  announce(done);
-  setTimeout(() => button.replaceChildren(...before), 1400);
-}
+/** Whether a key goes to an input method: Enter then chooses a character. Safari tells by 229 alone (UI Events, 7.3). */
+export const composing = (event) => event.isComposing || event.keyCode === 229;
 
 /** Have the browser save what is at an address of this server. */
 export function download(path) {

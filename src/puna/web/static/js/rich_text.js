@@ -1,6 +1,7 @@
 // Sanitised HTML in the page: blocks that change while they are written, copy buttons on code, and links that do nothing
 // until a person has seen where they lead.
-import { copy, el, icon, setCleaned } from "./dom.js";
+import { copy } from "./copy.js";
+import { el, icon, setCleaned } from "./dom.js";
 import { t } from "./i18n.js";
 import { popover } from "./popover.js";
 
@@ -30,7 +31,7 @@ export function textNode(html, area) {
 export function dress(node) {
   for (const figure of node.querySelectorAll("figure.code")) {
     const button = el("button", { type: "button", class: "copy-code" }, icon("copy"), t("copy"));
-    button.addEventListener("click", () => copy(figure.querySelector("code").textContent, button, t("copied")));
+    button.addEventListener("click", () => copy(figure.querySelector("code").textContent, button));
     figure.querySelector("figcaption").append(button);
     label(figure.querySelector("pre"), t("text.code"));
   }
@@ -40,6 +41,29 @@ export function dress(node) {
 function label(node, text) {
   node.setAttribute("role", "group");
   node.setAttribute("aria-label", text);
+}
+
+/** Copied formulas are their sources: what is drawn is no text that anything else reads. */
+export function copySources(root) {
+  root.addEventListener("copy", (event) => {
+    const selection = getSelection();
+    if (selection.isCollapsed || event.target.closest?.("input, textarea")) return;
+    const range = selection.getRangeAt(0);
+    const place = range.commonAncestorContainer;
+    const within = (place.closest ? place : place.parentElement).closest(".maths");
+    const part = el("div", { class: "hidden" }, range.cloneContents());
+    if (!within && !part.querySelector(".maths")) return;
+    event.preventDefault();
+    event.clipboardData.setData("text/plain", within ? within.dataset.source : textOf(part));
+  });
+}
+
+function textOf(part) {
+  for (const node of part.querySelectorAll(".maths")) node.replaceWith(node.dataset.source);
+  document.body.append(part); // only what is laid out has line breaks between its blocks
+  const text = part.innerText;
+  part.remove();
+  return text;
 }
 
 /** Links and pictures in a model's text: a click shows the address; opening it is another click. */

@@ -2,7 +2,8 @@
 // state.js, which the thread and the composer listen to.
 import { get, patch, post, resumable } from "/static/web/js/api.js";
 import { sentence, t } from "/static/web/js/i18n.js";
-import { chosen, emit, state } from "./state.js";
+import { loadModels } from "./models.js";
+import { card, chosen, emit, state } from "./state.js";
 
 let follower = null;
 
@@ -30,7 +31,7 @@ function show(whole) {
 export function begin() {
   leave();
   const { model, settings } = chosen();
-  state.draft = { model, system: "", settings: { ...settings } };
+  state.draft = { model: card(model)?.id ?? state.models[0]?.id ?? null, system: "", settings: { ...settings } };
   state.conversation = null;
   state.messages = [];
   if (location.hash !== "#/") history.pushState(null, "", "#/");
@@ -44,9 +45,11 @@ export async function open(id) {
   leave();
   const whole = await get(`/app/conversations/${id}`);
   show(whole);
+  if (!card()) await loadModels();
+  if (!card()) offer(t("gone.conversation", { model: whole.conversation.model }), () => emit("focus"));
   const last = state.messages.at(-1);
   if (last?.writing) run({ follow: last.id });
-  else if (last?.role === "user") emit("failure", { text: t("error.unanswered"), retry: () => regenerate(last.id) });
+  else if (last?.role === "user" && card()) emit("failure", { text: t("error.unanswered"), retry: () => regenerate(last.id) });
 }
 
 /** Send a message at the end, or (parent given) as another version of the message there. */
@@ -54,7 +57,14 @@ export async function send(content, parent) {
   if (state.writing) return;
   if (state.conversation === null) {
     const { model, system, settings } = state.draft;
-    state.conversation = await post("/app/conversations", { ...(model ? { model } : {}), system, settings });
+    try {
+      state.conversation = await post("/app/conversations", { ...(model ? { model } : {}), system, settings });
+    } catch (error) {
+      if (error.code !== "model_not_found") throw error;
+      emit("unsent", content);
+      await gone(model, () => emit("submit"));
+      return;
+    }
     history.pushState(null, "", `#/c/${state.conversation.id}`);
     emit("conversation");
   }
@@ -82,7 +92,23 @@ export async function branch(id) {
 export async function change(changes) {
   if (state.conversation === null) Object.assign(state.draft, changes);
   else state.conversation = await patch(base(), changes);
+  if (!state.messages.length) emit("messages");
   emit("conversation");
+}
+
+/** Say that a model is no longer served, and offer those that are. again: what to do with the one that is chosen. */
+async function gone(model, again) {
+  await loadModels();
+  offer(t("gone.model", { model }), again);
+}
+
+function offer(text, again) {
+  const choose = (id) => async () => {
+    emit("calm");
+    await change({ model: id });
+    await again();
+  };
+  emit("failure", { text, choices: state.models.map(({ id }) => ({ text: t("gone.choose", { model: id }), act: choose(id) })) });
 }
 
 async function run(request) {
@@ -107,11 +133,24 @@ async function run(request) {
     await resumable(request, place, handle, mine.signal);
   } catch (error) {
     if (error.name === "AbortError") return;
+    if (error.code === "model_not_found") {
+      await lost(request);
+      return;
+    }
     emit("failure", { text: sentence(error), retry: () => (request.path ? run(request) : open(state.conversation.id)) });
     if (request.path?.endsWith("/messages")) emit("unsent", request.body.content);
   } finally {
     if (follower === mine) setWriting(null);
   }
+}
+
+/** A request for an answer of a model that is gone: what was to be sent waits for another one to be chosen. */
+async function lost({ path, body }) {
+  const sent = path.endsWith("/messages");
+  if (sent) emit("unsent", body.content);
+  const at = /messages\/([\w-]+)\//.exec(path)?.[1];
+  const writer = path.endsWith("/continue") ? state.messages.find((message) => message.id === at)?.model : null;
+  await gone(writer ?? chosen().model, () => (sent ? emit("submit") : regenerate(at)));
 }
 
 /** Put a message and its answer where they belong in the branch that is shown; returns the answer's id. */

@@ -1,9 +1,10 @@
 // Two answers to one prompt, side by side. Which one is better is stored as a preference.
-import { announce, el, icon } from "/static/web/js/dom.js";
+import { announce, composing, el, icon } from "/static/web/js/dom.js";
+import { keepDraft, keepField } from "/static/web/js/drafts.js";
 import { post, stream } from "/static/web/js/api.js";
 import { sentence, t } from "/static/web/js/i18n.js";
-import { modelSelect, samplingFields } from "./settings.js";
-import { card, state } from "./state.js";
+import { fillModels, modelSelect, samplingFields } from "./settings.js";
+import { on, state } from "./state.js";
 import { sync, textNode } from "/static/web/js/rich_text.js";
 import { note, writingNote } from "./usage.js";
 
@@ -11,10 +12,15 @@ const SIDES = ["a", "b"];
 
 /** The whole view. */
 export function compareView() {
-  const names = SIDES.map((side, at) => modelSelect((state.models[at] ?? card()).id, side));
+  const names = SIDES.map((side, at) => modelSelect((state.models[at] ?? state.models[0])?.id, side));
   for (const [at, select] of names.entries()) select.setAttribute("aria-label", t("compare.model", { side: SIDES[at].toUpperCase() }));
-  const prompt = el("textarea", { class: "field", rows: "3", placeholder: t("compare.placeholder"), "aria-label": t("compare.prompt") });
-  const [fields, read] = samplingFields({});
+  const prompt = el("textarea", { class: "field", rows: "3", dir: "auto", placeholder: t("compare.placeholder"), "aria-label": t("compare.prompt") });
+  keepField(prompt, `${state.user}.compare`);
+  const [fields, read, showDefaults] = samplingFields({});
+  const refresh = () => showDefaults(names.map((select) => select.value));
+  for (const select of names) select.addEventListener("change", refresh);
+  on("models", () => (names.forEach((select) => fillModels(select, select.value)), refresh()));
+  refresh();
   const options = el("details", { class: "options" }, el("summary", { text: t("settings.sampling") }), fields);
   const go = el("button", { type: "submit", class: "button" }, icon("send"), t("compare.go"));
   const halt = el("button", { type: "button", class: "quiet", hidden: true, text: t("stop") });
@@ -45,6 +51,7 @@ export function compareView() {
         if (event === "start") (id = data.id), (halt.hidden = false);
         else columns[SIDES.indexOf(data.side)].take(event, data);
       });
+      keepDraft(`${state.user}.compare`, "");
       judge(verdict, id);
       announce(t("compare.done"));
     } catch (error) {
@@ -56,7 +63,7 @@ export function compareView() {
   };
   form.addEventListener("submit", ask);
   prompt.addEventListener("keydown", (event) => {
-    if (event.key === "Enter" && !event.shiftKey && !event.isComposing) ask(event);
+    if (event.key === "Enter" && !event.shiftKey && !composing(event)) ask(event);
   });
   return el(
     "div",

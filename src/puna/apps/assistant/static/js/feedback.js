@@ -1,5 +1,6 @@
 // Corrections: what the answer should have been, stored as a preference.
-import { announce, el } from "/static/web/js/dom.js";
+import { announce, composing, el } from "/static/web/js/dom.js";
+import { keepDraft, keepField } from "/static/web/js/drafts.js";
 import { post } from "/static/web/js/api.js";
 import { t } from "/static/web/js/i18n.js";
 
@@ -8,9 +9,10 @@ export function correct(node, message) {
   if (node.querySelector("form")) return;
   const start = message.feedback?.correction ?? message.content;
   const rows = String(Math.min(16, start.split("\n").length + 2));
-  const field = el("textarea", { class: "field", rows, "aria-label": t("message.correct"), value: start });
+  const field = el("textarea", { class: "field", rows, dir: "auto", "aria-label": t("message.correct"), value: start });
   const button = node.querySelector("[data-act=correct]");
-  const close = () => (form.remove(), button.focus());
+  const place = `correct.${message.id}`;
+  const close = () => (keepDraft(place, ""), form.remove(), button.focus());
   const save = async (event) => {
     event.preventDefault();
     const correction = field.value.trim() === message.content.trim() ? null : field.value;
@@ -31,7 +33,8 @@ export function correct(node, message) {
       el("button", { type: "submit", class: "button", text: t("save") }),
     ),
   );
-  field.addEventListener("keydown", (event) => event.key === "Escape" && (event.stopPropagation(), close()));
+  field.addEventListener("keydown", (event) => event.key === "Escape" && !composing(event) && (event.stopPropagation(), close()));
   node.append(form);
+  keepField(field, place);
   field.focus();
 }

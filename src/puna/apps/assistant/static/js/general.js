@@ -2,14 +2,16 @@
 import { address } from "/static/web/js/address.js";
 import { appearanceFields } from "/static/web/js/appearance.js";
 import { download, el } from "/static/web/js/dom.js";
+import { forgetDrafts } from "/static/web/js/drafts.js";
 import { post } from "/static/web/js/api.js";
 import { t } from "/static/web/js/i18n.js";
 import { dialog } from "/static/web/js/popover.js";
+import { importField } from "./import.js";
 import { openKeys } from "./keys.js";
 import { state } from "./state.js";
 
 export function openGeneral() {
-  const leave = async () => (await post("/app/logout"), location.reload());
+  const leave = async () => (await post("/app/logout"), forgetDrafts(), location.reload());
   const window_ = dialog(
     t("general.title"),
     t("close"),
@@ -22,6 +24,7 @@ export function openGeneral() {
       el("button", { type: "button", class: "quiet", onclick: () => download("/app/export"), text: t("export.all") }),
       el("button", { type: "button", class: "quiet", onclick: () => download("/app/preferences"), text: t("export.preferences") }),
     ),
+    importField(),
     el(
       "div",
       { class: "row start foot" },

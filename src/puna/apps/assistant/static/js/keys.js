@@ -1,5 +1,5 @@
 // Keyboard shortcuts.
-import { el } from "/static/web/js/dom.js";
+import { composing, el } from "/static/web/js/dom.js";
 import * as chat from "./chat.js";
 import { t } from "/static/web/js/i18n.js";
 import { dialog } from "/static/web/js/popover.js";
@@ -17,6 +17,7 @@ const KEYS = [
 
 export function watchKeys() {
   document.addEventListener("keydown", (event) => {
+    if (composing(event)) return;
     const typing = event.target.closest?.("input, textarea, select, dialog");
     if ((event.ctrlKey || event.metaKey) && event.key.toLowerCase() === "k") {
       event.preventDefault();

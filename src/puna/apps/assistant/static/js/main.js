@@ -1,6 +1,5 @@
 // The start of the page: language, signing in, models, the two views, and addresses.
 import { address } from "/static/web/js/address.js";
-import { get } from "/static/web/js/api.js";
 import * as chat from "./chat.js";
 import { compareView } from "./compare.js";
 import { composerView } from "./composer.js";
@@ -8,21 +7,16 @@ import { el, workerAddress } from "/static/web/js/dom.js";
 import { headerView } from "./header.js";
 import { loadLanguage, sentence, t } from "/static/web/js/i18n.js";
 import { watchKeys } from "./keys.js";
+import { loadModels, watchModels } from "./models.js";
 import { signIn } from "/static/web/js/sign_in.js";
 import { closeDrawer, load, sidebarView } from "./sidebar.js";
 import { emit, on, state } from "./state.js";
-import { watchAddresses } from "/static/web/js/rich_text.js";
+import { copySources, watchAddresses } from "/static/web/js/rich_text.js";
 import { threadView } from "./thread.js";
 
 const app = document.getElementById("app");
 let main = null;
 let comparing = null;
-
-async function loadModels() {
-  const known = await get("/app/models");
-  Object.assign(state, { models: known.models, user: known.user, signedIn: known.signed_in });
-  state.draft.model = known.models[0]?.id ?? null;
-}
 
 function build() {
   const skip = document.getElementById("skip");
@@ -83,7 +77,9 @@ async function start() {
   }
   build();
   watchKeys();
+  watchModels();
   watchAddresses(document.body);
+  copySources(document.body);
   window.addEventListener("hashchange", follow);
   window.addEventListener("puna:signin", () => location.reload(), { once: true });
   await Promise.all([load(), follow()]);

@@ -1,10 +1,12 @@
 // One message, and the buttons for what can be done with it.
-import { copy, el, icon, iconButton } from "/static/web/js/dom.js";
+import { copy } from "/static/web/js/copy.js";
+import { composing, el, icon, iconButton } from "/static/web/js/dom.js";
+import { keepDraft, keepField } from "/static/web/js/drafts.js";
 import { post } from "/static/web/js/api.js";
 import * as chat from "./chat.js";
 import { correct } from "./feedback.js";
 import { t } from "/static/web/js/i18n.js";
-import { card, state } from "./state.js";
+import { emit, state } from "./state.js";
 import { textNode } from "/static/web/js/rich_text.js";
 import { toggleTokens } from "./tokens.js";
 import { details, note, writingNote } from "./usage.js";
@@ -22,7 +24,7 @@ function mine(message) {
   node.append(
     tools(
       message,
-      iconButton("copy", t("message.copy"), (event) => copy(message.content, event.currentTarget, t("copied"))),
+      iconButton("copy", t("message.copy"), (event) => copy(message.content, event.currentTarget)),
       iconButton("edit", t("message.edit"), () => edit(node, message), { data: { act: "edit" } }),
     ),
   );
@@ -30,26 +32,35 @@ function mine(message) {
 }
 
 function answer(message) {
+  const prompt = message.plain ? state.messages.find((other) => other.id === message.parent) : null;
   const reasoning = el("details", { class: "reasoning" }, el("summary", { text: t("message.reasoning") }), textNode(message.reasoning_html, "reasoning"));
   reasoning.hidden = !message.reasoning_html;
   const node = el(
     "article",
     { class: `message answer${message.writing ? " writing waiting" : ""}` },
-    el("h2", { class: "hidden", text: message.model }),
+    el("h2", { class: "by", text: message.model ?? t("message.model.unknown") }),
     reasoning,
-    textNode(message.html, "content"),
+    prompt ? whole(prompt, message) : textNode(message.html, "content"),
     ending(message),
   );
   if (message.writing) node.append(el("div", { class: "tools" }, el("span", { class: "usage", text: writingNote(message.usage) })));
-  else node.append(answerTools(node, message));
+  else node.append(answerTools(node, message, prompt));
   return node;
 }
 
-function answerTools(node, message) {
+/** A base model's text in one piece: what a person began, and how the model went on. */
+function whole(prompt, message) {
+  return el("div", { class: "whole", dir: "auto" }, el("span", { class: "begun", text: prompt.content }), textNode(message.html, "content"));
+}
+
+function answerTools(node, message, prompt) {
   const cut = ["length", "stopped", "interrupted", "error"].includes(message.finish_reason);
+  const text = (prompt?.content ?? "") + message.content;
   return tools(
     message,
-    iconButton("copy", t("message.copy"), (event) => copy(message.content, event.currentTarget, t("copied"))),
+    prompt && branches(prompt),
+    iconButton("copy", t("message.copy"), (event) => copy(text, event.currentTarget)),
+    prompt && iconButton("edit", t("message.edit"), () => emit("edit", prompt), { data: { act: "edit" } }),
     iconButton("again", t("message.again"), () => chat.regenerate(message.id), { data: { act: "again" } }),
     cut && iconButton("forward", t("message.goOn"), () => chat.continueAnswer(message.id), { data: { act: "goOn" } }),
     thumb(message, "up", 1),
@@ -68,8 +79,7 @@ function answerTools(node, message) {
 
 /** Why an answer ended, unless the model ended it. */
 function ending(message) {
-  const base = card(message.model)?.stage === "base";
-  const known = { length: base ? null : "ending.length", stopped: "ending.stopped", interrupted: "ending.interrupted" };
+  const known = { length: message.plain ? null : "ending.length", stopped: "ending.stopped", interrupted: "ending.interrupted" };
   const key = known[message.finish_reason];
   return key ? el("p", { class: "ending", text: t(key) }) : null;
 }
@@ -109,11 +119,11 @@ function branches(message) {
 /** Edit a message: it is sent again, as another version. */
 export function edit(node, message) {
   if (state.writing || node.querySelector("form")) return;
-  const field = el("textarea", { class: "field", rows: "3", "aria-label": t("message.edit"), value: message.content });
-  const close = () => (form.remove(), node.classList.remove("editing"), node.querySelector("[data-act=edit]").focus());
+  const field = el("textarea", { class: "field", rows: "3", dir: "auto", "aria-label": t("message.edit"), value: message.content });
+  const place = `edit.${message.id}`;
+  const close = () => (keepDraft(place, ""), form.remove(), node.classList.remove("editing"), node.querySelector("[data-act=edit]").focus());
   const send = () => {
-    const text = field.value.trim();
-    if (text) chat.send(text, message.parent);
+    if (field.value.trim()) (keepDraft(place, ""), chat.send(field.value, message.parent));
   };
   const form = el(
     "form",
@@ -128,11 +138,13 @@ export function edit(node, message) {
     ),
   );
   field.addEventListener("keydown", (event) => {
+    if (composing(event)) return;
     if (event.key === "Escape") (event.stopPropagation(), close());
-    if (event.key === "Enter" && !event.shiftKey && !event.isComposing) (event.preventDefault(), send());
+    if (event.key === "Enter" && !event.shiftKey) (event.preventDefault(), send());
   });
   node.append(form);
   node.classList.add("editing");
+  keepField(field, place);
   field.focus();
   field.setSelectionRange(field.value.length, field.value.length);
 }

@@ -16,10 +16,13 @@ const SAMPLING = [
   ["seed", 0, 2147483647, 1],
 ];
 
-/** Fields for sampling settings. Returns the element and a function that reads them. */
+/**
+ * Fields for sampling settings. Returns the element, a function that reads them, and one that shows the defaults of some
+ * models: the numbers that an empty field stands for.
+ */
 export function samplingFields(settings) {
   const inputs = SAMPLING.map(([name, min, max, step]) =>
-    el("input", { class: "field", type: "number", name, min, max, step, inputmode: "decimal", placeholder: t("settings.usual"), value: settings[name] ?? "" }),
+    el("input", { class: "field", type: "number", name, min, max, step, inputmode: "decimal", value: settings[name] ?? "" }),
   );
   const node = el(
     "div",
@@ -29,30 +32,48 @@ export function samplingFields(settings) {
     ),
   );
   const read = () => Object.fromEntries(inputs.filter((input) => input.value !== "").map((input) => [input.name, Number(input.value)]));
-  return [node, read];
+  const showDefaults = (models) => {
+    for (const input of inputs) input.placeholder = usual(input.name, models);
+  };
+  return [node, read, showDefaults];
+}
+
+function usual(name, models) {
+  if (name === "seed") return t("settings.random");
+  const [value, ...others] = new Set(models.map((model) => card(model)?.defaults[name]));
+  return value === undefined || others.length ? t("settings.usual") : t("settings.default", { n: String(value) });
 }
 
 /** A select with the models that are served. */
 export function modelSelect(current, name) {
+  const select = el("select", { class: "field", name, "aria-label": t("settings.model") });
+  fillModels(select, current);
+  return select;
+}
+
+/** Fill a select with the models that are served; one that is chosen and gone is named as such. */
+export function fillModels(select, current) {
   const options = state.models.map((model) => {
-    const text = model.stage === "base" ? `${model.id} (${t("model.base")})` : model.id;
+    const text = model.stage === "base" ? t("settings.model.base", { model: model.id }) : model.id;
     return el("option", { value: model.id, selected: model.id === current, text });
   });
-  return el("select", { class: "field", name, "aria-label": t("settings.model") }, options);
+  if (current && !card(current)) options.unshift(el("option", { value: current, selected: true, disabled: true, text: t("gone.option", { model: current }) }));
+  select.replaceChildren(...options);
 }
 
 export function openSettings() {
   const now = chosen();
-  const model = modelSelect(card(now.model)?.id, "model");
-  const system = el("textarea", { class: "field", name: "system", rows: "5", placeholder: t("settings.system.placeholder"), value: now.system });
+  const model = modelSelect(now.model, "model");
+  const system = el("textarea", { class: "field", name: "system", rows: "5", dir: "auto", placeholder: t("settings.system.placeholder"), value: now.system });
   const systemLabel = el("label", { class: "labelled" }, el("span", { text: t("settings.system") }), system);
   const note = el("p", { class: "note" });
-  const [fields, read] = samplingFields(now.settings);
+  const [fields, read, showDefaults] = samplingFields(now.settings);
   const refresh = () => {
     const base = card(model.value)?.stage === "base";
     systemLabel.hidden = base;
     note.textContent = base ? t("settings.base") : "";
     note.hidden = !base;
+    showDefaults([model.value]);
   };
   model.addEventListener("change", refresh);
   refresh();
@@ -60,8 +81,7 @@ export function openSettings() {
   const save = async (event) => {
     event.preventDefault();
     try {
-      await chat.change({ model: model.value, system: system.value, settings: read() });
-      if (!state.messages.length && !state.conversation) chat.begin();
+      await chat.change({ ...(card(model.value) ? { model: model.value } : {}), system: system.value, settings: read() });
       window_.close();
     } catch (error) {
       problem.textContent = sentence(error);

@@ -1,6 +1,6 @@
 // The list of conversations: searching, renaming, exporting, deleting.
 import { address } from "/static/web/js/address.js";
-import { announce, download, el, icon, iconButton } from "/static/web/js/dom.js";
+import { announce, composing, download, el, icon, iconButton } from "/static/web/js/dom.js";
 import { get, patch, remove } from "/static/web/js/api.js";
 import * as chat from "./chat.js";
 import { t } from "/static/web/js/i18n.js";
@@ -16,7 +16,7 @@ let asked = 0;
 
 /** The sidebar. */
 export function sidebarView() {
-  search = el("input", { type: "search", placeholder: t("list.search"), "aria-label": t("list.search"), oninput: () => later() });
+  search = el("input", { type: "search", dir: "auto", placeholder: t("list.search"), "aria-label": t("list.search"), oninput: () => later() });
   list = el("div", { class: "list" });
   side = el(
     "nav",
@@ -92,8 +92,8 @@ function age(seconds) {
 
 function item(row) {
   const title = row.title || t("untitled");
-  const link = el("a", { href: `#/c/${row.id}`, onclick: closeDrawer }, el("span", { class: "title", text: title }));
-  if (row.snippet) link.append(el("span", { class: "snippet", text: row.snippet }));
+  const link = el("a", { href: `#/c/${row.id}`, onclick: closeDrawer }, el("span", { class: "title", dir: "auto", text: title }));
+  if (row.snippet) link.append(el("span", { class: "snippet", dir: "auto", text: row.snippet }));
   const more = iconButton("more", t("list.more", { title }), () => actions(more, row), { class: "icon-button more", "aria-haspopup": "menu" });
   return el("li", { data: { id: row.id } }, link, more);
 }
@@ -119,7 +119,7 @@ function actions(anchor, row) {
 
 function rename(row) {
   const node = list.querySelector(`li[data-id="${row.id}"]`);
-  const field = el("input", { class: "field", "aria-label": t("list.rename"), maxlength: "200", value: row.title });
+  const field = el("input", { class: "field", dir: "auto", "aria-label": t("list.rename"), maxlength: "200", value: row.title });
   const done = async (keep) => {
     const title = field.value.trim();
     if (keep && title && title !== row.title) {
@@ -137,7 +137,8 @@ function rename(row) {
     done(keep);
   };
   field.addEventListener("keydown", (event) => {
-    if (event.key === "Enter" && !event.isComposing) once(true);
+    if (composing(event)) return;
+    if (event.key === "Enter") once(true);
     if (event.key === "Escape") (event.stopPropagation(), once(false));
   });
   field.addEventListener("blur", () => once(true));

@@ -23,5 +23,5 @@ export const emit = (name, detail) => bus.dispatchEvent(new CustomEvent(name, { 
 /** Model, system prompt and settings of the conversation, stored or new. */
 export const chosen = () => state.conversation ?? state.draft;
 
-/** The card of a model, or the default one when it is no longer served. */
-export const card = (id = chosen().model) => state.models.find((model) => model.id === id) ?? state.models[0];
+/** The card of a model; without an id the conversation's. Undefined when it is no longer served. */
+export const card = (id = chosen().model) => state.models.find((model) => model.id === id);

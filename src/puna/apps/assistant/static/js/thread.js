@@ -22,6 +22,8 @@ export function threadView() {
   on("failure", fail);
   on("calm", calm);
   on("edit last", editLast);
+  on("edit", (message) => edit(nodes.get(message.id).node, message));
+  on("models", () => state.messages.length || reset());
   return scroller;
 }
 
@@ -50,6 +52,7 @@ function reset() {
     return node;
   });
   for (const [id, { message }] of nodes) if (!state.messages.includes(message)) nodes.delete(id);
+  state.messages.forEach((message, at) => wanted[at].classList.toggle("taken", Boolean(state.messages[at + 1]?.plain)));
   list.replaceChildren(...wanted);
   stuck = true;
   toEnd();
@@ -88,11 +91,12 @@ function finish(message, announced) {
   }
 }
 
-/** Show an error below the thread. retry: called to try again, if that makes sense. */
-function fail({ text, retry }) {
+/** Show an error below the thread. retry: called to try again, if that makes sense; or choices: [{text, act}]. */
+function fail({ text, retry, choices }) {
   calm();
-  const button = retry && el("button", { type: "button", class: "quiet", onclick: retry, text: t("error.retry") });
-  list.append(el("div", { class: "failure", role: "alert" }, el("p", { text }), button));
+  const ways = choices ?? (retry ? [{ text: t("error.retry"), act: retry }] : []);
+  const buttons = ways.map(({ text, act }) => el("button", { type: "button", class: "quiet", onclick: act, text }));
+  list.append(el("div", { class: "failure", role: "alert" }, el("p", { text }), el("div", { class: "row start" }, buttons)));
   stuck = true;
   toEnd();
 }

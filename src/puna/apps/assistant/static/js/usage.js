@@ -1,5 +1,7 @@
 // Token counts and speed as text.
-import { number, t } from "/static/web/js/i18n.js";
+import { el } from "/static/web/js/dom.js";
+import { number, percent, t } from "/static/web/js/i18n.js";
+import { card, state } from "./state.js";
 
 /** Tokens and speed so far, while an answer is being written. */
 export function writingNote(usage) {
@@ -23,4 +25,14 @@ export function details(message) {
   if (usage.prompt_tokens) parts.push(t("usage.prompt", { n: number(usage.prompt_tokens), cached: number(usage.cached_tokens ?? 0) }));
   if (usage.first_seconds) parts.push(t("usage.first", { n: number(usage.first_seconds, 2) }));
   return parts.filter(Boolean).join("\n");
+}
+
+/** How much of the model's context the conversation takes, as of its last answer. */
+export function contextNote() {
+  const most = card()?.max_model_len;
+  const usage = state.messages.findLast((message) => message.usage?.prompt_tokens)?.usage;
+  if (!most || !usage) return null;
+  const used = usage.prompt_tokens + (usage.completion_tokens ?? 0);
+  const text = t("context.used", { n: number(used), of: number(most), share: percent(used / most) });
+  return el("span", { class: used > 0.9 * most ? "context full" : "context", text });
 }

@@ -2,7 +2,8 @@
 
 There are three gates, each sufficient alone: markdown-it-py treats HTML as text, our rules write no address where a
 browser would follow or load it, and nh3 lets only a short list of elements and attributes pass. A link is a `span` and
-a picture a `button` that carry their address as data; the page shows it on a click, and a person decides.
+a picture a `button` that carry their address as data; the page shows it on a click, and a person decides. Formulas
+become MathML (maths.py).
 
 Models loop, and others make them: a paragraph that would take a parser's slow paths is shown as plain text.
 """
@@ -12,11 +13,13 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from html import escape
 from typing import Any
+from unicodedata import bidirectional
 
 import nh3
 from markdown_it import MarkdownIt
 from markdown_it.renderer import RendererHTML
 from markdown_it.rules_core import StateCore
+from markdown_it.rules_inline import StateInline
 from markdown_it.token import Token
 from pygments import highlight
 from pygments.formatters.html import HtmlFormatter
@@ -24,22 +27,46 @@ from pygments.lexers import get_lexer_by_name
 from pygments.token import STANDARD_TYPES
 from pygments.util import ClassNotFound
 
+from puna.web.markdown import mathml
+from puna.web.markdown.addresses import use_bare_addresses
+from puna.web.markdown.emphasis import CjkFriendlyState
+from puna.web.markdown.maths import CLASSES as MATHS
+from puna.web.markdown.maths import use_maths
+
 MAX_TEXT = 200_000  # characters; longer texts are shown as plain text
 MAX_LINES = 3000
 MAX_INLINE = 10_000  # characters of one paragraph
 MAX_HIGHLIGHT = 30_000  # characters of one piece of code
 # How often a paragraph may contain a character that parsers look ahead for. 1,000 "[" cost 20 ms, 20,000 cost 13 s
 # (markdown-it-py 4.3, one core of an EPYC, 2026-11).
-MAX_SIGNS = {"[": 400, "*": 1000, "_": 1000, "~": 1000, "`": 1000, "<": 1000, "&": 1000, "\\": 2000}
+MAX_SIGNS = {
+    "[": 400,
+    "*": 1000,
+    "_": 1000,
+    "~": 1000,
+    "`": 1000,
+    "<": 1000,
+    "&": 1000,
+    "\\": 2000,
+    "$": 1000,
+    "@": 400,
+}
+PLAIN_LINES = 20  # of a plain text in one block
 MAX_CELLS = 20_000  # columns times lines: short rows are filled up
 
 _ADDRESS = re.compile(r"(?:https?://|mailto:)[^\s\x00-\x20]+\Z", re.IGNORECASE)
 _LANGUAGE = re.compile(r"[A-Za-z0-9+#.-]{1,24}")
 # Beyond this depth the parser drops content.
 _DEEP = re.compile(r"^[ ]*(?:(?:>[ ]*)|(?:(?:[-*+]|\d+[.)])[ ]+)){15}", re.MULTILINE)
-# Characters that reorder others, and control characters: shown by name, so that text cannot disguise itself.
-_HIDDEN = re.compile("[\u202a-\u202e\u2066-\u2069\u200e\u200f\u061c]")
-_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ufff9-\ufffb\U000e0000-\U000e007f]")
+# Characters that reorder others, and control characters: shown by name, so that text cannot disguise itself. The marks
+# U+200E, U+200F and U+061C reorder nothing but themselves, and ordinary texts contain them; in code they are shown.
+_HIDDEN = re.compile("[\u202a-\u202e\u2066-\u2069]")
+_MARKS = re.compile("[\u200e\u200f\u061c]")
+_TAG_G, _TAG_B, _TAG_END = "\U000e0067", "\U000e0062", "\U000e007f"
+_ENG, _SCT, _WLS = "\U000e0065\U000e006e\U000e0067", "\U000e0073\U000e0063\U000e0074", "\U000e0077\U000e006c\U000e0073"
+_FLAG = f"\U0001f3f4{_TAG_G}{_TAG_B}(?:{_ENG}|{_SCT}|{_WLS}){_TAG_END}"
+# A tag character hides text, except in the flags of England, Scotland and Wales (UTS 51, RGI emoji tag sequences).
+_CONTROL = re.compile(f"({_FLAG})|[\x00-\x08\x0b-\x1f\x7f-\x9f\ufff9-\ufffb\U000e0000-\U000e007f]")
 
 _BLOCKS = [
     "p",
@@ -66,18 +93,30 @@ _BLOCKS = [
 ]
 _INLINE = ["strong", "em", "s", "br", "span", "button"]
 _CELLS = {"right", "center", "left"}
+# Markers, bars and columns have a side: that of the text's direction.
+_DIRECTED = {"bullet_list_open", "ordered_list_open", "blockquote_open", "table_open"}
+_LENGTHS_AND_TRUTHS: dict[str, set[str]] = {name: {*mathml.TRUTHS, *mathml.LENGTHS} for name in mathml.ELEMENTS}
 _CLEANER = nh3.Cleaner(
-    tags={*_BLOCKS, *_INLINE},
+    tags={*_BLOCKS, *_INLINE, *mathml.ELEMENTS},
     clean_content_tags={"script", "style"},
-    attributes={"span": {"data-url"}, "button": {"data-url"}, "ol": {"start"}},
+    attributes={
+        "span": {"data-url", "data-source"},
+        "button": {"data-url"},
+        "ol": {"start"},
+        **_LENGTHS_AND_TRUTHS,
+    },
     tag_attribute_values={
+        **dict.fromkeys(mathml.ELEMENTS, mathml.FIXED),
+        **{name: {"dir": {"rtl"}} for name in ("ul", "ol", "blockquote")},
         "span": {"role": {"link"}, "tabindex": {"0"}},
         "button": {"type": {"button"}},
         "pre": {"tabindex": {"0"}},
-        "div": {"tabindex": {"0"}},
+        "div": {"tabindex": {"0"}, "dir": {"rtl"}},
+        "math": {"display": {"block", "inline"}},
     },
     allowed_classes={
-        "span": {"link", "alt", "address", *filter(None, STANDARD_TYPES.values())},
+        **dict.fromkeys(("mrow", "mtable", "mtd"), mathml.CLASSES),
+        "span": {"link", "alt", "address", "plain", *MATHS, *filter(None, STANDARD_TYPES.values())},
         "button": {"image"},
         "div": {"table"},
         "figure": {"code"},
@@ -93,8 +132,12 @@ _FORMATTER: HtmlFormatter[str] = HtmlFormatter(nowrap=True)
 
 def visible(text: str) -> str:
     """The text with deceptive invisible characters made visible, and without carriage returns."""
-    text = _HIDDEN.sub(lambda found: f"[U+{ord(found[0]):04X}]", text.replace("\r", ""))
-    return _CONTROL.sub("\ufffd", text)
+    text = _HIDDEN.sub(_named, text.replace("\r", ""))
+    return _CONTROL.sub(lambda found: found[1] or "\ufffd", text)
+
+
+def _named(found: re.Match[str]) -> str:
+    return f"[U+{ord(found[0]):04X}]"
 
 
 @lru_cache(maxsize=512)
@@ -108,6 +151,18 @@ def blocks(text: str) -> list[str]:
     return [html for _, html in _blocks(visible(text))]
 
 
+def render_plain(text: str) -> str:
+    """A text as HTML that shows it as it is: a base model's text is no Markdown, and its indentation counts."""
+    return "".join(plain_blocks(text))
+
+
+def plain_blocks(text: str) -> list[str]:
+    """The same, one entry every PLAIN_LINES lines, so that of a growing text only the end changes."""
+    lines = _MARKS.sub(_named, visible(text)).splitlines(keepends=True) if text else []
+    parts = ["".join(lines[at : at + PLAIN_LINES]) for at in range(0, len(lines), PLAIN_LINES)]
+    return [f'<span class="plain">{escape(part)}</span>' for part in parts]
+
+
 class Live:
     """A growing text. Complete blocks are rendered once; only the last block is rendered again."""
 
@@ -118,7 +173,7 @@ class Live:
     def blocks(self, text: str) -> list[str]:
         """The blocks of the text so far, which must start with the text of the previous call."""
         rest = visible(text)[self._start :]
-        found = list(_blocks(rest))
+        found = list(_blocks(rest, growing=True))
         *whole, last = found or [(0, "")]
         if whole:
             self._closed += [html for _, html in whole]
@@ -127,23 +182,35 @@ class Live:
         return [*self._closed, last[1]] if found else list(self._closed)
 
 
-def _blocks(text: str) -> Iterator[tuple[int, str]]:
-    """(first line, HTML) of each top-level block."""
+def _blocks(text: str, *, growing: bool = False) -> Iterator[tuple[int, str]]:
+    """(first line, HTML) of each top-level block. growing: more text will follow."""
     lines = text.split("\n")
     if len(text) > MAX_TEXT or len(lines) > MAX_LINES or _DEEP.search(text):
         yield 0, _plain(text)
         return
     cells = max(line.count("|") for line in lines) * len(lines)
     parser = _PARSER if cells <= MAX_CELLS else _WITHOUT_TABLES
-    env: dict[str, Any] = {}
+    env: dict[str, Any] = {"growing": growing}
     begin = 0
     tokens = parser.parse(text, env)
     for index, token in enumerate(tokens):
         if token.level == 0 and token.nesting <= 0:
+            if tokens[begin].type in _DIRECTED and _right_to_left(tokens[begin : index + 1]):
+                tokens[begin].attrSet("dir", "rtl")
             html = parser.renderer.render(tokens[begin : index + 1], parser.options, env)
             first = tokens[begin].map
             begin = index + 1
             yield (first[0] if first else 0), _CLEANER.clean(html)
+
+
+def _right_to_left(tokens: Sequence[Token]) -> bool:
+    """Whether the first letter is of a script that is written from right to left (Unicode bidi, rules P2 and P3)."""
+    for token in tokens:
+        for child in token.children or ():
+            for char in child.content if child.type == "text" else "":
+                if (kind := bidirectional(char)) in ("L", "R", "AL"):
+                    return kind != "L"
+    return False
 
 
 def _plain(text: str) -> str:
@@ -167,8 +234,17 @@ def _parse_inline(state: StateCore) -> None:
             if wild:
                 token.children = [Token("text", "", 0, content=content)]
             else:
-                token.children = []
-                state.md.inline.parse(content, state.md, state.env, token.children)
+                token.children = _inline(state, content)
+
+
+def _inline(state: StateCore, content: str) -> list[Token]:
+    """markdown-it's `ParserInline.parse`, with our rule for emphasis next to CJK characters."""
+    inline = state.md.inline
+    within: StateInline = CjkFriendlyState(content, state.md, state.env, [])
+    inline.tokenize(within)
+    for rule in inline.ruler2.getRules(""):
+        rule(within)
+    return within.tokens
 
 
 def _tame(state: StateCore) -> None:
@@ -208,8 +284,12 @@ def _code(self: RendererHTML, tokens: Sequence[Token], index: int, *_: Any) -> s
     named = _LANGUAGE.match(tokens[index].info.strip())
     language = named[0] if named else ""
     caption = f"<figcaption>{escape(language)}</figcaption>"
-    body = highlighted(tokens[index].content, language.lower())
+    body = highlighted(_MARKS.sub(_named, tokens[index].content), language.lower())
     return f'<figure class="code">{caption}<pre tabindex="0"><code>{body}</code></pre></figure>\n'
+
+
+def _code_inline(self: RendererHTML, tokens: Sequence[Token], index: int, *_: Any) -> str:
+    return f"<code>{escape(_MARKS.sub(_named, tokens[index].content))}</code>"
 
 
 @lru_cache(maxsize=256)
@@ -224,8 +304,9 @@ def highlighted(code: str, language: str) -> str:
     return highlight(code, lexer, _FORMATTER)
 
 
-def _table_open(*_: Any) -> str:
-    return '<div class="table" tabindex="0"><table>\n'
+def _table_open(self: RendererHTML, tokens: Sequence[Token], index: int, *_: Any) -> str:
+    direction = ' dir="rtl"' if tokens[index].attrGet("dir") else ""
+    return f'<div class="table" tabindex="0"{direction}><table>\n'
 
 
 def _table_close(*_: Any) -> str:
@@ -238,13 +319,17 @@ def _cell(self: RendererHTML, tokens: Sequence[Token], index: int, *_: Any) -> s
 
 
 def _parser(*, tables: bool) -> MarkdownIt:
-    parser = MarkdownIt("commonmark", {"html": False}).enable("strikethrough")
+    # A single line break is one: models write verses, addresses and lines of a dialogue so.
+    parser = MarkdownIt("commonmark", {"html": False, "breaks": True}).enable("strikethrough")
     if tables:
         parser.enable("table")
     parser.validateLink = _safe_address  # type: ignore[method-assign]
     parser.core.ruler.at("inline", _parse_inline)
     parser.core.ruler.push("tame", _tame)
+    use_maths(parser)
+    use_bare_addresses(parser)
     rules = {"link_open": _link_open, "link_close": _link_close, "image": _image, "fence": _code, "code_block": _code}
+    rules["code_inline"] = _code_inline
     rules |= {"table_open": _table_open, "table_close": _table_close, "th_open": _cell, "td_open": _cell}
     for name, rule in rules.items():
         parser.add_render_rule(name, rule)
