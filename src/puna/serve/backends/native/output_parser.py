@@ -79,7 +79,9 @@ class OutputParser:
     def _without_open_tag(self, held: str) -> str:
         tag = {"start": THINK, "reasoning": END_THINK, "content": TOOL_CALL, "call": ""}[self._state]
         size = _open_tag(held, tag) if tag != TOOL_CALL or self._tools else 0
-        return held[: len(held) - size].rstrip() if size else held
+        rest = held[: len(held) - size]
+        # A single "<" is more likely text, unless calls have been written or it begins a line, as a call does.
+        return rest.rstrip() if size > 1 or (size and (self.calls or rest.endswith("\n"))) else held
 
     def _advance(self, pieces: list[Piece]) -> bool:
         """Advance as far as the held text allows; returns whether there may be more to parse."""
