@@ -97,8 +97,8 @@ def test_the_folder_of_an_evaluation(model_directory, data_folder, corpus, tmp_p
     page = (out / "report.html").read_text()
     for words in (
         "Scores",
-        "Beside another model",
-        "Beside published models",
+        "Compared with another model",
+        "Compared with published models",
         "What the corpus holds",
         "Wrong answers",
     ):

@@ -31,7 +31,7 @@ def fenced_blocks(text: str, *, containers: bool = True) -> list[Fenced]:
     """Return the fenced blocks of a text, without the indentation of their fences.
 
     containers: whether lists and quotes are seen. A block whose lines are less indented than its list item ends with
-    the item, as CommonMark has it; without containers it goes on to its closing fence.
+    the item, as CommonMark has it; without containers it extends to its closing fence.
     """
     if len(text) > MAX_TEXT or ("```" not in text and "~~~" not in text):
         return []

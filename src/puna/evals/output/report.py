@@ -155,7 +155,7 @@ def _against(results: Result) -> str:
         "and McNemar's exact p where answers are right or wrong. One in twenty such intervals misses 0 by chance."
     )
     columns = ("", "items", "this", "other", "difference", "95 %", "p", "beyond chance")
-    return section("Beside another model", text, table(columns, rows, numeric=(1, 2, 3, 4, 5, 6)))
+    return section("Compared with another model", text, table(columns, rows, numeric=(1, 2, 3, 4, 5, 6)))
 
 
 def _published(results: Result, measured: Sequence[Result]) -> str:
@@ -174,7 +174,7 @@ def _published(results: Result, measured: Sequence[Result]) -> str:
     drawn = table(heads, rows, numeric=range(1, len(heads)), ours=0)
     for column in columns:  # the table escapes its headers; these are markup
         drawn = drawn.replace(escape(str(column)), str(column))
-    return section("Beside published models", text, drawn)
+    return section("Compared with published models", text, drawn)
 
 
 def _contamination(measured: Sequence[Result]) -> str:

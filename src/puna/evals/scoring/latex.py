@@ -116,7 +116,7 @@ _CURRENCY = re.compile(r"\\\$|[€£¥₹¢]|\\(?:pounds|euro|textdollar)(?![A-Z
 _DEGREES = re.compile(r"\^\s{0,3}(?:\\circ|\{\s{0,3}\\circ\s{0,3}\})|\\degree(?![A-Za-z])|°|\\?%")
 _SUPERSCRIPTS = str.maketrans({"²": "^2", "³": "^3", "−": "-", "–": "-", "’": "'"})
 _MARKED = "\x02"
-"""Stands at both ends of what was in a text command."""
+"""Marks both ends of what was in a text command."""
 _PIECE = re.compile(
     r"(?P<mark>\x02)|(?P<space>\s+)|(?P<power>\^\s{0,2}(?:\{\s?-?[0-9]\s?\}|-?[0-9]))|(?P<command>\\[A-Za-z]+)"
     r"|(?P<word>[A-Za-z][A-Za-z'-]*\.?)|(?P<per>[/·.])|(?P<other>.)",

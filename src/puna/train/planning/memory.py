@@ -245,7 +245,7 @@ class MemoryPrediction:
         return parts
 
     def saving(self) -> dict[str, float]:
-        """After a step: the copy of weights and states, written while training goes on (GPUs copy to the host)."""
+        """After a step: the copy of weights and states, written while training continues (GPUs copy to the host)."""
         if not (self.on_cpu and self.recipe.checkpoint.every and self.recipe.checkpoint.asynchronous):
             return {}
         copy = self.weight_bytes * (self.trained() + self.state_numbers()) / self.shards
