@@ -119,6 +119,12 @@ def test_no_report_scrolls_sideways_or_breaks_words(browser: Any, pages: dict[st
 
 def test_the_test_data_shows_every_section() -> None:
     page = evaluation()
-    for title in ("Scores", "DCLM CORE", "Compared with another model", "Compared with published models", "What the corpus holds"):
+    for title in (
+        "Scores",
+        "DCLM CORE",
+        "Compared with another model",
+        "Compared with published models",
+        "What the corpus holds",
+    ):
         assert title in page
     assert published.COLUMNS

@@ -1,7 +1,7 @@
 """Runs benchmarks on an engine and writes the result of each item as soon as it is known.
 
 The output folder has `settings.json`, the settings of everything in it, and `items.jsonl`, one line for each item. A
-stopped run continues where it was; one with different settings is refused. The score of an item depends only on the item,
+stopped run continues; one with different settings is refused. The score of an item depends only on the item,
 the model and the settings: a limit takes a fixed sample (by a hash of the item's name, so that a larger one contains
 the smaller), random numbers follow from names, and the engine always computes in the same shapes.
 """
